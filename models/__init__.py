@@ -1,0 +1,33 @@
+"""Plain Keras models to make sparse: dense builders that know nothing of `rigl_tf`."""
+
+from models.lenet import lenet5, lenet_300_100
+from models.resnet_cifar import resnet20, resnet32, resnet56
+from models.small_dense import count_kernel_weights, small_dense_width
+
+BUILDERS = {
+    "lenet_300_100": lenet_300_100,
+    "lenet5": lenet5,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet56": resnet56,
+}
+
+
+def build(name, **kwargs):
+    """Builds the model called `name`, a key of `BUILDERS`, with that builder's arguments."""
+    if name not in BUILDERS:
+        raise ValueError(f"`name` must be one of {', '.join(BUILDERS)}. Received: name={name!r}")
+    return BUILDERS[name](**kwargs)
+
+
+__all__ = [
+    "BUILDERS",
+    "build",
+    "count_kernel_weights",
+    "lenet5",
+    "lenet_300_100",
+    "resnet20",
+    "resnet32",
+    "resnet56",
+    "small_dense_width",
+]

@@ -1,0 +1,24 @@
+"""What every builder shares: widths, the kernels' penalty, the layer of logits."""
+
+import keras
+
+
+def scaled(count, width):
+    """Returns `count` units or filters times the multiplier `width`, at least 1."""
+    if not width > 0:
+        raise ValueError(f"`width` must be greater than 0. Received: width={width}")
+    return max(1, round(count * width))
+
+
+def kernel_regularizer(l2):
+    """Returns the penalty `l2 * sum(kernel ** 2)`, or `None` when `l2` is 0."""
+    if not l2 >= 0:
+        raise ValueError(f"`l2` must be at least 0. Received: l2={l2}")
+    return keras.regularizers.L2(l2) if l2 else None
+
+
+def classifier(num_classes, l2):
+    """Returns the layer of logits, float32 under every dtype policy so the loss is exact."""
+    return keras.layers.Dense(
+        num_classes, kernel_regularizer=kernel_regularizer(l2), dtype="float32", name="classifier"
+    )

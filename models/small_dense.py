@@ -1,0 +1,61 @@
+"""The small-dense twin: a dense model with as many weights as a sparse one has active."""
+
+import math
+
+# Fine enough that no two widths at which layers gain a unit fall into one step, up to width 1: the
+# closest, (2i + 1)/240 and (2j + 1)/168 in LeNet-5, are at least 1/1680 apart.
+_STEP = 1 / 2048
+
+
+def count_kernel_weights(model):
+    """Returns how many entries the kernels of `model` have: no biases, no normalisation."""
+    return sum(
+        math.prod(weight.shape)
+        for weight in model.trainable_weights
+        if weight.name.endswith("kernel")
+    )
+
+
+def small_dense_width(builder, target_parameters, **kwargs):
+    """Finds the widest model of a family whose kernels have at most `target_parameters` weights.
+
+    Only kernels count, because only kernels are made sparse: biases and batch
+    normalisation are in the sparse model and in its twin alike. The search is a
+    bisection to 1/2048 that builds twelve models, more only if the twin turns out
+    wider than `width=1`.
+
+    Args:
+        builder: A builder of this package, or any function that takes `width` and
+            returns a built model whose kernels do not shrink as `width` grows.
+        target_parameters: Integer, the number of active weights to match.
+        **kwargs: Passed on to `builder`: `input_shape`, `num_classes`, ...
+
+    Returns:
+        The width multiplier, a float.
+
+    Raises:
+        ValueError: If even the narrowest model has more weights.
+
+    Example:
+
+    >>> import models
+    >>> width = models.small_dense_width(models.lenet_300_100, 26_620)  # a tenth of 266,200
+    >>> twin = models.build("lenet_300_100", width=width)
+    """
+
+    def excess(width):
+        return count_kernel_weights(builder(width=width, **kwargs)) - target_parameters
+
+    low, high = 0.0, 1.0
+    while excess(high) <= 0:
+        low, high = high, 2 * high
+    while high - low > _STEP:
+        middle = (low + high) / 2
+        over = excess(middle)
+        low, high = (low, middle) if over > 0 else (middle, high)
+    if low == 0.0:
+        raise ValueError(
+            "`target_parameters` must be at least the number of kernel weights of the narrowest "
+            f"model, {over + target_parameters}. Received: target_parameters={target_parameters}"
+        )
+    return low
