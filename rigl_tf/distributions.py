@@ -1,0 +1,248 @@
+"""How an overall sparsity is shared out among the kernels of a model.
+
+A distribution is a function `fn(shapes, sparsity) -> {path: sparsity}`. `shapes` is an
+ordered, non-empty `{path: shape}` in Keras layout (Dense `(in, out)`, Conv2D `(height,
+width, in, out)`); the result has the same paths in the same order. Every sparsity is a
+share of zeros, a float in `[0, 1)`, so no kernel is ever emptied. Only kernels count:
+biases and normalisation are no part of it.
+"""
+
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+
+# A density too small for a float would round to a sparsity of 1, an empty kernel.
+_LARGEST_SPARSITY = math.nextafter(1.0, 0.0)
+
+
+def num_zeros(size, sparsity):
+    """The number of zeros among `size` weights: `floor(sparsity * size)`.
+
+    For `size >= 1` it is below `size`: at least one weight stays active.
+
+    Args:
+        size: Integer >= 0, the number of weights of a kernel.
+        sparsity: Share of zeros, in `[0, 1)`.
+
+    Raises:
+        ValueError: If `size` or `sparsity` is out of its range.
+
+    Example:
+
+    >>> num_zeros(1000, 0.9)
+    900
+    >>> num_zeros(100, 0.29)  # in floats 0.29 * 100 = 28.999999999999996
+    28
+    """
+    if not isinstance(size, Integral) or size < 0:
+        raise ValueError(f"`size` must be an integer >= 0. Received: size={size!r}")
+    return math.floor(_checked_sparsity("sparsity", sparsity) * int(size))
+
+
+def uniform(shapes, sparsity, *, dense_first=True, custom=None):
+    """Gives every kernel the same sparsity, except the first, which stays dense.
+
+    The others do not make up for the dense first kernel, so the sparsity of the whole
+    model is a little below `sparsity`, as in the paper.
+
+    Reference:
+
+    - [Evci et al., 2020](https://arxiv.org/abs/1911.11134), section 3, "Uniform"
+
+    Args:
+        shapes: Ordered `{path: shape}` in Keras layout.
+        sparsity: Share of zeros of each kernel, in `[0, 1)`.
+        dense_first: Whether the first kernel stays dense. The only kernel of a model
+            never does, since nothing would then be sparse.
+        custom: Optional `{path: sparsity}` of kernels with a sparsity of their own, in
+            `[0, 1)`; it goes before `dense_first`.
+
+    Raises:
+        ValueError: If an argument is out of its range or `custom` has an unknown path.
+
+    Example:
+
+    >>> uniform({"conv": (3, 3, 3, 16), "dense": (16, 10)}, 0.8)
+    {'conv': 0.0, 'dense': 0.8}
+    """
+    shapes = _checked_shapes(shapes)
+    result = dict.fromkeys(shapes, _checked_sparsity("sparsity", sparsity))
+    if dense_first and len(shapes) > 1:
+        result[next(iter(shapes))] = 0.0
+    return result | _checked_custom(custom, shapes)
+
+
+def erdos_renyi(shapes, sparsity, *, custom=None):
+    """Gives kernels with many inputs and outputs the higher sparsity (Erdős-Rényi, ER).
+
+    The density of a kernel is `epsilon * (n_in + n_out) / (n_in * n_out)`, where `n_in`
+    and `n_out` are the last two dimensions of its shape: the height and width of a
+    convolution play no part. All else is as in `erk`, which it equals on 2-D kernels.
+
+    Reference:
+
+    - [Mocanu et al., 2018](https://arxiv.org/abs/1707.04780), Erdős-Rényi topology
+    - [Evci et al., 2020](https://arxiv.org/abs/1911.11134), section 3, "Erdős-Rényi"
+
+    Args:
+        shapes: Ordered `{path: shape}` in Keras layout; the fraction of a 1-D kernel is 1.
+        sparsity: Share of zeros over all kernels not in `custom`, in `[0, 1)`.
+        custom: Optional `{path: sparsity}`, left out of the budget as in `erk`.
+
+    Raises:
+        ValueError: If an argument is out of its range or `custom` has an unknown path.
+
+    Example:
+
+    >>> result = erdos_renyi({"conv": (3, 3, 16, 32), "dense": (32, 10)}, 0.8)
+    >>> {path: round(value, 3) for path, value in result.items()}
+    {'conv': 0.805, 'dense': 0.727}
+    """
+    shapes = _checked_shapes(shapes)
+    ratios = {path: _ratio(shape[-2:], 1.0) for path, shape in shapes.items()}
+    return _share_out(shapes, sparsity, ratios, _checked_custom(custom, shapes))
+
+
+def erk(shapes, sparsity, *, power=1.0, custom=None):
+    """Gives large kernels the higher sparsity (Erdős-Rényi-Kernel, ERK).
+
+    The density of a kernel is `epsilon * (sum(shape) / prod(shape)) ** power`, `epsilon`
+    such that all kernels together have `sparsity`. Where that would exceed 1 the kernel
+    is dense and the others make up for it. Whole weights add at most one per kernel.
+
+    Reference:
+
+    - [Evci et al., 2020](https://arxiv.org/abs/1911.11134), section 3, "ERK"
+
+    Args:
+        shapes: Ordered `{path: shape}` in Keras layout.
+        sparsity: Share of zeros over all kernels not in `custom`, in `[0, 1)`.
+        power: Finite real number >= 0: 0 gives all the same sparsity, 1 is the paper's.
+        custom: Optional `{path: sparsity}` of kernels with a sparsity of their own, in
+            `[0, 1)`. They are left out of the budget: the others have `sparsity` among
+            themselves, whatever `custom` says.
+
+    Raises:
+        ValueError: If an argument is out of its range, `custom` has an unknown path, or
+            `power` is so large that the densities cannot be written as floats.
+
+    Example:
+
+    >>> lenet = {"fc1": (784, 300), "fc2": (300, 100), "fc3": (100, 10)}
+    >>> {path: round(value, 4) for path, value in erk(lenet, 0.9).items()}
+    {'fc1': 0.9204, 'fc2': 0.7698, 'fc3': 0.0}
+    """
+    shapes = _checked_shapes(shapes)
+    ratios = {path: _ratio(shape, power) for path, shape in shapes.items()}
+    return _share_out(shapes, sparsity, ratios, _checked_custom(custom, shapes))
+
+
+_BY_NAME = {"uniform": uniform, "erdos_renyi": erdos_renyi, "erk": erk}
+
+
+def get(identifier):
+    """The distribution called `"uniform"`, `"erdos_renyi"` or `"erk"`, or a callable as it is.
+
+    Raises:
+        ValueError: If `identifier` is neither one of these names nor callable.
+    """
+    if isinstance(identifier, str) and identifier in _BY_NAME:
+        return _BY_NAME[identifier]
+    if callable(identifier):
+        return identifier
+    raise ValueError(
+        f"A distribution must be one of {list(_BY_NAME)} or a callable `fn(shapes, sparsity)`. "
+        f"Received: identifier={identifier!r}"
+    )
+
+
+def allocate(identifier, shapes, sparsity):
+    """Calls `get(identifier)(shapes, sparsity)` and checks the result, maybe a user's.
+
+    It comes back as `{path: sparsity}` with Python floats, in the order of `shapes`.
+
+    Raises:
+        ValueError: If an argument is out of its range, or the result is no mapping, lacks
+            a path, has an unknown one or holds a value that is no number in `[0, 1)`.
+
+    Example:
+
+    >>> allocate(lambda shapes, sparsity: dict.fromkeys(shapes, sparsity), {"a": (4, 4)}, 0.5)
+    {'a': 0.5}
+    """
+    shapes = _checked_shapes(shapes)
+    result = get(identifier)(dict(shapes), _checked_sparsity("sparsity", sparsity))
+    result = _checked_by_path("The result of a distribution", result, shapes)
+    missing = [path for path in shapes if path not in result]
+    if missing:
+        rule = "The result of a distribution must have a sparsity for every kernel."
+        raise ValueError(f"{rule} Received: {list(result)}, without {missing}")
+    return result
+
+
+def _ratio(shape, power):
+    """`(sum / prod) ** power`, refused near the ends of the float range."""
+    if isinstance(power, bool) or not isinstance(power, Real) or not 0 <= power < math.inf:
+        raise ValueError(f"`power` must be a finite real number >= 0. Received: power={power!r}")
+    ratio = sum(shape) / math.prod(shape)
+    if abs(math.log10(ratio)) * power > 200:
+        raise ValueError(f"`power` is too large for the shape {shape}. Received: power={power!r}")
+    return ratio ** float(power)
+
+
+def _share_out(shapes, sparsity, ratios, custom):
+    """Solves `sum(min(1, epsilon * ratio) * size) = budget` for `epsilon`.
+
+    All kernels at the largest ratio become dense in one pass, until no density exceeds 1.
+    The budget left for the others stays positive: they would have got a part of it.
+    """
+    sparsity = _checked_sparsity("sparsity", sparsity)
+    sizes = {path: math.prod(shape) for path, shape in shapes.items() if path not in custom}
+    zeros = sum(num_zeros(size, sparsity) for size in sizes.values())
+    budget = sum(sizes.values()) - zeros
+    result = dict.fromkeys(shapes, 0.0) | custom
+    # With no zero to place all are dense; round-off in `epsilon` could leave none to scale.
+    rest = list(sizes) if zeros else []
+    while rest:
+        divisor = 0.0  # not `sum`, whose rounding changed with Python 3.12
+        for path in rest:
+            divisor += ratios[path] * sizes[path]
+        epsilon = budget / divisor
+        largest = max(ratios[path] for path in rest)
+        if epsilon * largest <= 1:
+            sparse = {path: min(1.0 - epsilon * ratios[path], _LARGEST_SPARSITY) for path in rest}
+            return result | sparse
+        budget -= sum(sizes[path] for path in rest if ratios[path] == largest)
+        rest = [path for path in rest if ratios[path] != largest]
+    return result
+
+
+def _checked_sparsity(name, value):
+    if isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < 1:
+        return min(float(value), _LARGEST_SPARSITY)
+    raise ValueError(f"A sparsity must be a real number in [0, 1). Received: {name}={value!r}")
+
+
+def _checked_shapes(shapes):
+    if not isinstance(shapes, Mapping) or not shapes:
+        raise ValueError(f"`shapes` must map paths to shapes, one at least. Received: {shapes!r}")
+    for path, shape in shapes.items():
+        dims = tuple(shape) if hasattr(shape, "__iter__") else ()
+        if not dims or not all(isinstance(dim, Integral) and dim > 0 for dim in dims):
+            rule = "A shape must have one dimension or more, each a positive integer."
+            raise ValueError(f"{rule} Received: shapes[{path!r}]={shape!r}")
+    return {path: tuple(int(dim) for dim in shape) for path, shape in shapes.items()}
+
+
+def _checked_custom(custom, shapes):
+    return {} if custom is None else _checked_by_path("`custom`", custom, shapes)
+
+
+def _checked_by_path(name, values, shapes):
+    """`values` in the order of `shapes`, without unknown paths, each a float in `[0, 1)`."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{name} must map paths to sparsities. Received: {values!r}")
+    unknown = [path for path in values if path not in shapes]
+    if unknown:
+        raise ValueError(f"{name} must only name kernels of {list(shapes)}. Received: {unknown}")
+    return {path: _checked_sparsity(repr(path), values[path]) for path in shapes if path in values}
