@@ -36,7 +36,7 @@ def num_zeros(size, sparsity):
     """
     if not isinstance(size, Integral) or size < 0:
         raise ValueError(f"`size` must be an integer >= 0. Received: size={size!r}")
-    return math.floor(_checked_sparsity("sparsity", sparsity) * int(size))
+    return math.floor(check_sparsity(sparsity) * int(size))
 
 
 def uniform(shapes, sparsity, *, dense_first=True, custom=None):
@@ -66,7 +66,7 @@ def uniform(shapes, sparsity, *, dense_first=True, custom=None):
     {'conv': 0.0, 'dense': 0.8}
     """
     shapes = _checked_shapes(shapes)
-    result = dict.fromkeys(shapes, _checked_sparsity("sparsity", sparsity))
+    result = dict.fromkeys(shapes, check_sparsity(sparsity))
     if dense_first and len(shapes) > 1:
         result[next(iter(shapes))] = 0.0
     return result | _checked_custom(custom, shapes)
@@ -171,7 +171,7 @@ def allocate(identifier, shapes, sparsity):
     {'a': 0.5}
     """
     shapes = _checked_shapes(shapes)
-    result = get(identifier)(dict(shapes), _checked_sparsity("sparsity", sparsity))
+    result = get(identifier)(dict(shapes), check_sparsity(sparsity))
     result = _checked_by_path("The result of a distribution", result, shapes)
     missing = [path for path in shapes if path not in result]
     if missing:
@@ -196,7 +196,7 @@ def _share_out(shapes, sparsity, ratios, custom):
     All kernels at the largest ratio become dense in one pass, until no density exceeds 1.
     The budget left for the others stays positive: they would have got a part of it.
     """
-    sparsity = _checked_sparsity("sparsity", sparsity)
+    sparsity = check_sparsity(sparsity)
     sizes = {path: math.prod(shape) for path, shape in shapes.items() if path not in custom}
     zeros = sum(num_zeros(size, sparsity) for size in sizes.values())
     budget = sum(sizes.values()) - zeros
@@ -217,7 +217,8 @@ def _share_out(shapes, sparsity, ratios, custom):
     return result
 
 
-def _checked_sparsity(name, value):
+def check_sparsity(value, name="sparsity"):
+    """`value` as a float in `[0, 1)`; anything else is a `ValueError` that names it."""
     if isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < 1:
         return min(float(value), _LARGEST_SPARSITY)
     raise ValueError(f"A sparsity must be a real number in [0, 1). Received: {name}={value!r}")
@@ -245,4 +246,4 @@ def _checked_by_path(name, values, shapes):
     unknown = [path for path in values if path not in shapes]
     if unknown:
         raise ValueError(f"{name} must only name kernels of {list(shapes)}. Received: {unknown}")
-    return {path: _checked_sparsity(repr(path), values[path]) for path in shapes if path in values}
+    return {path: check_sparsity(values[path], repr(path)) for path in shapes if path in values}

@@ -1,0 +1,23 @@
+"""Sparse training for Keras 3 and TensorFlow: sparse from the first step to the last."""
+
+from rigl_tf import distributions, schedules, selection
+from rigl_tf.masks import get_masks, set_masks
+from rigl_tf.optimizers import SET, SNFS, RigL, SparseOptimizer, StaticSparse
+from rigl_tf.sparsify import sparsify, strip
+from rigl_tf.wrapper import SparseWrapper
+
+__all__ = [
+    "SET",
+    "SNFS",
+    "RigL",
+    "SparseOptimizer",
+    "SparseWrapper",
+    "StaticSparse",
+    "distributions",
+    "get_masks",
+    "schedules",
+    "selection",
+    "set_masks",
+    "sparsify",
+    "strip",
+]

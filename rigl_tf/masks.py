@@ -1,0 +1,132 @@
+"""The link between a kernel and its mask.
+
+A sparse kernel carries its mask in its constraint. Keras applies constraints after every optimizer
+step, also under `tf.distribute`, so any Keras optimizer keeps a sparse kernel sparse; and whoever
+holds the kernel finds the mask. Layers and optimizers meet here and nowhere else.
+"""
+
+import collections
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class MaskConstraint(keras.constraints.Constraint):
+    """Keeps the inactive connections of a kernel at zero.
+
+    Args:
+        kernel_mask: Boolean `keras.Variable` of the kernel's shape, `True` where active.
+        constraint: The user's own constraint of this kernel, or `None`. It is applied first.
+    """
+
+    def __init__(self, kernel_mask, constraint=None):
+        self.kernel_mask = kernel_mask
+        self.constraint = constraint
+
+    def __call__(self, kernel):
+        if self.constraint is not None:
+            kernel = self.constraint(kernel)
+        return masked(kernel, self.kernel_mask)
+
+
+def masked(values, kernel_mask):
+    """`values` where the mask is `True`, else exactly zero, whatever stands there (NaN too)."""
+    values = tf.convert_to_tensor(values)
+    return tf.where(tf.convert_to_tensor(kernel_mask), values, tf.zeros([], values.dtype))
+
+
+def link(kernel, kernel_mask):
+    """Makes `kernel` a sparse kernel with this mask."""
+    kernel.constraint = MaskConstraint(kernel_mask, kernel.constraint)
+
+
+def mask_of(kernel):
+    """The mask variable of a sparse kernel, `None` for any other variable."""
+    constraint = getattr(kernel, "constraint", None)
+    return constraint.kernel_mask if isinstance(constraint, MaskConstraint) else None
+
+
+def assign(kernel, mask):
+    """Sets the mask of one kernel and zeroes what it makes inactive. Runs at once, eagerly."""
+    with tf.init_scope():
+        mask_of(kernel).assign(mask)
+        apply_mask(kernel)
+
+
+def apply_mask(kernel):
+    """Sets the inactive connections of one sparse kernel to zero."""
+    kernel.assign(masked(kernel, mask_of(kernel)))
+
+
+def sparse_kernels(model):
+    """The sparse kernels of a model or layer, as `{path: kernel}` in the order of its weights.
+
+    Raises:
+        ValueError: If two kernels have the same path.
+    """
+    kernels = [weight for weight in model.weights if mask_of(weight) is not None]
+    twice = [path for path, n in collections.Counter(k.path for k in kernels).items() if n > 1]
+    if twice:
+        raise ValueError(
+            "Sparse kernels are known by their paths, so these must be unique: give the layers "
+            f"different names. Received several kernels with path={twice[0]!r}"
+        )
+    return {kernel.path: kernel for kernel in kernels}
+
+
+def get_masks(model):
+    """The masks of a sparse model.
+
+    Args:
+        model: A `keras.Model` or layer.
+
+    Returns:
+        Dictionary `{kernel path: mask}`, each mask a boolean array of the kernel's shape, `True`
+        where the connection is active. Empty if no kernel is sparse.
+    """
+    return {
+        path: np.asarray(mask_of(kernel), dtype=bool)
+        for path, kernel in sparse_kernels(model).items()
+    }
+
+
+def set_masks(model, masks):
+    """Sets masks, and zeroes the connections that they make inactive.
+
+    Connections that become active start at zero. Kernels without an entry in `masks` keep theirs.
+
+    Args:
+        model: A sparse `keras.Model` or layer.
+        masks: Dictionary `{kernel path: mask}` as from `get_masks`. A mask has the kernel's shape
+            and holds booleans, or numbers that are 0 or 1.
+
+    Raises:
+        ValueError: If a path is not a sparse kernel of the model, or a mask has another shape or
+            other values. Nothing is changed then.
+    """
+    kernels = sparse_kernels(model)
+    checked = {path: _check_mask(kernels, path, mask) for path, mask in masks.items()}
+    for path, mask in checked.items():
+        assign(kernels[path], mask)
+
+
+def _check_mask(kernels, path, mask):
+    if path not in kernels:
+        raise ValueError(
+            f"A mask's key must be the path of a sparse kernel of the model: {sorted(kernels)}. "
+            f"Received: {path!r}"
+        )
+    mask = np.asarray(mask)
+    shape = tuple(kernels[path].shape)
+    if mask.shape != shape:
+        raise ValueError(
+            f"The mask of {path!r} must have the kernel's shape {shape}. "
+            f"Received: shape={mask.shape}"
+        )
+    if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
+        raise ValueError(
+            f"The mask of {path!r} must hold booleans, or numbers that are 0 or 1. "
+            f"Received: dtype={mask.dtype}, values from {mask.min()} to {mask.max()}"
+        )
+    return mask.astype(bool)

@@ -1,0 +1,443 @@
+"""SparseOptimizer: trains the active connections and, at update steps, moves them."""
+
+import contextlib
+import dataclasses
+import warnings
+
+import keras
+import tensorflow as tf
+
+from rigl_tf import masks, schedules, selection
+
+
+@dataclasses.dataclass(eq=False)
+class _SparseKernel:
+    """What the optimizer knows of one sparse kernel (kept out of Keras's attribute tracking)."""
+
+    kernel: keras.Variable
+    mask: keras.Variable
+    index: int
+    slots: list  # (slot variable of the inner optimizer, its initializer)
+    average: keras.Variable | None  # moving average of the dense gradient
+
+
+class SparseOptimizer(keras.optimizers.Optimizer):
+    """Base class of the optimizers that train sparse models.
+
+    It wraps another optimizer, as `keras.optimizers.LossScaleOptimizer` does. On ordinary steps
+    the inner optimizer trains the active connections. On update steps, instead of a gradient step,
+    each kernel drops the active connections with the lowest `drop_scores` and grows as many with
+    the highest `grow_scores` (Evci et al., 2020, Algorithm 1). A subclass is a pair of scores:
+
+    >>> @keras.saving.register_keras_serializable(package="my_package")
+    ... class GrowLargeGradients(SparseOptimizer):
+    ...     def grow_scores(self, kernel, mask, gradient):
+    ...         return tf.abs(gradient)
+
+    Dropped and grown connections start at zero, in the kernel and in every slot of the inner
+    optimizer (or at the value with which the inner optimizer starts that slot). A connection that
+    is dropped and grown again in the same update keeps its value.
+
+    Args:
+        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights.
+        end_step: Integer, in steps. No connection changes at or after it.
+        begin_step: Integer, in steps. No connection changes before it, nor at step 0.
+        update_frequency: Integer, the number of steps from one update to the next.
+        drop_fraction: Share of the active connections that an update drops. A float in `[0, 1]` is
+            its value at `begin_step`, from where it falls to 0 at `end_step` along a cosine; a
+            `keras.optimizers.schedules.LearningRateSchedule` or another callable of the step (a
+            scalar integer tensor) is taken as it is.
+        seed: Integer. Random scores are a function of it, of the kernel's index and of the step.
+        gradient_momentum: Float in `[0, 1)` or `None`. If given, `gradient` in the scores is the
+            moving average `m * average + (1 - m) * gradient` over all steps.
+        name: String.
+
+    Raises:
+        ValueError: If an argument is out of its range; when it is built, if the model has no
+            sparse kernel.
+    """
+
+    def __init__(
+        self,
+        inner_optimizer,
+        end_step,
+        begin_step=0,
+        update_frequency=100,
+        drop_fraction=0.3,
+        seed=0,
+        gradient_momentum=None,
+        name=None,
+    ):
+        inner_optimizer = keras.optimizers.get(inner_optimizer)
+        if isinstance(inner_optimizer, SparseOptimizer):
+            raise ValueError(
+                "`inner_optimizer` must be a dense optimizer. "
+                f"Received: inner_optimizer={inner_optimizer!r}"
+            )
+        schedules.check_update_steps(begin_step, end_step, update_frequency)
+        drop_schedule = schedules.drop_fraction_schedule(drop_fraction, begin_step, end_step)
+        if gradient_momentum is not None and not 0 <= gradient_momentum < 1:
+            raise ValueError(
+                "`gradient_momentum` must be a number in [0, 1) or None. "
+                f"Received: gradient_momentum={gradient_momentum!r}"
+            )
+        # The learning rate is the inner optimizer's; this value is never used.
+        super().__init__(learning_rate=0.0, name=name)
+        self.inner_optimizer = inner_optimizer
+        self.begin_step = begin_step
+        self.end_step = end_step
+        self.update_frequency = update_frequency
+        self.drop_fraction = drop_fraction
+        self._drop_schedule = drop_schedule
+        self.seed = seed
+        self.gradient_momentum = gradient_momentum
+        self._kernel_seed = None
+
+    # What an algorithm decides.
+
+    def drop_scores(self, kernel, mask, gradient):
+        """Scores of the active connections; the lowest are dropped.
+
+        Args:
+            kernel: Tensor, the kernel.
+            mask: Boolean tensor of the same shape, the active connections.
+            gradient: Tensor of the same shape, the gradient of the loss with respect to all
+                connections, inactive ones included, summed over the replicas.
+
+        Returns:
+            Tensor of the kernel's shape.
+        """
+        return tf.abs(kernel)
+
+    def grow_scores(self, kernel, mask, gradient):
+        """Scores of the connections that were not kept; the highest are grown.
+
+        Arguments and result are those of `drop_scores`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement `grow_scores`.")
+
+    def random_uniform(self, kernel):
+        """Random scores in `[0, 1)` of the kernel's shape, for use in a score.
+
+        They are the same on every replica and in every run.
+        """
+        return tf.random.stateless_uniform(kernel.shape, self._kernel_seed)
+
+    def new_mask(self, kernel, mask, gradient, step):
+        """The mask after an update: drop and grow.
+
+        Override it only for an algorithm that is no drop-and-grow. `step` is a scalar tensor.
+        """
+        num_active = tf.math.count_nonzero(mask, dtype=tf.int32)
+        drop_fraction = tf.cast(self._drop_schedule(step), tf.float32)
+        num_drop = tf.cast(tf.cast(num_active, tf.float32) * drop_fraction, tf.int32)
+        new_mask, _ = selection.drop_and_grow(
+            mask,
+            self.drop_scores(kernel, mask, gradient),
+            self.grow_scores(kernel, mask, gradient),
+            num_drop,
+        )
+        return new_mask
+
+    def is_update_step(self, step):
+        """Whether masks are updated at `step`, a scalar integer tensor."""
+        return schedules.is_update_step(step, self.begin_step, self.end_step, self.update_frequency)
+
+    # What Keras calls.
+
+    def build(self, variables):
+        """Creates the state of this optimizer and of the inner one."""
+        if self.built:
+            return
+        variables = list(variables)
+        if not any(masks.mask_of(variable) is not None for variable in variables):
+            raise ValueError(
+                f"{type(self).__name__} needs a sparse model: make one with `rigl_tf.sparsify(model"
+                ", sparsity=...)` and compile that. Received: variables="
+                f"{[getattr(variable, 'path', variable.name) for variable in variables]}"
+            )
+        super().build(variables)
+        self.step = self._add_counter("step")
+        self.num_skipped_updates = self._add_counter("num_skipped_updates")
+        with _recorded_slots(self.inner_optimizer) as slots:
+            self.inner_optimizer.build(variables)
+        self._plan = _Plan(
+            _SparseKernel(
+                kernel=kernel,
+                mask=masks.mask_of(kernel),
+                index=index,
+                slots=slots.get(id(kernel), []),
+                average=self._add_average(kernel),
+            )
+            for index, kernel in enumerate(variables)
+            if masks.mask_of(kernel) is not None
+        )
+
+    def _add_counter(self, name):
+        return self.add_variable(
+            shape=(), dtype="int64", aggregation="only_first_replica", name=name
+        )
+
+    def _add_average(self, kernel):
+        if self.gradient_momentum is None:
+            return None
+        return self.add_variable_from_reference(kernel, name="gradient_average")
+
+    @tf.autograph.experimental.do_not_convert
+    def apply(self, grads, trainable_variables=None):
+        """Trains the active connections or, at an update step, updates the masks."""
+        if not self.built:
+            if trainable_variables is None:
+                raise ValueError(
+                    "The first call of `apply` needs `trainable_variables`, or call "
+                    "`optimizer.build(trainable_variables)` before. "
+                    "Received: trainable_variables=None"
+                )
+            self.build(trainable_variables)
+        variables = list(trainable_variables or self._trainable_variables)
+        context = tf.distribute.get_replica_context()
+        if context is None:
+            raise ValueError("`apply` must be called in a replica context, as in `strategy.run`.")
+
+        def across_replicas(strategy, grads):
+            self._apply_across_replicas(strategy, grads, variables)
+
+        context.merge_call(across_replicas, args=(list(grads),))
+
+    def _apply_across_replicas(self, strategy, grads, variables):
+        """One step of all replicas. The `cond` must stand here, in cross-replica context."""
+        grads = [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in grads]
+        pairs = [
+            (self._plan.by_id[id(variable)], gradient)
+            for gradient, variable in zip(grads, variables, strict=True)
+            if gradient is not None and id(variable) in self._plan.by_id
+        ]
+        if self.gradient_momentum is not None:
+            self._average_gradients(strategy, pairs)
+
+        def train():
+            strategy.extended.call_for_each_replica(self._train, args=(grads, variables))
+
+        def update():
+            self._update_masks(strategy, pairs)
+
+        step = tf.convert_to_tensor(self.step)
+        is_update_step = self.is_update_step(step)
+        if is_update_step is False:
+            train()
+        else:
+            tf.cond(is_update_step, update, train)
+        self.step.assign_add(1)
+
+    def _train(self, grads, variables):
+        """An ordinary step of one replica: the inner optimizer sees the active connections."""
+        trained = []
+        for gradient, variable in zip(grads, variables, strict=True):
+            if gradient is None:
+                trained.append(None)
+            elif id(variable) in self._plan.by_id:
+                trained.append(masks.masked(gradient, self._plan.by_id[id(variable)].mask))
+            else:
+                # Inside a `cond`, a gradient must be a tensor of this branch's graph.
+                trained.append(tf.identity(gradient))
+        self.inner_optimizer.apply(trained, trainable_variables=variables)
+
+    def _average_gradients(self, strategy, pairs):
+        def average_one(kernel, gradient, average):
+            new = self.gradient_momentum * average + (1 - self.gradient_momentum) * gradient
+            # A step whose gradient overflowed must not stay in the average for ever.
+            average.assign(tf.where(tf.math.is_finite(new), new, average))
+
+        for sparse, gradient in zip(
+            [sparse for sparse, _ in pairs], _sum_over_replicas(strategy, pairs), strict=True
+        ):
+            strategy.extended.update(
+                sparse.kernel.value, average_one, args=(gradient, sparse.average.value)
+            )
+
+    def _update_masks(self, strategy, pairs):
+        """An update step: one drop-and-grow per kernel, the same on every replica."""
+        gradients = _sum_over_replicas(strategy, pairs)
+        first = [strategy.experimental_local_results(gradient)[0] for gradient in gradients]
+        tensors = first + [tf.convert_to_tensor(sparse.kernel) for sparse, _ in pairs]
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors])
+
+        def update():
+            for (sparse, _), gradient in zip(pairs, gradients, strict=True):
+                self._update_kernel(strategy, sparse, gradient)
+
+        tf.cond(finite, update, lambda: self._skip_update())
+
+    def _skip_update(self):
+        """NaN or infinite gradients say nothing about connections: leave the masks alone."""
+        self.num_skipped_updates.assign_add(1)
+
+    def _update_kernel(self, strategy, sparse, gradient):
+        initializers = [initializer for _, initializer in sparse.slots]
+
+        def update_one(kernel, gradient, mask, step, *others):
+            average = others[0] if sparse.average is not None else None
+            slots = others if average is None else others[1:]
+            old = tf.convert_to_tensor(mask)
+            new = self._seeded_new_mask(
+                sparse.index,
+                tf.convert_to_tensor(kernel),
+                old,
+                gradient if average is None else tf.convert_to_tensor(average),
+                tf.convert_to_tensor(step),
+            )
+            changed = tf.math.logical_xor(old, new)
+            kernel.assign(tf.where(changed, tf.zeros([], kernel.dtype), kernel))
+            for slot, initializer in zip(slots, initializers, strict=True):
+                start = initializer(slot.shape, dtype=slot.dtype)
+                slot.assign(tf.where(changed, start, slot))
+            mask.assign(new)
+
+        variables = [sparse.mask, self.step]
+        variables += [] if sparse.average is None else [sparse.average]
+        variables += [slot for slot, _ in sparse.slots]
+        args = (gradient, *(variable.value for variable in variables))
+        strategy.extended.update(sparse.kernel.value, update_one, args=args, group=False)
+
+    def _seeded_new_mask(self, index, kernel, mask, gradient, step):
+        seed = tf.constant([self.seed, 0], tf.int64)
+        for data in (index, step):
+            seed = tf.random.experimental.stateless_fold_in(seed, data)
+        self._kernel_seed = seed
+        try:
+            return self.new_mask(kernel, mask, gradient, step)
+        finally:
+            self._kernel_seed = None
+
+    # What belongs to the inner optimizer.
+
+    @property
+    def variables(self):
+        """The variables of this optimizer, then those of the inner one."""
+        return super().variables + self.inner_optimizer.variables
+
+    @property
+    def learning_rate(self):
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate):
+        self.inner_optimizer.learning_rate = learning_rate
+
+    @property
+    def iterations(self):
+        """The number of gradient steps; it stands still at update steps."""
+        return self.inner_optimizer.iterations
+
+    @property
+    def loss_scale_factor(self):
+        return self.inner_optimizer.loss_scale_factor if "inner_optimizer" in vars(self) else None
+
+    @loss_scale_factor.setter
+    def loss_scale_factor(self, value):
+        if "inner_optimizer" in vars(self):
+            self.inner_optimizer.loss_scale_factor = value
+
+    def scale_loss(self, loss):
+        return self.inner_optimizer.scale_loss(loss)
+
+    def finalize_variable_values(self, var_list):
+        """Called by Keras at the end of `fit`: writes averages back, and reports what went wrong."""
+        self.inner_optimizer.finalize_variable_values(var_list)
+        for variable in var_list:
+            if masks.mask_of(variable) is not None:
+                masks.apply_mask(variable)
+        num_skipped = int(self.num_skipped_updates) if self.built else 0
+        if num_skipped:
+            warnings.warn(
+                f"{type(self).__name__} skipped {num_skipped} mask updates, because gradients or "
+                "weights were not finite. The masks are as they were before.",
+                stacklevel=2,
+            )
+
+    # Saving. The inner optimizer is an attribute, so Keras saves its variables by itself.
+
+    def save_own_variables(self, store):
+        for index, variable in enumerate(super().variables):
+            store[str(index)] = variable.numpy()
+
+    def load_own_variables(self, store):
+        own = super().variables
+        if len(store.keys()) != len(own):
+            raise ValueError(
+                f"The saved state of an optimizer must be that of a built {type(self).__name__} "
+                f"with {len(own)} variables of its own. Received: {len(store.keys())} variables"
+            )
+        for index, variable in enumerate(own):
+            variable.assign(store[str(index)])
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            "name": self.name,
+            "inner_optimizer": serialize(self.inner_optimizer),
+            "end_step": self.end_step,
+            "begin_step": self.begin_step,
+            "update_frequency": self.update_frequency,
+            "drop_fraction": serialize(self.drop_fraction),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        for name in ("inner_optimizer", "drop_fraction"):
+            if name in config:
+                config[name] = keras.saving.deserialize_keras_object(
+                    config[name], custom_objects=custom_objects
+                )
+        return cls(**config)
+
+
+class _Plan:
+    """The sparse kernels of an optimizer, by the identity of their variables."""
+
+    def __init__(self, kernels):
+        self.by_id = {id(sparse.kernel): sparse for sparse in kernels}
+
+
+def _sum_over_replicas(strategy, pairs):
+    """The gradients of the kernels, summed over the replicas (equal to the global batch's)."""
+    if not pairs:
+        return []
+    return strategy.extended.batch_reduce_to(
+        tf.distribute.ReduceOp.SUM,
+        [(gradient, sparse.kernel.value) for sparse, gradient in pairs],
+    )
+
+
+@contextlib.contextmanager
+def _recorded_slots(optimizer):
+    """Collects `{id(variable): [(slot, initializer)]}` while `optimizer` is built.
+
+    Every Keras optimizer, wrapped ones too, creates its slots through the public method
+    `add_variable_from_reference`; so nothing need be known of the optimizer's kind.
+    """
+    slots = {}
+    optimizers = []
+
+    def record(optimizer):
+        create = optimizer.add_variable_from_reference
+
+        def recording(reference_variable, name=None, initializer="zeros"):
+            slot = create(reference_variable, name=name, initializer=initializer)
+            entry = (slot, keras.initializers.get(initializer))
+            slots.setdefault(id(reference_variable), []).append(entry)
+            return slot
+
+        optimizer.add_variable_from_reference = recording
+        optimizers.append(optimizer)
+
+    while optimizer is not None:
+        record(optimizer)
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+    try:
+        yield slots
+    finally:
+        for optimizer in optimizers:
+            del optimizer.add_variable_from_reference
