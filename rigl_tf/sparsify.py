@@ -5,7 +5,7 @@ import contextlib
 import keras
 
 from rigl_tf import distributions, masks
-from rigl_tf.wrapper import SparseWrapper, assign_random_mask, eligible_kernels
+from rigl_tf.wrapper import SparseWrapper, eligible_kernels
 
 # Layers whose kernels can be told to be eligible before they are built.
 _KNOWN_LAYERS = (
@@ -69,7 +69,7 @@ def sparsify(model, sparsity, distribution="erk", *, dense_layers=(), seed=0):
             f"or their transposes). Received: model={model.name!r} with layers "
             f"{sorted({type(layer).__name__ for layer in layers})}"
         )
-    allocation = _Allocation(distribution, sparsity, seed, [layer.name for layer in chosen])
+    allocation = _Allocation(distribution, sparsity, seed, len(chosen))
     chosen_ids = {id(layer) for layer in chosen}
 
     def replace(layer):
@@ -122,24 +122,24 @@ def strip(model):
 class _Allocation:
     """Shares the sparsity out once the last of the wrapped layers is built."""
 
-    def __init__(self, distribution, sparsity, seed, waiting):
+    def __init__(self, distribution, sparsity, seed, num_layers):
         self.distribution = distribution
         self.sparsity = sparsity
         self.seed = seed
-        self.waiting = len(waiting)
-        self.layers = []
+        self.num_waiting = num_layers
+        self.choices = {}
 
-    def add(self, wrapper, kernels):
-        self.layers.append((wrapper, kernels))
-        if len(self.layers) == self.waiting:
+    def add(self, choices):
+        self.choices.update({choice.kernel.path: choice for choice in choices})
+        self.num_waiting -= 1
+        if self.num_waiting == 0:
             self._allocate()
 
     def _allocate(self):
-        kernels = {k.path: k for _, layer_kernels in self.layers for k in layer_kernels.values()}
-        shapes = {path: tuple(kernel.shape) for path, kernel in kernels.items()}
+        shapes = {path: tuple(choice.kernel.shape) for path, choice in self.choices.items()}
         sparsities = distributions.allocate(self.distribution, shapes, self.sparsity)
-        for index, (path, kernel) in enumerate(kernels.items()):
-            assign_random_mask(kernel, sparsities[path], (self.seed, index))
+        for index, (path, choice) in enumerate(self.choices.items()):
+            choice.choose(sparsities[path], (self.seed, index))
 
 
 def _check_clonable(model, caller):

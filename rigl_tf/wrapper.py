@@ -95,23 +95,24 @@ class SparseWrapper(keras.layers.Wrapper):
                 "A SparseWrapper needs a layer with a trainable kernel of two or more dimensions. "
                 f"Received: layer={self.layer}"
             )
-        for name, kernel in kernels.items():
+        choices = [_MaskChoice(kernel) for kernel in kernels.values()]
+        for name, choice in zip(kernels, choices, strict=True):
             self._masks[name] = self.add_weight(
-                shape=kernel.shape,
+                shape=choice.kernel.shape,
                 dtype="bool",
-                initializer="ones",
+                initializer=choice,
                 trainable=False,
                 name=f"{name.replace('/', '_')}_mask",
             )
-            masks.link(kernel, self._masks[name])
+            masks.link(choice.kernel, self._masks[name])
         if self._on_build is not None:
-            self._on_build(self, kernels)
-        elif self.sparsity:
-            for index, kernel in enumerate(kernels.values()):
-                assign_random_mask(kernel, self.sparsity, (self.seed, index))
+            self._on_build(choices)
+        else:
+            for index, choice in enumerate(choices):
+                choice.choose(self.sparsity, (self.seed, index))
 
     def allocate_later(self, on_build):
-        """Leaves the choice of masks to `on_build(wrapper, kernels)`, called once when built."""
+        """Leaves the choice of masks to `on_build`; it gets a `_MaskChoice` for each kernel."""
         self._on_build = on_build
 
     def call(self, inputs, *args, **kwargs):
@@ -135,9 +136,37 @@ class SparseWrapper(keras.layers.Wrapper):
         return {**super().get_config(), "sparsity": self.sparsity, "seed": self.seed}
 
 
-def assign_random_mask(kernel, sparsity, seed):
-    """Gives a sparse kernel a random mask with `floor(sparsity * size)` zeros."""
-    size = math.prod(kernel.shape)
-    with tf.init_scope():
-        num_active = size - distributions.num_zeros(size, sparsity)
-        masks.assign(kernel, selection.random_mask(kernel.shape, num_active, seed))
+class _MaskChoice:
+    """The first mask of a kernel: random, of a sparsity that may be known later than the mask.
+
+    It is the mask variable's initializer. A model that is built inside `fit` gets its variables
+    only after all of its layers are built; then the sparsity is known when Keras asks for the
+    mask, and the kernel, which comes before its mask, is there to be zeroed.
+    """
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+        self._sparsity = None
+        self._seed = None
+        self._initialized = False
+
+    def choose(self, sparsity, seed):
+        """Decides on a random mask with `floor(sparsity * size)` zeros."""
+        self._sparsity = sparsity
+        self._seed = seed
+        if self._initialized and sparsity:
+            with tf.init_scope():
+                masks.assign(self.kernel, self._mask())
+
+    def __call__(self, shape, dtype=None):
+        self._initialized = True
+        if not self._sparsity:
+            return tf.ones(shape, tf.bool)
+        mask = self._mask()
+        self.kernel.assign(masks.masked(self.kernel, mask))
+        return mask
+
+    def _mask(self):
+        size = math.prod(self.kernel.shape)
+        num_active = size - distributions.num_zeros(size, self._sparsity)
+        return selection.random_mask(self.kernel.shape, num_active, self._seed)

@@ -342,7 +342,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         return self.inner_optimizer.scale_loss(loss)
 
     def finalize_variable_values(self, var_list):
-        """Called by Keras at the end of `fit`: writes averages back, and reports what went wrong."""
+        """Called by Keras when `fit` ends: writes averages back, tells of skipped updates."""
         self.inner_optimizer.finalize_variable_values(var_list)
         for variable in var_list:
             if masks.mask_of(variable) is not None:
