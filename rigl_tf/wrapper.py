@@ -83,6 +83,11 @@ class SparseWrapper(keras.layers.Wrapper):
         return next(iter(self._masks.values()))
 
     def build(self, input_shape=None):
+        # A model may be built while `fit` traces its step: variables belong outside of that.
+        with tf.init_scope():
+            self._build(input_shape)
+
+    def _build(self, input_shape):
         if not self.layer.built:
             # The kernel keeps the path that it has in the dense model: without the wrapper's name.
             parent = self.path.rpartition("/")[0]
@@ -148,25 +153,28 @@ class _MaskChoice:
         self.kernel = kernel
         self._sparsity = None
         self._seed = None
-        self._initialized = False
 
     def choose(self, sparsity, seed):
         """Decides on a random mask with `floor(sparsity * size)` zeros."""
         self._sparsity = sparsity
         self._seed = seed
-        if self._initialized and sparsity:
-            with tf.init_scope():
-                masks.assign(self.kernel, self._mask())
+        if sparsity and _is_initialized(masks.mask_of(self.kernel)):
+            masks.assign(self.kernel, self._mask())
 
     def __call__(self, shape, dtype=None):
-        self._initialized = True
         if not self._sparsity:
             return tf.ones(shape, tf.bool)
         mask = self._mask()
-        self.kernel.assign(masks.masked(self.kernel, mask))
+        if _is_initialized(self.kernel):
+            self.kernel.assign(masks.masked(self.kernel, mask))
         return mask
 
     def _mask(self):
         size = math.prod(self.kernel.shape)
         num_active = size - distributions.num_zeros(size, self._sparsity)
         return selection.random_mask(self.kernel.shape, num_active, self._seed)
+
+
+def _is_initialized(variable):
+    """Whether a Keras variable has its value; until then Keras gives a tensor as a stand-in."""
+    return isinstance(variable.value, tf.Variable)
