@@ -1,0 +1,69 @@
+"""The methods that the scripts compare: which model, which optimizer."""
+
+import math
+
+import models
+import rigl_tf
+
+METHODS = ("dense", "static", "set", "snfs", "rigl", "small_dense")
+
+
+def check_method(method):
+    """Raises a `ValueError` that lists the methods, unless `method` is one of them."""
+    if method not in METHODS:
+        raise ValueError(f"`method` must be one of {list(METHODS)}. Received: method={method!r}")
+
+
+def build_model(method, name, sparsity, distribution="erk", seed=0, **model_arguments):
+    """The model that `method` trains: dense, sparse, or a small dense one with as many weights.
+
+    Args:
+        method: One of `METHODS`.
+        name: Name of a builder in `models`.
+        sparsity: Share of zeros, in `[0, 1)`. The small dense model has at most as many kernel
+            weights as a sparse model of this sparsity has active ones.
+        distribution, seed: See `rigl_tf.sparsify`.
+        **model_arguments: Arguments of the builder.
+    """
+    check_method(method)
+    model = models.build(name, **model_arguments)
+    if method == "dense":
+        return model
+    sparse = rigl_tf.sparsify(model, sparsity, distribution, seed=seed)
+    if method != "small_dense":
+        return sparse
+    masks = rigl_tf.get_masks(sparse)
+    num_sparse = sum(mask.size for mask in masks.values())
+    num_active = sum(int(mask.sum()) for mask in masks.values())
+    num_dense = models.count_kernel_weights(model) - num_sparse
+    builder = models.BUILDERS[name]
+    width = models.small_dense_width(builder, num_active + num_dense, **model_arguments)
+    return models.build(name, width=width, **model_arguments)
+
+
+def wrap_optimizer(
+    method,
+    inner_optimizer,
+    total_steps,
+    end_fraction=0.75,
+    update_frequency=100,
+    drop_fraction=0.3,
+    seed=0,
+):
+    """`inner_optimizer` for the dense methods, else the method's optimizer around it.
+
+    Masks change until `end_fraction` of `total_steps`.
+    """
+    check_method(method)
+    if method in ("dense", "small_dense"):
+        return inner_optimizer
+    if method == "static":
+        return rigl_tf.StaticSparse(inner_optimizer)
+    algorithm = {"set": rigl_tf.SET, "snfs": rigl_tf.SNFS, "rigl": rigl_tf.RigL}[method]
+    return algorithm(
+        inner_optimizer,
+        end_step=math.ceil(end_fraction * total_steps),
+        update_frequency=update_frequency,
+        drop_fraction=drop_fraction,
+        seed=seed,
+    )

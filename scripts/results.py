@@ -1,0 +1,147 @@
+"""Rows, tables, plots and provenance of the experiments in `results/`."""
+
+import csv
+import os
+import platform
+import statistics
+import subprocess
+
+
+class Rows:
+    """Finished runs in a CSV file; a run is known by the columns in `key`.
+
+    Every added row is on disk before `add` returns, so that a script can be stopped at any time.
+
+    Args:
+        path: `pathlib.Path` of the CSV file, which need not exist.
+        key: Names of the columns that make a run.
+    """
+
+    def __init__(self, path, key):
+        self.path = path
+        self.key = key
+        self.rows = []
+        if path.exists():
+            with path.open(newline="") as file:
+                self.rows = [
+                    {name: _number(value) for name, value in row.items()}
+                    for row in csv.DictReader(file)
+                ]
+
+    def __contains__(self, run):
+        return any(all(row[name] == run[name] for name in self.key) for row in self.rows)
+
+    def add(self, row):
+        """Appends one row; the file is written anew and renamed, so it is never half-written."""
+        self.rows.append(row)
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(temporary, self.path)
+
+
+def _number(text):
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def means(rows, series, x, y):
+    """`{(series value, x value): (mean, standard deviation, number of rows)}`.
+
+    The standard deviation is that of the sample, and 0 for one row.
+    """
+    groups = {}
+    for row in rows:
+        groups.setdefault((row[series], row[x]), []).append(row[y])
+    return {
+        key: (statistics.mean(v), statistics.stdev(v) if len(v) > 1 else 0.0, len(v))
+        for key, v in groups.items()
+    }
+
+
+def mean_table(rows, series, x, y, order):
+    """A Markdown table of mean ± standard deviation, a row for each series, a column for each x."""
+    values = means(rows, series, x, y)
+    columns = sorted({key[1] for key in values})
+    lines = [
+        f"| {series} | " + " | ".join(f"{x} {column:g}" for column in columns) + " |",
+        "| --- |" + " --- |" * len(columns),
+    ]
+    for name in order:
+        cells = [values.get((name, column)) for column in columns]
+        if any(cells):
+            texts = ["–" if cell is None else f"{cell[0]:.2f} ± {cell[1]:.2f}" for cell in cells]
+            lines.append(f"| {name} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def plot_means(rows, series, x, y, path, order, title, xlabel, ylabel):
+    """Draws mean ± standard deviation over x, a line for each series; x = 0 across the plot."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    values = means(rows, series, x, y)
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    ticks = sorted({key[1] for key in values if key[1] > 0})
+    for name in order:
+        points = sorted((key[1], *value) for key, value in values.items() if key[0] == name)
+        if len(points) == 1 and points[0][0] == 0:
+            axes.axhline(points[0][1], color="black", linestyle="--", label=name)
+        elif points:
+            xs, ys, errors, _ = zip(*points, strict=True)
+            positions = [ticks.index(value) for value in xs]
+            axes.errorbar(positions, ys, errors, marker="o", capsize=3, label=name)
+    axes.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def versions():
+    """Versions of what a result depends on, and the machine, as `{name: text}`."""
+    import keras
+    import numpy
+    import tensorflow as tf
+
+    return {
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": numpy.__version__,
+        "revision": git_revision(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def git_revision():
+    """The commit that is checked out, with `+changes` if the tree differs; `unknown` outside."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    try:
+        revision = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+changes", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return revision.stdout.strip()
+
+
+def provenance(command):
+    """One line for the end of a result: the command, versions, revision and machine."""
+    facts = ", ".join(f"{name} {value}" for name, value in versions().items())
+    return f"`{command}` ({facts})"
