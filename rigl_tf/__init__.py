@@ -1,9 +1,11 @@
 """Sparse training for Keras 3 and TensorFlow: sparse from the first step to the last."""
 
-from rigl_tf import distributions, schedules, selection
+from rigl_tf import distributions, flops, schedules, selection
+from rigl_tf.export import export
 from rigl_tf.masks import get_masks, set_masks
 from rigl_tf.optimizers import SET, SNFS, RigL, SparseOptimizer, StaticSparse
 from rigl_tf.sparsify import sparsify, strip
+from rigl_tf.summary import sparsity_summary
 from rigl_tf.wrapper import SparseWrapper
 
 __all__ = [
@@ -14,10 +16,13 @@ __all__ = [
     "SparseWrapper",
     "StaticSparse",
     "distributions",
+    "export",
+    "flops",
     "get_masks",
     "schedules",
     "selection",
     "set_masks",
     "sparsify",
+    "sparsity_summary",
     "strip",
 ]

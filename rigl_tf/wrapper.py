@@ -7,22 +7,42 @@ import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection
 
-# Weights of two and more dimensions that are no connections between units.
-_DENSE_NAMES = ("bias", "gamma", "beta", "embeddings", "depthwise_kernel")
+# Weights of two and more dimensions that are no connections between units, by parts of their name.
+_DENSE_BY_NAME = {
+    "bias": "bias",
+    "gamma": "normalisation",
+    "beta": "normalisation",
+    "embeddings": "embedding",
+    "depthwise_kernel": "depthwise",
+}
+
+
+def dense_reason(layer, weight):
+    """Why a weight of a layer cannot be sparse; `"not wrapped"` if it could be.
+
+    Sparse can be the trainable weights of two and more dimensions, except biases, the scale and
+    offset of normalisations, embeddings, and depthwise kernels (which connect each channel with
+    itself only, and hold few weights).
+    """
+    if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
+        return "depthwise"
+    for part, reason in _DENSE_BY_NAME.items():
+        if part in weight.name:
+            return reason
+    if len(weight.shape) < 2:
+        return "fewer than two dimensions"
+    if not weight.trainable:
+        return "not trainable"
+    return "not wrapped"
 
 
 def eligible_kernels(layer):
-    """The weights of a built layer that can be sparse, as `{name within the layer: kernel}`.
-
-    These are the trainable weights of two and more dimensions, except biases, the scale and offset
-    of normalisations, embeddings, and depthwise kernels (which connect each channel with itself
-    only, and hold few weights).
-    """
+    """The weights of a built layer that can be sparse, as `{name within the layer: kernel}`."""
     prefix = f"{layer.path}/"
     return {
         weight.path.removeprefix(prefix): weight
         for weight in layer.trainable_weights
-        if len(weight.shape) >= 2 and not any(part in weight.name for part in _DENSE_NAMES)
+        if dense_reason(layer, weight) == "not wrapped"
     }
 
 

@@ -1,0 +1,206 @@
+"""Export: the pruned model as a file that is checked and measured."""
+
+import dataclasses
+import io
+import pathlib
+import shutil
+import tempfile
+import zlib
+
+import keras
+import numpy as np
+import rich.console
+import rich.table
+import tensorflow as tf
+
+from rigl_tf import flops
+from rigl_tf.sparsify import strip
+
+_FORMATS = ("saved_model", "keras")
+_NUM_SAMPLES = 8
+# Relative to outputs beyond 1: compiled differently, float32 sums differ in the last digits.
+_TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportReport:
+    """What was exported; `print` shows it as a table.
+
+    Attributes:
+        path: Where the artifact is.
+        format: `"saved_model"` or `"keras"`.
+        num_weights: Number of weights, zeros included.
+        num_active: Number of weights that are not masked out.
+        flops, dense_flops: FLOPs per sample, of the active connections and of all.
+        file_bytes: Size of the artifact.
+        compressed_bytes: Its size compressed (zlib), as when it is downloaded: zeros cost nothing.
+        sparse_bytes: Size of the weights as active float32 values and a bit mask.
+        max_difference: Largest absolute difference between the outputs of the loaded artifact and
+            those of the model, on random inputs.
+    """
+
+    path: str
+    format: str
+    num_weights: int
+    num_active: int
+    flops: int
+    dense_flops: int
+    file_bytes: int
+    compressed_bytes: int
+    sparse_bytes: int
+    max_difference: float
+
+    @property
+    def sparsity(self):
+        """Share of zeros among all weights."""
+        return 1 - self.num_active / self.num_weights
+
+    @property
+    def flops_ratio(self):
+        return self.flops / self.dense_flops
+
+    def to_dict(self):
+        """All of it as a dictionary for JSON."""
+        derived = {"sparsity": self.sparsity, "flops_ratio": self.flops_ratio}
+        return {**dataclasses.asdict(self), **derived}
+
+    def __str__(self):
+        table = rich.table.Table(title=f"Exported to {self.path}", title_justify="left")
+        table.add_column("")
+        table.add_column("", justify="right")
+        table.add_row("format", self.format)
+        table.add_row("active weights", f"{self.num_active:,} of {self.num_weights:,}")
+        table.add_row("sparsity of all weights", f"{self.sparsity:.2%}")
+        table.add_row("FLOPs per sample", f"{self.flops:,} of {self.dense_flops:,}")
+        table.add_row("FLOPs ratio", f"{self.flops_ratio:.3f}")
+        table.add_row("bytes on disk", f"{self.file_bytes:,}")
+        table.add_row("bytes compressed", f"{self.compressed_bytes:,}")
+        table.add_row("bytes as values and bit mask", f"{self.sparse_bytes:,}")
+        table.add_row("largest output difference", f"{self.max_difference:.2g}")
+        console = rich.console.Console(file=io.StringIO(), width=100)
+        console.print(table)
+        return console.file.getvalue().rstrip()
+
+
+def export(model, path, format="saved_model"):
+    """Writes the pruned model, runs what was written, and compares.
+
+    The artifact holds plain Keras layers or plain TensorFlow, so `rigl_tf` is not needed to load
+    it. It is written beside `path` and renamed when it is complete and its outputs are right; what
+    was at `path` before stays until then.
+
+    Args:
+        model: A built Sequential or Functional `keras.Model`, sparse or dense.
+        path: Where to write: a directory for `"saved_model"`, a file that ends with `.keras` for
+            `"keras"`. Missing parents are made. An earlier export is replaced.
+        format: `"saved_model"` or `"keras"`.
+
+    Returns:
+        An `ExportReport`; `print` it.
+
+    Raises:
+        ValueError: If an argument is wrong, or something that is no export is at `path`.
+        OSError: If `path` cannot be written.
+        RuntimeError: If the outputs of the artifact are not those of the model. Nothing is left
+            at `path` that was not there before.
+    """
+    path = pathlib.Path(path)
+    _check(model, path, format)
+    stripped = strip(model)
+    cost = flops.count(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as directory:
+        written = pathlib.Path(directory, path.name)
+        _write(stripped, written, format)
+        difference = _difference(model, written, format)
+        file_bytes, compressed_bytes = _measure(written)
+        _replace(written, path)
+    num_weights = sum(kernel.size for kernel in cost.kernels) + cost.num_other_weights
+    num_zeros = sum(kernel.size - kernel.num_active for kernel in cost.kernels)
+    return ExportReport(
+        path=str(path),
+        format=format,
+        num_weights=num_weights,
+        num_active=num_weights - num_zeros,
+        flops=cost.flops,
+        dense_flops=cost.dense_flops,
+        file_bytes=file_bytes,
+        compressed_bytes=compressed_bytes,
+        sparse_bytes=cost.num_bytes,
+        max_difference=difference,
+    )
+
+
+def _check(model, path, format):
+    if format not in _FORMATS:
+        raise ValueError(f"`format` must be one of {list(_FORMATS)}. Received: format={format!r}")
+    if format == "keras" and path.suffix != ".keras":
+        raise ValueError(f"`path` must end with '.keras'. Received: path={str(path)!r}")
+    earlier = (path / "saved_model.pb").is_file() if format == "saved_model" else path.is_file()
+    empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not earlier and not empty:
+        raise ValueError(
+            "`path` must be new or an earlier export, which is replaced. "
+            f"Received: path={str(path)!r}, where something else is"
+        )
+
+
+def _write(stripped, path, format):
+    if format == "keras":
+        stripped.save(path)
+    else:
+        stripped.export(str(path), format="tf_saved_model", verbose=False)
+
+
+def _difference(model, path, format):
+    """Runs the artifact on random inputs; the largest difference to the model's outputs."""
+    inputs = _random_inputs(model)
+    if format == "keras":
+        outputs = keras.saving.load_model(path)(inputs, training=False)
+    else:
+        artifact = tf.saved_model.load(str(path))
+        outputs = artifact.serve(inputs)
+    expected = [np.asarray(x, "float64") for x in tf.nest.flatten(model(inputs, training=False))]
+    outputs = [np.asarray(x, "float64") for x in tf.nest.flatten(outputs)]
+    difference = max(float(np.abs(a - b).max()) for a, b in zip(outputs, expected, strict=True))
+    largest = max(float(np.abs(x).max()) for x in expected)
+    if not difference <= _TOLERANCE * max(1.0, largest):
+        raise RuntimeError(
+            "The outputs of the exported model are not those of the model, so it was thrown away. "
+            f"Received: largest difference {difference:.3g} between outputs up to {largest:.3g}"
+        )
+    return difference
+
+
+def _random_inputs(model):
+    generator = np.random.default_rng(0)
+
+    def random(spec):
+        shape = (_NUM_SAMPLES, *spec.shape[1:])
+        if spec.dtype.is_floating:
+            return tf.constant(generator.normal(size=shape), spec.dtype)
+        return tf.constant(generator.integers(0, 2, size=shape), spec.dtype)
+
+    return tf.nest.map_structure(random, flops.input_specs(model))
+
+
+def _measure(path):
+    """Size in bytes of a file, or of all files in a directory: as it is, and compressed."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    size = compressed = 0
+    for file in files:
+        content = file.read_bytes()
+        size += len(content)
+        compressed += len(zlib.compress(content, 6))
+    return size, compressed
+
+
+def _replace(written, path):
+    """Puts what was written at `path`; an earlier directory goes only once the new one is there."""
+    if path.is_dir():
+        earlier = written.with_name(f"{path.name}.earlier")
+        path.rename(earlier)
+        written.rename(path)
+        shutil.rmtree(earlier)
+    else:
+        written.replace(path)
