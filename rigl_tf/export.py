@@ -149,7 +149,28 @@ def _write(stripped, path, format):
     if format == "keras":
         stripped.save(path)
     else:
-        stripped.export(str(path), format="tf_saved_model", verbose=False)
+        _save_model(stripped, path)
+
+
+def _save_model(model, path):
+    """Writes a SavedModel with a `serve` endpoint, also the default signature.
+
+    `model.export` would write every weight twice: as a Keras variable, and as the TensorFlow
+    variable inside.
+    """
+    specs = tf.nest.map_structure(
+        lambda spec: tf.TensorSpec((None, *spec.shape[1:]), spec.dtype, spec.name),
+        flops.input_specs(model),
+    )
+
+    @tf.function(input_signature=[specs], autograph=False)
+    def serve(inputs):
+        return model(inputs, training=False)
+
+    module = tf.Module()
+    module.weights = [variable.value for variable in model.variables]
+    module.serve = serve
+    tf.saved_model.save(module, str(path), signatures=serve)
 
 
 def _difference(model, path, format):
