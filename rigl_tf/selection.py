@@ -89,13 +89,17 @@ def _where(eligible, scores):
 
 
 def _ordered_keys(scores):
-    """Signed integers in the order of the scores (IEEE 754 bits, negative numbers flipped)."""
+    """Signed integers in the order of the scores, by their IEEE 754 bits.
+
+    A negative number's bits count away from zero; subtracted from those of -0.0, towards it. So
+    both zeros become 0 and tie. (Adding 0.0 to make them equal is optimized away in a graph.)
+    """
     scores = tf.convert_to_tensor(scores)
     if scores.dtype != tf.float64:
         scores = tf.cast(scores, tf.float32)
     key_type = tf.int64 if scores.dtype == tf.float64 else tf.int32
-    bits = tf.bitcast(scores + 0.0, key_type)  # -0.0 + 0.0 is 0.0: both zeros tie.
-    return tf.where(bits < 0, tf.bitwise.bitwise_xor(bits, key_type.max), bits)
+    bits = tf.bitcast(scores, key_type)
+    return tf.where(bits < 0, key_type.min - bits, bits)
 
 
 def _top_k_of_keys(keys, k):
