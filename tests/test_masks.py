@@ -1,0 +1,139 @@
+"""Tests of `rigl_tf.masks`."""
+
+import keras
+import numpy as np
+import pytest
+
+import rigl_tf
+from rigl_tf import masks
+
+PATHS = ["model/first/kernel", "model/second/kernel"]
+
+
+@pytest.fixture
+def model():
+    dense = keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(4, name="first"),
+            keras.layers.Dense(3, name="second"),
+        ],
+        name="model",
+    )
+    return rigl_tf.sparsify(dense, 0.5, "uniform")
+
+
+def weights(model):
+    return [weight.numpy() for weight in model.weights]
+
+
+def test_get_masks(model):
+    got = rigl_tf.get_masks(model)
+    assert list(got) == PATHS
+    for mask, shape in zip(got.values(), [(6, 4), (4, 3)], strict=True):
+        assert isinstance(mask, np.ndarray)
+        assert mask.dtype == bool
+        assert mask.shape == shape
+    assert got["model/second/kernel"].sum() == 6
+
+
+def test_get_masks_gives_copies(model):
+    rigl_tf.get_masks(model)["model/second/kernel"][:] = True
+    assert rigl_tf.get_masks(model)["model/second/kernel"].sum() == 6
+
+
+def test_get_masks_of_a_dense_model_and_of_a_layer(model):
+    assert rigl_tf.get_masks(rigl_tf.strip(model)) == {}
+    assert list(rigl_tf.get_masks(model.layers[1])) == ["model/second/kernel"]
+
+
+def test_set_masks_zeroes_what_becomes_inactive(model):
+    kernel = model.layers[0].layer.kernel
+    before = kernel.numpy()
+    mask = np.arange(24).reshape(6, 4) % 3 == 0
+    rigl_tf.set_masks(model, {"model/first/kernel": mask})
+    np.testing.assert_array_equal(rigl_tf.get_masks(model)["model/first/kernel"], mask)
+    np.testing.assert_array_equal(kernel, np.where(mask, before, 0))
+    assert rigl_tf.get_masks(model)["model/second/kernel"].sum() == 6
+
+
+def test_connections_that_become_active_start_at_zero(model):
+    kernel = model.layers[1].layer.kernel
+    before = kernel.numpy()
+    rigl_tf.set_masks(model, {"model/second/kernel": np.ones((4, 3), bool)})
+    np.testing.assert_array_equal(kernel, before)
+    assert np.count_nonzero(kernel) == 6
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "int64", "float32", "float64"])
+def test_set_masks_takes_zeros_and_ones(model, dtype):
+    mask = (np.arange(12).reshape(4, 3) % 2).astype(dtype)
+    rigl_tf.set_masks(model, {"model/second/kernel": mask})
+    np.testing.assert_array_equal(rigl_tf.get_masks(model)["model/second/kernel"], mask == 1)
+
+
+def test_masks_are_set_as_they_were_got(model):
+    got = rigl_tf.get_masks(model)
+    before = weights(model)
+    rigl_tf.set_masks(model, got)
+    for old, new in zip(before, weights(model), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+@pytest.mark.parametrize(
+    ("path", "mask", "message"),
+    [
+        ("unknown/kernel", np.ones((4, 3)), "must be the path .* Received: 'unknown/kernel'"),
+        ("model/second/bias", np.ones(3), "must be the path"),
+        ("model/second/kernel", np.ones((3, 4)), r"shape \(4, 3\). Received: shape=\(3, 4\)"),
+        ("model/second/kernel", np.ones(12), "must have the kernel's shape"),
+        ("model/second/kernel", np.full((4, 3), 0.5), "numbers that are 0 or 1"),
+        ("model/second/kernel", np.full((4, 3), 2), "numbers that are 0 or 1"),
+        ("model/second/kernel", np.full((4, 3), np.nan), "numbers that are 0 or 1"),
+    ],
+)
+def test_nothing_changes_when_one_mask_is_bad(model, path, mask, message):
+    before = weights(model)
+    with pytest.raises(ValueError, match=message):
+        rigl_tf.set_masks(model, {"model/first/kernel": np.zeros((6, 4), bool), path: mask})
+    for old, new in zip(before, weights(model), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+def test_masked_is_zero_whatever_stands_there():
+    values = np.array([np.nan, np.inf, -1.0, 2.0], "float32")
+    got = masks.masked(values, np.array([False, False, False, True])).numpy()
+    assert got.tolist() == [0.0, 0.0, 0.0, 2.0]
+
+
+def test_two_kernels_of_one_path_are_refused():
+    inputs = keras.Input((4,))
+    first = rigl_tf.SparseWrapper(keras.layers.Dense(4, name="same"), 0.5)
+    second = rigl_tf.SparseWrapper(keras.layers.Dense(4, name="same"), 0.5)
+    first.build((None, 4))
+    second.build((None, 4))
+
+    class Both(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = first, second
+
+        def call(self, inputs):
+            return self.second(self.first(inputs))
+
+    model = Both()
+    model(inputs)
+    with pytest.raises(ValueError, match="path='same/kernel'"):
+        rigl_tf.get_masks(model)
+
+
+def test_the_users_constraint_is_applied_first():
+    layer = rigl_tf.SparseWrapper(
+        keras.layers.Dense(3, kernel_constraint=keras.constraints.UnitNorm(axis=None)), 0.5
+    )
+    layer.build((None, 4))
+    kernel, mask = layer.layer.kernel, layer.kernel_mask.numpy()
+    raw = np.arange(1, 13, dtype="float32").reshape(4, 3)
+    # 1 + 4 + 9 + ... + 144 = 12 * 13 * 25 / 6 = 650
+    want = np.where(mask, raw / np.sqrt(650), 0)
+    np.testing.assert_allclose(kernel.constraint(raw), want, rtol=1e-5)
