@@ -1,0 +1,274 @@
+"""Trains one network and leaves everything about it in one directory.
+
+    python -m scripts.train
+
+trains LeNet-300-100 on scikit-learn's 8x8 digits with RigL at 90 % sparsity (ERK) and exports it:
+30 epochs, about half a minute on two cores. Expect a test accuracy of 97 to 98 %. Others:
+
+    python -m scripts.train --dataset=mnist --data_dir=DATA --batch_size=100 --update_frequency=100
+    python -m scripts.train --resume --output_dir=RUN
+
+The second continues a run that was stopped, by `kill -9` too, from its last finished epoch; it ends
+with the same bits as a run that was not. The settings are those of the run; giving others is an
+error, `--epochs` included, since both schedules depend on it. `scripts/runs.py` lists the files.
+
+The learning rate falls to 0 along a cosine, keyed on the optimizer's gradient steps. The order of
+the examples is a function of (seed, epoch). Of each epoch the last incomplete batch is left out.
+"""
+
+import dataclasses
+import os
+import pathlib
+import shlex
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import rich
+import rich.table
+import tensorflow as tf
+from absl import app, flags, logging
+
+import rigl_tf
+from scripts import datasets, methods, runs
+from scripts.settings import MAY_DIFFER, Settings, check_settings, default_directory, define_flags
+
+FLAGS = flags.FLAGS
+_MAX_STEPS_PER_EXECUTION = 50
+
+
+@dataclasses.dataclass
+class Training:
+    """A run that is ready to start, or to go on."""
+
+    settings: Settings
+    directory: runs.RunDirectory
+    data: datasets.Dataset
+    model: keras.Model
+    first_epoch: int = 0
+
+
+def prepare(output_dir=None, resume=False, given=None, command=""):
+    """Checks everything, makes the run directory, or restores the run from it.
+
+    Args:
+        output_dir: The run directory; by default one in `runs/`, named by the settings.
+        resume: Whether to continue the run in it.
+        given: Dictionary, the settings that are not the default ones (or, if `resume`, the run's).
+        command: String to keep in `config.json`.
+
+    Returns:
+        A `Training`, or `None` if the run is finished.
+
+    Raises:
+        ValueError, OSError: If something about the request is wrong.
+    """
+    settings = Settings(**(given or {}))
+    directory = runs.RunDirectory(output_dir or default_directory(settings))
+    if resume:
+        config = directory.read_config()
+        runs.check_same_settings(config["settings"], given or {}, MAY_DIFFER)
+        settings = Settings(**{**config["settings"], **(given or {})})
+        if directory.is_finished:
+            return None
+    else:
+        directory.check_free()
+    check_settings(settings)
+    data = datasets.load(settings.dataset, settings.data_dir)
+    model = _compiled_model(settings, data)
+    config_now = runs.describe(dataclasses.asdict(settings), data, command)
+    if not resume:
+        directory.create(config_now)
+        return Training(settings, directory, data, model)
+    runs.check_same_circumstances(config, config_now)
+    first_epoch = directory.restore(model, _steps_per_epoch(settings, data))
+    return Training(settings, directory, data, model, first_epoch)
+
+
+def train(training):
+    """Trains from the first epoch to be done to the last, with a checkpoint after each."""
+    settings, data, model = training.settings, training.data, training.model
+    if training.first_epoch >= settings.epochs:
+        return
+
+    def save(epoch, logs):
+        row = {
+            "epoch": epoch + 1,
+            **{name: float(logs[name]) for name in ("loss", "accuracy", "val_loss")},
+            "val_accuracy": float(logs["val_accuracy"]),
+            "sparsity": rigl_tf.sparsity_summary(model).sparsity,
+            "learning_rate": float(model.optimizer.learning_rate),
+        }
+        training.directory.save_epoch(model, epoch + 1, row)
+
+    model.fit(
+        batches(data, settings, training.first_epoch),
+        initial_epoch=training.first_epoch,
+        epochs=settings.epochs,
+        steps_per_epoch=_steps_per_epoch(settings, data),
+        validation_data=(data.x_test, data.y_test),
+        validation_batch_size=min(1000, len(data.x_test)),
+        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=save)],
+        shuffle=False,
+        verbose="auto" if sys.stdout.isatty() else 2,
+    )
+
+
+def batches(data, settings, first_epoch=0):
+    """The training batches of the epochs from `first_epoch` on, as one `tf.data.Dataset`.
+
+    The order of each epoch is a function of the seed and of the epoch only.
+    """
+    with tf.device("CPU"):
+        x, y = tf.constant(data.x_train), tf.constant(data.y_train)
+
+    def one_epoch(epoch):
+        seed = tf.stack([tf.constant(settings.seed, tf.int64), epoch])
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(x)), seed)
+        order = tf.data.Dataset.from_tensor_slices(order)
+        return order.batch(settings.batch_size, drop_remainder=True)
+
+    indices = tf.data.Dataset.range(first_epoch, settings.epochs).flat_map(one_epoch)
+    return indices.map(lambda i: (tf.gather(x, i), tf.gather(y, i))).prefetch(tf.data.AUTOTUNE)
+
+
+def finish(training):
+    """Saves the model, exports it, and prints what came out and where it is."""
+    directory, data, model = training.directory, training.data, training.model
+    with directory.replacing("model.keras") as temporary:
+        model.save(temporary)
+    export_path = directory.path / "export"
+    report = rigl_tf.export(model, export_path, format="saved_model")
+    exported = tf.saved_model.load(str(export_path))
+    accuracies = {
+        "test_accuracy": _accuracy(lambda x: model(x, training=False), data),
+        "exported_test_accuracy": _accuracy(exported.serve, data),
+    }
+    directory.write_json("report.json", {**accuracies, **report.to_dict()})
+    _print_result(training, report, accuracies)
+
+
+def _accuracy(call, data):
+    """Share of the test examples whose largest logit is that of their label."""
+    num_right = 0
+    for start in range(0, len(data.x_test), 1000):
+        logits = np.asarray(call(tf.constant(data.x_test[start : start + 1000])))
+        num_right += int((logits.argmax(axis=-1) == data.y_test[start : start + 1000]).sum())
+    return num_right / len(data.y_test)
+
+
+def _print_result(training, report, accuracies):
+    settings, data = training.settings, training.data
+    print(rigl_tf.sparsity_summary(training.model))
+    table = rich.table.Table(
+        title=f"{settings.method}: {settings.model} on {data.name}", title_justify="left"
+    )
+    for name in ("", "all", "active"):
+        table.add_column(name, justify="right" if name else "left")
+    table.add_row("weights", f"{report.num_weights:,}", f"{report.num_active:,}")
+    table.add_row("FLOPs per example", f"{report.dense_flops:,}", f"{report.flops:,}")
+    table.add_row("bytes of the weights", f"{4 * report.num_weights:,}", f"{report.sparse_bytes:,}")
+    table.add_section()
+    table.add_row("test accuracy", "", f"{accuracies['test_accuracy']:.2%}")
+    table.add_row("of the export", "", f"{accuracies['exported_test_accuracy']:.2%}")
+    table.add_row("bytes of the export", "", f"{report.file_bytes:,}")
+    table.add_row("compressed", "", f"{report.compressed_bytes:,}")
+    rich.print(table)
+    print(f"All files are in {training.directory.path}, the exported model in {report.path}")
+
+
+def _steps_per_epoch(settings, data):
+    if settings.batch_size > len(data.x_train):
+        raise ValueError(
+            "`batch_size` must be at most the number of training examples, "
+            f"{len(data.x_train)}. Received: batch_size={settings.batch_size}"
+        )
+    return len(data.x_train) // settings.batch_size
+
+
+def _compiled_model(settings, data):
+    """The model and its optimizer, built: the same bits for the same settings."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(settings.seed)
+    steps = _steps_per_epoch(settings, data)
+    model = methods.build_model(
+        settings.method,
+        settings.model,
+        settings.sparsity,
+        settings.distribution,
+        settings.seed,
+        input_shape=data.x_train.shape[1:],
+        num_classes=data.num_classes,
+        l2=settings.l2,
+    )
+    total = steps * settings.epochs
+    schedule = keras.optimizers.schedules.CosineDecay(settings.learning_rate, total)
+    optimizer = methods.wrap_optimizer(
+        settings.method,
+        keras.optimizers.SGD(schedule, momentum=settings.momentum, nesterov=True),
+        total,
+        settings.end_fraction,
+        settings.update_frequency,
+        settings.drop_fraction,
+        settings.seed,
+    )
+    model.compile(
+        optimizer,
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=settings.jit_compile,
+        # A divisor, so that an execution never takes batches of the next epoch.
+        steps_per_execution=max(
+            n for n in range(1, _MAX_STEPS_PER_EXECUTION + 1) if steps % n == 0
+        ),
+    )
+    optimizer.build(model.trainable_variables)
+    return model
+
+
+def _parse_flags(argv):
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(_refuse(error))
+
+
+def _refuse(error):
+    """Prints one line. Returns the exit code."""
+    print(f"{pathlib.Path(__file__).name}: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+def main(_):
+    """Runs the script. Returns its exit code."""
+    logging.set_verbosity(logging.WARNING)
+    tf.get_logger().setLevel("WARNING")
+    names = [field.name for field in dataclasses.fields(Settings)]
+    given = {name: FLAGS[name].value for name in names if FLAGS[name].present}
+    command = f"python -m scripts.train {shlex.join(sys.argv[1:])}".strip()
+    try:
+        training = prepare(FLAGS.output_dir, FLAGS.resume, given, command)
+        if training is None:
+            print("The run is finished already: there is nothing to resume")
+            return 0
+    except (ValueError, OSError) as error:
+        return _refuse(error)
+    try:
+        train(training)
+        finish(training)
+    except OSError as error:
+        return _refuse(error)
+    return 0
+
+
+def _define_flags():
+    define_flags()
+    flags.DEFINE_string("output_dir", None, "The run directory; by default one in runs/.")
+    flags.DEFINE_bool("resume", False, "Continue the run in --output_dir.")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main, flags_parser=_parse_flags)
