@@ -1,0 +1,343 @@
+"""Tests of `rigl_tf.sparsify` and `rigl_tf.strip`."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import rigl_tf
+from rigl_tf import distributions
+
+layers = keras.layers
+
+
+def inputs_of(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def mlp(**kwargs):
+    return keras.Sequential(
+        [
+            keras.Input((16,)),
+            layers.Dense(12, activation="relu", name="first"),
+            layers.Dense(8, activation="relu", name="second"),
+            layers.Dense(3, name="third"),
+        ],
+        name="mlp",
+        **kwargs,
+    )
+
+
+def convnet():
+    inputs = keras.Input((6, 6, 2), name="image")
+    x = layers.Conv2D(4, 3, use_bias=False, name="conv")(inputs)
+    x = layers.BatchNormalization(name="norm")(x)
+    x = layers.ReLU(name="relu")(x)
+    x = layers.DepthwiseConv2D(2, name="depthwise")(x)
+    shortcut = layers.Conv2D(6, 1, name="shortcut")(x)
+    x = layers.Conv2D(6, 3, padding="same", name="conv2")(x)
+    x = layers.Add(name="add")([x, shortcut])
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(inputs, layers.Dense(3, name="head")(x), name="convnet")
+
+
+def check_invariant(model):
+    weights = {weight.path: weight.numpy() for weight in model.weights}
+    for path, mask in rigl_tf.get_masks(model).items():
+        np.testing.assert_array_equal(weights[path], np.where(mask, weights[path], 0))
+
+
+def kernels_of(model):
+    """The kernels that can be sparse, in the order of the model's weights."""
+    return {
+        weight.path: weight.numpy()
+        for weight in model.trainable_weights
+        if weight.path.endswith("/kernel") and "depthwise" not in weight.path
+    }
+
+
+# How many, and where.
+
+
+def per_layer(shapes, sparsity):
+    return {path: sparsity / (index + 1) for index, path in enumerate(shapes)}
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.29, 0.5, 0.9])
+@pytest.mark.parametrize("distribution", ["uniform", "erdos_renyi", "erk", per_layer])
+@pytest.mark.parametrize("make", [mlp, convnet])
+def test_counts_are_those_of_the_distribution(make, distribution, sparsity):
+    dense = make()
+    sparse = rigl_tf.sparsify(dense, sparsity, distribution)
+    shapes = {path: kernel.shape for path, kernel in kernels_of(dense).items()}
+    want = distributions.allocate(distribution, shapes, sparsity)
+    got = rigl_tf.get_masks(sparse)
+    assert list(got) == list(shapes)
+    for path, mask in got.items():
+        assert mask.shape == shapes[path]
+        assert (~mask).sum() == int(np.floor(want[path] * mask.size))
+    check_invariant(sparse)
+
+
+def test_counts_by_hand():
+    # The first stays dense; floor(0.9 * 96) = 86 and floor(0.9 * 24) = 21 zeros.
+    masks = rigl_tf.get_masks(rigl_tf.sparsify(mlp(), 0.9, "uniform"))
+    assert [int((~mask).sum()) for mask in masks.values()] == [0, 86, 21]
+
+
+def test_erk_is_the_default():
+    one, other = rigl_tf.sparsify(mlp(), 0.8), rigl_tf.sparsify(mlp(), 0.8, "erk", seed=0)
+    for mask, same in zip(
+        rigl_tf.get_masks(one).values(), rigl_tf.get_masks(other).values(), strict=True
+    ):
+        np.testing.assert_array_equal(mask, same)
+
+
+def test_kernels_of_one_shape_have_different_masks_and_seeds_count():
+    dense = keras.Sequential([keras.Input((9,)), layers.Dense(9), layers.Dense(9)])
+    first, second = rigl_tf.get_masks(rigl_tf.sparsify(dense, 0.5, "erk")).values()
+    assert (first != second).any()
+    other, _ = rigl_tf.get_masks(rigl_tf.sparsify(dense, 0.5, "erk", seed=1)).values()
+    assert (first != other).any()
+
+
+# What becomes of the model.
+
+
+def test_weights_are_kept_where_active_and_the_original_is_untouched():
+    dense = convnet()
+    for weight in dense.weights:
+        weight.assign(inputs_of(weight.shape, seed=len(weight.path)))
+    dense.compile("adam", "mse")
+    optimizer = dense.optimizer
+    before = [weight.numpy() for weight in dense.weights]
+    sparse = rigl_tf.sparsify(dense, 0.7)
+    masks = rigl_tf.get_masks(sparse)
+    values = {weight.path: weight.numpy() for weight in sparse.weights}
+    for weight in dense.weights:
+        want = np.where(masks.get(weight.path, True), weight.numpy(), 0)
+        np.testing.assert_array_equal(values[weight.path], want, err_msg=weight.path)
+    for weight, old in zip(dense.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, old)
+    assert dense.compiled
+    assert dense.optimizer is optimizer
+    assert not any(isinstance(layer, rigl_tf.SparseWrapper) for layer in dense.layers)
+    assert not sparse.compiled
+    assert getattr(sparse, "optimizer", None) is None
+    assert [layer.name for layer in sparse.layers] == [layer.name for layer in dense.layers]
+
+
+def test_at_sparsity_zero_the_predictions_are_the_dense_ones():
+    dense = convnet()
+    inputs = inputs_of((2, 6, 6, 2))
+    np.testing.assert_array_equal(rigl_tf.sparsify(dense, 0.0)(inputs), dense(inputs))
+
+
+def test_an_unbuilt_model_gets_its_masks_when_it_is_built():
+    def unbuilt():
+        return keras.Sequential(
+            [layers.Dense(12, name="a"), layers.Dense(8, name="b"), layers.Dense(3, name="c")]
+        )
+
+    sparse = rigl_tf.sparsify(unbuilt(), 0.8)
+    assert rigl_tf.get_masks(sparse) == {}
+    sparse.build((None, 16))
+    built = unbuilt()
+    built.build((None, 16))
+    shapes = {path: kernel.shape for path, kernel in kernels_of(built).items()}
+    want = distributions.allocate("erk", shapes, 0.8)
+    zeros = [int((~mask).sum()) for mask in rigl_tf.get_masks(sparse).values()]
+    assert zeros == [int(np.floor(want[path] * np.prod(shape))) for path, shape in shapes.items()]
+    check_invariant(sparse)
+
+
+def test_a_nested_model():
+    inner = keras.Sequential(
+        [keras.Input((8,)), layers.Dense(8, name="a"), layers.Dense(6, name="b")], name="inner"
+    )
+    inputs = keras.Input((8,))
+    dense = keras.Model(inputs, layers.Dense(3, name="head")(inner(inputs)))
+    sparse = rigl_tf.sparsify(dense, 0.5, per_layer)
+    zeros = [int((~mask).sum()) for mask in rigl_tf.get_masks(sparse).values()]
+    assert zeros == [32, 12, 3]  # 64 / 2, 48 / 4, 18 / 6
+    assert isinstance(sparse.get_layer("inner").layers[0], rigl_tf.SparseWrapper)
+    check_invariant(sparse)
+    x = inputs_of((4, 8))
+    np.testing.assert_array_equal(rigl_tf.strip(sparse)(x), sparse(x))
+    assert kernels_of(sparse).keys() == kernels_of(dense).keys()
+
+
+def test_a_shared_layer_has_one_mask():
+    shared = layers.Dense(8, name="shared")
+    inputs = keras.Input((8,))
+    dense = keras.Model(inputs, layers.Dense(3, name="head")(shared(shared(inputs))))
+    sparse = rigl_tf.sparsify(dense, 0.5, per_layer)
+    assert [mask.size for mask in rigl_tf.get_masks(sparse).values()] == [64, 24]
+    check_invariant(sparse)
+    x = inputs_of((4, 8))
+    kernel, bias = sparse.get_layer("shared").layer.get_weights()
+    hidden = (x @ kernel + bias) @ kernel + bias
+    head = sparse.get_layer("head").layer.get_weights()
+    np.testing.assert_allclose(sparse(x), hidden @ head[0] + head[1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(rigl_tf.strip(sparse)(x), sparse(x))
+
+
+def test_dense_layers():
+    sparse = rigl_tf.sparsify(mlp(), 0.5, per_layer, dense_layers=["first"])
+    assert list(rigl_tf.get_masks(sparse)) == ["mlp/second/kernel", "mlp/third/kernel"]
+    # They are no part of the sparsity: the others have it among themselves.
+    zeros = [int((~mask).sum()) for mask in rigl_tf.get_masks(sparse).values()]
+    assert zeros == [48, 6]
+    one = rigl_tf.sparsify(mlp(), 0.5, dense_layers="first")
+    assert list(rigl_tf.get_masks(one)) == ["mlp/second/kernel", "mlp/third/kernel"]
+
+
+def test_a_frozen_layer_stays_dense():
+    dense = mlp()
+    dense.get_layer("second").trainable = False
+    sparse = rigl_tf.sparsify(dense, 0.5)
+    assert list(rigl_tf.get_masks(sparse)) == ["mlp/first/kernel", "mlp/third/kernel"]
+    assert not sparse.get_layer("second").trainable
+
+
+# Errors.
+
+
+@pytest.mark.parametrize("sparsity", [1.0, -0.1, "x", float("nan"), None])
+def test_bad_sparsity(sparsity):
+    with pytest.raises(ValueError, match="Received: sparsity="):
+        rigl_tf.sparsify(mlp(), sparsity)
+
+
+@pytest.mark.parametrize("distribution", ["erdos", None, 3])
+def test_unknown_distribution(distribution):
+    with pytest.raises(ValueError, match="A distribution must be one of"):
+        rigl_tf.sparsify(mlp(), 0.5, distribution)
+
+
+@pytest.mark.parametrize(
+    "distribution", [lambda s, _: {}, lambda s, _: dict.fromkeys(s, 1.0), lambda s, _: 0.5]
+)
+def test_a_callable_with_a_bad_result(distribution):
+    with pytest.raises(ValueError, match="Received"):
+        rigl_tf.sparsify(mlp(), 0.5, distribution)
+
+
+def test_a_model_without_eligible_kernel():
+    model = keras.Sequential([keras.Input((4,)), layers.ReLU(), layers.BatchNormalization()])
+    with pytest.raises(ValueError, match="a layer whose kernel can be sparse .*BatchNorm"):
+        rigl_tf.sparsify(model, 0.5)
+
+
+def test_every_layer_kept_dense():
+    with pytest.raises(ValueError, match="a layer whose kernel can be sparse"):
+        rigl_tf.sparsify(mlp(), 0.5, dense_layers=["first", "second", "third"])
+
+
+def test_sparsified_twice():
+    with pytest.raises(ValueError, match="sparse already"):
+        rigl_tf.sparsify(rigl_tf.sparsify(mlp(), 0.5), 0.5)
+
+
+@pytest.mark.parametrize("caller", [lambda m: rigl_tf.sparsify(m, 0.5), rigl_tf.strip])
+def test_a_subclassed_model(caller):
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(3)
+
+        def call(self, inputs):
+            return self.dense(inputs)
+
+    model = Subclassed()
+    model(inputs_of((2, 4)))
+    with pytest.raises(ValueError, match="wrap the layers by hand.*class Subclassed"):
+        caller(model)
+
+
+@pytest.mark.parametrize("caller", [lambda m: rigl_tf.sparsify(m, 0.5), rigl_tf.strip])
+def test_no_model(caller):
+    with pytest.raises(ValueError, match=r"takes a `keras.Model`"):
+        caller(layers.Dense(3))
+
+
+def test_unknown_dense_layers():
+    with pytest.raises(ValueError, match=r"Received: \['fourth'\]"):
+        rigl_tf.sparsify(mlp(), 0.5, dense_layers=["first", "fourth"])
+
+
+def test_strip_of_an_unbuilt_model():
+    with pytest.raises(ValueError, match="needs a built model"):
+        rigl_tf.strip(keras.Sequential([layers.Dense(3)]))
+
+
+# Back.
+
+
+@pytest.mark.parametrize("make", [mlp, convnet])
+def test_strip(make):
+    dense = make()
+    sparse = rigl_tf.sparsify(dense, 0.7)
+    plain = rigl_tf.strip(sparse)
+    x = inputs_of((3, *dense.input_shape[1:]))
+    np.testing.assert_array_equal(plain(x), sparse(x))
+    assert [layer.name for layer in plain.layers] == [layer.name for layer in dense.layers]
+    assert [type(layer) for layer in plain.layers] == [type(layer) for layer in dense.layers]
+    assert [w.path for w in plain.weights] == [w.path for w in dense.weights]
+    assert "rigl_tf" not in json.dumps(plain.get_config())
+    for path, mask in rigl_tf.get_masks(sparse).items():
+        assert not kernels_of(plain)[path][~mask].any()
+    assert all(weight.constraint is None for weight in plain.trainable_weights)
+
+
+def test_strip_masks_a_dirty_kernel():
+    # tfmot's strip does not.
+    sparse = rigl_tf.sparsify(mlp(), 0.7, "uniform")
+    kernel = sparse.get_layer("second").layer.kernel
+    mask = rigl_tf.get_masks(sparse)["mlp/second/kernel"]
+    kernel.assign(np.ones((12, 8)))
+    plain = rigl_tf.strip(sparse)
+    np.testing.assert_array_equal(plain.get_layer("second").kernel, mask.astype("float32"))
+
+
+def test_strip_of_a_trained_model():
+    sparse = rigl_tf.sparsify(mlp(), 0.5)
+    sparse.compile(
+        rigl_tf.RigL("adam", end_step=4, update_frequency=2, drop_fraction=0.5),
+        "mse",
+        run_eagerly=True,
+    )
+    x = inputs_of((12, 16))
+    sparse.fit(x, inputs_of((12, 3)), batch_size=4, verbose=0)
+    plain = rigl_tf.strip(sparse)
+    np.testing.assert_array_equal(plain(x), sparse(x))
+    assert not plain.compiled
+    assert sparse.compiled
+
+
+def test_strip_of_a_dense_model_is_a_copy():
+    dense = mlp()
+    copy = rigl_tf.strip(dense)
+    x = inputs_of((3, 16))
+    np.testing.assert_array_equal(copy(x), dense(x))
+    assert copy.layers[0].kernel is not dense.layers[0].kernel
+
+
+def test_a_stripped_model_is_loaded_without_rigl_tf(tmp_path):
+    sparse = rigl_tf.sparsify(convnet(), 0.7)
+    path, x_path, y_path = (str(tmp_path / name) for name in ("m.keras", "x.npy", "y.npy"))
+    x = inputs_of((3, 6, 6, 2))
+    np.save(x_path, x)
+    np.save(y_path, sparse(x).numpy())
+    rigl_tf.strip(sparse).save(path)
+    program = (
+        "import sys, keras, numpy as np\n"
+        "model, x, y = keras.models.load_model(sys.argv[1]), *map(np.load, sys.argv[2:])\n"
+        "np.testing.assert_allclose(model(x), y, rtol=1e-5, atol=1e-6)\n"
+        "assert 'rigl_tf' not in sys.modules\n"
+    )
+    command = [sys.executable, "-c", program, path, x_path, y_path]
+    subprocess.run(command, check=True, timeout=120, cwd=tmp_path)

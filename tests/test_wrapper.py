@@ -1,0 +1,294 @@
+"""Tests of `rigl_tf.SparseWrapper`."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import rigl_tf
+from rigl_tf.wrapper import eligible_kernels
+
+layers = keras.layers
+
+# Each with an input of a batch of two.
+KERNEL_LAYERS = {
+    "Dense": (lambda: layers.Dense(4, name="layer"), (2, 6)),
+    "Conv1D": (lambda: layers.Conv1D(4, 3, name="layer"), (2, 5, 3)),
+    "Conv2D": (lambda: layers.Conv2D(4, 3, name="layer"), (2, 5, 5, 3)),
+    "Conv3D": (lambda: layers.Conv3D(4, 2, name="layer"), (2, 3, 3, 3, 2)),
+    "Conv1DTranspose": (lambda: layers.Conv1DTranspose(4, 3, name="layer"), (2, 5, 3)),
+    "Conv2DTranspose": (lambda: layers.Conv2DTranspose(4, 3, name="layer"), (2, 5, 5, 3)),
+    "Conv3DTranspose": (lambda: layers.Conv3DTranspose(4, 2, name="layer"), (2, 3, 3, 3, 2)),
+}
+
+
+def inputs_of(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def check_invariant(model):
+    """The kernel a layer holds is the sparse weight."""
+    for path, mask in rigl_tf.get_masks(model).items():
+        kernel = next(w for w in model.weights if w.path == path).numpy()
+        np.testing.assert_array_equal(kernel, np.where(mask, kernel, 0))
+
+
+# One layer.
+
+
+@pytest.mark.parametrize("name", KERNEL_LAYERS)
+def test_a_layer_with_one_kernel(name):
+    make, shape = KERNEL_LAYERS[name]
+    layer = rigl_tf.SparseWrapper(make(), sparsity=0.75)
+    outputs = layer(inputs_of(shape))
+    kernel = layer.layer.kernel
+    size = int(np.prod(kernel.shape))
+    assert layer.kernel_mask.shape == kernel.shape
+    assert not layer.kernel_mask.trainable
+    assert layer.kernel_mask.numpy().sum() == size - int(0.75 * size)
+    check_invariant(layer)
+
+    # The wrapped layer computes as ever, with the kernel it holds.
+    plain = make()
+    plain.build(shape)
+    plain.set_weights([kernel.numpy(), layer.layer.bias.numpy()])
+    np.testing.assert_array_equal(outputs, plain(inputs_of(shape)))
+    assert layer.compute_output_shape(shape) == plain.compute_output_shape(shape)
+    assert kernel.path == plain.kernel.path == "layer/kernel"
+    assert layer.name == "layer"
+
+
+def test_no_op_is_added_to_the_forward_pass():
+    # With a mask in the forward pass the gradient of inactive connections would be 0.
+    layer = rigl_tf.SparseWrapper(layers.Dense(4), sparsity=0.75)
+    inputs, factors = inputs_of((2, 6)), inputs_of((2, 4), seed=1)
+    layer.build((2, 6))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(inputs) * factors)
+    gradient = tape.gradient(loss, layer.layer.kernel.value)
+    np.testing.assert_allclose(gradient, inputs.T @ factors, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (layers.DepthwiseConv2D(3), (2, 5, 5, 3)),
+        (layers.DepthwiseConv1D(3), (2, 5, 3)),
+        (layers.BatchNormalization(), (2, 5)),
+        (layers.LayerNormalization(axis=(1, 2)), (2, 5, 3)),
+        (layers.Embedding(10, 4), (2, 5)),
+        (layers.ReLU(), (2, 5)),
+        (layers.Dropout(0.5), (2, 5)),
+    ],
+)
+def test_a_layer_without_kernel_is_refused(layer, shape):
+    with pytest.raises(ValueError, match="needs a layer with a trainable kernel"):
+        rigl_tf.SparseWrapper(layer, 0.5).build(shape)
+
+
+def test_a_frozen_kernel_is_not_eligible():
+    layer = layers.Dense(3)
+    layer.build((None, 4))
+    assert list(eligible_kernels(layer)) == ["kernel"]
+    layer.trainable = False
+    assert eligible_kernels(layer) == {}
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "names"),
+    [
+        (lambda: layers.SeparableConv2D(4, 3), (2, 5, 5, 3), ["pointwise_kernel"]),
+        (
+            lambda: layers.GRU(4, use_bias=True),
+            (2, 5, 3),
+            ["gru_cell/kernel", "gru_cell/recurrent_kernel"],
+        ),
+        (lambda: layers.LSTM(4), (2, 5, 3), ["lstm_cell/kernel", "lstm_cell/recurrent_kernel"]),
+        (lambda: layers.EinsumDense("ab,bcd->acd", (3, 4), bias_axes="cd"), (2, 6), ["kernel"]),
+    ],
+)
+def test_every_kernel_of_a_layer_gets_a_mask(layer, shape, names):
+    layer = rigl_tf.SparseWrapper(layer(), 0.5)
+    layer(inputs_of(shape))
+    assert list(layer.kernel_masks) == names
+    for mask in layer.kernel_masks.values():
+        size = int(np.prod(mask.shape))
+        assert mask.numpy().sum() == size - size // 2
+    check_invariant(layer)
+
+
+def test_kernel_mask_of_a_layer_with_two_kernels():
+    layer = rigl_tf.SparseWrapper(layers.SimpleRNN(4), 0.5)
+    layer.build((2, 5, 3))
+    with pytest.raises(AttributeError, match="see `kernel_masks`"):
+        _ = layer.kernel_mask
+
+
+def test_a_layer_that_is_built_already_keeps_its_weights():
+    dense = layers.Dense(4)
+    dense.build((None, 6))
+    before = dense.kernel.numpy()
+    layer = rigl_tf.SparseWrapper(dense, 0.5)
+    layer.build((None, 6))
+    mask = layer.kernel_mask.numpy()
+    np.testing.assert_array_equal(dense.kernel, np.where(mask, before, 0))
+
+
+def test_seeds():
+    def mask(seed):
+        layer = rigl_tf.SparseWrapper(layers.Dense(8), 0.5, seed=seed)
+        layer.build((None, 8))
+        return layer.kernel_mask.numpy()
+
+    np.testing.assert_array_equal(mask(3), mask(3))
+    assert (mask(3) != mask(4)).any()
+
+
+@pytest.mark.parametrize("sparsity", [1.0, 1, -0.1, float("nan"), "x", None, True])
+def test_bad_sparsity(sparsity):
+    with pytest.raises(ValueError, match="Received: sparsity="):
+        rigl_tf.SparseWrapper(layers.Dense(3), sparsity)
+
+
+def test_wrapped_twice():
+    with pytest.raises(ValueError, match="wrapped only once"):
+        rigl_tf.SparseWrapper(rigl_tf.SparseWrapper(layers.Dense(3), 0.5), 0.5)
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_config_round_trip(built):
+    layer = rigl_tf.SparseWrapper(layers.Dense(8, activation="relu"), 0.75, seed=5, name="mine")
+    if built:
+        layer.build((None, 8))
+    config = keras.saving.serialize_keras_object(layer)
+    copy = keras.saving.deserialize_keras_object(config)
+    for each in (layer, copy):
+        if not each.built:
+            each.build((None, 8))
+    assert copy.name == "mine"
+    assert copy.layer.activation is keras.activations.relu
+    np.testing.assert_array_equal(copy.kernel_mask, layer.kernel_mask)
+    copy.set_weights(layer.get_weights())
+    inputs = inputs_of((2, 8))
+    np.testing.assert_array_equal(copy(inputs), layer(inputs))
+
+
+def test_dtype_policy_is_the_layers():
+    layer = rigl_tf.SparseWrapper(layers.Dense(3, dtype="mixed_bfloat16"), 0.5)
+    assert layer.dtype_policy.name == "mixed_bfloat16"
+    assert layer(inputs_of((2, 4))).dtype == "bfloat16"
+    assert layer.layer.kernel.dtype == "float32"
+    assert layer.kernel_mask.dtype == "bool"
+
+
+def test_timestep_masks_pass_through():
+    inputs = np.array([[1, 2, 0, 0], [3, 0, 0, 0]])
+    embedding = layers.Embedding(10, 6, mask_zero=True)
+
+    def through(rnn):
+        return keras.Sequential([embedding, rnn])(inputs)
+
+    plain = layers.SimpleRNN(3)
+    want = through(plain)
+    np.testing.assert_array_equal(through(rigl_tf.SparseWrapper(plain, 0.0)), want)
+    assert rigl_tf.SparseWrapper(layers.Dense(3), 0.5).supports_masking
+
+
+# In a model.
+
+
+def test_by_hand_in_a_functional_model_the_paths_are_those_of_the_dense_model():
+    def make(wrap):
+        keras.utils.clear_session(free_memory=False)
+        inputs = keras.Input((8, 8, 3))
+        x = wrap(layers.Conv2D(4, 3))(inputs)
+        x = layers.BatchNormalization()(x)
+        x = layers.DepthwiseConv2D(3)(x)
+        x = layers.Flatten()(x)
+        outputs = wrap(layers.Dense(3))(x)
+        return keras.Model(inputs, outputs)
+
+    dense = make(lambda layer: layer)
+    sparse = make(lambda layer: rigl_tf.SparseWrapper(layer, 0.5))
+    paths = [weight.path for weight in dense.trainable_weights]
+    assert [weight.path for weight in sparse.trainable_weights] == paths
+    assert [layer.name for layer in sparse.layers] == [layer.name for layer in dense.layers]
+    assert list(rigl_tf.get_masks(sparse)) == [
+        path for path in paths if path.endswith("/kernel") and "depthwise" not in path
+    ]
+
+
+class Subclassed(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first = rigl_tf.SparseWrapper(layers.Dense(8, activation="relu"), 0.5)
+        self.second = rigl_tf.SparseWrapper(layers.Dense(3), 0.75, seed=1)
+
+    def call(self, inputs):
+        return self.second(self.first(inputs))
+
+
+def sequential():
+    return keras.Sequential(
+        [
+            rigl_tf.SparseWrapper(layers.Dense(8, activation="relu"), 0.5),
+            rigl_tf.SparseWrapper(layers.Dense(3), 0.75, seed=1),
+        ]
+    )
+
+
+def sparsified():
+    dense = keras.Sequential([layers.Dense(8, activation="relu"), layers.Dense(3)])
+    return rigl_tf.sparsify(
+        dense, 0.5, lambda shapes, _: dict(zip(shapes, (0.5, 0.75), strict=True))
+    )
+
+
+def optimizer():
+    return rigl_tf.RigL(
+        keras.optimizers.SGD(0.1), end_step=5, update_frequency=2, drop_fraction=0.5
+    )
+
+
+# All compiled before they are built.
+BUILD = {
+    "fit": lambda model, x, y: model.fit(x, y, batch_size=4, verbose=0),
+    "evaluate": lambda model, x, y: model.evaluate(x, y, verbose=0),
+    "predict": lambda model, x, y: model.predict(x, verbose=0),
+    "call": lambda model, x, y: model(x),
+    "train_on_batch": lambda model, x, y: model.train_on_batch(x, y),
+    "build": lambda model, x, y: model.build((None, 6)),
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "how"),
+    [
+        (make, how)
+        for make in (sequential, Subclassed, sparsified)
+        for how in BUILD
+        if (make, how) != (Subclassed, "build")  # Keras builds no subclassed model so
+    ],
+)
+def test_models_that_are_built_late(make, how):
+    model = make()
+    model.compile(optimizer(), "mse", run_eagerly=how != "fit")
+    x, y = inputs_of((12, 6)), inputs_of((12, 3))
+    BUILD[how](model, x, y)
+    assert [mask.sum() for mask in rigl_tf.get_masks(model).values()] == [24, 6]
+    check_invariant(model)
+    # Training goes on, whoever built the model.
+    model.fit(x, y, batch_size=4, epochs=2, verbose=0)
+    assert [mask.sum() for mask in rigl_tf.get_masks(model).values()] == [24, 6]
+    check_invariant(model)
+
+
+def test_late_and_early_built_models_have_the_same_masks():
+    early, late = sequential(), sequential()
+    early.build((None, 6))
+    late.compile("sgd", "mse")
+    late.fit(inputs_of((4, 6)), inputs_of((4, 3)), verbose=0)
+    for one, other in zip(
+        rigl_tf.get_masks(early).values(), rigl_tf.get_masks(late).values(), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
