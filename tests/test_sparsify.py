@@ -228,7 +228,7 @@ def test_a_callable_with_a_bad_result(distribution):
 
 def test_a_model_without_eligible_kernel():
     model = keras.Sequential([keras.Input((4,)), layers.ReLU(), layers.BatchNormalization()])
-    with pytest.raises(ValueError, match="a layer whose kernel can be sparse .*BatchNorm"):
+    with pytest.raises(ValueError, match=r"a layer whose kernel can be sparse .*BatchNorm"):
         rigl_tf.sparsify(model, 0.5)
 
 
@@ -254,7 +254,7 @@ def test_a_subclassed_model(caller):
 
     model = Subclassed()
     model(inputs_of((2, 4)))
-    with pytest.raises(ValueError, match="wrap the layers by hand.*class Subclassed"):
+    with pytest.raises(ValueError, match=r"wrap the layers by hand.*class Subclassed"):
         caller(model)
 
 
