@@ -118,7 +118,7 @@ class RunDirectory:
         for path in [*self.path.glob(f"{_TEMPORARY}*"), *self.path.glob(".export-*")]:
             _remove(path)
         checkpoints = self._checkpoints()
-        num_epochs = int(checkpoints[-1].stem.rpartition("-")[2]) if checkpoints else 0
+        num_epochs = _epochs_of(checkpoints[-1]) if checkpoints else 0
         if checkpoints:
             _load(model, checkpoints[-1], num_epochs * steps_per_epoch)
         for path in checkpoints[:-1]:
@@ -133,7 +133,7 @@ class RunDirectory:
         return num_epochs
 
     def _checkpoints(self):
-        return sorted(self.path.glob("checkpoint-*.keras"))
+        return sorted(self.path.glob("checkpoint-*.keras"), key=_epochs_of)
 
     def _read_metrics(self):
         path = self.path / "metrics.csv"
@@ -149,14 +149,20 @@ class RunDirectory:
             writer.writerows(self._rows)
 
 
-def check_same_settings(settings, given, may_differ):
+def check_same_settings(settings, given, names, may_differ):
     """Raises a `ValueError` if a setting in `given` is not that of the run.
 
     Args:
         settings: Dictionary, the settings of the run.
         given: Dictionary, settings that the user asks for now.
+        names: Set of the names of all settings.
         may_differ: Names of settings that have no influence on the result.
     """
+    if settings.keys() != names:
+        raise ValueError(
+            "config.json must have the settings of this version of the script. Received: "
+            f"{sorted(settings.keys() ^ names)} in only one of them"
+        )
     differing = [
         f"--{name}={value} (the run has {settings.get(name)})"
         for name, value in given.items()
@@ -219,6 +225,10 @@ def _load(model, path, step):
             "again from the first epoch, with the same result. "
             f"Received: {path} ({type(error).__name__}: {error})"
         ) from error
+
+
+def _epochs_of(checkpoint):
+    return int(checkpoint.stem.rpartition("-")[2])
 
 
 def _remove(path):

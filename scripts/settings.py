@@ -40,6 +40,9 @@ class Settings:
     data_dir: str | None = _setting(None, "Directory with mnist.npz and the like.")
 
 
+NAMES = {field.name for field in dataclasses.fields(Settings)}
+
+
 def define_flags():
     """Defines a flag for each setting."""
     kinds = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}

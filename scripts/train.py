@@ -33,7 +33,14 @@ from absl import app, flags, logging
 
 import rigl_tf
 from scripts import datasets, methods, runs
-from scripts.settings import MAY_DIFFER, Settings, check_settings, default_directory, define_flags
+from scripts.settings import (
+    MAY_DIFFER,
+    NAMES,
+    Settings,
+    check_settings,
+    default_directory,
+    define_flags,
+)
 
 FLAGS = flags.FLAGS
 _MAX_STEPS_PER_EXECUTION = 50
@@ -69,7 +76,7 @@ def prepare(output_dir=None, resume=False, given=None, command=""):
     directory = runs.RunDirectory(output_dir or default_directory(settings))
     if resume:
         config = directory.read_config()
-        runs.check_same_settings(config["settings"], given or {}, MAY_DIFFER)
+        runs.check_same_settings(config["settings"], given or {}, NAMES, MAY_DIFFER)
         settings = Settings(**{**config["settings"], **(given or {})})
         if directory.is_finished:
             return None
@@ -245,8 +252,7 @@ def main(_):
     """Runs the script. Returns its exit code."""
     logging.set_verbosity(logging.WARNING)
     tf.get_logger().setLevel("WARNING")
-    names = [field.name for field in dataclasses.fields(Settings)]
-    given = {name: FLAGS[name].value for name in names if FLAGS[name].present}
+    given = {name: FLAGS[name].value for name in NAMES if FLAGS[name].present}
     command = f"python -m scripts.train {shlex.join(sys.argv[1:])}".strip()
     try:
         training = prepare(FLAGS.output_dir, FLAGS.resume, given, command)
