@@ -1,6 +1,5 @@
 """SparseOptimizer: trains the active connections and, at update steps, moves them."""
 
-import contextlib
 import dataclasses
 import warnings
 
@@ -8,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from rigl_tf import masks, schedules, selection
+from rigl_tf.optimizers.wrapping import WrappingOptimizer, recorded_slots
 
 
 @dataclasses.dataclass(eq=False)
@@ -21,7 +21,7 @@ class _SparseKernel:
     average: keras.Variable | None  # moving average of the dense gradient
 
 
-class SparseOptimizer(keras.optimizers.Optimizer):
+class SparseOptimizer(WrappingOptimizer):
     """Base class of the optimizers that train sparse models.
 
     It wraps another optimizer, as `keras.optimizers.LossScaleOptimizer` does. On ordinary steps
@@ -68,7 +68,6 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         gradient_momentum=None,
         name=None,
     ):
-        inner_optimizer = keras.optimizers.get(inner_optimizer)
         if isinstance(inner_optimizer, SparseOptimizer):
             raise ValueError(
                 "`inner_optimizer` must be a dense optimizer. "
@@ -81,9 +80,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                 "`gradient_momentum` must be a number in [0, 1) or None. "
                 f"Received: gradient_momentum={gradient_momentum!r}"
             )
-        # The learning rate is the inner optimizer's; this value is never used.
-        super().__init__(learning_rate=0.0, name=name)
-        self.inner_optimizer = inner_optimizer
+        super().__init__(inner_optimizer, name=name)
         self.begin_step = begin_step
         self.end_step = end_step
         self.update_frequency = update_frequency
@@ -159,7 +156,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         super().build(variables)
         self.step = self._add_counter("step")
         self.num_skipped_updates = self._add_counter("num_skipped_updates")
-        with _recorded_slots(self.inner_optimizer) as slots:
+        with recorded_slots(self.inner_optimizer) as slots:
             self.inner_optimizer.build(variables)
         self._plan = _Plan(
             _SparseKernel(
@@ -309,41 +306,9 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         finally:
             self._kernel_seed = None
 
-    # What belongs to the inner optimizer.
-
-    @property
-    def variables(self):
-        """The variables of this optimizer, then those of the inner one."""
-        return super().variables + self.inner_optimizer.variables
-
-    @property
-    def learning_rate(self):
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, learning_rate):
-        self.inner_optimizer.learning_rate = learning_rate
-
-    @property
-    def iterations(self):
-        """The number of gradient steps; it stands still at update steps."""
-        return self.inner_optimizer.iterations
-
-    @property
-    def loss_scale_factor(self):
-        return self.inner_optimizer.loss_scale_factor if "inner_optimizer" in vars(self) else None
-
-    @loss_scale_factor.setter
-    def loss_scale_factor(self, value):
-        if "inner_optimizer" in vars(self):
-            self.inner_optimizer.loss_scale_factor = value
-
-    def scale_loss(self, loss):
-        return self.inner_optimizer.scale_loss(loss)
-
     def finalize_variable_values(self, var_list):
         """Called by Keras when `fit` ends: writes averages back, tells of skipped updates."""
-        self.inner_optimizer.finalize_variable_values(var_list)
+        super().finalize_variable_values(var_list)
         for variable in var_list:
             if masks.mask_of(variable) is not None:
                 masks.apply_mask(variable)
@@ -355,43 +320,16 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                 stacklevel=2,
             )
 
-    # Saving. The inner optimizer is an attribute, so Keras saves its variables by itself.
-
-    def save_own_variables(self, store):
-        for index, variable in enumerate(super().variables):
-            store[str(index)] = variable.numpy()
-
-    def load_own_variables(self, store):
-        own = super().variables
-        if len(store.keys()) != len(own):
-            raise ValueError(
-                f"The saved state of an optimizer must be that of a built {type(self).__name__} "
-                f"with {len(own)} variables of its own. Received: {len(store.keys())} variables"
-            )
-        for index, variable in enumerate(own):
-            variable.assign(store[str(index)])
-
     def get_config(self):
-        serialize = keras.saving.serialize_keras_object
         return {
-            "name": self.name,
-            "inner_optimizer": serialize(self.inner_optimizer),
+            **super().get_config(),
             "end_step": self.end_step,
             "begin_step": self.begin_step,
             "update_frequency": self.update_frequency,
-            "drop_fraction": serialize(self.drop_fraction),
+            "drop_fraction": keras.saving.serialize_keras_object(self.drop_fraction),
             "seed": self.seed,
+            "gradient_momentum": self.gradient_momentum,
         }
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        config = dict(config)
-        for name in ("inner_optimizer", "drop_fraction"):
-            if name in config:
-                config[name] = keras.saving.deserialize_keras_object(
-                    config[name], custom_objects=custom_objects
-                )
-        return cls(**config)
 
 
 class _Plan:
@@ -409,35 +347,3 @@ def _sum_over_replicas(strategy, pairs):
         tf.distribute.ReduceOp.SUM,
         [(gradient, sparse.kernel.value) for sparse, gradient in pairs],
     )
-
-
-@contextlib.contextmanager
-def _recorded_slots(optimizer):
-    """Collects `{id(variable): [(slot, initializer)]}` while `optimizer` is built.
-
-    Every Keras optimizer, wrapped ones too, creates its slots through the public method
-    `add_variable_from_reference`; so nothing need be known of the optimizer's kind.
-    """
-    slots = {}
-    optimizers = []
-
-    def record(optimizer):
-        create = optimizer.add_variable_from_reference
-
-        def recording(reference_variable, name=None, initializer="zeros"):
-            slot = create(reference_variable, name=name, initializer=initializer)
-            entry = (slot, keras.initializers.get(initializer))
-            slots.setdefault(id(reference_variable), []).append(entry)
-            return slot
-
-        optimizer.add_variable_from_reference = recording
-        optimizers.append(optimizer)
-
-    while optimizer is not None:
-        record(optimizer)
-        optimizer = getattr(optimizer, "inner_optimizer", None)
-    try:
-        yield slots
-    finally:
-        for optimizer in optimizers:
-            del optimizer.add_variable_from_reference

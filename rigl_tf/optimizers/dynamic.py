@@ -86,9 +86,6 @@ class SNFS(SparseOptimizer):
     def grow_scores(self, kernel, mask, gradient):
         return tf.abs(gradient)
 
-    def get_config(self):
-        return {**super().get_config(), "gradient_momentum": self.gradient_momentum}
-
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
 class StaticSparse(SparseOptimizer):
