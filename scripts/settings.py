@@ -43,7 +43,7 @@ class Settings:
 NAMES = {field.name for field in dataclasses.fields(Settings)}
 
 
-def define_flags():
+def define_flags(flag_values):
     """Defines a flag for each setting."""
     kinds = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
     for field in dataclasses.fields(Settings):
@@ -51,7 +51,7 @@ def define_flags():
             define = flags.DEFINE_bool
         else:
             define = kinds.get(field.type, flags.DEFINE_string)
-        define(field.name, field.default, field.metadata["help"])
+        define(field.name, field.default, field.metadata["help"], flag_values=flag_values)
 
 
 def default_directory(settings):

@@ -13,21 +13,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import flagsaver
+from absl import flags
 
 import rigl_tf
 from scripts import methods, runs, train
 
 _SUBPROCESS_SECONDS = 120
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _flags():
-    train._define_flags()
-    train.FLAGS.mark_as_parsed()
-    yield
-    for name in list(train.FLAGS.flags_by_module_dict()["scripts.train"]):
-        delattr(train.FLAGS, name.name)
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +40,6 @@ def small(data_path, **settings):
     """Settings of a run of two epochs of 7 steps, updates of the masks at steps 3, 6 and 9."""
     quick = {"epochs": 2, "batch_size": 10, "update_frequency": 3, "jit_compile": False}
     return {"dataset": str(data_path), **quick, **settings}
-
-
-def run(output_dir, given, resume=False):
-    """`main` with these flags, as if they were given on the command line. Returns the exit code."""
-    with flagsaver.flagsaver():
-        for name in train.NAMES:
-            train.FLAGS[name].present = 0
-        for name, value in {"output_dir": str(output_dir), "resume": resume, **given}.items():
-            setattr(train.FLAGS, name, value)
-            train.FLAGS[name].present = 1
-        return train.main([])
 
 
 def rows(directory):
@@ -96,7 +76,7 @@ def assert_same_run(directory, expected):
 @pytest.fixture(scope="module")
 def uninterrupted(data_path, tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "uninterrupted"
-    assert run(directory, small(data_path)) == 0
+    assert train.run(directory, given=small(data_path), command="the command") == 0
     return directory
 
 
@@ -105,7 +85,8 @@ def uninterrupted(data_path, tmp_path_factory):
 
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_each_method_trains_and_exports(method, data_path, tmp_path):
-    assert run(tmp_path, small(data_path, method=method, sparsity=0.8, epochs=1)) == 0
+    given = small(data_path, method=method, sparsity=0.8, epochs=10, learning_rate=0.05)
+    assert train.run(tmp_path, given=given) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     # Kernels 16x300, 300x100 and 100x3 have 35,100 weights, and there are 403 biases.
     if method == "dense":
@@ -117,7 +98,7 @@ def test_each_method_trains_and_exports(method, data_path, tmp_path):
         assert 7_020 <= report["num_active"] - 403 <= 7_023
     is_sparse = method not in ("dense", "small_dense")
     assert float(rows(tmp_path)[0]["sparsity"]) == pytest.approx(0.8 * is_sparse, abs=1e-4)
-    assert report["test_accuracy"] == report["exported_test_accuracy"]
+    assert report["test_accuracy"] == report["exported_test_accuracy"] >= 0.8
 
 
 def test_run_directory(uninterrupted, data_path):
@@ -134,7 +115,7 @@ def test_run_directory(uninterrupted, data_path):
     assert config["settings"].keys() == train.NAMES
     assert config["settings"]["dataset"] == str(data_path)
     assert config["settings"]["sparsity"] == 0.9
-    assert config["command"].startswith("python -m scripts.train")
+    assert config["command"] == "the command"
     assert {"python", "tensorflow", "keras", "numpy", "rigl_tf", "revision"} <= set(
         config["versions"]
     )
@@ -164,11 +145,6 @@ def test_exported_model_serves_the_same_logits(uninterrupted):
     inputs = tf.random.stateless_normal((5, 4, 4, 1), (0, 0))
     exported = tf.saved_model.load(str(uninterrupted / "export"))
     np.testing.assert_allclose(exported.serve(inputs), model(inputs), atol=1e-5)
-
-
-def test_learns(data_path, tmp_path):
-    assert run(tmp_path, small(data_path, epochs=15, learning_rate=0.05)) == 0
-    assert json.loads((tmp_path / "report.json").read_text())["test_accuracy"] >= 0.9
 
 
 # The order of the examples.
@@ -207,7 +183,7 @@ class Killed(BaseException):
     ("moment", "name"),
     [
         ("after", "config.json"),
-        ("before", "checkpoint-0001.keras"),
+        ("before", "checkpoint-0002.keras"),
         ("after", "checkpoint-0001.keras"),
         ("before", "report.json"),
     ],
@@ -228,33 +204,36 @@ def test_resumed_run_equals_uninterrupted(
     with monkeypatch.context() as patch:
         patch.setattr(runs.os, "replace", replace)
         with pytest.raises(Killed):
-            run(tmp_path, small(data_path))
-    assert run(tmp_path, {}, resume=True) == 0
+            train.run(tmp_path, given=small(data_path))
+    assert train.run(tmp_path, resume=True) == 0
     assert_same_run(tmp_path, uninterrupted)
     assert not list(tmp_path.glob(".*"))
 
 
+def start(output_dir, *arguments):
+    command = [sys.executable, "-m", "scripts.train", f"--output_dir={output_dir}", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
 def test_kill_9(tmp_path):
-    given = {"epochs": 12, "seed": 3}
-    command = [sys.executable, "-m", "scripts.train", f"--output_dir={tmp_path / 'killed'}"]
-    command += [f"--{name}={value}" for name, value in given.items()]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = start(killed, "--epochs=12", "--seed=3")
     deadline = time.monotonic() + _SUBPROCESS_SECONDS
-    while not list((tmp_path / "killed").glob("checkpoint-*")):
+    while not list(killed.glob("checkpoint-*")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "report.json").exists()
-    assert run(tmp_path / "killed", given, resume=True) == 0
-    assert run(tmp_path / "whole", given) == 0
-    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    assert not (killed / "report.json").exists()
+    assert start(killed, "--resume", "--seed=3").wait(_SUBPROCESS_SECONDS) == 0
+    assert train.run(whole, given={"epochs": 12, "seed": 3}) == 0
+    assert_same_run(killed, whole)
 
 
 def test_finished_run_is_left_alone(uninterrupted, capsys):
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
-    assert run(uninterrupted, {}, resume=True) == 0
+    assert train.run(uninterrupted, resume=True) == 0
     assert "finished" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
 
@@ -264,7 +243,7 @@ def test_finished_run_is_left_alone(uninterrupted, capsys):
 
 def assert_refused(capsys, output_dir, given, *words, resume=False):
     capsys.readouterr()
-    assert run(output_dir, given, resume) == 2
+    assert train.run(output_dir, resume, given) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("train.py: ")
     for word in words:
@@ -342,13 +321,16 @@ def stopped(uninterrupted, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("num_bytes", [0, 1000, -1000])
-def test_truncated_checkpoint(stopped, uninterrupted, num_bytes, capsys):
+def test_damaged_checkpoint(stopped, uninterrupted, capsys):
     path = stopped / "checkpoint-0002.keras"
-    path.write_bytes(path.read_bytes()[:num_bytes])
-    assert_refused(capsys, stopped, {}, "checkpoint-0002.keras", "delete it", resume=True)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    for damaged in (b"", whole[:1000], whole[:-1000], flipped):
+        path.write_bytes(damaged)
+        assert_refused(capsys, stopped, {}, "checkpoint-0002.keras", "delete it", resume=True)
     path.unlink()
-    assert run(stopped, {}, resume=True) == 0
+    assert train.run(stopped, resume=True) == 0
     assert_same_run(stopped, uninterrupted)
 
 
@@ -373,7 +355,13 @@ def test_resume_with_other_data(stopped, data_path, tmp_path, capsys):
     assert_refused(capsys, stopped, {}, "needs the data", "crc32", resume=True)
 
 
-def test_malformed_flag(capsys):
+def test_flags(monkeypatch, capsys):
+    monkeypatch.setattr(train, "FLAGS", flags.FlagValues())
+    train._define_flags()
+    train._parse_flags(["train.py", "--sparsity=0.5", "--nojit_compile", "--resume"])
+    given = {name for name in train.NAMES if train.FLAGS[name].present}
+    assert given == {"sparsity", "jit_compile"}
+    assert (train.FLAGS.sparsity, train.FLAGS.jit_compile, train.FLAGS.epochs) == (0.5, False, 30)
     with pytest.raises(SystemExit) as error:
         train._parse_flags(["train.py", "--sparsity=much"])
     assert error.value.code == 2
