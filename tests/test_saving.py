@@ -1,0 +1,196 @@
+"""Stopped and resumed is the same, bit for bit, as never stopped."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+import rigl_tf
+
+layers, optimizers = keras.layers, keras.optimizers
+
+ALGORITHMS = {
+    "RigL": lambda inner: rigl_tf.RigL(inner, 11, update_frequency=2, drop_fraction=0.5),
+    "SET": lambda inner: rigl_tf.SET(inner, 11, update_frequency=2, drop_fraction=0.5),
+    "SNFS": lambda inner: rigl_tf.SNFS(inner, 11, update_frequency=2, drop_fraction=0.5),
+    "StaticSparse": rigl_tf.StaticSparse,
+}
+INNER = {
+    "momentum": lambda: optimizers.SGD(0.1, momentum=0.9),
+    "adam": lambda: optimizers.Adam(0.01),
+    "ema": lambda: optimizers.Adam(0.01, use_ema=True),
+}
+
+
+def make(algorithm="RigL", inner="adam", **kwargs):
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(0)
+    dense = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(8, activation="relu"),
+            layers.BatchNormalization(),
+            layers.Dense(3),
+        ]
+    )
+    model = rigl_tf.sparsify(dense, 0.5)
+    model.compile(ALGORITHMS[algorithm](INNER[inner]()), "mse", **kwargs)
+    return model
+
+
+def fit(model, epochs, initial_epoch=0, callbacks=()):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, 6)), rng.normal(size=(12, 3))
+    model.fit(
+        x,
+        y,
+        batch_size=4,
+        epochs=epochs,
+        initial_epoch=initial_epoch,
+        shuffle=False,
+        verbose=0,
+        callbacks=list(callbacks),
+    )
+
+
+def state(model):
+    variables = [*model.weights, *model.optimizer.variables]
+    return {f"{index}:{v.path}": np.asarray(v) for index, v in enumerate(variables)}
+
+
+def assert_same(model, other):
+    one, two = list(state(model).items()), list(state(other).items())
+    for (path, value), (_, same) in zip(one, two, strict=True):
+        assert value.dtype == same.dtype
+        np.testing.assert_array_equal(value, same, err_msg=path)
+
+
+@pytest.mark.parametrize("inner", ["momentum", "adam"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_save_load_continue_is_uninterrupted(algorithm, inner, tmp_path):
+    uninterrupted = make(algorithm, inner, run_eagerly=True)
+    fit(uninterrupted, 2)
+
+    stopped = make(algorithm, inner, run_eagerly=True)
+    fit(stopped, 1)  # three steps: one update has been, one is to come
+    path = tmp_path / "model.keras"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        stopped.save(path)
+        loaded = keras.models.load_model(path)
+    assert type(loaded.optimizer) is type(stopped.optimizer)
+    assert_same(loaded, stopped)
+    loaded.run_eagerly = True
+    fit(loaded, 2, initial_epoch=1)
+    assert_same(loaded, uninterrupted)
+    masks, before = (list(rigl_tf.get_masks(each).values()) for each in (loaded, stopped))
+    moved = any((mask != old).any() for mask, old in zip(masks, before, strict=True))
+    assert moved == (algorithm != "StaticSparse")
+
+
+def test_save_load_continue_in_a_graph(tmp_path):
+    uninterrupted = make("SNFS", "adam")
+    fit(uninterrupted, 2)
+    stopped = make("SNFS", "adam")
+    fit(stopped, 1)
+    stopped.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    fit(loaded, 2, initial_epoch=1)
+    assert_same(loaded, uninterrupted)
+
+
+def test_weights_alone(tmp_path):
+    model, other = make(run_eagerly=True), make(run_eagerly=True)
+    fit(model, 1)
+    other.optimizer.build(other.trainable_variables)  # there is state for it in the file
+    path = tmp_path / "model.weights.h5"
+    model.save_weights(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        other.load_weights(path)
+    for weight, same in zip(model.weights, other.weights, strict=True):
+        np.testing.assert_array_equal(weight, same)
+    fit(other, 2)  # a loaded mask is the mask in use
+    for weight in other.weights:
+        mask = rigl_tf.get_masks(other).get(weight.path)
+        if mask is not None:
+            assert not weight.numpy()[~mask].any()
+
+
+def test_a_loaded_model_predicts_the_same(tmp_path):
+    model = make("RigL", "ema", run_eagerly=True)
+    fit(model, 1)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    x = np.random.default_rng(1).normal(size=(5, 6))
+    np.testing.assert_array_equal(loaded(x), model(x))
+
+
+def test_saved_before_it_is_built():
+    model = rigl_tf.sparsify(keras.Sequential([layers.Dense(3)]), 0.5)
+    with pytest.raises(ValueError, match="build the model before it is saved"):
+        model.get_config()
+
+
+class Stop(keras.callbacks.Callback):
+    """The power fails after the second batch of an epoch."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.now = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.now == self.epoch and batch == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("inner", ["momentum", "adam"])
+def test_backup_and_restore_is_uninterrupted(inner, tmp_path):
+    uninterrupted = make("RigL", inner, run_eagerly=True)
+    fit(uninterrupted, 2)
+
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    stopped = make("RigL", inner, run_eagerly=True)
+    with pytest.raises(KeyboardInterrupt):
+        fit(stopped, 2, callbacks=[backup, Stop(1)])
+
+    resumed = make("RigL", inner, run_eagerly=True)
+    resumed.layers[0].layer.kernel.assign(np.full((6, 8), 7.0))  # all of it is restored
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    fit(resumed, 2, callbacks=[backup])
+    assert_same(resumed, uninterrupted)
+
+
+# State that does not fit.
+
+
+def store_of(optimizer):
+    store = {}
+    optimizer.save_own_variables(store)
+    return store
+
+
+def test_state_with_another_number_of_variables():
+    snfs, rigl = make("SNFS").optimizer, make("RigL").optimizer
+    for optimizer, model in ((snfs, make("SNFS")), (rigl, make("RigL"))):
+        optimizer.build(model.trainable_variables)
+    with pytest.raises(ValueError, match=r"must be that of a built RigL .*Received: \d+ variables"):
+        rigl.load_own_variables(store_of(snfs))
+
+
+def test_state_of_another_shape():
+    model = make("SNFS")
+    optimizer = model.optimizer
+    optimizer.build(model.trainable_variables)
+    before = [np.asarray(variable) for variable in optimizer.variables]
+    store = store_of(optimizer)
+    last = sorted(store, key=int)[-1]
+    store[last] = np.zeros((2, 2), "float32")
+    with pytest.raises(ValueError, match="shape"):
+        optimizer.load_own_variables(store)
+    for variable, old in zip(optimizer.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, old)
