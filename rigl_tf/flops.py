@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import re
 
 import keras
 import tensorflow as tf
@@ -83,8 +84,8 @@ class Cost:
 
     @property
     def flops_ratio(self):
-        """FLOPs of the sparse model as a share of the dense model's."""
-        return self.flops / self.dense_flops
+        """FLOPs of the sparse model as a share of the dense model's; 1 if neither has any."""
+        return self.flops / self.dense_flops if self.dense_flops else 1.0
 
     @property
     def dense_bytes(self):
@@ -144,10 +145,15 @@ def input_specs(model):
     Raises:
         ValueError: If the model is not built, or an input dimension but the first is unknown.
     """
-    if not model.built or not getattr(model, "inputs", None):
+    if not model.built:
         raise ValueError(
             "The inputs of the model must be known: build it by calling it on a batch. "
             f"Received: model={model.name!r}, not built"
+        )
+    if not getattr(model, "inputs", None):
+        raise ValueError(
+            "The inputs of the model must be known, as those of Sequential and Functional models "
+            f"are. Received: model={model.name!r} of class {type(model).__name__}"
         )
 
     def one_sample(tensor):
@@ -156,9 +162,13 @@ def input_specs(model):
                 "The input dimensions of the model must be known, but for the batch size. "
                 f"Received: input {tensor.name!r} of shape {tuple(tensor.shape)}"
             )
-        return tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name=tensor.name)
+        # A Keras name may hold blanks; those of TensorFlow's arguments may not.
+        name = re.sub(r"\W", "_", tensor.name)
+        return tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name=name)
 
-    return tf.nest.map_structure(one_sample, model.input)
+    # `input` of a Sequential model is there only after it was called.
+    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    return tf.nest.map_structure(one_sample, inputs)
 
 
 @contextlib.contextmanager
