@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import pathlib
-import shutil
 import tempfile
 import zlib
 
@@ -53,11 +52,12 @@ class ExportReport:
     @property
     def sparsity(self):
         """Share of zeros among all weights."""
-        return 1 - self.num_active / self.num_weights
+        return 1 - self.num_active / self.num_weights if self.num_weights else 0.0
 
     @property
     def flops_ratio(self):
-        return self.flops / self.dense_flops
+        """FLOPs of the active connections as a share of all; 1 if there are none."""
+        return self.flops / self.dense_flops if self.dense_flops else 1.0
 
     def to_dict(self):
         """All of it as a dictionary for JSON."""
@@ -77,7 +77,7 @@ class ExportReport:
         table.add_row("bytes compressed", f"{self.compressed_bytes:,}")
         table.add_row("bytes as values and bit mask", f"{self.sparse_bytes:,}")
         table.add_row("largest output difference", f"{self.max_difference:.2g}")
-        console = rich.console.Console(file=io.StringIO(), width=100)
+        console = rich.console.Console(file=io.StringIO(), width=100, markup=False, emoji=False)
         console.print(table)
         return console.file.getvalue().rstrip()
 
@@ -136,6 +136,11 @@ def _check(model, path, format):
         raise ValueError(f"`format` must be one of {list(_FORMATS)}. Received: format={format!r}")
     if format == "keras" and path.suffix != ".keras":
         raise ValueError(f"`path` must end with '.keras'. Received: path={str(path)!r}")
+    file = next((parent for parent in path.parents if parent.is_file()), None)
+    if file is not None:
+        raise NotADirectoryError(
+            f"`path` must be in a directory. Received: path={str(path)!r}, where {file} is a file"
+        )
     earlier = (path / "saved_model.pb").is_file() if format == "saved_model" else path.is_file()
     empty = path.is_dir() and not any(path.iterdir())
     if path.exists() and not earlier and not empty:
@@ -218,10 +223,13 @@ def _measure(path):
 
 def _replace(written, path):
     """Puts what was written at `path`; an earlier directory goes only once the new one is there."""
-    if path.is_dir():
-        earlier = written.with_name(f"{path.name}.earlier")
-        path.rename(earlier)
-        written.rename(path)
-        shutil.rmtree(earlier)
-    else:
+    if not path.is_dir():
         written.replace(path)
+        return
+    earlier = written.with_name(f"{path.name}.earlier")
+    path.rename(earlier)
+    try:
+        written.rename(path)
+    except OSError:
+        earlier.rename(path)
+        raise

@@ -91,7 +91,7 @@ class SparsitySummary:
         table.add_row(
             "all weights", "", f"{self.num_active:,}", f"{self.num_weights:,}", f"{total:.2%}"
         )
-        console = rich.console.Console(file=io.StringIO(), width=100)
+        console = rich.console.Console(file=io.StringIO(), width=100, markup=False, emoji=False)
         console.print(table)
         return console.file.getvalue().rstrip()
 
