@@ -312,7 +312,7 @@ class SparseOptimizer(WrappingOptimizer):
         for variable in var_list:
             if masks.mask_of(variable) is not None:
                 masks.apply_mask(variable)
-        num_skipped = int(self.num_skipped_updates) if self.built else 0
+        num_skipped = int(tf.convert_to_tensor(self.num_skipped_updates)) if self.built else 0
         if num_skipped:
             warnings.warn(
                 f"{type(self).__name__} skipped {num_skipped} mask updates, because gradients or "
