@@ -1,24 +1,13 @@
 """SparseOptimizer: trains the active connections and, at update steps, moves them."""
 
-import dataclasses
 import warnings
 
 import keras
 import tensorflow as tf
 
 from rigl_tf import masks, schedules, selection
+from rigl_tf.optimizers.kernels import Plan, SparseKernel, sum_over_replicas
 from rigl_tf.optimizers.wrapping import WrappingOptimizer, recorded_slots
-
-
-@dataclasses.dataclass(eq=False)
-class _SparseKernel:
-    """What the optimizer knows of one sparse kernel (kept out of Keras's attribute tracking)."""
-
-    kernel: keras.Variable
-    mask: keras.Variable
-    index: int
-    slots: list  # (slot variable of the inner optimizer, its initializer)
-    average: keras.Variable | None  # moving average of the dense gradient
 
 
 class SparseOptimizer(WrappingOptimizer):
@@ -158,8 +147,8 @@ class SparseOptimizer(WrappingOptimizer):
         self.num_skipped_updates = self._add_counter("num_skipped_updates")
         with recorded_slots(self.inner_optimizer) as slots:
             self.inner_optimizer.build(variables)
-        self._plan = _Plan(
-            _SparseKernel(
+        self._plan = Plan(
+            SparseKernel(
                 kernel=kernel,
                 mask=masks.mask_of(kernel),
                 index=index,
@@ -246,7 +235,7 @@ class SparseOptimizer(WrappingOptimizer):
             average.assign(tf.where(tf.math.is_finite(new), new, average))
 
         for sparse, gradient in zip(
-            [sparse for sparse, _ in pairs], _sum_over_replicas(strategy, pairs), strict=True
+            [sparse for sparse, _ in pairs], sum_over_replicas(strategy, pairs), strict=True
         ):
             strategy.extended.update(
                 sparse.kernel.value, average_one, args=(gradient, sparse.average.value)
@@ -254,7 +243,7 @@ class SparseOptimizer(WrappingOptimizer):
 
     def _update_masks(self, strategy, pairs):
         """An update step: one drop-and-grow per kernel, the same on every replica."""
-        gradients = _sum_over_replicas(strategy, pairs)
+        gradients = sum_over_replicas(strategy, pairs)
         first = [strategy.experimental_local_results(gradient)[0] for gradient in gradients]
         tensors = first + [tf.convert_to_tensor(sparse.kernel) for sparse, _ in pairs]
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors])
@@ -330,20 +319,3 @@ class SparseOptimizer(WrappingOptimizer):
             "seed": self.seed,
             "gradient_momentum": self.gradient_momentum,
         }
-
-
-class _Plan:
-    """The sparse kernels of an optimizer, by the identity of their variables."""
-
-    def __init__(self, kernels):
-        self.by_id = {id(sparse.kernel): sparse for sparse in kernels}
-
-
-def _sum_over_replicas(strategy, pairs):
-    """The gradients of the kernels, summed over the replicas (equal to the global batch's)."""
-    if not pairs:
-        return []
-    return strategy.extended.batch_reduce_to(
-        tf.distribute.ReduceOp.SUM,
-        [(gradient, sparse.kernel.value) for sparse, gradient in pairs],
-    )
