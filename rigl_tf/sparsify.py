@@ -3,6 +3,7 @@
 import contextlib
 
 import keras
+import tensorflow as tf
 
 from rigl_tf import distributions, masks
 from rigl_tf.wrapper import SparseWrapper, eligible_kernels
@@ -202,11 +203,30 @@ def _rebuild(model, replace, original):
         return new_layer
 
     with _uncompiled(model):
-        copy = keras.models.clone_model(model, clone_function=clone, recursive=True)
+        copy = keras.models.clone_model(
+            model, input_tensors=_new_inputs(model), clone_function=clone, recursive=True
+        )
     for old_layer, new_layer in pairs:
         if old_layer.built and old_layer.weights:
             new_layer.set_weights(old_layer.get_weights())
     return copy
+
+
+def _new_inputs(model):
+    """Inputs like those of a Functional model; `clone_model` forgets names it was not given."""
+    if isinstance(model, keras.Sequential):
+        return None
+    names = {
+        id(layer.output): layer.name
+        for layer in model.layers
+        if isinstance(layer, keras.layers.InputLayer)
+    }
+    return tf.nest.map_structure(
+        lambda tensor: keras.Input(
+            batch_shape=tensor.shape, dtype=tensor.dtype, name=names.get(id(tensor), tensor.name)
+        ),
+        model.input,
+    )
 
 
 @contextlib.contextmanager

@@ -341,3 +341,12 @@ def test_a_stripped_model_is_loaded_without_rigl_tf(tmp_path):
     )
     command = [sys.executable, "-c", program, path, x_path, y_path]
     subprocess.run(command, check=True, timeout=120, cwd=tmp_path)
+
+
+def test_names_of_inputs_are_kept():
+    inputs = {"a": keras.Input((4,)), "b": keras.Input((3,), name="second")}
+    outputs = keras.layers.Dense(2)(keras.layers.Concatenate()(list(inputs.values())))
+    model = keras.Model(inputs, outputs)
+    sparse = rigl_tf.sparsify(model, 0.5)
+    for copy in (sparse, rigl_tf.strip(sparse)):
+        assert [layer.name for layer in copy.layers] == [layer.name for layer in model.layers]

@@ -64,11 +64,15 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
 
     def load_own_variables(self, store):
         own = super().variables
-        if len(store.keys()) != len(own):
+        if self.built and len(store.keys()) != len(own):
             raise ValueError(
-                f"The saved state of an optimizer must be that of a built {type(self).__name__} "
-                f"with {len(own)} variables of its own. Received: {len(store.keys())} variables"
+                f"The saved state of an optimizer must be that of a {type(self).__name__}, with "
+                f"{len(own)} variables of its own. Received: {len(store.keys())} variables"
             )
+        if not self.built:
+            # As every Keras optimizer: a warning that there is nothing to load into yet.
+            super().load_own_variables(store)
+            return
         for index, variable in enumerate(own):
             variable.assign(store[str(index)])
 

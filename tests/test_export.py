@@ -1,0 +1,430 @@
+"""Tests of `rigl_tf.export`."""
+
+import json
+import pathlib
+import shutil
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import rigl_tf
+
+layers = keras.layers
+# `rigl_tf.export` is the function, which hides its module.
+export_module = sys.modules["rigl_tf.export"]
+
+
+def inputs_of(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def sparse_mlp():
+    dense = keras.Sequential(
+        [
+            keras.Input((16,), name="features"),
+            layers.Dense(12, activation="relu", name="hidden"),
+            layers.Dense(3, name="head"),
+        ],
+        name="mlp",
+    )
+    return rigl_tf.sparsify(dense, 0.75, "erk")
+
+
+def sparse_convnet():
+    dense = keras.Sequential(
+        [
+            keras.Input((8, 8, 2), name="image"),
+            layers.Conv2D(6, 3, use_bias=False, name="conv"),
+            layers.BatchNormalization(name="norm"),
+            layers.ReLU(name="relu"),
+            layers.Dropout(0.5, name="dropout"),
+            layers.Flatten(name="flatten"),
+            layers.Dense(3, name="head"),
+        ]
+    )
+    sparse = rigl_tf.sparsify(dense, 0.8, "erk")
+    sparse.compile(rigl_tf.RigL(keras.optimizers.SGD(0.05), 10, update_frequency=2), "mse")
+    sparse.fit(inputs_of((32, 8, 8, 2)), inputs_of((32, 3)), batch_size=8, epochs=2, verbose=0)
+    return sparse
+
+
+def listed(directory):
+    """All that is in a directory, hidden files included, with the files' contents."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes() if path.is_file() else None
+        for path in directory.rglob("*")
+    }
+
+
+def serve(path, **inputs):
+    """The outputs of the default signature."""
+    signature = tf.saved_model.load(str(path)).signatures["serving_default"]
+    return {name: value.numpy() for name, value in signature(**inputs).items()}
+
+
+# What is written.
+
+
+@pytest.mark.parametrize("make", [sparse_mlp, sparse_convnet])
+def test_a_saved_model_predicts_what_the_model_predicts(make, tmp_path):
+    model = make()
+    report = rigl_tf.export(model, tmp_path / "new" / "directory")
+    assert report.path == str(tmp_path / "new" / "directory")
+    assert report.format == "saved_model"
+    (name,) = [tensor.name for tensor in model.inputs]
+    for batch_size in (1, 5, 64):
+        x = inputs_of((batch_size, *model.input_shape[1:]))
+        (outputs,) = serve(report.path, **{name: tf.constant(x)}).values()
+        np.testing.assert_allclose(outputs, model(x, training=False), atol=1e-5)
+        served = tf.saved_model.load(report.path).serve(x)
+        np.testing.assert_array_equal(served, outputs)
+    assert listed(tmp_path / "new").keys() == {
+        "directory",
+        *(f"directory/{file}" for file in listed(tmp_path / "new" / "directory")),
+    }
+
+
+@pytest.mark.parametrize("make", [sparse_mlp, sparse_convnet])
+def test_a_keras_file_predicts_what_the_model_predicts(make, tmp_path):
+    model = make()
+    report = rigl_tf.export(model, str(tmp_path / "model.keras"), format="keras")
+    assert report.format == "keras"
+    loaded = keras.saving.load_model(report.path)
+    x = inputs_of((5, *model.input_shape[1:]))
+    np.testing.assert_allclose(loaded(x), model(x, training=False), atol=1e-5)
+    assert [layer.name for layer in loaded.layers] == [layer.name for layer in model.layers]
+    with zipfile.ZipFile(report.path) as archive:
+        assert "rigl_tf" not in archive.read("config.json").decode()
+    assert list(listed(tmp_path)) == ["model.keras"]
+
+
+def test_the_zeros_of_a_saved_model_are_those_of_the_masks(tmp_path):
+    model = sparse_convnet()
+    kernels = {weight.path: weight for weight in model.weights}
+    masks = rigl_tf.get_masks(model)
+    rigl_tf.export(model, tmp_path / "export")
+    arrays = [weight.numpy() for weight in tf.saved_model.load(str(tmp_path / "export")).weights]
+    for path, mask in masks.items():
+        (array,) = [array for array in arrays if array.shape == mask.shape]
+        assert not array[~mask].any()
+        np.testing.assert_array_equal(array, kernels[path])
+    # Each weight once, and no mask.
+    names = [
+        name for name, _ in tf.train.list_variables(str(tmp_path / "export/variables/variables"))
+    ]
+    assert len([name for name in names if "VARIABLE_VALUE" in name]) == len(arrays) == 7
+
+
+def test_a_dirty_kernel_is_masked(tmp_path):
+    model = sparse_mlp()
+    kernel, mask = model.layers[0].layer.kernel, model.layers[0].kernel_mask.numpy()
+    kernel.assign(np.ones(kernel.shape))
+    rigl_tf.export(model, tmp_path / "model.keras", format="keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.layers[0].kernel, mask)
+
+
+def test_a_dense_model(tmp_path):
+    dense = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+    report = rigl_tf.export(dense, tmp_path / "export")
+    assert report.num_active == report.num_weights == 15
+    assert (report.sparsity, report.flops_ratio) == (0, 1)
+
+
+def test_a_model_without_weights(tmp_path):
+    report = rigl_tf.export(keras.Sequential([keras.Input((4,)), layers.ReLU()]), tmp_path / "out")
+    assert (report.sparsity, report.flops_ratio, report.num_weights) == (0, 1, 0)
+    assert "0 of 0" in str(report)
+
+
+def test_the_model_is_as_before(tmp_path):
+    model = sparse_convnet()
+    before = {weight.path: weight.numpy() for weight in model.weights}
+    rigl_tf.export(model, tmp_path / "export")
+    assert model.compiled
+    for weight in model.weights:
+        np.testing.assert_array_equal(weight, before[weight.path])
+    model.fit(inputs_of((8, 8, 8, 2)), inputs_of((8, 3)), verbose=0)
+
+
+def several_inputs(structure):
+    one, other = keras.Input((4,), name="one"), keras.Input((3,), name="the other")
+    x = layers.Concatenate()([one, other])
+    sum_, words = layers.Dense(2, name="sum")(x), layers.Dense(5, name="words")(x)
+    if structure == "list":
+        return keras.Model([one, other], [sum_, words])
+    return keras.Model({"one": one, "the other": other}, {"p": sum_, "q": words})
+
+
+@pytest.mark.parametrize("format", ["saved_model", "keras"])
+@pytest.mark.parametrize("structure", ["list", "dict"])
+def test_several_inputs_and_outputs(structure, format, tmp_path):
+    model = rigl_tf.sparsify(several_inputs(structure), 0.5, "erk")
+    path = tmp_path / ("export.keras" if format == "keras" else "export")
+    rigl_tf.export(model, path, format)
+    x = {"one": tf.constant(inputs_of((6, 4))), "the other": tf.constant(inputs_of((6, 3), 1))}
+    given = list(x.values()) if structure == "list" else x
+    want = tf.nest.flatten(model(given))
+    if format == "keras":
+        got = tf.nest.flatten(keras.saving.load_model(path)(given))
+    else:
+        got = serve(path, one=x["one"], the_other=x["the other"])
+        assert sorted(got) == (["output_0", "output_1"] if structure == "list" else ["p", "q"])
+        got = [got[name] for name in sorted(got)]
+    for ours, theirs in zip(got, want, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("format", ["saved_model", "keras"])
+def test_integer_inputs(format, tmp_path):
+    dense = keras.Sequential(
+        [
+            keras.Input((4,), dtype="int32", name="words"),
+            layers.Embedding(50, 6),
+            layers.Flatten(),
+            layers.Dense(2),
+        ]
+    )
+    model = rigl_tf.sparsify(dense, 0.5, "erk")
+    path = tmp_path / ("export.keras" if format == "keras" else "export")
+    rigl_tf.export(model, path, format)
+    x = tf.constant(np.random.default_rng(0).integers(0, 50, (3, 4)), "int32")
+    if format == "keras":
+        got = keras.saving.load_model(path)(x)
+    else:
+        (got,) = serve(path, words=x).values()
+    np.testing.assert_allclose(got, model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision(policy, tmp_path):
+    keras.config.set_dtype_policy(policy)
+    model = sparse_mlp()
+    x = tf.constant(inputs_of((5, 16)))
+    report = rigl_tf.export(model, tmp_path / "export")
+    (outputs,) = serve(report.path, features=x).values()
+    np.testing.assert_allclose(
+        outputs.astype("float32"), tf.cast(model(x), "float32"), rtol=0.02, atol=0.02
+    )
+    rigl_tf.export(model, tmp_path / "model.keras", format="keras")
+    assert keras.saving.load_model(tmp_path / "model.keras").layers[0].compute_dtype == policy[6:]
+
+
+# The report.
+
+
+def test_the_report(tmp_path):
+    model = sparse_mlp()
+    masks = rigl_tf.get_masks(model)
+    for mask, count in zip(masks.values(), (20, 10), strict=True):
+        mask[...] = (np.arange(mask.size) < count).reshape(mask.shape)
+    rigl_tf.set_masks(model, masks)
+    report = rigl_tf.export(model, tmp_path / "export")
+    assert report.num_weights == 16 * 12 + 12 + 12 * 3 + 3
+    assert report.num_active == 20 + 12 + 10 + 3
+    assert report.sparsity == pytest.approx(1 - 45 / 243)
+    assert (report.flops, report.dense_flops) == (2 * 30, 2 * 228)
+    assert report.flops_ratio == 30 / 228
+    # Active values and biases, and bit masks of 192 and 36 bits.
+    assert report.sparse_bytes == 4 * 45 + 24 + 5
+    assert report.file_bytes == sum(len(data or b"") for data in listed(tmp_path).values())
+    assert 0 < report.compressed_bytes < report.file_bytes
+    assert 0 <= report.max_difference < 1e-5
+    numbers = json.loads(json.dumps(report.to_dict()))
+    assert numbers == {
+        **{name: getattr(report, name) for name in vars(report)},
+        "sparsity": report.sparsity,
+        "flops_ratio": report.flops_ratio,
+    }
+    text = str(report)
+    for part in ("saved_model", "45 of 243", "60 of 456", "0.132", f"{report.file_bytes:,}"):
+        assert part in text
+
+
+def test_zeros_cost_nothing_when_compressed(tmp_path):
+    def compressed_bytes(sparsity):
+        dense = keras.Sequential([keras.Input((256,)), layers.Dense(256)])
+        model = rigl_tf.sparsify(dense, sparsity, "erk")
+        return rigl_tf.export(model, tmp_path / "export").compressed_bytes
+
+    assert compressed_bytes(0.9) < 0.25 * compressed_bytes(0.0)
+
+
+# Where it is written.
+
+
+@pytest.mark.parametrize("format", ["saved_model", "keras"])
+def test_an_earlier_export_is_replaced(format, tmp_path):
+    path = tmp_path / ("export.keras" if format == "keras" else "export")
+    rigl_tf.export(sparse_mlp(), path, format)
+    if format == "saved_model":
+        (path / "assets" / "stale").write_text("of the earlier export")
+    model = sparse_convnet()
+    rigl_tf.export(model, path, format)
+    x = tf.constant(inputs_of((2, 8, 8, 2)))
+    if format == "keras":
+        outputs = keras.saving.load_model(path)(x)
+    else:
+        (outputs,) = serve(path, image=x).values()
+        assert not (path / "assets" / "stale").exists()
+    np.testing.assert_allclose(outputs, model(x, training=False), atol=1e-5)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_an_empty_directory_is_taken(tmp_path):
+    (tmp_path / "export").mkdir()
+    rigl_tf.export(sparse_mlp(), tmp_path / "export")
+    assert (tmp_path / "export" / "saved_model.pb").is_file()
+
+
+def test_a_link_to_an_earlier_export_is_replaced(tmp_path):
+    rigl_tf.export(sparse_mlp(), tmp_path / "first")
+    first = listed(tmp_path / "first")
+    (tmp_path / "latest").symlink_to(tmp_path / "first")
+    rigl_tf.export(sparse_convnet(), tmp_path / "latest")
+    assert listed(tmp_path / "first") == first
+    assert not (tmp_path / "latest").is_symlink()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["first", "latest"]
+
+
+def test_a_relative_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert rigl_tf.export(sparse_mlp(), "export").path == "export"
+    assert (tmp_path / "export" / "saved_model.pb").is_file()
+
+
+# What is refused. Each leaves the directory as it was.
+
+
+@pytest.fixture
+def untouched(tmp_path):
+    """A directory with a file, a full directory and a file in it; checked afterwards."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    before = listed(tmp_path)
+    yield tmp_path
+    assert listed(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "format", "message"),
+    [
+        ("full", "saved_model", "`path` must be new or an earlier export.*something else"),
+        ("file", "saved_model", "`path` must be new or an earlier export.*something else"),
+        ("model.h5", "keras", r"`path` must end with '\.keras'.*model\.h5"),
+        ("model", "keras", r"`path` must end with '\.keras'"),
+        ("model", "onnx", r"`format` must be one of \['saved_model', 'keras'\].*'onnx'"),
+        ("model", None, r"`format` must be one of .*format=None"),
+        ("file/model", "saved_model", "`path` must be in a directory.*file is a file"),
+        ("file/a/model.keras", "keras", "`path` must be in a directory.*file is a file"),
+    ],
+)
+def test_bad_arguments(path, format, message, untouched):
+    with pytest.raises((ValueError, OSError), match=message) as error:
+        rigl_tf.export(sparse_mlp(), untouched / path, format)
+    assert "\n" not in str(error.value)
+
+
+def test_a_full_directory_with_the_suffix_of_keras(tmp_path):
+    (tmp_path / "model.keras").mkdir()
+    (tmp_path / "model.keras" / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="something else"):
+        rigl_tf.export(sparse_mlp(), tmp_path / "model.keras", "keras")
+    assert len(listed(tmp_path)) == 2
+
+
+def test_an_unbuilt_model(untouched):
+    model = rigl_tf.sparsify(keras.Sequential([layers.Dense(3)], name="early"), 0.5)
+    with pytest.raises(ValueError, match=r"built model.*'early'"):
+        rigl_tf.export(model, untouched / "export")
+
+
+def test_an_unknown_input_dimension(untouched):
+    model = keras.Sequential([keras.Input((None, 4)), layers.Conv1D(2, 3)])
+    with pytest.raises(ValueError, match="input dimensions"):
+        rigl_tf.export(model, untouched / "new" / "export")
+
+
+def test_no_model(untouched):
+    with pytest.raises(ValueError, match="Received: 'model'"):
+        rigl_tf.export("model", untouched / "export")
+
+
+# What goes wrong while it is written.
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    """A directory with an export of either format."""
+    directory = tmp_path_factory.mktemp("exports")
+    rigl_tf.export(sparse_mlp(), directory / "export")
+    rigl_tf.export(sparse_mlp(), directory / "export.keras", "keras")
+    return directory
+
+
+@pytest.fixture
+def earlier(exports, tmp_path):
+    """A copy of these exports, which must survive."""
+    shutil.copytree(exports, tmp_path, dirs_exist_ok=True)
+    before = listed(tmp_path)
+    yield tmp_path
+    assert listed(tmp_path) == before
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_full_disk(when, earlier, monkeypatch):
+    save = tf.saved_model.save
+
+    def full(obj, path, **kwargs):
+        if when == "after":
+            save(obj, path, **kwargs)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tf.saved_model, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        rigl_tf.export(sparse_mlp(), earlier / "export")
+    with pytest.raises(OSError, match="No space left"):
+        rigl_tf.export(sparse_mlp(), earlier / "new")
+
+
+def test_a_rename_that_fails(earlier, monkeypatch):
+    rename = pathlib.Path.rename
+
+    def failing(self, target):
+        if target == earlier / "export" and not self.name.endswith(".earlier"):
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        rigl_tf.export(sparse_mlp(), earlier / "export")
+
+
+@pytest.mark.parametrize(
+    ("path", "perturbation"),
+    [
+        ("export", 0.01),
+        ("export", np.nan),
+        ("new", 0.01),
+        ("export.keras", 0.01),
+        ("new.keras", np.inf),
+    ],
+)
+def test_a_conversion_that_changes_the_outputs(path, perturbation, earlier, monkeypatch):
+    strip = export_module.strip
+
+    def perturbed(model):
+        stripped = strip(model)
+        bias = stripped.layers[-1].bias
+        bias.assign_add([0, perturbation, 0])
+        return stripped
+
+    monkeypatch.setattr(export_module, "strip", perturbed)
+    format = "keras" if path.endswith(".keras") else "saved_model"
+    with pytest.raises(RuntimeError, match="not those of the model, so it was thrown away"):
+        rigl_tf.export(sparse_mlp(), earlier / path, format)
