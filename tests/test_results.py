@@ -49,7 +49,7 @@ def test_text_with_commas_and_quotes(tmp_path):
     assert results.Rows(path, KEY).rows[0]["method"] == 'RigL, "fast"'
 
 
-@pytest.mark.parametrize("name", ["replace", "fsync"])
+@pytest.mark.parametrize("name", ["replace", "writerows"])
 def test_a_write_that_fails_leaves_the_rows(name, tmp_path, monkeypatch):
     path = tmp_path / "rows.csv"
     rows = results.Rows(path, KEY)
