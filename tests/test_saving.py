@@ -178,7 +178,7 @@ def test_state_with_another_number_of_variables():
     snfs, rigl = make("SNFS").optimizer, make("RigL").optimizer
     for optimizer, model in ((snfs, make("SNFS")), (rigl, make("RigL"))):
         optimizer.build(model.trainable_variables)
-    with pytest.raises(ValueError, match=r"must be that of a RigL .*Received: \d+ variables"):
+    with pytest.raises(ValueError, match=r"must be that of a RigL, .*Received: \d+ variables"):
         rigl.load_own_variables(store_of(snfs))
 
 
@@ -202,7 +202,7 @@ def test_weights_into_a_model_whose_optimizer_is_not_built(tmp_path):
     fit(trained, 1)
     trained.save_weights(tmp_path / "trained.weights.h5")
     fresh = make("RigL")
-    with pytest.warns(UserWarning, match="not been called/built yet"):
+    with pytest.warns(UserWarning, match="Skipping variable loading"):
         fresh.load_weights(tmp_path / "trained.weights.h5")
     for ours, theirs in zip(fresh.weights, trained.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
