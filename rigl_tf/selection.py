@@ -76,15 +76,15 @@ def drop_and_grow(mask, drop_scores, grow_scores, num_drop):
     num_drop = tf.clip_by_value(tf.cast(num_drop, tf.int32), 0, num_active)
     kept = top_k_mask(_where(mask, drop_scores), num_active - num_drop)
     chosen = top_k_mask(_where(~kept, grow_scores), num_drop)
-    # When fewer than `k` entries are eligible, the choice falls on `-inf` entries too.
-    kept &= mask
     new_mask = kept | chosen
     return new_mask, new_mask & ~mask
 
 
 def _where(eligible, scores):
-    """Scores of the eligible entries; the others rank below every finite score."""
+    """Scores of the eligible entries; the others rank below them, whatever the scores are."""
     scores = tf.convert_to_tensor(scores)
+    # NaN and -inf, say the logarithm of a zero weight, are the lowest scores there are.
+    scores = tf.where(scores >= scores.dtype.min, scores, scores.dtype.min)
     return tf.where(eligible, scores, tf.constant(float("-inf"), scores.dtype))
 
 

@@ -1,6 +1,7 @@
 """From a dense Keras model to a sparse one, and back to plain Keras layers."""
 
 import contextlib
+from numbers import Integral
 
 import keras
 import tensorflow as tf
@@ -57,6 +58,8 @@ def sparsify(model, sparsity, distribution="erk", *, dense_layers=(), seed=0):
     _check_clonable(model, "sparsify")
     distributions.check_sparsity(sparsity)
     distributions.get(distribution)
+    if not isinstance(seed, Integral):
+        raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")
     layers = list(_leaves(model))
     if any(isinstance(layer, SparseWrapper) for layer in layers):
         raise ValueError(

@@ -529,12 +529,21 @@ def test_fit_does_not_warn_otherwise():
         ({"end_step": 5, "drop_fraction": "x"}, "drop_fraction='x'"),
         ({"end_step": 5.5}, "end_step=5.5"),
         ({"end_step": 5, "gradient_momentum": 1.0}, "gradient_momentum=1.0"),
+        ({"end_step": 5, "gradient_momentum": "x"}, "gradient_momentum='x'"),
+        ({"end_step": 5, "seed": "x"}, "seed='x'"),
     ],
 )
 @pytest.mark.parametrize("algorithm", MOVING)
 def test_bad_arguments(algorithm, arguments, message):
     with pytest.raises(ValueError, match=message):
         ALGORITHMS[algorithm]("sgd", **arguments)
+
+
+def test_an_inner_optimizer_that_was_in_use():
+    model, inner = sparse_model(), keras.optimizers.Adam()
+    inner.build(model.trainable_variables)
+    with pytest.raises(ValueError, match="must be new.*Received: inner_optimizer='adam'"):
+        rigl_tf.RigL(inner, end_step=10).build(model.trainable_variables)
 
 
 def test_a_sparse_inner_optimizer():

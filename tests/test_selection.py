@@ -262,3 +262,15 @@ def test_counts_and_kept_connections(data):
     assert new_mask.sum() == mask.sum()
     assert (mask & ~new_mask).sum() == grown.sum() <= num_drop
     assert not (grown & mask).any()
+
+
+@pytest.mark.parametrize("world", ["eager", "graph", "xla"])
+def test_scores_that_are_no_numbers_cost_no_connection(world):
+    """-inf and NaN are the lowest scores, but never below those of an inactive connection."""
+    mask = tf.constant([False, True, True, True, False])
+    drop_scores = tf.constant([9.0, -np.inf, np.nan, 1.0, 9.0])
+    grow_scores = tf.constant([np.nan, 0.0, 0.0, 0.0, -np.inf])
+    new_mask, grown = in_world(world, selection.drop_and_grow)(mask, drop_scores, grow_scores, 1)
+    # Kept: the 1.0, and of the two lowest the first. Grown: the dropped one's 0.0 is the largest.
+    assert new_mask.numpy().tolist() == [False, True, True, True, False]
+    assert not grown.numpy().any()

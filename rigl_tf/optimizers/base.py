@@ -1,6 +1,7 @@
 """SparseOptimizer: trains the active connections and, at update steps, moves them."""
 
 import warnings
+from numbers import Integral, Real
 
 import keras
 import tensorflow as tf
@@ -62,9 +63,12 @@ class SparseOptimizer(WrappingOptimizer):
                 "`inner_optimizer` must be a dense optimizer. "
                 f"Received: inner_optimizer={inner_optimizer!r}"
             )
+        if not isinstance(seed, Integral):
+            raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")
         schedules.check_update_steps(begin_step, end_step, update_frequency)
         drop_schedule = schedules.drop_fraction_schedule(drop_fraction, begin_step, end_step)
-        if gradient_momentum is not None and not 0 <= gradient_momentum < 1:
+        average = gradient_momentum is not None
+        if average and not (isinstance(gradient_momentum, Real) and 0 <= gradient_momentum < 1):
             raise ValueError(
                 "`gradient_momentum` must be a number in [0, 1) or None. "
                 f"Received: gradient_momentum={gradient_momentum!r}"
@@ -142,12 +146,18 @@ class SparseOptimizer(WrappingOptimizer):
                 ", sparsity=...)` and compile that. Received: variables="
                 f"{[getattr(variable, 'path', variable.name) for variable in variables]}"
             )
+        if self.inner_optimizer.built:
+            raise ValueError(
+                "`inner_optimizer` must be new: its slots are reset where connections change, and "
+                "those of an optimizer that was in use are not known. "
+                f"Received: inner_optimizer={self.inner_optimizer.name!r}, built"
+            )
         super().build(variables)
         self.step = self._add_counter("step")
         self.num_skipped_updates = self._add_counter("num_skipped_updates")
         with recorded_slots(self.inner_optimizer) as slots:
             self.inner_optimizer.build(variables)
-        self._plan = Plan(
+        kernels = [
             SparseKernel(
                 kernel=kernel,
                 mask=masks.mask_of(kernel),
@@ -157,7 +167,8 @@ class SparseOptimizer(WrappingOptimizer):
             )
             for index, kernel in enumerate(variables)
             if masks.mask_of(kernel) is not None
-        )
+        ]
+        self._plan = Plan(variables, kernels)
 
     def _add_counter(self, name):
         return self.add_variable(
@@ -180,7 +191,7 @@ class SparseOptimizer(WrappingOptimizer):
                     "Received: trainable_variables=None"
                 )
             self.build(trainable_variables)
-        variables = list(trainable_variables or self._trainable_variables)
+        variables = list(trainable_variables or self._plan.variables)
         context = tf.distribute.get_replica_context()
         if context is None:
             raise ValueError("`apply` must be called in a replica context, as in `strategy.run`.")
@@ -192,7 +203,6 @@ class SparseOptimizer(WrappingOptimizer):
 
     def _apply_across_replicas(self, strategy, grads, variables):
         """One step of all replicas. The `cond` must stand here, in cross-replica context."""
-        grads = [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in grads]
         pairs = [
             (self._plan.by_id[id(variable)], gradient)
             for gradient, variable in zip(grads, variables, strict=True)

@@ -18,9 +18,10 @@ class SparseKernel:
 
 
 class Plan:
-    """The sparse kernels of an optimizer, by the identity of their variables."""
+    """The variables of an optimizer, and the sparse kernels by the identity of theirs."""
 
-    def __init__(self, kernels):
+    def __init__(self, variables, kernels):
+        self.variables = variables
         self.by_id = {id(sparse.kernel): sparse for sparse in kernels}
 
 
