@@ -542,7 +542,7 @@ def test_bad_arguments(algorithm, arguments, message):
 def test_an_inner_optimizer_that_was_in_use():
     model, inner = sparse_model(), keras.optimizers.Adam()
     inner.build(model.trainable_variables)
-    with pytest.raises(ValueError, match="must be new.*Received: inner_optimizer='adam'"):
+    with pytest.raises(ValueError, match=r"must be new.*Received: inner_optimizer='adam'"):
         rigl_tf.RigL(inner, end_step=10).build(model.trainable_variables)
 
 
