@@ -88,6 +88,14 @@ def test_benchmark(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "NETWORKS", {"tiny": (tiny, (6,), 4)})
     # A process of its own does not know the tiny network.
     monkeypatch.setattr(benchmark, "_peak_memory", lambda network, kind, jit_compile: "300")
+    made = []
+    make = benchmark.make
+
+    def spy(*arguments, **settings):
+        made.append(make(*arguments, **settings))
+        return made[-1]
+
+    monkeypatch.setattr(benchmark, "make", spy)
     run(benchmark, "--steps=2", "--updates=1", f"--output_dir={tmp_path}/out")
     text = (tmp_path / "out" / "benchmark.md").read_text()
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
@@ -102,6 +110,9 @@ def test_benchmark(tmp_path, monkeypatch):
         )
         assert 0 < low - 0.01 <= ratio <= high + 0.01
     assert "2 pairs of alternating steps" in text
+    # Sparse: 1 of `fit`, 5 + 2 of the pairs, 3 before the update; 2 updates train no weight.
+    trained = [int(model.optimizer.iterations) for model, _ in made]
+    assert trained == [1 + 5 + 2, 1 + 5 + 2 + 3] * 2
 
 
 def test_the_benchmark_decides_which_steps_are_updates(monkeypatch):
