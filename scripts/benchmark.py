@@ -5,7 +5,7 @@
 Dense and sparse steps alternate in one process, so that the noise of the machine meets both; the
 ratio is taken pair by pair and reported as median and interquartile range. A mask update is timed
 the same way, against the dense steps around it. Peak memory is that of a process of its own. Takes
-about ten minutes on two cores that do nothing else; writes `results/benchmark.md`.
+nine minutes on two cores that do nothing else; writes `results/benchmark.md`.
 """
 
 import pathlib
@@ -152,10 +152,10 @@ def main(_):
         "the whole step, forward and backward pass included.",
         "",
         "| " + " | ".join(rows[0]) + " |",
-        "| --- |" * 1 + " ---: |" * (len(rows[0]) - 1),
+        "| --- |" + " ---: |" * (len(rows[0]) - 1),
         *("| " + " | ".join(row.values()) + " |" for row in rows),
         "",
-        results.provenance("python -m scripts.benchmark"),
+        results.provenance("scripts.benchmark"),
     ]
     output_dir = pathlib.Path(FLAGS.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from scripts import datasets, methods, results
 
 _BATCH_SIZE = 100
 _NAME = "mnist_lenet_300_100"
+_KEY = ("method", "sparsity", "seed", "epochs", "examples")
 
 FLAGS = flags.FLAGS
 
@@ -33,7 +34,7 @@ def _define_flags():
     flags.DEFINE_integer("max_examples", None, "Train and test on the first examples only.")
 
 
-def train(dataset, method, sparsity, seed, epochs):
+def train(dataset, method, sparsity, seed, epochs, **_):
     """One run. Returns the test accuracy in percent after the last epoch."""
     keras.utils.set_random_seed(seed)
     keras.backend.clear_session()
@@ -63,12 +64,18 @@ def train(dataset, method, sparsity, seed, epochs):
     return 100 * scores["accuracy"]
 
 
-def _wanted():
+def _wanted(num_examples):
     for seed in map(int, FLAGS.seeds):
         for method in FLAGS.methods:
             sparsities = [0.0] if method == "dense" else map(float, FLAGS.sparsities)
             for sparsity in sparsities:
-                yield {"method": method, "sparsity": sparsity, "seed": seed, "epochs": FLAGS.epochs}
+                yield {
+                    "method": method,
+                    "sparsity": sparsity,
+                    "seed": seed,
+                    "epochs": FLAGS.epochs,
+                    "examples": num_examples,
+                }
 
 
 def _report(rows, output_dir):
@@ -86,7 +93,7 @@ def _report(rows, output_dir):
         "",
         f"![Accuracy over sparsity]({_NAME}.png)",
         "",
-        results.provenance("python -m scripts.mnist_table --data_dir=DATA"),
+        results.provenance("scripts.mnist_table"),
     ]
     (output_dir / f"{_NAME}.md").write_text("\n".join(text) + "\n")
     results.plot_means(
@@ -105,9 +112,6 @@ def _report(rows, output_dir):
 def main(_):
     output_dir = pathlib.Path(FLAGS.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    store = results.Rows(output_dir / f"{_NAME}.csv", ("method", "sparsity", "seed", "epochs"))
-    todo = [wanted for wanted in _wanted() if wanted not in store]
-    print(f"{len(todo)} runs to do, about {25 * len(todo) // 60 + 1} minutes on two cores")
     dataset = datasets.load("mnist", FLAGS.data_dir)
     if FLAGS.max_examples:
         dataset = dataset._replace(
@@ -116,13 +120,18 @@ def main(_):
             x_test=dataset.x_test[: FLAGS.max_examples],
             y_test=dataset.y_test[: FLAGS.max_examples],
         )
-    for number, wanted in enumerate(todo, 1):
+    store = results.Rows(output_dir / f"{_NAME}.csv", _KEY)
+    wanted = list(_wanted(len(dataset.x_train)))
+    todo = [run for run in wanted if run not in store]
+    print(f"{len(todo)} runs to do, about {25 * len(todo) // 60 + 1} minutes on two cores")
+    for number, run in enumerate(todo, 1):
         begin = time.monotonic()
-        accuracy = train(dataset, **wanted)
+        accuracy = train(dataset, **run)
         seconds = time.monotonic() - begin
-        store.add({**wanted, "accuracy": round(accuracy, 3), "seconds": round(seconds, 1)})
-        print(f"{number}/{len(todo)} {wanted}: {accuracy:.2f} % in {seconds:.0f} s", flush=True)
-    _report([row for row in store.rows if row["epochs"] == FLAGS.epochs], output_dir)
+        store.add({**run, "accuracy": round(accuracy, 3), "seconds": round(seconds, 1)})
+        print(f"{number}/{len(todo)} {run}: {accuracy:.2f} % in {seconds:.0f} s", flush=True)
+    same = ("epochs", "examples")
+    _report([r for r in store.rows if all(r[n] == wanted[0][n] for n in same)], output_dir)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 
 
 class Rows:
@@ -141,7 +142,13 @@ def git_revision():
     return revision.stdout.strip()
 
 
-def provenance(command):
-    """One line for the end of a result: the command, versions, revision and machine."""
+def provenance(module):
+    """One line for the end of a result: the command that was given, versions and machine."""
+    flags = [
+        "--data_dir=DATA" if flag.startswith("--data_dir=") else flag
+        for flag in sys.argv[1:]
+        if not flag.startswith("--output_dir=")
+    ]
+    command = " ".join(["python -m", module, *flags])
     facts = ", ".join(f"{name} {value}" for name, value in versions().items())
     return f"`{command}` ({facts})"

@@ -131,8 +131,10 @@ def test_versions(tmp_path, monkeypatch):
     assert versions["keras"] == keras.__version__
     assert versions["tensorflow"] == tf.__version__
     assert set(versions) == {"python", "tensorflow", "keras", "numpy", "revision", "machine"}
-    line = results.provenance("python -m scripts.demo")
-    assert line.startswith("`python -m scripts.demo` (python ")
+    flags = ["--epochs=2", "--data_dir=somewhere", "--output_dir=elsewhere"]
+    monkeypatch.setattr("sys.argv", ["demo.py", *flags])
+    line = results.provenance("scripts.demo")
+    assert line.startswith("`python -m scripts.demo --epochs=2 --data_dir=DATA` (python ")
     assert f"keras {keras.__version__}" in line
     assert "\n" not in line
 
