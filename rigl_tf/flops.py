@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from rigl_tf import masks
 from rigl_tf.layers import all_layers
+from rigl_tf.summary import KernelSummary
 
 _CONVOLUTIONS = (
     keras.layers.Conv1D,
@@ -27,29 +28,16 @@ _COUNTED = (keras.layers.Dense, *_CONVOLUTIONS, *_TRANSPOSED)
 
 
 @dataclasses.dataclass(frozen=True)
-class KernelCost:
+class KernelCost(KernelSummary):
     """What one kernel costs per sample.
 
     Attributes:
-        path: The kernel's path.
-        shape: Its shape.
-        num_active: Connections that are not masked out.
+        path, shape, num_active: As in `rigl_tf.summary.KernelSummary`.
         num_uses: How often each connection is used for one sample: 1 in a Dense layer, once for
             each output position in a convolution.
     """
 
-    path: str
-    shape: tuple
-    num_active: int
     num_uses: int
-
-    @property
-    def size(self):
-        return math.prod(self.shape)
-
-    @property
-    def sparsity(self):
-        return 1 - self.num_active / self.size
 
     @property
     def dense_flops(self):
