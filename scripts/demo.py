@@ -4,7 +4,7 @@
 
 Trains both, exports the sparse one as a pruned SavedModel, loads that in a separate process that
 knows TensorFlow only, and prints one table. Takes about a minute on two cores, downloads nothing.
-Expect 97 % dense and 96 % sparse, with a tenth of the weights and of the FLOPs.
+Expect 98 % dense and 97 % sparse, with a tenth of the weights and of the FLOPs.
 """
 
 import json
@@ -23,14 +23,14 @@ import rigl_tf
 from scripts import datasets, methods
 
 _SPARSITY = 0.9
-_BATCH_SIZE = 64
+_BATCH_SIZE = 32
 
 FLAGS = flags.FLAGS
 
 
 def _define_flags():
     flags.DEFINE_string("output_dir", "demo", "Where the exported model goes.")
-    flags.DEFINE_integer("epochs", 100, "Epochs of each of the two models.", lower_bound=1)
+    flags.DEFINE_integer("epochs", 60, "Epochs of each of the two models.", lower_bound=1)
 
 
 class _ProgressBar(keras.callbacks.Callback):
@@ -62,7 +62,7 @@ def train(method, dataset, epochs):
     learning_rate = keras.optimizers.schedules.CosineDecay(0.1, total_steps)
     inner = keras.optimizers.SGD(learning_rate, momentum=0.9)
     model.compile(
-        methods.wrap_optimizer(method, inner, total_steps, update_frequency=50),
+        methods.wrap_optimizer(method, inner, total_steps, update_frequency=20),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
         steps_per_execution=num_steps,
