@@ -35,8 +35,10 @@ INNER = {
     "ema": lambda: optimizers.Adam(0.01, use_ema=True),
     "ema_overwrite": lambda: optimizers.Adam(0.01, use_ema=True, ema_overwrite_frequency=2),
     "adagrad": lambda: optimizers.Adagrad(0.1, initial_accumulator_value=0.1),
-    "muon": lambda: optimizers.Muon(0.01),
 }
+# In Keras 3.12, the last for Python 3.10, Muon fails with any model on TensorFlow.
+if not keras.__version__.startswith("3.12."):
+    INNER["muon"] = lambda: optimizers.Muon(0.01)
 
 
 def half(step):
@@ -136,7 +138,7 @@ COVER = [
     ("StaticSparse", "adamw", "float32", "eager"),
     ("StaticSparse", "adam", "mixed_float16", "graph"),
     ("StaticSparse", "ema_overwrite", "float32", "jit"),
-    ("StaticSparse", "muon", "mixed_bfloat16", "graph"),
+    *[("StaticSparse", inner, "mixed_bfloat16", "graph") for inner in INNER if inner == "muon"],
     ("RigL", "adam", "mixed_float16", "eager"),
     ("RigL", "clipvalue", "mixed_bfloat16", "jit"),
     ("RigL", "ema", "float32", "graph"),
