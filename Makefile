@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint setup mnist benchmark clean
+.PHONY: demo test lint setup clean
 
 setup: $(VENV)/installed
 

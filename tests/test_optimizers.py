@@ -516,6 +516,7 @@ def test_fit_does_not_warn_otherwise():
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         watched_fit(model, optimizer, run_eagerly=True)
+    assert int(optimizer.num_skipped_updates) == 0
 
 
 # Errors.
