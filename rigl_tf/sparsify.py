@@ -130,20 +130,25 @@ class _Allocation:
         self.distribution = distribution
         self.sparsity = sparsity
         self.seed = seed
-        self.num_waiting = num_layers
-        self.choices = {}
+        self.num_layers = num_layers
+        self.layers = []
 
-    def add(self, choices):
-        self.choices.update({choice.kernel.path: choice for choice in choices})
-        self.num_waiting -= 1
-        if self.num_waiting == 0:
+    def add(self, wrapper, choices):
+        self.layers.append((wrapper, choices))
+        if len(self.layers) == self.num_layers:
             self._allocate()
 
     def _allocate(self):
-        shapes = {path: tuple(choice.kernel.shape) for path, choice in self.choices.items()}
+        choices = [choice for _, choices in self.layers for choice in choices]
+        shapes = {choice.kernel.path: tuple(choice.kernel.shape) for choice in choices}
         sparsities = distributions.allocate(self.distribution, shapes, self.sparsity)
-        for index, (path, choice) in enumerate(self.choices.items()):
-            choice.choose(sparsities[path], (self.seed, index))
+        for index, choice in enumerate(choices):
+            choice.choose(sparsities[choice.kernel.path], (self.seed, index))
+        # A layer keeps its share (the lowest of several kernels), so that a copy made from its
+        # config alone is sparse too.
+        for wrapper, choices in self.layers:
+            wrapper.sparsity = min(sparsities[choice.kernel.path] for choice in choices)
+            wrapper.seed = self.seed
 
 
 def _check_clonable(model, caller):

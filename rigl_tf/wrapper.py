@@ -131,13 +131,13 @@ class SparseWrapper(keras.layers.Wrapper):
             )
             masks.link(choice.kernel, self._masks[name])
         if self._on_build is not None:
-            self._on_build(choices)
+            self._on_build(self, choices)
         else:
             for index, choice in enumerate(choices):
                 choice.choose(self.sparsity, (self.seed, index))
 
     def allocate_later(self, on_build):
-        """Leaves the choice of masks to `on_build`; it gets a `_MaskChoice` for each kernel."""
+        """Leaves `sparsity`, `seed` and masks to `on_build(wrapper, a _MaskChoice per kernel)`."""
         self._on_build = on_build
 
     def call(self, inputs, *args, **kwargs):

@@ -350,3 +350,22 @@ def test_names_of_inputs_are_kept():
     sparse = rigl_tf.sparsify(model, 0.5)
     for copy in (sparse, rigl_tf.strip(sparse)):
         assert [layer.name for layer in copy.layers] == [layer.name for layer in model.layers]
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_a_clone_of_a_sparse_model_is_as_sparse(built):
+    """Also made from configs alone, without the weights that hold the masks."""
+    dense = keras.Sequential([keras.layers.Dense(30), keras.layers.Dense(5)])
+    if built:
+        dense.build((None, 20))
+    sparse = rigl_tf.sparsify(dense, 0.8)
+    if not built:
+        sparse.build((None, 20))
+    clone = keras.models.clone_model(sparse)
+    clone.build((None, 20))
+
+    def counts(model):
+        return [int(mask.sum()) for mask in rigl_tf.get_masks(model).values()]
+
+    assert counts(clone) == counts(sparse)
+    assert sum(counts(sparse)) < 0.21 * (600 + 150)
