@@ -175,7 +175,12 @@ def _save_model(model, path):
     module = tf.Module()
     module.weights = [variable.value for variable in model.variables]
     module.serve = serve
-    tf.saved_model.save(module, str(path), signatures=serve)
+    try:
+        tf.saved_model.save(module, str(path), signatures=serve)
+    except tf.errors.OpError as error:  # What TensorFlow makes of an OSError.
+        raise OSError(
+            f"The SavedModel cannot be written. Received: path={str(path)!r} ({error.message})"
+        ) from error
 
 
 def _difference(model, path, format):

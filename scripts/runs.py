@@ -9,11 +9,13 @@
 
 Everything is written under a temporary name and renamed when it is complete. The epoch of a
 checkpoint is its name, so that one rename makes both valid; the row in `metrics.csv` comes first.
+Nothing is synced to the disk: `kill -9` loses nothing that was written, a power failure can.
 """
 
 import contextlib
 import csv
 import importlib.metadata
+import io
 import json
 import os
 import pathlib
@@ -64,7 +66,7 @@ class RunDirectory:
         except OSError as error:
             raise ValueError(
                 "`output_dir` must be a directory that can be made and written to. "
-                f"Received: {self.path} ({error.strerror})"
+                f"Received: {self.path} ({error.__cause__ or error})"
             ) from error
 
     def read_config(self):
@@ -90,10 +92,23 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def replacing(self, name):
-        """Gives a temporary path to write to, and renames it to `name` at the end."""
+        """Gives a temporary path to write to, and renames it to `name` at the end.
+
+        Raises:
+            OSError: If that fails. The temporary file is gone then, and what was at `name` is kept.
+        """
         temporary = self.path / (_TEMPORARY + name)
-        yield temporary
-        os.replace(temporary, self.path / name)
+        try:
+            yield temporary
+            os.replace(temporary, self.path / name)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                _remove(temporary)
+            raise OSError(
+                error.errno,
+                "A file of the run cannot be written; make that possible (is the disk full?) and "
+                f"continue with --resume. Received: {self.path / name} ({error})",
+            ) from error
 
     def save_epoch(self, model, num_epochs, row):
         """Adds `row` to the metrics and replaces the checkpoint, after `num_epochs` epochs."""
@@ -123,24 +138,33 @@ class RunDirectory:
             _load(model, checkpoints[-1], num_epochs * steps_per_epoch)
         for path in checkpoints[:-1]:
             path.unlink()
-        self._rows = self._read_metrics()[:num_epochs]
-        if [row.get("epoch") for row in self._rows] != [str(i + 1) for i in range(num_epochs)]:
-            raise ValueError(
-                f"metrics.csv must have a row for each of the {num_epochs} finished epochs. "
-                f"Received: {self.path / 'metrics.csv'}; delete {_names(checkpoints[-1:])} to "
-                "train from the first epoch"
-            )
+        self._rows = self._read_metrics(num_epochs) if num_epochs else []
         return num_epochs
 
     def _checkpoints(self):
         return sorted(self.path.glob("checkpoint-*.keras"), key=_epochs_of)
 
-    def _read_metrics(self):
+    def _read_metrics(self, num_epochs):
+        """The rows of the finished epochs, every value a number."""
         path = self.path / "metrics.csv"
-        if not path.is_file():
-            return []
-        with path.open(newline="") as file:
-            return list(csv.DictReader(file))
+        try:
+            # Bytes that are no text become no number.
+            text = path.read_text(errors="replace")
+            rows = list(csv.DictReader(io.StringIO(text)))[:num_epochs]
+            for row in rows:
+                list(map(float, row.values()))  # Raises for a value that is missing or no number.
+            is_whole = text.endswith("\n") and [row["epoch"] for row in rows] == [
+                str(epoch) for epoch in range(1, num_epochs + 1)
+            ]
+        except (OSError, ValueError, TypeError, KeyError, csv.Error):
+            is_whole = False
+        if not is_whole:
+            raise ValueError(
+                f"metrics.csv must have a whole row for each of the {num_epochs} finished epochs. "
+                f"Received: {path}; delete {_CHECKPOINT.format(num_epochs)} to train from the "
+                "first epoch"
+            )
+        return rows
 
     def _write_metrics(self):
         with self.replacing("metrics.csv") as temporary, temporary.open("w", newline="") as file:
@@ -236,7 +260,3 @@ def _remove(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _names(paths):
-    return ", ".join(path.name for path in paths)
