@@ -18,11 +18,38 @@ def all_layers(layer):
         if id(layer) in seen or isinstance(layer, keras.layers.InputLayer):
             return
         seen[id(layer)] = layer
-        for child in layer.layers if isinstance(layer, keras.Model) else _attributes(layer):
+        for child in _children(layer):
             walk(child)
 
     walk(layer)
     return list(seen.values())
+
+
+def layers_of_weights(layer):
+    """The weights of a layer or model in their order, each with the layers around it.
+
+    Example:
+
+    >>> layer = keras.layers.TimeDistributed(keras.layers.Dense(2, use_bias=False))
+    >>> layer.build((None, 3, 4))
+    >>> [(weight.name, [type(each).__name__ for each in layers])
+    ...  for weight, layers in layers_of_weights(layer)]
+    [('kernel', ['TimeDistributed', 'Dense'])]
+    """
+    around = {}
+
+    def walk(layer, outer):
+        around.update({id(weight): (*outer, layer) for weight in layer.weights})
+        for child in _children(layer):
+            if child not in outer:
+                walk(child, (*outer, layer))
+
+    walk(layer, ())
+    return [(weight, around[id(weight)]) for weight in layer.weights]
+
+
+def _children(layer):
+    return layer.layers if isinstance(layer, keras.Model) else _attributes(layer)
 
 
 def _attributes(layer):

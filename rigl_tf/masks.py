@@ -18,11 +18,14 @@ class MaskConstraint(keras.constraints.Constraint):
     Args:
         kernel_mask: Boolean `keras.Variable` of the kernel's shape, `True` where active.
         constraint: The user's own constraint of this kernel, or `None`. It is applied first.
+        settle: Function to call before training starts, or `None`: it decides on a mask that is
+            still open.
     """
 
-    def __init__(self, kernel_mask, constraint=None):
+    def __init__(self, kernel_mask, constraint=None, settle=None):
         self.kernel_mask = kernel_mask
         self.constraint = constraint
+        self.settle = settle
 
     def __call__(self, kernel):
         if self.constraint is not None:
@@ -36,9 +39,16 @@ def masked(values, kernel_mask):
     return tf.where(tf.convert_to_tensor(kernel_mask), values, tf.zeros([], values.dtype))
 
 
-def link(kernel, kernel_mask):
-    """Makes `kernel` a sparse kernel with this mask."""
-    kernel.constraint = MaskConstraint(kernel_mask, kernel.constraint)
+def link(kernel, kernel_mask, settle=None):
+    """Makes `kernel` a sparse kernel with this mask; for `settle` see `MaskConstraint`."""
+    kernel.constraint = MaskConstraint(kernel_mask, kernel.constraint, settle)
+
+
+def settle(kernels):
+    """Decides on the masks that are still open, as some layers of the model were never built."""
+    for kernel in kernels:
+        if mask_of(kernel) is not None and kernel.constraint.settle is not None:
+            kernel.constraint.settle()
 
 
 def mask_of(kernel):
@@ -59,20 +69,23 @@ def apply_mask(kernel):
     kernel.assign(masked(kernel, mask_of(kernel)))
 
 
-def sparse_kernels(model):
-    """The sparse kernels of a model or layer, as `{path: kernel}` in the order of its weights.
+def by_path(kernels):
+    """`{path: kernel}` in the order given; of equal paths, the later ones get `#2`, `#3`, ...
 
-    Raises:
-        ValueError: If two kernels have the same path.
+    Paths are equal if models in a model have layers of the same name.
     """
-    kernels = [weight for weight in model.weights if mask_of(weight) is not None]
-    twice = [path for path, n in collections.Counter(k.path for k in kernels).items() if n > 1]
-    if twice:
-        raise ValueError(
-            "Sparse kernels are known by their paths, so these must be unique: give the layers "
-            f"different names. Received several kernels with path={twice[0]!r}"
-        )
-    return {kernel.path: kernel for kernel in kernels}
+    number = collections.Counter()
+    result = {}
+    for kernel in kernels:
+        number[kernel.path] += 1
+        n = number[kernel.path]
+        result[kernel.path if n == 1 else f"{kernel.path}#{n}"] = kernel
+    return result
+
+
+def sparse_kernels(model):
+    """The sparse kernels of a model or layer, as `{path: kernel}` in the order of its weights."""
+    return by_path(weight for weight in model.weights if mask_of(weight) is not None)
 
 
 def get_masks(model):
@@ -83,7 +96,8 @@ def get_masks(model):
 
     Returns:
         Dictionary `{kernel path: mask}`, each mask a boolean array of the kernel's shape, `True`
-        where the connection is active. Empty if no kernel is sparse.
+        where the connection is active. Empty if no kernel is sparse. Where layers of different
+        models in the model have the same name, so that paths are equal, the second is `path#2`.
     """
     return {
         path: np.asarray(mask_of(kernel), dtype=bool)

@@ -1,52 +1,67 @@
 """From a dense Keras model to a sparse one, and back to plain Keras layers."""
 
-import contextlib
+import functools
 from numbers import Integral
 
 import keras
-import tensorflow as tf
 
 from rigl_tf import distributions, masks
-from rigl_tf.wrapper import SparseWrapper, eligible_kernels
-
-# Layers whose kernels can be told to be eligible before they are built.
-_KNOWN_LAYERS = (
-    keras.layers.Dense,
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
+from rigl_tf.eligibility import Choice
+from rigl_tf.rebuild import (
+    build_like,
+    copy_of_subclassed,
+    copy_state,
+    exchange_in_place,
+    is_clonable,
+    leaves,
+    rebuild,
 )
-
-# Models with known structure; a Functional model is a `keras.Function` of its inputs.
-_CLONABLE = (keras.Sequential, keras.Function)
+from rigl_tf.wrapper import SparseWrapper
 
 
-def sparsify(model, sparsity, distribution="erk", *, dense_layers=(), seed=0):
+def sparsify(
+    model,
+    sparsity=None,
+    distribution="erk",
+    *,
+    dense_layers=(),
+    sparse_layers=(),
+    from_zeros=False,
+    seed=0,
+):
     """Makes a sparse model out of a dense one.
 
-    Every layer with eligible kernels (Dense, Conv1D/2D/3D and their transposes) is put inside a
-    `SparseWrapper`; biases, normalisations, embeddings and depthwise kernels stay dense. The
-    masks are random, with exact counts. `rigl_tf.sparsity_summary` lists what was done.
+    Every layer with kernels is put inside a `SparseWrapper`. Kernels are the trainable weights of
+    two and more dimensions, except biases, the scale and offset of normalisations, embeddings and
+    depthwise kernels. The masks are random, with exact counts. `rigl_tf.sparsity_summary` lists
+    what was done.
+
+    A Sequential or Functional model is not changed: the result is a copy with its weights, nested
+    models and all. A model that is not built yet gets its masks when it is. A *subclassed* model
+    that is not built is changed in place: the layers that its attributes hold are wrapped, and the
+    result is the model itself. One that is built is copied by `from_config`, then wrapped.
 
     Args:
-        model: A Sequential or Functional `keras.Model`, nested ones and pretrained weights
-            included. It is not changed. One that is not built yet gets its masks when the sparse
-            model is built.
+        model: A `keras.Model`.
         sparsity: Share of zeros over all wrapped kernels, in `[0, 1)`.
         distribution: How the kernels share the sparsity: `"uniform"`, `"erdos_renyi"`, `"erk"`,
             or a callable `fn(shapes, sparsity) -> {path: sparsity}`, see `rigl_tf.distributions`.
-        dense_layers: Names of layers that stay dense. They are no part of `sparsity`.
+        dense_layers: Layers that stay dense, and are no part of `sparsity`: a layer's name (or a
+            nested model's), a compiled regular expression that is searched in the paths of
+            kernels, a predicate that gets a layer, or a list of these. What is inside a layer
+            goes with it.
+        sparse_layers: Layers whose embeddings or depthwise kernels become sparse too; given like
+            `dense_layers`, which have the last word.
+        from_zeros: Whether the model is sparse already: the masks are `True` where its weights are
+            not zero, and `sparsity` and `distribution` are left out.
         seed: Integer. The masks are a function of it, of each kernel's index and of its shape.
 
     Returns:
-        A new, uncompiled model of the same structure, layer names, kernel paths and weights.
+        An uncompiled model of the same structure, layer names, kernel paths and weights.
 
     Raises:
-        ValueError: If an argument is out of its range, the model is sparse already, is neither
-            Sequential nor Functional, or has no eligible kernel.
+        ValueError: If an argument is out of its range, the model has wrapped layers already or no
+            kernel, or cannot be copied.
 
     Example:
 
@@ -55,36 +70,24 @@ def sparsify(model, sparsity, distribution="erk", *, dense_layers=(), seed=0):
     >>> int((sparse.layers[0].layer.kernel.numpy() == 0).sum())
     7056
     """
-    _check_clonable(model, "sparsify")
-    distributions.check_sparsity(sparsity)
-    distributions.get(distribution)
-    if not isinstance(seed, Integral):
-        raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")
-    layers = list(_leaves(model))
-    if any(isinstance(layer, SparseWrapper) for layer in layers):
-        raise ValueError(
-            "`sparsify` takes a dense model: this one is sparse already. Change its masks with "
-            f"`rigl_tf.set_masks`. Received: model={model.name!r}"
-        )
-    chosen = _choose(layers, dense_layers)
-    if not chosen:
-        raise ValueError(
-            "`sparsify` needs a model with a layer whose kernel can be sparse (Dense, Conv1D/2D/3D "
-            f"or their transposes). Received: model={model.name!r} with layers "
-            f"{sorted({type(layer).__name__ for layer in layers})}"
-        )
-    allocation = _Allocation(distribution, sparsity, seed, len(chosen))
-    chosen_ids = {id(layer) for layer in chosen}
-
-    def replace(layer):
-        copy = layer.__class__.from_config(layer.get_config())
-        if id(layer) not in chosen_ids:
-            return copy, copy
-        wrapper = SparseWrapper(copy)
-        wrapper.allocate_later(allocation.add)
-        return wrapper, copy
-
-    sparse = _rebuild(model, replace, original=lambda layer: layer)
+    _check_arguments(model, sparsity, distribution, from_zeros, seed)
+    allocation = _Allocation(distribution, sparsity, seed)
+    choice = Choice(dense_layers, sparse_layers)
+    if is_clonable(model):
+        chosen = _choose(model, choice)
+        allocation.expect(chosen, choice)
+        wrap = functools.partial(_wrap, chosen=chosen, allocation=allocation)
+        sparse = _copy(model, exchange=wrap)
+    else:
+        sparse = copy_of_subclassed(model, "sparsify") if model.built else model
+        chosen = _choose(sparse, choice)
+        allocation.expect(chosen, choice)
+        wrap = functools.partial(_wrap, chosen=chosen, allocation=allocation)
+        exchange_in_place(sparse, functools.cache(lambda layer: wrap(layer, layer)))
+        if sparse is not model:
+            build_like(sparse, model)
+    if from_zeros:
+        allocation.take_zeros()
     for kernel in masks.sparse_kernels(sparse).values():
         masks.apply_mask(kernel)
     return sparse
@@ -97,152 +100,182 @@ def strip(model):
     without `rigl_tf`.
 
     Args:
-        model: A Sequential or Functional `keras.Model`, built. It is not changed. Without sparse
-            layers, the result is a copy.
+        model: A built `keras.Model`. It is not changed. Without sparse layers, the result is a
+            copy. Of a subclassed model another one is made by `from_config`.
 
     Returns:
         A new, uncompiled model of the same structure and layer names.
 
     Raises:
-        ValueError: If the model is neither Sequential nor Functional, or is not built.
+        ValueError: If the model is not built, or cannot be copied.
     """
-    _check_clonable(model, "strip")
+    _check_model(model, "strip")
     if not model.built:
         raise ValueError(f"`strip` needs a built model. Received: model={model.name!r}, not built")
-
-    def inner(layer):
-        return layer.layer if isinstance(layer, SparseWrapper) else layer
-
-    def replace(layer):
-        layer = inner(layer)
-        copy = layer.__class__.from_config(layer.get_config())
-        return copy, copy
-
     for kernel in masks.sparse_kernels(model).values():
         masks.apply_mask(kernel)
-    return _rebuild(model, replace, original=inner)
+    if is_clonable(model):
+        return _copy(model, exchange=lambda layer, copy: copy)
+    plain = copy_of_subclassed(model, "strip")
+    exchange_in_place(plain, functools.cache(_inner))
+    build_like(plain, model)
+    return plain
 
 
 class _Allocation:
-    """Shares the sparsity out once the last of the wrapped layers is built."""
+    """Shares the sparsity out once the last of the wrapped layers is built.
 
-    def __init__(self, distribution, sparsity, seed, num_layers):
-        self.distribution = distribution
-        self.sparsity = sparsity
-        self.seed = seed
-        self.num_layers = num_layers
-        self.layers = []
+    If training starts before that, the layers that are built share it; others get the overall
+    sparsity when they are built.
+    """
+
+    def __init__(self, distribution, sparsity, seed):
+        self._distribution = distribution
+        self._sparsity = 0.0 if sparsity is None else sparsity
+        self._seed = seed
+        self._built = []
+        self._is_shared_out = False
+
+    def expect(self, chosen, choice):
+        """`chosen` layers will be built; names in `choice` that no layer had are errors."""
+        self._num_layers = len(chosen)
+        self._choice = choice
 
     def add(self, wrapper, choices):
-        self.layers.append((wrapper, choices))
-        if len(self.layers) == self.num_layers:
-            self._allocate()
+        """Called by a wrapper when it is built, with a `_MaskChoice` for each of its kernels."""
+        self._built.append((wrapper, choices))
+        if self._is_shared_out:
+            for index, choice in enumerate(choices):
+                choice.choose(self._sparsity, (self._seed, len(self._built), index))
+            wrapper.keep([self._sparsity] * len(choices), self._seed)
+        elif len(self._built) == self._num_layers:
+            self.share_out()
 
-    def _allocate(self):
-        choices = [choice for _, choices in self.layers for choice in choices]
-        shapes = {choice.kernel.path: tuple(choice.kernel.shape) for choice in choices}
-        sparsities = distributions.allocate(self.distribution, shapes, self.sparsity)
-        for index, choice in enumerate(choices):
-            choice.choose(sparsities[choice.kernel.path], (self.seed, index))
-        # A layer keeps its share (the lowest of several kernels), so that a copy made from its
-        # config alone is sparse too.
-        for wrapper, choices in self.layers:
-            wrapper.sparsity = min(sparsities[choice.kernel.path] for choice in choices)
-            wrapper.seed = self.seed
+    def share_out(self):
+        """Decides on the sparsity of all kernels that there are."""
+        if self._is_shared_out:
+            return
+        self._is_shared_out = True
+        self._choice.check_all_met()
+        choices = {id(choice.kernel): choice for _, choices in self._built for choice in choices}
+        kernels = masks.by_path(choice.kernel for choice in choices.values())
+        if not kernels:
+            raise ValueError(_NO_KERNEL)
+        shapes = {path: tuple(kernel.shape) for path, kernel in kernels.items()}
+        shares = distributions.allocate(self._distribution, shapes, self._sparsity).values()
+        for index, (choice, share) in enumerate(zip(choices.values(), shares, strict=True)):
+            choice.choose(share, (self._seed, index))
+        self._keep(shares)
+
+    def take_zeros(self):
+        """Masks of what is not zero, in all kernels that there are."""
+        kernels = [choice.kernel for _, choices in self._built for choice in choices]
+        values = [kernel.numpy() != 0 for kernel in kernels]
+        for kernel, mask in zip(kernels, values, strict=True):
+            if not mask.any():
+                raise ValueError(
+                    "With `from_zeros=True` every kernel must have a weight that is not zero: name "
+                    f"its layer in `dense_layers`. Received: {kernel.path!r}, all zeros"
+                )
+        for kernel, mask in zip(kernels, values, strict=True):
+            masks.assign(kernel, mask)
+        self._keep([1 - mask.mean() for mask in values])
+
+    def _keep(self, shares):
+        shares = iter(shares)
+        for wrapper, choices in self._built:
+            wrapper.keep([float(next(shares)) for _ in choices], self._seed)
 
 
-def _check_clonable(model, caller):
+_NO_KERNEL = (
+    "`sparsify` needs a model with a layer whose kernel can be sparse: a trainable weight of two "
+    "or more dimensions that is no bias, normalisation, embedding or depthwise kernel. "
+)
+
+
+def _check_model(model, caller):
     if not isinstance(model, keras.Model):
         raise ValueError(f"`{caller}` takes a `keras.Model`. Received: {model!r}")
-    if not isinstance(model, _CLONABLE):
+
+
+def _check_arguments(model, sparsity, distribution, from_zeros, seed):
+    _check_model(model, "sparsify")
+    if from_zeros:
+        if sparsity is not None:
+            raise ValueError(
+                "With `from_zeros=True` the sparsity is that of the weights: leave `sparsity` out. "
+                f"Received: sparsity={sparsity!r}"
+            )
+        if not model.built:
+            raise ValueError(
+                "`from_zeros=True` needs the weights: build the model before. "
+                f"Received: model={model.name!r}, not built"
+            )
+    else:
+        distributions.check_sparsity(sparsity)
+    distributions.get(distribution)
+    if not isinstance(seed, Integral):
+        raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")
+    wrapped = any(isinstance(layer, SparseWrapper) for layer, _ in leaves(model))
+    if wrapped or masks.sparse_kernels(model):
         raise ValueError(
-            f"`{caller}` takes Sequential and Functional models, whose layers can be exchanged. In "
-            "a subclassed model wrap the layers by hand with `rigl_tf.SparseWrapper`. "
-            f"Received: model={model.name!r} of class {type(model).__name__}"
+            "`sparsify` takes a dense model: this one is sparse already. Change its masks with "
+            f"`rigl_tf.set_masks`. Received: model={model.name!r}"
         )
 
 
-def _leaves(model):
-    """The layers of a model, with those of nested models in their place, each one once."""
-    seen = set()
+def _choose(model, choice):
+    """The layers to wrap: `{id: fn}`, where `fn(built layer)` tells which weights are sparse.
 
-    def walk(model):
-        for layer in model.layers:
-            if id(layer) in seen:
-                continue
-            seen.add(id(layer))
-            if isinstance(layer, _CLONABLE):
-                yield from walk(layer)
-            else:
-                yield layer
-
-    return walk(model)
-
-
-def _choose(layers, dense_layers):
-    """The layers to wrap."""
-    dense_layers = {dense_layers} if isinstance(dense_layers, str) else set(dense_layers)
-    unknown = dense_layers - {layer.name for layer in layers}
-    if unknown:
-        raise ValueError(
-            "`dense_layers` must be names of layers of the model: "
-            f"{[layer.name for layer in layers]}. Received: {sorted(unknown)}"
-        )
-    return [
-        layer
-        for layer in layers
-        if layer.name not in dense_layers
-        and isinstance(layer, _KNOWN_LAYERS)
-        and (not layer.built or eligible_kernels(layer))
-    ]
+    Raises:
+        ValueError: If there is none.
+    """
+    chosen = {}
+    for layer, containers in leaves(model):
+        if not layer.built:
+            if choice.may_have_kernels(layer, containers):
+                chosen[id(layer)] = functools.partial(choice.select, containers=containers)
+            continue
+        selected = choice.select(layer, containers)
+        if any(selected):
+            # By position: a copy has other names inside, and forgets which of these are frozen.
+            chosen[id(layer)] = lambda _, selected=selected: selected
+    if not chosen:
+        choice.check_all_met()
+        kinds = sorted({type(layer).__name__ for layer, _ in leaves(model)})
+        raise ValueError(f"{_NO_KERNEL}Received: model={model.name!r} with layers {kinds}")
+    return chosen
 
 
-def _rebuild(model, replace, original):
-    """A copy of a model with each layer exchanged; weights copied, uncompiled.
+def _wrap(layer, copy, chosen, allocation):
+    """What takes the place of a layer: its copy, wrapped if the layer is chosen."""
+    if id(layer) not in chosen:
+        return copy
+    wrapper = SparseWrapper(copy)
+    wrapper.allocate_later(chosen[id(layer)], allocation.add, allocation.share_out)
+    return wrapper
 
-    `replace(layer)` gives the layer to put in its place, and the one that takes the weights of
-    `original(layer)`.
+
+def _copy(model, exchange):
+    """A copy of a Sequential or Functional model, weights and all, with layers exchanged.
+
+    Args:
+        model: The model.
+        exchange: Gets a layer and its copy, returns what to put in its place in the new model.
     """
     pairs = []
 
-    def clone(layer):
-        new_layer, takes_weights = replace(layer)
-        pairs.append((original(layer), takes_weights))
-        return new_layer
+    def exchange_copy(layer):
+        layer_inside = _inner(layer)
+        copy = type(layer_inside).from_config(layer_inside.get_config())
+        pairs.append((layer_inside, copy))
+        return exchange(layer, copy)
 
-    with _uncompiled(model):
-        copy = keras.models.clone_model(
-            model, input_tensors=_new_inputs(model), clone_function=clone, recursive=True
-        )
-    for old_layer, new_layer in pairs:
-        if old_layer.built and old_layer.weights:
-            new_layer.set_weights(old_layer.get_weights())
-    return copy
+    new = rebuild(model, exchange_copy)
+    for layer, copy in pairs:
+        copy_state(layer, copy)
+    return new
 
 
-def _new_inputs(model):
-    """Inputs like those of a Functional model; `clone_model` forgets names it was not given."""
-    if isinstance(model, keras.Sequential):
-        return None
-    names = {
-        id(layer.output): layer.name
-        for layer in model.layers
-        if isinstance(layer, keras.layers.InputLayer)
-    }
-    return tf.nest.map_structure(
-        lambda tensor: keras.Input(
-            batch_shape=tensor.shape, dtype=tensor.dtype, name=names.get(id(tensor), tensor.name)
-        ),
-        model.input,
-    )
-
-
-@contextlib.contextmanager
-def _uncompiled(model):
-    """Hides that a model is compiled: `clone_model` would compile its copy, optimizer and all."""
-    compiled = model.compiled
-    model.compiled = False
-    try:
-        yield
-    finally:
-        model.compiled = compiled
+def _inner(layer):
+    return layer.layer if isinstance(layer, SparseWrapper) else layer

@@ -4,13 +4,12 @@ import dataclasses
 import io
 import math
 
-import keras
 import rich.console
 import rich.table
 
 from rigl_tf import masks
-from rigl_tf.layers import all_layers
-from rigl_tf.wrapper import SparseWrapper, dense_reason
+from rigl_tf.eligibility import dense_reason
+from rigl_tf.layers import layers_of_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,20 +125,20 @@ def sparsity_summary(model):
         for path, mask in masks.get_masks(model).items()
     )
     own_masks = {id(masks.mask_of(kernel)) for kernel in sparse.values()}
+    own_kernels = {id(kernel) for kernel in sparse.values()}
     weights = [weight for weight in model.weights if id(weight) not in own_masks]
     reasons = _reasons(model)
     dense = tuple(
         DenseWeights(weight.path, tuple(weight.shape), reasons.get(id(weight), "not wrapped"))
         for weight in weights
-        if len(weight.shape) >= 2 and weight.path not in sparse
+        if len(weight.shape) >= 2 and id(weight) not in own_kernels
     )
     return SparsitySummary(kernels, dense, sum(math.prod(weight.shape) for weight in weights))
 
 
 def _reasons(model):
     """`{id of a weight: why it is dense}`, by the innermost layer that it belongs to."""
-    reasons = {}
-    for layer in all_layers(model):
-        if not isinstance(layer, (SparseWrapper, keras.Model)):
-            reasons.update({id(weight): dense_reason(layer, weight) for weight in layer.weights})
-    return reasons
+    return {
+        id(weight): dense_reason(layers[-1], weight) or "not wrapped"
+        for weight, layers in layers_of_weights(model)
+    }

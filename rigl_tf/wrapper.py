@@ -1,49 +1,14 @@
 """SparseWrapper: a Keras layer whose kernels are sparse."""
 
+import functools
+import inspect
 import math
 
 import keras
 import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection
-
-# Weights of two and more dimensions that are no connections between units, by parts of their name.
-_DENSE_BY_NAME = {
-    "bias": "bias",
-    "gamma": "normalisation",
-    "beta": "normalisation",
-    "embeddings": "embedding",
-    "depthwise_kernel": "depthwise",
-}
-
-
-def dense_reason(layer, weight):
-    """Why a weight of a layer cannot be sparse; `"not wrapped"` if it could be.
-
-    Sparse can be the trainable weights of two and more dimensions, except biases, the scale and
-    offset of normalisations, embeddings, and depthwise kernels (which connect each channel with
-    itself only, and hold few weights).
-    """
-    if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
-        return "depthwise"
-    for part, reason in _DENSE_BY_NAME.items():
-        if part in weight.name:
-            return reason
-    if len(weight.shape) < 2:
-        return "fewer than two dimensions"
-    if not weight.trainable:
-        return "not trainable"
-    return "not wrapped"
-
-
-def eligible_kernels(layer):
-    """The weights of a built layer that can be sparse, as `{name within the layer: kernel}`."""
-    prefix = f"{layer.path}/"
-    return {
-        weight.path.removeprefix(prefix): weight
-        for weight in layer.trainable_weights
-        if dense_reason(layer, weight) == "not wrapped"
-    }
+from rigl_tf.eligibility import Choice
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
@@ -54,9 +19,13 @@ class SparseWrapper(keras.layers.Wrapper):
     mask is `False`. The wrapper only holds the masks. They change when an optimizer of `rigl_tf`
     or `rigl_tf.set_masks` changes them; any other optimizer keeps the zeros where they are.
 
+    It is called, built and asked as the layer is: it takes the same arguments, and public
+    attributes that are not its own are the layer's, so `wrapper.units` works.
+
     Args:
-        layer: The `keras.layers.Layer` to wrap, built or not. See `eligible_kernels`.
-        sparsity: Share of zeros, in `[0, 1)`, of each of the layer's kernels.
+        layer: The `keras.layers.Layer` to wrap, built or not. See `rigl_tf.eligibility`.
+        sparsity: Share of zeros, in `[0, 1)`, of each of the layer's kernels; or a list with an
+            entry for each of `layer.weights`, `None` for those that stay dense.
         seed: Integer. The masks are a function of it and of the kernel's index in the layer.
         name: String. Defaults to the layer's name, so that a sparse model has the same layer
             names as the dense one.
@@ -76,16 +45,36 @@ class SparseWrapper(keras.layers.Wrapper):
     def __init__(self, layer, sparsity=0.0, seed=0, name=None, **kwargs):
         if isinstance(layer, SparseWrapper):
             raise ValueError(f"A layer can be wrapped only once. Received: layer={layer}")
-        distributions.check_sparsity(sparsity)
+        for share in sparsity if isinstance(sparsity, (list, tuple)) else [sparsity]:
+            if share is not None or share is sparsity:
+                distributions.check_sparsity(share)
         if isinstance(layer, keras.layers.Layer):
             name = name or layer.name
             kwargs.setdefault("dtype", layer.dtype_policy)
+            self._take_signatures(layer)
         super().__init__(layer, name=name, **kwargs)
         self.sparsity = sparsity
         self.seed = seed
         self.supports_masking = layer.supports_masking
         self._masks = {}
+        self._select = None
         self._on_build = None
+        self._settle = None
+
+    def _take_signatures(self, layer):
+        """Keras reads in a signature which arguments are inputs, masks, or shapes to build with."""
+
+        @functools.wraps(layer.call)
+        def call(*args, **kwargs):
+            return self.layer(*args, **kwargs)
+
+        self.call = call
+        self.build.__signature__ = _build_signature(layer)
+
+    def __getattr__(self, name):
+        if name.startswith("_") or "layer" not in vars(self) or hasattr(type(self), name):
+            return super().__getattribute__(name)  # raises the error
+        return getattr(self.layer, name)
 
     @property
     def kernel_masks(self):
@@ -102,26 +91,32 @@ class SparseWrapper(keras.layers.Wrapper):
             )
         return next(iter(self._masks.values()))
 
-    def build(self, input_shape=None):
+    def build(self, *args, **kwargs):
+        shapes = inspect.signature(self.build).bind(*args, **kwargs).arguments
         # A model may be built while `fit` traces its step: variables belong outside of that.
         with tf.init_scope():
-            self._build(input_shape)
+            if not self.layer.built:
+                self._build_layer(shapes)
+            self._add_masks()
+        self._build_shapes = dict(shapes)
 
-    def _build(self, input_shape):
-        if not self.layer.built:
-            # The kernel keeps the path that it has in the dense model: without the wrapper's name.
-            parent = self.path.rpartition("/")[0]
-            with keras.name_scope(self.layer.name, caller=self.layer, override_parent=parent):
-                self.layer.build(input_shape)
-            self.layer.built = True
-        kernels = eligible_kernels(self.layer)
-        if not kernels:
-            raise ValueError(
-                "A SparseWrapper needs a layer with a trainable kernel of two or more dimensions. "
-                f"Received: layer={self.layer}"
-            )
-        choices = [_MaskChoice(kernel) for kernel in kernels.values()]
-        for name, choice in zip(kernels, choices, strict=True):
+    def _build_layer(self, shapes):
+        # The kernels keep the paths that they have in the dense model: without the wrapper's name.
+        parent = self.path.rpartition("/")[0]
+        with keras.name_scope(self.layer.name, caller=self.layer, override_parent=parent):
+            if _builds_by_call(self.layer):
+                self.layer(**_symbolic_arguments(self.layer, shapes))
+            else:
+                self.layer.build(**shapes)
+        self.layer.built = True
+
+    def _add_masks(self):
+        weights = self.layer.weights
+        self._chosen = self._choose(weights)
+        kernels = [weight for weight, chosen in zip(weights, self._chosen, strict=True) if chosen]
+        choices = [_MaskChoice(kernel) for kernel in kernels]
+        for choice in choices:
+            name = choice.kernel.path.removeprefix(f"{self.layer.path}/")
             self._masks[name] = self.add_weight(
                 shape=choice.kernel.shape,
                 dtype="bool",
@@ -129,19 +124,56 @@ class SparseWrapper(keras.layers.Wrapper):
                 trainable=False,
                 name=f"{name.replace('/', '_')}_mask",
             )
-            masks.link(choice.kernel, self._masks[name])
+            masks.link(choice.kernel, self._masks[name], self._settle)
         if self._on_build is not None:
             self._on_build(self, choices)
-        else:
-            for index, choice in enumerate(choices):
-                choice.choose(self.sparsity, (self.seed, index))
+            return
+        for index, (choice, share) in enumerate(zip(choices, self._shares(), strict=True)):
+            choice.choose(share, (self.seed, index))
 
-    def allocate_later(self, on_build):
-        """Leaves `sparsity`, `seed` and masks to `on_build(wrapper, a _MaskChoice per kernel)`."""
+    def _choose(self, weights):
+        """For each weight of the built layer, whether it is a kernel that gets a mask."""
+        if self._select is not None:
+            return self._select(self.layer)
+        if isinstance(self.sparsity, list):
+            if len(self.sparsity) != len(weights):
+                raise ValueError(
+                    "`sparsity` must have an entry for each weight of the layer, "
+                    f"{[weight.name for weight in weights]}. Received: sparsity={self.sparsity}"
+                )
+            return [share is not None for share in self.sparsity]
+        chosen = Choice().select(self.layer)
+        if not any(chosen):
+            raise ValueError(
+                "A SparseWrapper needs a layer with a trainable kernel of two or more dimensions. "
+                f"Received: layer={self.layer}"
+            )
+        return chosen
+
+    def _shares(self):
+        """The sparsity of each kernel with a mask."""
+        if isinstance(self.sparsity, list):
+            return [share for share in self.sparsity if share is not None]
+        return [self.sparsity] * sum(self._chosen)
+
+    def allocate_later(self, select, on_build, settle):
+        """Leaves to others which kernels are sparse, and how sparse.
+
+        Args:
+            select: Gets the built layer, returns for each of its weights whether it is sparse.
+            on_build: Gets this wrapper and a `_MaskChoice` for each of these kernels. It calls
+                `choose` of these and `keep`, now or later.
+            settle: Called when training starts: what is still open must be decided on.
+        """
+        self._select = select
         self._on_build = on_build
+        self._settle = settle
 
-    def call(self, inputs, *args, **kwargs):
-        return self.layer(inputs, *args, **kwargs)
+    def keep(self, shares, seed):
+        """Remembers the sparsity of each kernel with a mask, for copies made from the config."""
+        shares = iter(shares)
+        self.sparsity = [next(shares) if chosen else None for chosen in self._chosen]
+        self.seed = seed
 
     def compute_output_spec(self, *args, **kwargs):
         return self.layer.compute_output_spec(*args, **kwargs)
@@ -149,8 +181,8 @@ class SparseWrapper(keras.layers.Wrapper):
     def compute_output_shape(self, *args, **kwargs):
         return self.layer.compute_output_shape(*args, **kwargs)
 
-    def compute_mask(self, inputs, previous_mask):
-        return self.layer.compute_mask(inputs, previous_mask)
+    def compute_mask(self, *args, **kwargs):
+        return self.layer.compute_mask(*args, **kwargs)
 
     def get_config(self):
         if self._on_build is not None and not self.built:
@@ -158,7 +190,50 @@ class SparseWrapper(keras.layers.Wrapper):
                 "The sparsity of a layer is known when its model is built: build the model before "
                 f"it is saved or cloned. Received: layer={self.name!r}, not built"
             )
-        return {**super().get_config(), "sparsity": self.sparsity, "seed": self.seed}
+        sparsity = self.sparsity
+        if self.built:
+            # By position: the rule could choose others, if weights were frozen meanwhile.
+            shares = iter(self._shares())
+            sparsity = [next(shares) if chosen else None for chosen in self._chosen]
+        return {**super().get_config(), "sparsity": sparsity, "seed": self.seed}
+
+    def get_build_config(self):
+        return {"shapes": self._build_shapes} if self.built else None
+
+    def build_from_config(self, config):
+        self.build(**config["shapes"])
+
+
+def _builds_by_call(layer):
+    """Whether Keras builds a layer by calling it on symbolic inputs."""
+    return type(layer).build in (keras.layers.Layer.build, keras.Model.build)
+
+
+def _build_signature(layer):
+    """The signature of a layer's `build`: the names of the shapes that it wants."""
+    if not _builds_by_call(layer):
+        return inspect.signature(layer.build)
+    several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return inspect.Signature(
+        [
+            inspect.Parameter(f"{name}_shape", parameter.POSITIONAL_OR_KEYWORD, default=None)
+            for name, parameter in inspect.signature(layer.call).parameters.items()
+            if parameter.kind not in several
+        ]
+    )
+
+
+def _symbolic_arguments(layer, shapes):
+    """Symbolic inputs of these shapes, `{name of the argument of call: tensors}`."""
+
+    def tensor(shape):
+        return keras.KerasTensor(shape, dtype=layer.input_dtype)
+
+    return {
+        name.removesuffix("_shape"): keras.tree.map_shape_structure(tensor, shape)
+        for name, shape in shapes.items()
+        if shape is not None
+    }
 
 
 class _MaskChoice:

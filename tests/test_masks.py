@@ -106,25 +106,31 @@ def test_masked_is_zero_whatever_stands_there():
     assert got.tolist() == [0.0, 0.0, 0.0, 2.0]
 
 
-def test_two_kernels_of_one_path_are_refused():
-    inputs = keras.Input((4,))
-    first = rigl_tf.SparseWrapper(keras.layers.Dense(4, name="same"), 0.5)
-    second = rigl_tf.SparseWrapper(keras.layers.Dense(4, name="same"), 0.5)
-    first.build((None, 4))
-    second.build((None, 4))
+def test_two_kernels_of_one_path():
+    # A generator and a discriminator, say, with layers of the same name.
+    def part():
+        return keras.Sequential(
+            [keras.Input((4,)), rigl_tf.SparseWrapper(keras.layers.Dense(4, name="same"), 0.5)],
+            name="part",
+        )
 
     class Both(keras.Model):
         def __init__(self):
             super().__init__()
-            self.first, self.second = first, second
+            self.first, self.second = part(), part()
 
         def call(self, inputs):
             return self.second(self.first(inputs))
 
     model = Both()
-    model(inputs)
-    with pytest.raises(ValueError, match="path='same/kernel'"):
-        rigl_tf.get_masks(model)
+    masks_before = rigl_tf.get_masks(model)
+    assert list(masks_before) == ["part/same/kernel", "part/same/kernel#2"]
+    mask = ~masks_before["part/same/kernel#2"]
+    rigl_tf.set_masks(model, {"part/same/kernel#2": mask})
+    np.testing.assert_array_equal(model.second.layers[0].kernel_mask, mask)
+    np.testing.assert_array_equal(
+        model.first.layers[0].kernel_mask, masks_before["part/same/kernel"]
+    )
 
 
 def test_the_users_constraint_is_applied_first():

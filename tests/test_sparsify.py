@@ -228,7 +228,7 @@ def test_a_callable_with_a_bad_result(distribution):
 
 def test_a_model_without_eligible_kernel():
     model = keras.Sequential([keras.Input((4,)), layers.ReLU(), layers.BatchNormalization()])
-    with pytest.raises(ValueError, match=r"a layer whose kernel can be sparse .*BatchNorm"):
+    with pytest.raises(ValueError, match=r"a layer whose kernel can be sparse: .*BatchNorm"):
         rigl_tf.sparsify(model, 0.5)
 
 
@@ -240,22 +240,6 @@ def test_every_layer_kept_dense():
 def test_sparsified_twice():
     with pytest.raises(ValueError, match="sparse already"):
         rigl_tf.sparsify(rigl_tf.sparsify(mlp(), 0.5), 0.5)
-
-
-@pytest.mark.parametrize("caller", [lambda m: rigl_tf.sparsify(m, 0.5), rigl_tf.strip])
-def test_a_subclassed_model(caller):
-    class Subclassed(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.dense = layers.Dense(3)
-
-        def call(self, inputs):
-            return self.dense(inputs)
-
-    model = Subclassed()
-    model(inputs_of((2, 4)))
-    with pytest.raises(ValueError, match=r"wrap the layers by hand.*class Subclassed"):
-        caller(model)
 
 
 @pytest.mark.parametrize("caller", [lambda m: rigl_tf.sparsify(m, 0.5), rigl_tf.strip])

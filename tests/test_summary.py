@@ -115,7 +115,6 @@ def test_reasons_of_other_weights():
         "norm/gamma": "normalisation",
         "norm/beta": "normalisation",
         "separable/depthwise_kernel": "depthwise",
-        "separable/pointwise_kernel": "not wrapped",
     }
 
 

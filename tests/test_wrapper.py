@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import rigl_tf
-from rigl_tf.wrapper import eligible_kernels
+from rigl_tf.eligibility import Choice
 
 layers = keras.layers
 
@@ -89,9 +89,9 @@ def test_a_layer_without_kernel_is_refused(layer, shape):
 def test_a_frozen_kernel_is_not_eligible():
     layer = layers.Dense(3)
     layer.build((None, 4))
-    assert list(eligible_kernels(layer)) == ["kernel"]
+    assert Choice().select(layer) == [True, False]
     layer.trainable = False
-    assert eligible_kernels(layer) == {}
+    assert Choice().select(layer) == [False, False]
 
 
 @pytest.mark.parametrize(
