@@ -7,8 +7,9 @@ import keras
 import tensorflow as tf
 
 from rigl_tf import masks, schedules, selection
-from rigl_tf.optimizers.kernels import Plan, SparseKernel, sum_over_replicas
-from rigl_tf.optimizers.wrapping import WrappingOptimizer, recorded_slots
+from rigl_tf.optimizers import kernels, limits
+from rigl_tf.optimizers.slots import optimizers_within, recorded_slots
+from rigl_tf.optimizers.wrapping import WrappingOptimizer
 
 
 class SparseOptimizer(WrappingOptimizer):
@@ -58,7 +59,8 @@ class SparseOptimizer(WrappingOptimizer):
         gradient_momentum=None,
         name=None,
     ):
-        if isinstance(inner_optimizer, SparseOptimizer):
+        inner_optimizer = keras.optimizers.get(inner_optimizer)
+        if any(isinstance(each, SparseOptimizer) for each in optimizers_within(inner_optimizer)):
             raise ValueError(
                 "`inner_optimizer` must be a dense optimizer. "
                 f"Received: inner_optimizer={inner_optimizer!r}"
@@ -146,19 +148,15 @@ class SparseOptimizer(WrappingOptimizer):
                 ", sparsity=...)` and compile that. Received: variables="
                 f"{[getattr(variable, 'path', variable.name) for variable in variables]}"
             )
-        if self.inner_optimizer.built:
-            raise ValueError(
-                "`inner_optimizer` must be new: its slots are reset where connections change, and "
-                "those of an optimizer that was in use are not known. "
-                f"Received: inner_optimizer={self.inner_optimizer.name!r}, built"
-            )
+        limits.check_unused(self.inner_optimizer)
+        limits.warn_of_vanishing_squares(self.inner_optimizer)
         super().build(variables)
         self.step = self._add_counter("step")
         self.num_skipped_updates = self._add_counter("num_skipped_updates")
         with recorded_slots(self.inner_optimizer) as slots:
             self.inner_optimizer.build(variables)
-        kernels = [
-            SparseKernel(
+        sparse_kernels = [
+            kernels.SparseKernel(
                 kernel=kernel,
                 mask=masks.mask_of(kernel),
                 index=index,
@@ -168,7 +166,7 @@ class SparseOptimizer(WrappingOptimizer):
             for index, kernel in enumerate(variables)
             if masks.mask_of(kernel) is not None
         ]
-        self._plan = Plan(variables, kernels)
+        self._plan = kernels.Plan(variables, sparse_kernels)
 
     def _add_counter(self, name):
         return self.add_variable(
@@ -199,7 +197,9 @@ class SparseOptimizer(WrappingOptimizer):
         def across_replicas(strategy, grads):
             self._apply_across_replicas(strategy, grads, variables)
 
-        context.merge_call(across_replicas, args=(list(grads),))
+        limits.check_strategy(self.inner_optimizer)
+        grads = self._plan.dense_gradients(grads, variables)
+        context.merge_call(across_replicas, args=(grads,))
 
     def _apply_across_replicas(self, strategy, grads, variables):
         """One step of all replicas. The `cond` must stand here, in cross-replica context."""
@@ -209,10 +209,11 @@ class SparseOptimizer(WrappingOptimizer):
             if gradient is not None and id(variable) in self._plan.by_id
         ]
         if self.gradient_momentum is not None:
-            self._average_gradients(strategy, pairs)
+            kernels.average_gradients(strategy, pairs, self.gradient_momentum)
 
         def train():
             strategy.extended.call_for_each_replica(self._train, args=(grads, variables))
+            kernels.mask_weight_averages(strategy, self._plan)
 
         def update():
             self._update_masks(strategy, pairs)
@@ -238,62 +239,20 @@ class SparseOptimizer(WrappingOptimizer):
                 trained.append(tf.identity(gradient))
         self.inner_optimizer.apply(trained, trainable_variables=variables)
 
-    def _average_gradients(self, strategy, pairs):
-        def average_one(kernel, gradient, average):
-            new = self.gradient_momentum * average + (1 - self.gradient_momentum) * gradient
-            # A step whose gradient overflowed must not stay in the average for ever.
-            average.assign(tf.where(tf.math.is_finite(new), new, average))
-
-        for sparse, gradient in zip(
-            [sparse for sparse, _ in pairs], sum_over_replicas(strategy, pairs), strict=True
-        ):
-            strategy.extended.update(
-                sparse.kernel.value, average_one, args=(gradient, sparse.average.value)
-            )
-
     def _update_masks(self, strategy, pairs):
         """An update step: one drop-and-grow per kernel, the same on every replica."""
-        gradients = sum_over_replicas(strategy, pairs)
-        first = [strategy.experimental_local_results(gradient)[0] for gradient in gradients]
-        tensors = first + [tf.convert_to_tensor(sparse.kernel) for sparse, _ in pairs]
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors])
+        gradients = kernels.sum_over_replicas(strategy, pairs)
 
         def update():
             for (sparse, _), gradient in zip(pairs, gradients, strict=True):
-                self._update_kernel(strategy, sparse, gradient)
+                kernels.update_kernel(strategy, sparse, gradient, self.step, self._seeded_new_mask)
 
+        finite = kernels.all_finite(strategy, gradients, pairs)
         tf.cond(finite, update, lambda: self._skip_update())
 
     def _skip_update(self):
         """NaN or infinite gradients say nothing about connections: leave the masks alone."""
         self.num_skipped_updates.assign_add(1)
-
-    def _update_kernel(self, strategy, sparse, gradient):
-        initializers = [initializer for _, initializer in sparse.slots]
-
-        def update_one(kernel, gradient, mask, step, *others):
-            average = others[0] if sparse.average is not None else None
-            slots = others if average is None else others[1:]
-            old = tf.convert_to_tensor(mask)
-            new = self._seeded_new_mask(
-                sparse.index,
-                tf.convert_to_tensor(kernel),
-                old,
-                gradient if average is None else tf.convert_to_tensor(average),
-                tf.convert_to_tensor(step),
-            )
-            changed = tf.math.logical_xor(old, new)
-            kernel.assign(tf.where(changed, tf.zeros([], kernel.dtype), kernel))
-            for slot, initializer in zip(slots, initializers, strict=True):
-                start = initializer(slot.shape, dtype=slot.dtype)
-                slot.assign(tf.where(changed, start, slot))
-            mask.assign(new)
-
-        variables = [sparse.mask, self.step]
-        variables += [] if sparse.average is None else [sparse.average]
-        variables += [slot for slot, _ in sparse.slots]
-        args = (gradient, *(variable.value for variable in variables))
-        strategy.extended.update(sparse.kernel.value, update_one, args=args, group=False)
 
     def _seeded_new_mask(self, index, kernel, mask, gradient, step):
         seed = tf.constant([self.seed, 0], tf.int64)

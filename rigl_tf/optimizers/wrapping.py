@@ -1,8 +1,8 @@
-"""An optimizer around another one: what it delegates, and how it finds the other's slots."""
-
-import contextlib
+"""An optimizer around another one: what is the other's business."""
 
 import keras
+
+from rigl_tf.optimizers.slots import optimizers_within
 
 
 class WrappingOptimizer(keras.optimizers.Optimizer):
@@ -47,11 +47,51 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
 
     @loss_scale_factor.setter
     def loss_scale_factor(self, value):
-        if "inner_optimizer" in vars(self):
-            self.inner_optimizer.loss_scale_factor = value
+        if "inner_optimizer" not in vars(self):
+            return
+        # What a `LossScaleOptimizer` does to the optimizer that it is put around.
+        if isinstance(self.inner_optimizer, keras.optimizers.LossScaleOptimizer):
+            raise ValueError(
+                "A loss can be scaled only once: put the `LossScaleOptimizer` around this "
+                "optimizer, or compile with `auto_scale_loss=False`. "
+                f"Received: inner_optimizer={self.inner_optimizer.name!r}, a LossScaleOptimizer"
+            )
+        self.inner_optimizer.loss_scale_factor = value
+
+    @property
+    def optimizers(self):
+        """The inner optimizers that callbacks of Keras must find one by one.
+
+        Those of a `keras.optimizers.MultiOptimizer`, whose learning rates differ; else the one
+        whose averages `keras.callbacks.SwapEMAWeights` swaps. There is no such attribute if the
+        inner optimizer is neither.
+        """
+        if hasattr(self.inner_optimizer, "optimizers"):
+            return self.inner_optimizer.optimizers
+        averaging = [each for each in optimizers_within(self.inner_optimizer) if each.use_ema]
+        if not averaging:
+            raise AttributeError(
+                "`optimizers` is there around a `MultiOptimizer` or an optimizer with "
+                f"`use_ema=True`. Received: inner_optimizer={self.inner_optimizer.name!r}"
+            )
+        return averaging
 
     def scale_loss(self, loss):
         return self.inner_optimizer.scale_loss(loss)
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        """Tells the inner optimizer which variables do not decay."""
+        if self.built:
+            raise ValueError(
+                "`exclude_from_weight_decay` must be called before the optimizer is built."
+            )
+        for optimizer in optimizers_within(self.inner_optimizer):
+            optimizer.exclude_from_weight_decay(var_list, var_names)
+
+    def apply_gradients(self, grads_and_vars):
+        """As `apply`; returns `iterations`, as every Keras optimizer."""
+        super().apply_gradients(grads_and_vars)
+        return self.iterations
 
     def finalize_variable_values(self, var_list):
         self.inner_optimizer.finalize_variable_values(var_list)
@@ -88,35 +128,3 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
             for name, value in config.items()
         }
         return cls(**arguments)
-
-
-@contextlib.contextmanager
-def recorded_slots(optimizer):
-    """Collects `{id(variable): [(slot, initializer)]}` while `optimizer` is built.
-
-    Every Keras optimizer, wrapped ones too, creates its slots through the public method
-    `add_variable_from_reference`; so nothing need be known of the optimizer's kind.
-    """
-    slots = {}
-    optimizers = []
-
-    def record(optimizer):
-        create = optimizer.add_variable_from_reference
-
-        def recording(reference_variable, name=None, initializer="zeros"):
-            slot = create(reference_variable, name=name, initializer=initializer)
-            entry = (slot, keras.initializers.get(initializer))
-            slots.setdefault(id(reference_variable), []).append(entry)
-            return slot
-
-        optimizer.add_variable_from_reference = recording
-        optimizers.append(optimizer)
-
-    while optimizer is not None:
-        record(optimizer)
-        optimizer = getattr(optimizer, "inner_optimizer", None)
-    try:
-        yield slots
-    finally:
-        for optimizer in optimizers:
-            del optimizer.add_variable_from_reference

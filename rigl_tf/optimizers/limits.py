@@ -1,0 +1,61 @@
+"""What an inner optimizer cannot do, because Keras cannot: refused before it does harm."""
+
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from rigl_tf.optimizers.slots import optimizers_within
+
+# Their replicas run as threads that cannot meet inside a branch of a graph.
+_THREADED_STRATEGIES = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
+_BRANCHING_ARGUMENTS = ("gradient_accumulation_steps", "ema_overwrite_frequency")
+
+
+def check_unused(inner_optimizer):
+    """Raises a `ValueError` if the inner optimizer, or one inside it, was built before."""
+    for optimizer in optimizers_within(inner_optimizer):
+        if optimizer.built:
+            raise ValueError(
+                "`inner_optimizer` must be new: its slots are reset where connections change, and "
+                "those of an optimizer that was in use are not known. "
+                f"Received: inner_optimizer={optimizer.name!r}, built"
+            )
+
+
+def check_strategy(inner_optimizer):
+    """Raises a `ValueError` for what fails in a graph under the strategies that mirror variables.
+
+    With these arguments Keras branches inside each replica, and calls `merge_call` in the branch.
+    """
+    strategy = tf.distribute.get_strategy()
+    if tf.executing_eagerly() or not isinstance(strategy, _THREADED_STRATEGIES):
+        return
+    for optimizer in optimizers_within(inner_optimizer):
+        for name in _BRANCHING_ARGUMENTS:
+            value = getattr(optimizer, name)
+            if value and (optimizer.use_ema or name != "ema_overwrite_frequency"):
+                raise ValueError(
+                    f"Keras cannot use `{name}` under {type(strategy).__name__} (a `merge_call` "
+                    "inside a `cond`, with any model): leave it out, or train with "
+                    f"`run_eagerly=True`. Received: {name}={value}"
+                )
+
+
+def warn_of_vanishing_squares(inner_optimizer):
+    """Warns of an Adafactor that makes NaN of a kernel with an empty row and an empty column.
+
+    Keras multiplies the mean squares of row and column, each of them `epsilon_1` where there is no
+    gradient. By default the product, 1e-60, is 0 in float32, and 0 / 0 is NaN.
+    """
+    for optimizer in optimizers_within(inner_optimizer):
+        if not isinstance(optimizer, keras.optimizers.Adafactor):
+            continue
+        if optimizer.epsilon_1**2 < np.finfo("float32").tiny:
+            warnings.warn(
+                "Adafactor makes NaN of a kernel in which an input and a unit have no active "
+                "connection, because Keras squares `epsilon_1`: pass `epsilon_1=1e-15`. "
+                f"Received: epsilon_1={optimizer.epsilon_1}",
+                stacklevel=2,
+            )

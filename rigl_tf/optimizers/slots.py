@@ -1,0 +1,70 @@
+"""What an optimizer keeps for each variable, found without knowing the kind of the optimizer."""
+
+import contextlib
+import dataclasses
+
+import keras
+
+
+@dataclasses.dataclass(eq=False)
+class Slot:
+    """A variable that an optimizer keeps for one variable of the model."""
+
+    variable: keras.Variable
+    initializer: keras.initializers.Initializer
+    is_weight_average: bool  # what `use_ema=True` keeps
+
+
+def optimizers_within(optimizer):
+    """`optimizer` and those inside it, as in `LossScaleOptimizer` and `MultiOptimizer`."""
+    yield optimizer
+    if hasattr(optimizer, "inner_optimizer"):
+        yield from optimizers_within(optimizer.inner_optimizer)
+    elif hasattr(optimizer, "optimizers"):
+        for child in optimizer.optimizers:
+            yield from optimizers_within(child)
+
+
+@contextlib.contextmanager
+def recorded_slots(optimizer):
+    """Collects `{id(variable): [Slot]}` while `optimizer` is built.
+
+    Every Keras optimizer, those inside it too, creates its slots through the public method
+    `add_variable_from_reference`.
+
+    Raises:
+        ValueError: If the optimizers of a `MultiOptimizer` come to be only while it is built.
+    """
+    slots = {}
+    recorded = list(optimizers_within(optimizer))
+    for each in recorded:
+        each.add_variable_from_reference = _recording(each, slots)
+    try:
+        yield slots
+    finally:
+        for each in recorded:
+            del each.add_variable_from_reference
+    late = [each for each in optimizers_within(optimizer) if each not in recorded]
+    if late:
+        raise ValueError(
+            "A `MultiOptimizer` inside a sparse optimizer must be given a "
+            "`keras.optimizers.OptimizerMap`: the slots of optimizers that a function makes are "
+            f"not known. Received: optimizers {[each.name for each in late]} made by a function"
+        )
+
+
+def _recording(optimizer, slots):
+    create = optimizer.add_variable_from_reference
+
+    def add_variable_from_reference(reference_variable, name=None, initializer="zeros"):
+        variable = create(reference_variable, name=name, initializer=initializer)
+        slot = Slot(
+            variable,
+            keras.initializers.get(initializer),
+            # The name that Keras's base class gives these.
+            is_weight_average=optimizer.use_ema and name == "average",
+        )
+        slots.setdefault(id(reference_variable), []).append(slot)
+        return variable
+
+    return add_variable_from_reference
