@@ -240,7 +240,7 @@ def _load(model, path, step):
             raise ValueError(f"bad checksum of {damaged}")
         model.load_weights(path)
         # Keras only warns when it cannot restore an optimizer; its step counter tells.
-        restored = int(getattr(model.optimizer, "step", model.optimizer.iterations))
+        restored = int(getattr(model.optimizer, "step", model.optimizer.iterations).numpy())
         if restored != step:
             raise ValueError(f"the optimizer is at step {restored}, not {step}")
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
