@@ -1,0 +1,125 @@
+"""The inputs of a model: their shapes and types, and batches to try it on."""
+
+import re
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def signature(model, inputs=None):
+    """The inputs of a built model, in the structure in which it is called.
+
+    Args:
+        model: A built `keras.Model`.
+        inputs: A batch, or `tf.TensorSpec`s, for a model that does not know its inputs.
+
+    Returns:
+        Structure of `tf.TensorSpec`s. Dimensions that may vary are `None`: those of the model's
+        own inputs, or only the first one of `inputs`.
+
+    Raises:
+        ValueError: If the model is not built, its inputs are neither known nor given, or those
+            that are given have another structure.
+    """
+    if not model.built:
+        raise ValueError(
+            "The model must be built: call it on a batch. "
+            f"Received: model={model.name!r}, not built"
+        )
+    given = None if inputs is None else tf.nest.map_structure(_spec_of_batch, inputs)
+    if not getattr(model, "inputs", None):
+        if inputs is None:
+            raise ValueError(
+                "The inputs of the model must be known, as those of Sequential and Functional "
+                "models are: give a batch, `inputs=...`. "
+                f"Received: model={model.name!r} of class {type(model).__name__}"
+            )
+        return given
+    # `input` of a Sequential model is there only after it was called.
+    known = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    specs = tf.nest.map_structure(_spec, known)
+    _check(model, specs, given)
+    return specs
+
+
+def concrete(model, inputs=None, batch_size=1):
+    """The inputs of a model as `signature` gives them, but every dimension is known.
+
+    Args:
+        model, inputs: As in `signature`.
+        batch_size: Integer. The first dimension, if the model does not say what it must be.
+
+    Raises:
+        ValueError: As in `signature`, and if another dimension is unknown.
+    """
+    specs = signature(model, inputs)
+    given = specs if inputs is None else tf.nest.map_structure(_spec_of_batch, inputs)
+
+    def known(spec, given):
+        shape = tuple(given.shape)
+        if None in shape[1:]:
+            raise ValueError(
+                "The input dimensions of the model must be known, but for the batch size: give a "
+                f"batch, `inputs=...`. Received: input {spec.name!r} of shape {shape}"
+            )
+        first = (spec.shape[0] or batch_size,) if shape else ()
+        return tf.TensorSpec((*first, *shape[1:]), spec.dtype, spec.name)
+
+    flat = map(known, tf.nest.flatten(specs), tf.nest.flatten(given))
+    return tf.nest.pack_sequence_as(specs, list(flat))
+
+
+def batch(model, inputs=None, batch_size=8):
+    """A batch to try a model on: `inputs` if these are arrays, else random numbers.
+
+    Random integers are 0 or 1, and so are the random numbers when they are cut to integers: they
+    are in the range of any embedding. Random strings are "0" or "1".
+    """
+    specs = concrete(model, inputs, batch_size)
+    if inputs is not None and not any(
+        isinstance(x, tf.TensorSpec) for x in tf.nest.flatten(inputs)
+    ):
+        flat = zip(tf.nest.flatten(inputs), tf.nest.flatten(specs), strict=True)
+        return tf.nest.pack_sequence_as(specs, [_tensor(array, spec) for array, spec in flat])
+    generator = np.random.default_rng(0)
+
+    def random(spec):
+        values = tf.constant(generator.uniform(0, 2, size=spec.shape))
+        if spec.dtype == tf.string:
+            return tf.strings.as_string(tf.cast(values, tf.int32))
+        return tf.cast(values if spec.dtype.is_floating else tf.floor(values), spec.dtype)
+
+    return tf.nest.map_structure(random, specs)
+
+
+def _spec(tensor):
+    # A Keras name may hold blanks; those of TensorFlow's arguments may not.
+    return tf.TensorSpec(tensor.shape, tensor.dtype, re.sub(r"\W", "_", tensor.name))
+
+
+def _spec_of_batch(batch):
+    if not isinstance(batch, tf.TensorSpec):
+        batch = tf.convert_to_tensor(batch)
+        # As Keras does with numbers of NumPy.
+        dtype = keras.config.floatx() if batch.dtype == tf.float64 else batch.dtype
+        batch = tf.TensorSpec(batch.shape, dtype)
+    shape = (None, *batch.shape[1:]) if batch.shape.rank else batch.shape
+    return tf.TensorSpec(shape, batch.dtype, batch.name)
+
+
+def _tensor(array, spec):
+    return tf.cast(tf.convert_to_tensor(array), spec.dtype)
+
+
+def _check(model, specs, given):
+    if given is None or len(tf.nest.flatten(given)) == len(tf.nest.flatten(specs)) == 1:
+        return
+    try:
+        tf.nest.assert_same_structure(specs, given, check_types=False)
+    except ValueError as error:
+        names = tf.nest.map_structure(lambda spec: spec.name, specs)
+        raise ValueError(
+            "`inputs` must have the structure in which the model is called. "
+            f"Received: model={model.name!r} with inputs {names}, and inputs={given}"
+        ) from error

@@ -1,0 +1,249 @@
+"""How often a model uses each of its weights: the products in its traced graph.
+
+A weight is followed from where the model reads it, through casts, reshapes, slices and whatever
+else happens to weights alone, to the matrix products and convolutions in which it meets the inputs.
+That is the same for every layer, a user's own included. How often a connection is used is the
+number of multiplications in these products, shared out evenly among the weight's connections.
+"""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from rigl_tf import products
+
+_LOOPS = ("While", "StatelessWhile")
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+
+
+def trace(model, weights, specs):
+    """Traces the inference of a model and counts the uses of some of its weights.
+
+    Args:
+        model: A built `keras.Model`.
+        weights: List of `keras.Variable`s of the model.
+        specs: Structure of `tf.TensorSpec`s, the model's inputs.
+
+    Returns:
+        `rigl_tf.products.Uses`; a weight is named by its index in `weights`.
+    """
+
+    @tf.function(autograph=False)
+    def infer(values, inputs):
+        # The weights come in as arguments, which can be followed.
+        with keras.StatelessScope(state_mapping=list(zip(weights, values, strict=True))):
+            return model(inputs, training=False)
+
+    values = [tf.TensorSpec(weight.shape, weight.dtype) for weight in weights]
+    concrete = infer.get_concrete_function(values, specs)
+    graph_def = concrete.graph.as_graph_def(add_shapes=True)
+    library = {function.signature.name: function for function in graph_def.library.function}
+    arguments = {}
+    # First the arguments, then other variables and tables that the model reads.
+    num_arguments = len(weights) + len(tf.nest.flatten(specs))
+    for index, tensor in enumerate(concrete.inputs):
+        shape = _shape(tensor.shape.as_proto())
+        elements = {index: math.prod(shape)} if index < len(weights) else {}
+        of_inputs = len(weights) <= index < num_arguments
+        arguments[tensor.op.name] = products.Value(shape, elements, of_inputs)
+    results = [tensor.name for tensor in concrete.outputs]
+    graph = _Graph(graph_def.node, list(arguments), results, library)
+    return graph.follow(list(arguments.values()))[1]
+
+
+class _Graph:
+    """The nodes of a graph, or of a function in its library, and the tensors that it returns."""
+
+    def __init__(self, nodes, arguments, results, library):
+        self._nodes = {node.name: node for node in nodes}
+        self._arguments = arguments
+        self._results = results
+        self._library = library
+        # TensorFlow may dilate an image, its positions put into several images, which are padded.
+        self._dilated = {}
+        for node in nodes:
+            if node.op == "BatchToSpaceND":
+                self._dilated.update(dict.fromkeys(self._before(node), node))
+
+    def _before(self, node):
+        """The convolution that gives a node its images, and what only changes their rank."""
+        name = _parse(node.input[0])[0]
+        while name in self._nodes:
+            yield name
+            if self._nodes[name].op != "Squeeze":
+                return
+            name = _parse(self._nodes[name].input[0])[0]
+
+    def follow(self, arguments):
+        """Follows weights through the graph: the values that it returns, and the `Uses` in it.
+
+        `arguments` are the values of its arguments. Only nodes that matter for the results are
+        looked at.
+        """
+        values = {name: [value] for name, value in zip(self._arguments, arguments, strict=True)}
+        uses = products.Uses()
+        for name in self._in_order(self._results):
+            if name not in values:
+                node = self._nodes[name]
+                inputs = [_get(values, tensor) for tensor in _inputs(node)]
+                values[name], used = self._follow_node(node, inputs)
+                uses.add(used)
+        return [_get(values, tensor) for tensor in self._results], uses
+
+    def _in_order(self, tensors):
+        """Names of the nodes and arguments behind tensors, each after what it depends on."""
+        order = {}
+        waiting = [(_parse(tensor)[0], False) for tensor in tensors]
+        while waiting:
+            name, inputs_are_done = waiting.pop()
+            if inputs_are_done:
+                order[name] = None
+            elif name not in order:
+                waiting.append((name, True))
+                if name in self._nodes:
+                    waiting += [(_parse(ref)[0], False) for ref in _inputs(self._nodes[name])]
+        return list(order)
+
+    def _follow_node(self, node, inputs):
+        if node.op in _LOOPS:
+            return self._follow_loop(node, inputs)
+        branches = _branches(node)
+        if branches:
+            return self._follow_branches(branches, inputs if node.op in _CALLS else inputs[1:])
+        if node.op == "IdentityN":
+            return inputs, products.Uses()
+        shaped = self._dilated.get(node.name, node)
+        shapes = [_shape(shape) for shape in shaped.attr["_output_shapes"].list.shape] or [None]
+        return products.follow(node, inputs, shapes)
+
+    def _function(self, name):
+        function = self._library[name]
+        arguments = [argument.name for argument in function.signature.input_arg]
+        results = [function.ret[argument.name] for argument in function.signature.output_arg]
+        return _Graph(function.node_def, arguments, results, self._library)
+
+    def _follow_branches(self, names, inputs):
+        """Functions of which one runs; what a weight costs is the most it may cost."""
+        results, uses = self._function(names[0]).follow(inputs)
+        for name in names[1:]:
+            others, used = self._function(name).follow(inputs)
+            results = [one.merge(other) for one, other in zip(results, others, strict=True)]
+            uses.merge(used)
+        return results, uses
+
+    def _follow_loop(self, node, inputs):
+        body = self._function(node.attr["body"].func.name)
+        while True:
+            # What holds for a variable must hold at every iteration.
+            results, used = body.follow(inputs)
+            merged = [one.merge(other) for one, other in zip(inputs, results, strict=True)]
+            if merged == inputs:
+                break
+            inputs = merged
+        uses = products.Uses()
+        num_iterations = self._num_iterations(node, body)
+        if num_iterations is None:
+            reason = f"it is used in a loop of unknown length, {node.name!r}"
+            uses.unknown = {**dict.fromkeys(used.multiplications, reason), **used.unknown}
+        else:
+            uses.add(used, num_iterations)
+        return results, uses
+
+    def _num_iterations(self, node, body):
+        """Counts the iterations of a loop, `None` if they depend on more than constants.
+
+        Only those loop variables are run that have a part in its condition.
+        """
+        condition = self._function(node.attr["cond"].func.name)
+        needed = condition.arguments_behind(condition._results)
+        while needed != (more := needed | body.arguments_behind(body._select(needed))):
+            needed = more
+        initial = [_inputs(node)[index] for index in sorted(needed)]
+        if self.arguments_behind(initial) or not self._can_run(initial):
+            return None
+        if not condition._can_run(condition._results) or not body._can_run(body._select(needed)):
+            return None
+
+        def goes_on(number, *variables):
+            return condition._run(condition._results, needed, variables)[0]
+
+        def iterate(number, *variables):
+            return number + 1, *body._run(body._select(needed), needed, variables)
+
+        @tf.function(autograph=False)
+        def count():
+            return tf.while_loop(goes_on, iterate, [0, *self._run(initial)])[0]
+
+        return int(count.get_concrete_function()())
+
+    def _select(self, indices):
+        return [self._results[index] for index in sorted(indices)]
+
+    def arguments_behind(self, tensors):
+        """The set of indices of arguments on which tensors depend."""
+        names = set(self._in_order(tensors))
+        return {index for index, name in enumerate(self._arguments) if name in names}
+
+    def _can_run(self, tensors):
+        """Whether no function is called on the way to these tensors."""
+        nodes = [self._nodes[name] for name in self._in_order(tensors) if name in self._nodes]
+        return not any(node.op in _LOOPS or _branches(node) for node in nodes)
+
+    def _run(self, tensors, indices=(), arguments=()):
+        """Computes tensors from those of the arguments that have these indices."""
+        names = [f"{self._arguments[index]}:0" for index in sorted(indices)]
+        given = dict(zip(names, arguments, strict=True))
+        graph_def = tf.compat.v1.GraphDef()
+        for name in self._in_order(tensors):
+            if name in self._nodes:
+                node = graph_def.node.add()
+                node.CopyFrom(self._nodes[name])
+                node.ClearField("input")
+                node.input.extend(_full_name(tensor) for tensor in _inputs(self._nodes[name]))
+        wanted = [_full_name(tensor) for tensor in tensors]
+        used = {tensor for node in graph_def.node for tensor in node.input}
+        results = tf.graph_util.import_graph_def(
+            graph_def,
+            input_map={name: tensor for name, tensor in given.items() if name in used},
+            return_elements=[name for name in wanted if name not in given],
+        )
+        return [given[name] if name in given else results.pop(0) for name in wanted]
+
+
+def _branches(node):
+    """The functions of which an operation calls one."""
+    if node.op in _CALLS:
+        return [node.attr["f"].func.name]
+    if node.op in ("If", "StatelessIf"):
+        return [node.attr["then_branch"].func.name, node.attr["else_branch"].func.name]
+    if node.op in ("Case", "StatelessCase"):
+        return [function.name for function in node.attr["branches"].list.func]
+    return []
+
+
+def _inputs(node):
+    """The tensors on which a node depends, without its control dependencies."""
+    return [tensor for tensor in node.input if not tensor.startswith("^")]
+
+
+def _parse(tensor):
+    """Node and index of a tensor: `name`, `name:1`, or `name:output:1` inside a function."""
+    name, *rest = tensor.split(":")
+    return name, int(rest[-1]) if rest else 0
+
+
+def _full_name(tensor):
+    """The name of a tensor outside of functions, index and all."""
+    return "{}:{}".format(*_parse(tensor))
+
+
+def _get(values, tensor):
+    name, index = _parse(tensor)
+    return values[name][index]
+
+
+def _shape(proto):
+    if proto.unknown_rank:
+        return None
+    return tuple(None if dim.size < 0 else dim.size for dim in proto.dim)
