@@ -1,6 +1,6 @@
 """Sparse training for Keras 3 and TensorFlow: sparse from the first step to the last."""
 
-from rigl_tf import distributions, flops, schedules, selection
+from rigl_tf import distributions, flops, multi_worker, schedules, selection
 from rigl_tf.export import export
 from rigl_tf.masks import get_masks, set_masks
 from rigl_tf.optimizers import SET, SNFS, RigL, SparseOptimizer, StaticSparse
@@ -19,6 +19,7 @@ __all__ = [
     "export",
     "flops",
     "get_masks",
+    "multi_worker",
     "schedules",
     "selection",
     "set_masks",

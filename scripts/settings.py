@@ -8,7 +8,7 @@ from absl import flags
 
 import models
 import rigl_tf
-from scripts import methods
+from scripts import methods, strategies
 
 # Settings without influence on the result.
 MAY_DIFFER = ("data_dir",)
@@ -36,8 +36,15 @@ class Settings:
     drop_fraction: float = _setting(0.3, "Share of connections that the first update moves.")
     end_fraction: float = _setting(0.75, "Share of training after which masks stay, in (0, 1].")
     seed: int = _setting(0, "Decides the weights, the masks and the order of the examples.")
-    jit_compile: bool = _setting(True, "Whether XLA compiles the steps.")
+    strategy: str = _setting("none", f"One of {', '.join(strategies.STRATEGIES)}.")
+    jit_compile: bool | None = _setting(
+        None, "Whether XLA compiles the steps; by default only without a strategy."
+    )
     data_dir: str | None = _setting(None, "Directory with mnist.npz and the like.")
+
+    def __post_init__(self):
+        if self.jit_compile is None:
+            object.__setattr__(self, "jit_compile", self.strategy == "none")
 
 
 NAMES = {field.name for field in dataclasses.fields(Settings)}
@@ -47,7 +54,7 @@ def define_flags(flag_values):
     """Defines a flag for each setting."""
     kinds = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
     for field in dataclasses.fields(Settings):
-        if field.type is bool:
+        if field.type == bool | None:
             define = flags.DEFINE_bool
         else:
             define = kinds.get(field.type, flags.DEFINE_string)
@@ -68,6 +75,7 @@ def check_settings(settings):
             f"`model` must be one of {list(models.BUILDERS)}. Received: model={settings.model!r}"
         )
     methods.check_method(settings.method)
+    strategies.check_strategy(settings.strategy, settings.jit_compile)
     rigl_tf.distributions.get(settings.distribution)
     rigl_tf.distributions.check_sparsity(settings.sparsity)
     rules = {

@@ -13,6 +13,11 @@ same CPU it ends with the same bits as a run that was not. The settings are thos
 others is an error, `--epochs` included, since both schedules depend on it. `scripts/runs.py` lists
 the files.
 
+With `--strategy=mirrored` the replicas share each batch; with `--strategy=multi_worker` the workers
+that the environment variable TF_CONFIG names do, each of them started with the same command. The
+chief, worker 0, writes the run directory. When a worker dies, the others end with exit code 3;
+start all again with `--resume`, for which every worker must see the run directory's config.json.
+
 The learning rate falls to 0 along a cosine, keyed on the optimizer's gradient steps. The order of
 the examples is a function of (seed, epoch). Of each epoch the last incomplete batch is left out.
 """
@@ -26,14 +31,13 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-import numpy as np
-import rich
-import rich.table
 import tensorflow as tf
 from absl import app, flags, logging
 
 import rigl_tf
-from scripts import datasets, methods, runs
+from rigl_tf import multi_worker
+from scripts import datasets, methods, runs, strategies
+from scripts.finish import finish
 from scripts.settings import (
     MAY_DIFFER,
     NAMES,
@@ -55,6 +59,7 @@ class Training:
     directory: runs.RunDirectory
     data: datasets.Dataset
     model: keras.Model
+    strategy: tf.distribute.Strategy
     first_epoch: int = 0
 
 
@@ -81,23 +86,34 @@ def prepare(output_dir=None, resume=False, given=None, command=""):
         settings = Settings(**{**config["settings"], **(given or {})})
         if directory.is_finished:
             return None
-    else:
-        directory.check_free()
     check_settings(settings)
+    strategy = strategies.make(settings.strategy)
+    strategies.check_batch_size(strategy, settings.batch_size)
+    is_chief = strategies.is_chief(strategy)
+    if is_chief and not resume:
+        directory.check_free()
     data = datasets.load(settings.dataset, settings.data_dir)
-    model = _compiled_model(settings, data)
+    keras.backend.clear_session()
+    with strategy.scope():
+        model = _compiled_model(settings, data)
+    training = Training(settings, directory, data, model, strategy)
     config_now = runs.describe(dataclasses.asdict(settings), data, command)
-    if not resume:
+    config_now["versions"]["replicas"] = strategy.num_replicas_in_sync
+    if resume:
+        runs.check_same_circumstances(config, config_now)
+        if is_chief:
+            training.first_epoch = directory.restore(model, _steps_per_epoch(settings, data))
+        if strategies.is_multi_worker(strategy):
+            training.first_epoch = multi_worker.value_of_chief(strategy, training.first_epoch)
+    elif is_chief:
         directory.create(config_now)
-        return Training(settings, directory, data, model)
-    runs.check_same_circumstances(config, config_now)
-    first_epoch = directory.restore(model, _steps_per_epoch(settings, data))
-    return Training(settings, directory, data, model, first_epoch)
+    return training
 
 
 def train(training):
     """Trains from the first epoch to be done to the last, with a checkpoint after each."""
     settings, data, model = training.settings, training.data, training.model
+    is_chief = strategies.is_chief(training.strategy)
     if training.first_epoch >= settings.epochs:
         return
 
@@ -111,16 +127,15 @@ def train(training):
         }
         training.directory.save_epoch(model, epoch + 1, row)
 
-    model.fit(
+    strategies.fit(
+        model,
         batches(data, settings, training.first_epoch),
         initial_epoch=training.first_epoch,
         epochs=settings.epochs,
         steps_per_epoch=_steps_per_epoch(settings, data),
-        validation_data=(data.x_test, data.y_test),
-        validation_batch_size=min(1000, len(data.x_test)),
-        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=save)],
-        shuffle=False,
-        verbose="auto" if sys.stdout.isatty() else 2,
+        validation_data=_test_batches(data),
+        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=save)] if is_chief else [],
+        verbose=("auto" if sys.stdout.isatty() else 2) if is_chief else 0,
     )
 
 
@@ -142,49 +157,10 @@ def batches(data, settings, first_epoch=0):
     return indices.map(lambda i: (tf.gather(x, i), tf.gather(y, i))).prefetch(tf.data.AUTOTUNE)
 
 
-def finish(training):
-    """Saves the model, exports it, and prints what came out and where it is."""
-    directory, data, model = training.directory, training.data, training.model
-    with directory.replacing("model.keras") as temporary:
-        model.save(temporary)
-    export_path = directory.path / "export"
-    report = rigl_tf.export(model, export_path, format="saved_model")
-    exported = tf.saved_model.load(str(export_path))
-    accuracies = {
-        "test_accuracy": _accuracy(lambda x: model(x, training=False), data),
-        "exported_test_accuracy": _accuracy(exported.serve, data),
-    }
-    directory.write_json("report.json", {**accuracies, **report.to_dict()})
-    _print_result(training, report, accuracies)
-
-
-def _accuracy(call, data):
-    """Share of the test examples whose largest logit is that of their label."""
-    num_right = 0
-    for start in range(0, len(data.x_test), 1000):
-        logits = np.asarray(call(tf.constant(data.x_test[start : start + 1000])))
-        num_right += int((logits.argmax(axis=-1) == data.y_test[start : start + 1000]).sum())
-    return num_right / len(data.y_test)
-
-
-def _print_result(training, report, accuracies):
-    settings, data = training.settings, training.data
-    print(rigl_tf.sparsity_summary(training.model))
-    table = rich.table.Table(
-        title=f"{settings.method}: {settings.model} on {data.name}", title_justify="left"
-    )
-    for name in ("", "all", "active"):
-        table.add_column(name, justify="right" if name else "left")
-    table.add_row("weights", f"{report.num_weights:,}", f"{report.num_active:,}")
-    table.add_row("FLOPs per example", f"{report.dense_flops:,}", f"{report.flops:,}")
-    table.add_row("bytes of the weights", f"{4 * report.num_weights:,}", f"{report.sparse_bytes:,}")
-    table.add_section()
-    table.add_row("test accuracy", "", f"{accuracies['test_accuracy']:.2%}")
-    table.add_row("of the export", "", f"{accuracies['exported_test_accuracy']:.2%}")
-    table.add_row("bytes of the export", "", f"{report.file_bytes:,}")
-    table.add_row("compressed", "", f"{report.compressed_bytes:,}")
-    rich.print(table)
-    print(f"All files are in {training.directory.path}, the exported model in {report.path}")
+def _test_batches(data):
+    with tf.device("CPU"):
+        dataset = tf.data.Dataset.from_tensor_slices((data.x_test, data.y_test))
+    return dataset.batch(min(1000, len(data.x_test)))
 
 
 def _steps_per_epoch(settings, data):
@@ -198,7 +174,6 @@ def _steps_per_epoch(settings, data):
 
 def _compiled_model(settings, data):
     """The model and its optimizer, built: the same bits for the same settings."""
-    keras.backend.clear_session()
     keras.utils.set_random_seed(settings.seed)
     steps = _steps_per_epoch(settings, data)
     model = methods.build_model(
@@ -243,17 +218,31 @@ def _parse_flags(argv):
         sys.exit(_refuse(error))
 
 
-def _refuse(error):
+def _refuse(error, code=2):
     """Prints one line. Returns the exit code."""
     print(f"{pathlib.Path(__file__).name}: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
+    return code
 
 
 def run(output_dir=None, resume=False, given=None, command=""):
     """Prepares, trains and finishes; what the user did wrong becomes one line on stderr.
 
-    The arguments are those of `prepare`. Returns the exit code.
+    The arguments are those of `prepare`. Returns the exit code: 0, 2 for a wrong request, 3 if
+    another worker was lost.
     """
+    try:
+        return _run(output_dir, resume, given, command)
+    except tf.errors.OpError as error:
+        if not strategies.is_lost_worker(error):
+            raise
+        return _refuse(
+            "Another worker stopped or cannot be reached: end all workers and start all of them "
+            "again with --resume, which continues from the last finished epoch",
+            code=3,
+        )
+
+
+def _run(output_dir, resume, given, command):
     try:
         training = prepare(output_dir, resume, given, command)
     except (ValueError, OSError) as error:
@@ -263,7 +252,8 @@ def run(output_dir=None, resume=False, given=None, command=""):
         return 0
     try:
         train(training)
-        finish(training)
+        if strategies.is_chief(training.strategy):
+            finish(training.directory, training.settings, training.data, training.model)
     except OSError as error:
         return _refuse(error)
     return 0

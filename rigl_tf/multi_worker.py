@@ -1,0 +1,301 @@
+"""`fit` and `evaluate` for `MultiWorkerMirroredStrategy`, where Keras's own fail with any model.
+
+`model.fit` of Keras 3.12 to 3.15 cannot build a model from a batch that lies on several workers,
+nor reduce scalar logs over them. The loops here call the same `train_step`, callbacks and metrics.
+This module can go when `model.fit` trains there: `tests/test_multi_worker.py` says when.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def is_chief(strategy):
+    """Whether this process is the one worker that should write files.
+
+    Args:
+        strategy: A `tf.distribute.MultiWorkerMirroredStrategy`.
+
+    Returns:
+        Boolean: whether the task in `TF_CONFIG` is the chief or, if there is none, worker 0.
+
+    Example:
+
+    >>> rigl_tf.multi_worker.is_chief(tf.distribute.MultiWorkerMirroredStrategy())
+    True
+    """
+    resolver = strategy.cluster_resolver
+    has_chief = "chief" in resolver.cluster_spec().jobs
+    return resolver.task_type == "chief" or (not has_chief and resolver.task_id in (None, 0))
+
+
+def value_of_chief(strategy, value):
+    """The chief's integer, on every worker. All of them must call it.
+
+    Args:
+        strategy: A `tf.distribute.MultiWorkerMirroredStrategy`.
+        value: Integer below `2**31`; that of other workers than the chief is ignored.
+
+    Returns:
+        Integer.
+
+    Example:
+
+    >>> rigl_tf.multi_worker.value_of_chief(tf.distribute.MultiWorkerMirroredStrategy(), 7)
+    7
+    """
+    return int(_array_of_chief(strategy, np.array([value], "int32"))[0])
+
+
+def fit(
+    model,
+    dataset,
+    *,
+    epochs=1,
+    initial_epoch=0,
+    steps_per_epoch=None,
+    validation_data=None,
+    validation_steps=None,
+    callbacks=None,
+    verbose="auto",
+):
+    """Trains a model as `model.fit` does, together with the other workers in `TF_CONFIG`.
+
+    Every worker calls it with the same arguments. The weights, the optimizer's state and the first
+    epoch are those of the chief, after its callbacks' `on_train_begin`: only the chief needs a
+    backup to restore. Loss and metrics are those of all workers.
+
+    Callbacks run on every worker and see the same logs; when one stops training, it stops on all
+    workers. A callback that writes needs another path on each worker that `is_chief` is false for.
+
+    Args:
+        model: A `keras.Model`, built and compiled in the scope of a
+            `tf.distribute.MultiWorkerMirroredStrategy`. Its own `train_step` and `test_step`,
+            `steps_per_execution` and `run_eagerly` are used.
+        dataset: A `tf.data.Dataset` of batches, the same on every worker. Each batch is shared
+            among the replicas; those whose size is not known beforehand may be shared unevenly,
+            and the loss is the mean of the replicas' means.
+        epochs, initial_epoch, steps_per_epoch: See `model.fit`. `steps_per_epoch` is needed if the
+            length of `dataset` is not known; the dataset then runs on from epoch to epoch.
+        validation_data: A `tf.data.Dataset` of batches, or `None`.
+        validation_steps: Number of its batches, needed if its length is not known.
+        callbacks: List of `keras.callbacks.Callback`.
+        verbose: See `model.fit`. `"auto"`: a progress bar on the chief, nothing elsewhere.
+
+    Returns:
+        The `keras.callbacks.History`.
+
+    Raises:
+        ValueError: If the model is none of such a strategy, is not built and compiled, or asks for
+            `jit_compile`; if a dataset has an unknown length or ends too early; if its batches are
+            known not to be divisible by the number of replicas.
+
+    Example:
+
+    >>> strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    >>> with strategy.scope():
+    ...     dense = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    ...     model = rigl_tf.sparsify(dense, sparsity=0.5)
+    ...     model.compile(rigl_tf.RigL("sgd", end_step=100), "mse")
+    >>> dataset = tf.data.Dataset.from_tensors((tf.ones((8, 4)), tf.ones((8, 2))))
+    >>> history = rigl_tf.multi_worker.fit(model, dataset, epochs=3, verbose=0)
+    >>> len(history.history["loss"])
+    3
+    """
+    strategy = _strategy_of(model)
+    train = _Loop(model, model.train_step, dataset, steps_per_epoch, "steps_per_epoch")
+    validate = None
+    if validation_data is not None:
+        validate = _Loop(
+            model, model.test_step, validation_data, validation_steps, "validation_steps"
+        )
+    callbacks = _callback_list(model, callbacks, verbose, epochs, train.steps)
+    with strategy.scope():
+        model.optimizer.build(model.trainable_variables)
+    model.stop_training = False
+    callbacks.on_train_begin()
+    # `BackupAndRestore` leaves the epoch to go on from in this attribute, and nowhere else.
+    first_epoch = getattr(model, "_initial_epoch", None) or initial_epoch
+    first_epoch = value_of_chief(strategy, first_epoch)
+    _copy_state_of_chief(strategy, [*model.variables, *model.optimizer.variables])
+    is_stopped = _any_worker(strategy, lambda: model.stop_training)
+    logs = {}
+    for epoch in range(first_epoch, epochs):
+        callbacks.on_epoch_begin(epoch)
+        logs = train.run(callbacks.on_train_batch_begin, callbacks.on_train_batch_end, is_stopped)
+        if validate is not None:
+            results = _evaluate(validate, callbacks)
+            logs = {**logs, **{f"val_{name}": value for name, value in results.items()}}
+        callbacks.on_epoch_end(epoch, logs)
+        if is_stopped():
+            break
+    with strategy.scope():
+        model.optimizer.finalize_variable_values(model.trainable_weights)
+    callbacks.on_train_end(logs)
+    return model.history
+
+
+def evaluate(model, dataset, *, steps=None, callbacks=None, verbose="auto"):
+    """The loss and metrics of all workers, as `model.evaluate(..., return_dict=True)`.
+
+    Args:
+        model, dataset, callbacks, verbose: See `fit`.
+        steps: Number of batches, needed if the length of `dataset` is not known.
+
+    Returns:
+        Dictionary of floats.
+
+    Raises:
+        ValueError: See `fit`.
+    """
+    _strategy_of(model)
+    loop = _Loop(model, model.test_step, dataset, steps, "steps")
+    return _evaluate(loop, _callback_list(model, callbacks, verbose, 1, loop.steps, history=False))
+
+
+class _Loop:
+    """One pass over a distributed dataset with a step of the model, compiled once."""
+
+    def __init__(self, model, step, dataset, steps, steps_name):
+        self._model = model
+        self._strategy = model.distribute_strategy
+        self._steps_name = steps_name
+        _check_batches(dataset, self._strategy.num_replicas_in_sync)
+        self._starts_anew = steps is None
+        self.steps = int(dataset.cardinality()) if steps is None else steps
+        if self.steps < 1:
+            raise ValueError(
+                f"`{steps_name}` must be given for a dataset whose length is not known, and be "
+                f"positive. Received: {steps_name}={steps}"
+            )
+        self._dataset = self._strategy.experimental_distribute_dataset(dataset)
+        self._iterator = None
+        kind = type(model)
+        if (kind.train_step, kind.test_step) == (keras.Model.train_step, keras.Model.test_step):
+            # A compiled step that makes variables, here those of the metrics, is traced twice.
+            self._strategy.run(model.test_step, args=(next(iter(self._dataset)),))
+        self._execute = self._make_execute(tf.autograph.experimental.do_not_convert(step))
+
+    def _make_execute(self, step):
+        model, strategy = self._model, self._strategy
+
+        def execute(iterator, num_steps):
+            for _ in tf.range(num_steps - 1):
+                strategy.run(step, args=(next(iterator),))
+            logs = strategy.run(step, args=(next(iterator),))
+            metrics = model.get_metrics_result()
+            if logs.keys() == metrics.keys():
+                return metrics
+            return keras.tree.map_structure(
+                lambda value: strategy.reduce("MEAN", value, axis=None), logs
+            )
+
+        return execute if model.run_eagerly else tf.function(execute)
+
+    def run(self, on_batch_begin, on_batch_end, is_stopped=lambda: False):
+        """Takes all steps, or those until `is_stopped()`. Returns the logs of the last."""
+        model = self._model
+        if self._iterator is None or self._starts_anew:
+            self._iterator = iter(self._dataset)
+        model.reset_metrics()
+        for start in range(0, self.steps, model.steps_per_execution):
+            num_steps = min(model.steps_per_execution, self.steps - start)
+            on_batch_begin(start)
+            try:
+                logs = self._execute(self._iterator, tf.constant(num_steps))
+            except (tf.errors.OutOfRangeError, StopIteration) as error:
+                raise ValueError(
+                    f"The dataset must have a batch for each step of all epochs: `.repeat()` it. "
+                    f"Received: {self._steps_name}={self.steps} and a dataset that ended"
+                ) from error
+            on_batch_end(start + num_steps - 1, logs)
+            if is_stopped():
+                break
+        return keras.tree.map_structure(lambda value: np.asarray(value).tolist(), logs)
+
+
+def _evaluate(loop, callbacks):
+    callbacks.on_test_begin()
+    logs = loop.run(callbacks.on_test_batch_begin, callbacks.on_test_batch_end)
+    callbacks.on_test_end(logs)
+    return logs
+
+
+def _strategy_of(model):
+    strategy = model.distribute_strategy
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        raise ValueError(
+            "The model must be made in the scope of a MultiWorkerMirroredStrategy; `model.fit` "
+            f"trains others. Received: a model of {type(strategy).__name__}"
+        )
+    if not (model.built and model.compiled and model.optimizer is not None):
+        raise ValueError(
+            "The model must be built and compiled with an optimizer. "
+            f"Received: built={model.built}, compiled={model.compiled}"
+        )
+    if model.jit_compile:
+        raise ValueError(
+            "`jit_compile` must be False: XLA cannot compile what TensorFlow sends from worker to "
+            f"worker. Received: jit_compile={model.jit_compile}"
+        )
+    return strategy
+
+
+def _check_batches(dataset, num_replicas):
+    for spec in tf.nest.flatten(dataset.element_spec):
+        size = spec.shape[0]
+        if size is not None and size % num_replicas:
+            raise ValueError(
+                "The batch size must be divisible by the number of replicas, "
+                f"{num_replicas}. Received: batches of {size}"
+            )
+
+
+def _callback_list(model, callbacks, verbose, epochs, steps, history=True):
+    if verbose == "auto":
+        verbose = int(is_chief(model.distribute_strategy))
+    return keras.callbacks.CallbackList(
+        callbacks,
+        add_history=history,
+        add_progbar=verbose != 0,
+        model=model,
+        verbose=verbose,
+        epochs=epochs,
+        steps=steps,
+    )
+
+
+def _any_worker(strategy, flag):
+    """A function that tells on every worker whether `flag()` is true on some of them."""
+
+    @tf.function
+    def count(is_true):
+        return strategy.reduce("SUM", strategy.run(lambda: is_true), axis=None)
+
+    return lambda: int(count(tf.constant(int(flag())))) > 0
+
+
+def _array_of_chief(strategy, array):
+    """The chief's int32 `array`, on every worker."""
+
+    def value(context):
+        is_first = context.replica_id_in_sync_group == 0
+        return tf.constant(array if is_first else np.zeros_like(array))
+
+    values = strategy.experimental_distribute_values_from_function(value)
+    return strategy.reduce("SUM", values, axis=None).numpy()
+
+
+def _copy_state_of_chief(strategy, variables):
+    """Gives `variables` the chief's values, bit for bit, in one transfer."""
+    arrays = [variable.numpy() for variable in variables]
+    mine = b"".join(array.tobytes() for array in arrays)
+    padded = np.frombuffer(mine + bytes(-len(mine) % 4), "int32")
+    state = _array_of_chief(strategy, padded).tobytes()
+    if state == padded.tobytes():
+        return
+    start = 0
+    for variable, array in zip(variables, arrays, strict=True):
+        value = np.frombuffer(state, array.dtype, array.size, start).reshape(array.shape)
+        variable.assign(value)
+        start += array.nbytes
