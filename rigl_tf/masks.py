@@ -109,6 +109,11 @@ def set_masks(model, masks):
     """Sets masks, and zeroes the connections that they make inactive.
 
     Connections that become active start at zero. Kernels without an entry in `masks` keep theirs.
+    An optimizer's slots stay as they are: a connection that was trained before, taken away and
+    given back, goes on with what is left of its momentum.
+
+    Other code can write into inactive connections, `model.set_weights` for one. What it writes
+    counts until the next optimizer step, or until `set_masks(model, get_masks(model))`.
 
     Args:
         model: A sparse `keras.Model` or layer.
