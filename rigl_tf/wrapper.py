@@ -124,6 +124,8 @@ class SparseWrapper(keras.layers.Wrapper):
                 trainable=False,
                 name=f"{name.replace('/', '_')}_mask",
             )
+            # `tf.train.Checkpoint` finds variables that are attributes, not those in a dictionary.
+            setattr(self, f"_{self._masks[name].name}", self._masks[name])
             masks.link(choice.kernel, self._masks[name], self._settle)
         if self._on_build is not None:
             self._on_build(self, choices)
@@ -196,6 +198,12 @@ class SparseWrapper(keras.layers.Wrapper):
             shares = iter(self._shares())
             sparsity = [next(shares) if chosen else None for chosen in self._chosen]
         return {**super().get_config(), "sparsity": sparsity, "seed": self.seed}
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        # The layer's kernels come next, or stay as they are with `skip_mismatch=True`.
+        for kernel in masks.sparse_kernels(self.layer).values():
+            masks.apply_mask(kernel)
 
     def get_build_config(self):
         return {"shapes": self._build_shapes} if self.built else None
