@@ -100,8 +100,9 @@ class Choice:
         """Whether a layer that is not built yet may get such kernels when it is."""
         if self._dense.selects((*containers, layer)) or not layer.trainable:
             return False
-        if isinstance(layer, (keras.layers.TimeDistributed, keras.layers.Bidirectional)):
-            return self.may_have_kernels(layer.layer, (*containers, layer))
+        if isinstance(layer, (keras.layers.Wrapper, keras.layers.Bidirectional)):
+            inner = getattr(layer, "forward_layer", None) or layer.layer
+            return self.may_have_kernels(inner, (*containers, layer))
         if isinstance(layer, _OPTIONAL_LAYERS):
             return self._sparse.selects((*containers, layer))
         if type(layer).__module__.partition(".")[0] == "keras":

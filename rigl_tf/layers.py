@@ -63,3 +63,19 @@ def _attributes(layer):
             waiting[:0] = value.values()
         elif isinstance(value, (list, tuple)):
             waiting[:0] = value
+
+
+def without_build_configs(config):
+    """The config of a layer, such that layers inside it are not built when it is made from it.
+
+    Keras builds them at once, so that their weights are not in the paths of the layers around.
+    """
+    if isinstance(config, dict):
+        return {
+            key: without_build_configs(value)
+            for key, value in config.items()
+            if key != "build_config"
+        }
+    if isinstance(config, list):
+        return [without_build_configs(value) for value in config]
+    return config

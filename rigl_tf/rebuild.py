@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from rigl_tf import masks
+from rigl_tf.layers import without_build_configs
 
 # Models whose structure is known; a Functional model is a `keras.Function` of its inputs.
 _CLONABLE = (keras.Sequential, keras.Function)
@@ -121,6 +122,11 @@ def build_like(copy, model):
         )
     for weight, new_weight in zip(old, new, strict=True):
         new_weight.assign(weight)
+
+
+def copy_of_layer(layer):
+    """Another layer of the same class and config, not built."""
+    return type(layer).from_config(without_build_configs(layer.get_config()))
 
 
 def copy_state(layer, new_layer):

@@ -9,6 +9,7 @@ from rigl_tf import distributions, masks
 from rigl_tf.eligibility import Choice
 from rigl_tf.rebuild import (
     build_like,
+    copy_of_layer,
     copy_of_subclassed,
     copy_state,
     exchange_in_place,
@@ -266,9 +267,9 @@ def _copy(model, exchange):
     pairs = []
 
     def exchange_copy(layer):
-        layer_inside = _inner(layer)
-        copy = type(layer_inside).from_config(layer_inside.get_config())
-        pairs.append((layer_inside, copy))
+        inner = _inner(layer)
+        copy = copy_of_layer(inner)
+        pairs.append((inner, copy))
         return exchange(layer, copy)
 
     new = rebuild(model, exchange_copy)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection
 from rigl_tf.eligibility import Choice
+from rigl_tf.layers import all_layers, without_build_configs
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
@@ -77,6 +78,11 @@ class SparseWrapper(keras.layers.Wrapper):
         return getattr(self.layer, name)
 
     @property
+    def state_size(self):
+        """That of a recurrent cell. `keras.layers.RNN` looks for this name in `dir(cell)`."""
+        return self.layer.state_size
+
+    @property
     def kernel_masks(self):
         """`{kernel name: boolean mask variable}`; empty until the layer is built."""
         return dict(self._masks)
@@ -95,7 +101,7 @@ class SparseWrapper(keras.layers.Wrapper):
         shapes = inspect.signature(self.build).bind(*args, **kwargs).arguments
         # A model may be built while `fit` traces its step: variables belong outside of that.
         with tf.init_scope():
-            if not self.layer.built:
+            if not all(layer.built for layer in all_layers(self.layer)):
                 self._build_layer(shapes)
             self._add_masks()
         self._build_shapes = dict(shapes)
@@ -197,7 +203,8 @@ class SparseWrapper(keras.layers.Wrapper):
             # By position: the rule could choose others, if weights were frozen meanwhile.
             shares = iter(self._shares())
             sparsity = [next(shares) if chosen else None for chosen in self._chosen]
-        return {**super().get_config(), "sparsity": sparsity, "seed": self.seed}
+        config = without_build_configs(super().get_config())
+        return {**config, "sparsity": sparsity, "seed": self.seed}
 
     def load_own_variables(self, store):
         super().load_own_variables(store)

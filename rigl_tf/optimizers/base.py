@@ -150,6 +150,7 @@ class SparseOptimizer(WrappingOptimizer):
             )
         limits.check_unused(self.inner_optimizer)
         limits.warn_of_vanishing_squares(self.inner_optimizer)
+        masks.settle(variables)
         super().build(variables)
         self.step = self._add_counter("step")
         self.num_skipped_updates = self._add_counter("num_skipped_updates")
