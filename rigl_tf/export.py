@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import pathlib
 import tempfile
 import zlib
@@ -13,10 +14,11 @@ import rich.table
 import tensorflow as tf
 
 from rigl_tf import flops
+from rigl_tf.inputs import batch_of, signature
+from rigl_tf.layers import all_layers
 from rigl_tf.sparsify import strip
 
 _FORMATS = ("saved_model", "keras")
-_NUM_SAMPLES = 8
 # Relative to outputs beyond 1: compiled differently, float32 sums differ in the last digits.
 _TOLERANCE = 1e-4
 
@@ -30,24 +32,27 @@ class ExportReport:
         format: `"saved_model"` or `"keras"`.
         num_weights: Number of weights, zeros included.
         num_active: Number of weights that are not masked out.
-        flops, dense_flops: FLOPs per sample, of the active connections and of all.
+        flops, dense_flops: FLOPs per sample, of the active connections and of all; `None` if they
+            cannot be counted.
         file_bytes: Size of the artifact.
         compressed_bytes: Its size compressed (zlib), as when it is downloaded: zeros cost nothing.
         sparse_bytes: Size of the weights as active float32 values and a bit mask.
         max_difference: Largest absolute difference between the outputs of the loaded artifact and
-            those of the model, on random inputs.
+            those of the model, on `inputs` or on random ones.
+        not_counted: Dictionary `{path of a kernel: why its FLOPs cannot be counted}`.
     """
 
     path: str
     format: str
     num_weights: int
     num_active: int
-    flops: int
-    dense_flops: int
+    flops: int | None
+    dense_flops: int | None
     file_bytes: int
     compressed_bytes: int
     sparse_bytes: int
     max_difference: float
+    not_counted: dict = dataclasses.field(default_factory=dict)
 
     @property
     def sparsity(self):
@@ -57,6 +62,8 @@ class ExportReport:
     @property
     def flops_ratio(self):
         """FLOPs of the active connections as a share of all; 1 if there are none."""
+        if self.not_counted:
+            return None
         return self.flops / self.dense_flops if self.dense_flops else 1.0
 
     def to_dict(self):
@@ -71,8 +78,11 @@ class ExportReport:
         table.add_row("format", self.format)
         table.add_row("active weights", f"{self.num_active:,} of {self.num_weights:,}")
         table.add_row("sparsity of all weights", f"{self.sparsity:.2%}")
-        table.add_row("FLOPs per sample", f"{self.flops:,} of {self.dense_flops:,}")
-        table.add_row("FLOPs ratio", f"{self.flops_ratio:.3f}")
+        if self.not_counted:
+            table.add_row("FLOPs per sample", "not counted, see `not_counted`")
+        else:
+            table.add_row("FLOPs per sample", f"{self.flops:,} of {self.dense_flops:,}")
+            table.add_row("FLOPs ratio", f"{self.flops_ratio:.3f}")
         table.add_row("bytes on disk", f"{self.file_bytes:,}")
         table.add_row("bytes compressed", f"{self.compressed_bytes:,}")
         table.add_row("bytes as values and bit mask", f"{self.sparse_bytes:,}")
@@ -82,7 +92,7 @@ class ExportReport:
         return console.file.getvalue().rstrip()
 
 
-def export(model, path, format="saved_model"):
+def export(model, path, format="saved_model", inputs=None):
     """Writes the pruned model, runs what was written, and compares.
 
     The artifact holds plain Keras layers or plain TensorFlow, so `rigl_tf` is not needed to load
@@ -90,16 +100,22 @@ def export(model, path, format="saved_model"):
     was at `path` before stays until then.
 
     Args:
-        model: A built Sequential or Functional `keras.Model`, sparse or dense.
+        model: A built `keras.Model`, sparse or dense.
         path: Where to write: a directory for `"saved_model"`, a file that ends with `.keras` for
             `"keras"`. Missing parents are made. An earlier export is replaced.
         format: `"saved_model"` or `"keras"`.
+        inputs: A batch of arrays as the model is called with, to compare the outputs on. It is
+            needed only where the model does not know the shapes of its inputs: if it is
+            subclassed, or takes sequences or images of any size. A SavedModel takes inputs of the
+            shapes that the model knows, dimensions of any size included; one of a subclassed model
+            takes batches of any size of what `inputs` holds.
 
     Returns:
         An `ExportReport`; `print` it.
 
     Raises:
-        ValueError: If an argument is wrong, or something that is no export is at `path`.
+        ValueError: If an argument is wrong, something that is no export is at `path`, or the
+            inputs of the model are neither known nor given.
         OSError: If `path` cannot be written.
         RuntimeError: If the outputs of the artifact are not those of the model. Nothing is left
             at `path` that was not there before.
@@ -107,12 +123,13 @@ def export(model, path, format="saved_model"):
     path = pathlib.Path(path)
     _check(model, path, format)
     stripped = strip(model)
-    cost = flops.count(model)
+    specs, batch = signature(model, inputs), batch_of(model, inputs)
+    cost = flops.estimate(model, inputs)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as directory:
         written = pathlib.Path(directory, path.name)
-        _write(stripped, written, format)
-        difference = _difference(model, written, format)
+        _write(stripped, written, format, specs)
+        difference = _difference(model, batch, written, format)
         file_bytes, compressed_bytes = _measure(written)
         _replace(written, path)
     num_weights = sum(kernel.size for kernel in cost.kernels) + cost.num_other_weights
@@ -128,6 +145,7 @@ def export(model, path, format="saved_model"):
         compressed_bytes=compressed_bytes,
         sparse_bytes=cost.num_bytes,
         max_difference=difference,
+        not_counted=cost.unknown,
     )
 
 
@@ -150,23 +168,19 @@ def _check(model, path, format):
         )
 
 
-def _write(stripped, path, format):
+def _write(stripped, path, format, specs):
     if format == "keras":
         stripped.save(path)
     else:
-        _save_model(stripped, path)
+        _save_model(stripped, path, specs)
 
 
-def _save_model(model, path):
+def _save_model(model, path, specs):
     """Writes a SavedModel with a `serve` endpoint, also the default signature.
 
     `model.export` would write every weight twice: as a Keras variable, and as the TensorFlow
     variable inside.
     """
-    specs = tf.nest.map_structure(
-        lambda spec: tf.TensorSpec((None, *spec.shape[1:]), spec.dtype, spec.name),
-        flops.input_specs(model),
-    )
 
     @tf.function(input_signature=[specs], autograph=False)
     def serve(inputs):
@@ -174,6 +188,7 @@ def _save_model(model, path):
 
     module = tf.Module()
     module.weights = [variable.value for variable in model.variables]
+    module.resources = [value for layer in all_layers(model) for value in _resources(layer)]
     module.serve = serve
     try:
         tf.saved_model.save(module, str(path), signatures=serve)
@@ -183,18 +198,28 @@ def _save_model(model, path):
         ) from error
 
 
-def _difference(model, path, format):
-    """Runs the artifact on random inputs; the largest difference to the model's outputs."""
-    inputs = _random_inputs(model)
+def _resources(layer):
+    """What a layer holds beside its weights: lookup tables, states, variables of TensorFlow."""
+    for value in keras.tree.flatten(list(vars(layer).values())):
+        if isinstance(value, keras.Variable):
+            yield value.value
+        elif isinstance(value, (tf.Variable, tf.Module)) or hasattr(value, "resource_handle"):
+            yield value
+
+
+def _difference(model, batch, path, format):
+    """Runs the artifact; the largest difference to the model's outputs."""
     if format == "keras":
-        outputs = keras.saving.load_model(path)(inputs, training=False)
+        outputs = _load(path)(batch, training=False)
     else:
         artifact = tf.saved_model.load(str(path))
-        outputs = artifact.serve(inputs)
-    expected = [np.asarray(x, "float64") for x in tf.nest.flatten(model(inputs, training=False))]
-    outputs = [np.asarray(x, "float64") for x in tf.nest.flatten(outputs)]
-    difference = max(float(np.abs(a - b).max()) for a, b in zip(outputs, expected, strict=True))
-    largest = max(float(np.abs(x).max()) for x in expected)
+        outputs = artifact.serve(batch)
+    # A stateful layer of the model keeps its state.
+    with keras.StatelessScope():
+        expected = model(batch, training=False)
+    pairs = zip(tf.nest.flatten(outputs), tf.nest.flatten(expected), strict=True)
+    differences, sizes = zip(*(_compare(output, want) for output, want in pairs), strict=True)
+    difference, largest = max(differences), max(sizes)
     if not difference <= _TOLERANCE * max(1.0, largest):
         raise RuntimeError(
             "The outputs of the exported model are not those of the model, so it was thrown away. "
@@ -203,16 +228,24 @@ def _difference(model, path, format):
     return difference
 
 
-def _random_inputs(model):
-    generator = np.random.default_rng(0)
+def _compare(output, expected):
+    """The largest difference between two outputs, and the largest number in the second."""
+    if expected.dtype == tf.string:
+        return (0.0 if bool(tf.reduce_all(output == expected)) else math.inf), 0.0
+    expected = np.asarray(expected, "float64")
+    difference = np.abs(np.asarray(output, "float64") - expected)
+    return float(difference.max()), float(np.abs(expected).max())
 
-    def random(spec):
-        shape = (_NUM_SAMPLES, *spec.shape[1:])
-        if spec.dtype.is_floating:
-            return tf.constant(generator.normal(size=shape), spec.dtype)
-        return tf.constant(generator.integers(0, 2, size=shape), spec.dtype)
 
-    return tf.nest.map_structure(random, flops.input_specs(model))
+def _load(path):
+    try:
+        return keras.saving.load_model(path)
+    except TypeError as error:
+        raise ValueError(
+            "A `.keras` file can be loaded if Keras knows all classes in it: decorate yours with "
+            '`keras.saving.register_keras_serializable()`, or use `format="saved_model"`. '
+            f"Received: {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def _measure(path):

@@ -27,7 +27,7 @@ def signature(model, inputs=None):
             "The model must be built: call it on a batch. "
             f"Received: model={model.name!r}, not built"
         )
-    given = None if inputs is None else tf.nest.map_structure(_spec_of_batch, inputs)
+    given = _specs_of_batch(inputs)
     if not getattr(model, "inputs", None):
         if inputs is None:
             raise ValueError(
@@ -54,7 +54,7 @@ def concrete(model, inputs=None, batch_size=1):
         ValueError: As in `signature`, and if another dimension is unknown.
     """
     specs = signature(model, inputs)
-    given = specs if inputs is None else tf.nest.map_structure(_spec_of_batch, inputs)
+    given = specs if inputs is None else _specs_of_batch(inputs)
 
     def known(spec, given):
         shape = tuple(given.shape)
@@ -70,7 +70,7 @@ def concrete(model, inputs=None, batch_size=1):
     return tf.nest.pack_sequence_as(specs, list(flat))
 
 
-def batch(model, inputs=None, batch_size=8):
+def batch_of(model, inputs=None, batch_size=8):
     """A batch to try a model on: `inputs` if these are arrays, else random numbers.
 
     Random integers are 0 or 1, and so are the random numbers when they are cut to integers: they
@@ -98,14 +98,22 @@ def _spec(tensor):
     return tf.TensorSpec(tensor.shape, tensor.dtype, re.sub(r"\W", "_", tensor.name))
 
 
-def _spec_of_batch(batch):
+def _specs_of_batch(inputs):
+    if inputs is None:
+        return None
+    flat = [_spec_of_batch(path, batch) for path, batch in keras.tree.flatten_with_path(inputs)]
+    return tf.nest.pack_sequence_as(inputs, flat)
+
+
+def _spec_of_batch(path, batch):
+    name = "_".join(re.sub(r"\W", "_", str(key)) for key in path) or "inputs"
     if not isinstance(batch, tf.TensorSpec):
         batch = tf.convert_to_tensor(batch)
         # As Keras does with numbers of NumPy.
         dtype = keras.config.floatx() if batch.dtype == tf.float64 else batch.dtype
         batch = tf.TensorSpec(batch.shape, dtype)
     shape = (None, *batch.shape[1:]) if batch.shape.rank else batch.shape
-    return tf.TensorSpec(shape, batch.dtype, batch.name)
+    return tf.TensorSpec(shape, batch.dtype, batch.name or name)
 
 
 def _tensor(array, spec):

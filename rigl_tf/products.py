@@ -96,6 +96,8 @@ def follow(node, inputs, shapes):
     for value in (inputs[index] for index in weights):
         if number is None:
             reason = f"how {node.name!r} ({node.op}) uses it is not known"
+            if any(each.size is None for each in (*inputs, *results)):
+                reason = f"the shapes in {node.name!r} ({node.op}) are not known"
             uses.unknown.update(dict.fromkeys(value.elements, reason))
         elif number:
             share = fractions.Fraction(number, value.size)

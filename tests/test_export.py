@@ -215,6 +215,206 @@ def test_mixed_precision(policy, tmp_path):
     assert keras.saving.load_model(tmp_path / "model.keras").layers[0].compute_dtype == policy[6:]
 
 
+# Models whose inputs are of any size, or not known.
+
+
+def test_sequences_of_any_length(tmp_path):
+    dense = keras.Sequential(
+        [
+            keras.Input((None,), dtype="int32", name="tokens"),
+            layers.Embedding(9, 4, mask_zero=True),
+            layers.Bidirectional(layers.GRU(3)),
+            layers.Dense(2),
+        ]
+    )
+    model = rigl_tf.sparsify(dense, 0.5)
+    report = rigl_tf.export(model, tmp_path / "export", inputs=np.array([[1, 2, 3], [8, 5, 0]]))
+    kernels = rigl_tf.flops.count(model, tf.TensorSpec((1, 3), "int32")).kernels
+    assert [kernel.num_uses for kernel in kernels] == [3, 3, 3, 3, 1]
+    assert report.flops == 2 * sum(kernel.num_active * kernel.num_uses for kernel in kernels)
+    for tokens in ([[1, 2, 3, 4, 5, 6]], [[7], [8]]):
+        (outputs,) = serve(report.path, tokens=tf.constant(tokens)).values()
+        np.testing.assert_allclose(outputs, model(np.array(tokens)), atol=1e-5)
+
+
+def test_images_of_any_size(tmp_path):
+    dense = keras.Sequential(
+        [
+            keras.Input((None, None, 3), name="image"),
+            layers.SeparableConv2D(8, 3),
+            layers.BatchNormalization(),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(2),
+        ]
+    )
+    model = rigl_tf.sparsify(dense, 0.5)
+    report = rigl_tf.export(model, tmp_path / "export", inputs=inputs_of((1, 8, 8, 3)))
+    x = inputs_of((2, 5, 9, 3))
+    (outputs,) = serve(report.path, image=tf.constant(x)).values()
+    np.testing.assert_allclose(outputs, model(x), atol=1e-5)
+
+
+class Subclassed(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden = [layers.Dense(7, activation="relu"), layers.Dropout(0.5)]
+        self.head = layers.Dense(3)
+
+    def call(self, inputs, training=False):
+        for layer in self.hidden:
+            inputs = layer(inputs, training=training)
+        return {"words": self.head(inputs)}
+
+
+def subclassed(cls=Subclassed):
+    model = rigl_tf.sparsify(cls(), 0.5)
+    model(inputs_of((2, 5)))
+    return model
+
+
+def test_a_subclassed_model(tmp_path):
+    model = subclassed()
+    report = rigl_tf.export(model, tmp_path / "export", inputs=inputs_of((2, 5)))
+    assert report.dense_flops == 2 * (5 * 7 + 7 * 3)
+    num_zeros = sum(np.sum(~mask) for mask in rigl_tf.get_masks(model).values())
+    assert report.sparsity == pytest.approx(num_zeros / (5 * 7 + 7 * 3 + 7 + 3))
+    x = inputs_of((4, 5))
+    outputs = serve(report.path, inputs=tf.constant(x))
+    np.testing.assert_allclose(outputs["words"], model(x)["words"], atol=1e-5)
+
+
+@keras.saving.register_keras_serializable()
+class Registered(Subclassed):
+    pass
+
+
+def test_a_keras_file_of_a_subclassed_model(tmp_path):
+    model = subclassed(Registered)
+    path = tmp_path / "model.keras"
+    rigl_tf.export(model, path, "keras", inputs_of((2, 5)))
+    x = inputs_of((4, 5))
+    loaded = keras.saving.load_model(path)
+    np.testing.assert_allclose(loaded(x)["words"], model(x)["words"], atol=1e-5)
+
+
+def test_a_dictionary_that_a_subclassed_model_takes(tmp_path):
+    class OfTwo(keras.Model):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.dense = layers.Dense(3)
+
+        def call(self, inputs):
+            return self.dense(inputs["left"]) + self.dense(inputs["right"])
+
+    x = {"left": inputs_of((2, 4)), "right": inputs_of((2, 4), 1)}
+    model = rigl_tf.sparsify(OfTwo(), 0.5)
+    model(x)
+    report = rigl_tf.export(model, tmp_path / "export", inputs=x)
+    assert report.dense_flops == 2 * 2 * 4 * 3
+    (outputs,) = serve(
+        report.path, **{name: tf.constant(value) for name, value in x.items()}
+    ).values()
+    np.testing.assert_allclose(outputs, model(x), atol=1e-5)
+
+
+# Strings, lookup tables, states.
+
+
+@pytest.mark.parametrize("format", ["saved_model", "keras"])
+def test_strings(format, tmp_path):
+    inputs = keras.Input((3,), dtype="string", name="words")
+    x = layers.StringLookup(vocabulary=["a", "b", "1"])(inputs)
+    x = layers.Flatten()(layers.Embedding(5, 4)(x))
+    x = layers.Dense(4, activation="softmax")(x)
+
+    model = rigl_tf.sparsify(keras.Model(inputs, x), 0.5)
+    path = tmp_path / ("export.keras" if format == "keras" else "export")
+    rigl_tf.export(model, path, format)
+    x = tf.constant([["a", "b", "c"], ["1", "1", "b"]])
+    if format == "keras":
+        got = keras.saving.load_model(path)(x)
+    else:
+        (got,) = serve(path, words=x).values()
+    np.testing.assert_allclose(got, model(x), atol=1e-5)
+
+
+class Best(layers.Layer):
+    """The index of the largest input."""
+
+    def call(self, inputs):
+        return tf.argmax(inputs, -1)
+
+
+def test_words_as_outputs(tmp_path, monkeypatch):
+    words = layers.StringLookup(vocabulary=["a", "b", "c"], invert=True, num_oov_indices=0)
+    dense = keras.Sequential([keras.Input((4,), name="x"), layers.Dense(3), Best(), words])
+    model = rigl_tf.sparsify(dense, 0.5)
+    report = rigl_tf.export(model, tmp_path / "export")
+    x = inputs_of((20, 4))
+    (outputs,) = serve(report.path, x=tf.constant(x)).values()
+    assert len(set(outputs)) > 1
+    np.testing.assert_array_equal(outputs, model(x))
+    strip = export_module.strip
+    wrong = rigl_tf.sparsify(dense, 0.5)
+    wrong.layers[0].layer.bias.assign([9, 0, 0] if outputs[0] != b"a" else [0, 9, 0])
+    monkeypatch.setattr(export_module, "strip", lambda _: strip(wrong))
+    with pytest.raises(RuntimeError, match="not those of the model"):
+        rigl_tf.export(model, tmp_path / "export")
+
+
+def test_sentences(tmp_path):
+    """How long the longest one is, is not known beforehand: FLOPs are not."""
+    sentences = np.array(["the cat sat", "on the mat, the cat"])
+    split = layers.TextVectorization(vocabulary=["the", "cat", "mat"])
+    dense = keras.Sequential(
+        [
+            keras.Input((), dtype="string", name="text"),
+            split,
+            layers.Embedding(9, 4),
+            layers.LSTM(3),
+            layers.Dense(2, name="head"),
+        ]
+    )
+    model = rigl_tf.sparsify(dense, 0.5)
+    report = rigl_tf.export(model, tmp_path / "export", inputs=sentences)
+    assert (report.flops, report.dense_flops, report.flops_ratio) == (None, None, None)
+    assert len(report.not_counted) == 3
+    assert all("shapes" in reason for reason in report.not_counted.values())
+    assert "not counted" in str(report)
+    assert json.loads(json.dumps(report.to_dict()))["flops"] is None
+    (outputs,) = serve(report.path, text=tf.constant(sentences)).values()
+    np.testing.assert_allclose(outputs, model(sentences), atol=1e-5)
+
+
+def test_float_inputs_of_an_embedding_are_in_its_range(tmp_path):
+    dense = keras.Sequential(
+        [keras.Input((4,)), layers.Embedding(2, 6), layers.Flatten(), layers.Dense(2)]
+    )
+    assert rigl_tf.export(rigl_tf.sparsify(dense, 0.5), tmp_path / "export").flops > 0
+
+
+def test_a_batch_of_one_size_and_a_state(tmp_path):
+    layer = layers.LSTM(4, stateful=True, name="lstm")
+    dense = keras.Sequential([keras.Input(batch_shape=(6, 5, 3), name="x"), layer, layers.Dense(2)])
+    model = rigl_tf.sparsify(dense, 0.5)
+    report = rigl_tf.export(model, tmp_path / "export")
+    assert report.dense_flops == 2 * (5 * (3 * 16 + 4 * 16) + 4 * 2)
+    assert not any(np.any(state) for state in model.get_layer("lstm").layer.states)
+    artifact = tf.saved_model.load(report.path)
+    x = inputs_of((6, 5, 3))
+    for _ in range(2):
+        np.testing.assert_allclose(artifact.serve(x), model(x), atol=1e-5)
+
+
+def test_a_model_under_a_strategy(tmp_path):
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        model = sparse_mlp()
+    report = rigl_tf.export(model, tmp_path / "export")
+    x = inputs_of((3, 16))
+    (outputs,) = serve(report.path, features=tf.constant(x)).values()
+    np.testing.assert_allclose(outputs, model(x), atol=1e-5)
+
+
 # The report.
 
 
@@ -348,8 +548,19 @@ def test_an_unbuilt_model(untouched):
 
 def test_an_unknown_input_dimension(untouched):
     model = keras.Sequential([keras.Input((None, 4)), layers.Conv1D(2, 3)])
-    with pytest.raises(ValueError, match="input dimensions"):
+    with pytest.raises(ValueError, match=r"input dimensions.*give a batch, `inputs=...`"):
         rigl_tf.export(model, untouched / "new" / "export")
+
+
+def test_unknown_inputs(untouched):
+    with pytest.raises(ValueError, match=r"must be known.*give a batch.*of class Subclassed"):
+        rigl_tf.export(subclassed(), untouched / "export")
+
+
+def test_a_class_that_keras_does_not_know(untouched):
+    with pytest.raises(ValueError, match=r"if Keras knows all classes.*'Subclassed'") as error:
+        rigl_tf.export(subclassed(), untouched / "model.keras", "keras", inputs_of((2, 5)))
+    assert "\n" not in str(error.value)
 
 
 def test_no_model(untouched):
