@@ -44,6 +44,7 @@ _FREQUENCIES = {"mask update": 1}
 _UPDATE_EPOCHS = (1, 2, 3)
 _POLL_SECONDS = 0.0005
 _PROCESS_SECONDS = 600
+_MAX_ATTEMPTS = 10
 
 AIMS = ("export", "checkpoint", "mask update", "any time", "several")
 
@@ -177,6 +178,17 @@ def attempt(reference, directory, aim, generator):
     return {"moments": moments, "broken": broken, "differences": problems}
 
 
+def _outcome(reference, aim, run, work):
+    """That of the first attempt in which the run did not end before it was killed."""
+    generator = np.random.default_rng((run["seed"], run["try"]))
+    for _ in range(_MAX_ATTEMPTS):
+        with tempfile.TemporaryDirectory(dir=work) as directory:
+            outcome = attempt(reference, pathlib.Path(directory, "run"), aim, generator)
+        if outcome is not None:
+            return outcome
+    raise RuntimeError(f"No run could be killed before it ended. Received: {run}, aim {aim!r}")
+
+
 def _report(rows, output_dir):
     hits = {}
     for row in rows:
@@ -227,12 +239,7 @@ def main(_):
             if frequency not in references:
                 path = pathlib.Path(work, f"reference-{frequency}")
                 references[frequency] = Reference(path, frequency)
-            generator = np.random.default_rng((FLAGS.seed, run["try"]))
-            outcome = None
-            while outcome is None:
-                with tempfile.TemporaryDirectory(dir=work) as directory:
-                    path = pathlib.Path(directory, "run")
-                    outcome = attempt(references[frequency], path, aim, generator)
+            outcome = _outcome(references[frequency], aim, run, work)
             store.add(
                 {
                     **run,
