@@ -120,18 +120,18 @@ class _Selection:
     """The layers that an argument stands for."""
 
     def __init__(self, argument, layers):
-        if isinstance(layers, (str, re.Pattern)) or callable(layers):
-            layers = [layers]
+        is_list = isinstance(layers, (list, tuple, set, frozenset))
         self._argument = argument
-        self._layers = list(layers)
-        self._waiting = [each for each in self._layers if not callable(each)]
-        self._seen = {}
+        self._layers = list(layers) if is_list else [layers]
         for each in self._layers:
-            if not isinstance(each, (str, re.Pattern)) and not callable(each):
+            is_known = isinstance(each, (str, re.Pattern)) or callable(each)
+            if not is_known or isinstance(each, keras.layers.Layer):
                 raise ValueError(
                     f"`{argument}` must be names of layers, compiled regular expressions or "
                     f"predicates of a layer. Received: {each!r}"
                 )
+        self._waiting = [each for each in self._layers if not callable(each)]
+        self._seen = {}
 
     def selects(self, layers, weight=None):
         """Whether one of the layers around a weight, from the outside in, is meant."""

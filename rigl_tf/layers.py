@@ -49,7 +49,10 @@ def layers_of_weights(layer):
 
 
 def _children(layer):
-    return layer.layers if isinstance(layer, keras.Model) else _attributes(layer)
+    if not isinstance(layer, keras.Model):
+        return _attributes(layer)
+    # Functional models also hold operations such as slicing.
+    return [child for child in layer.layers if isinstance(child, keras.layers.Layer)]
 
 
 def _attributes(layer):

@@ -33,7 +33,9 @@ def leaves(model):
 
     def walk(model, containers):
         for layer in model.layers if is_clonable(model) else _held_layers(model):
-            if id(layer) in seen or isinstance(layer, keras.layers.InputLayer):
+            # Functional models also hold operations such as slicing.
+            is_layer = isinstance(layer, keras.layers.Layer)
+            if id(layer) in seen or not is_layer or isinstance(layer, keras.layers.InputLayer):
                 continue
             seen.add(id(layer))
             if _is_walked(layer, model):
@@ -114,6 +116,7 @@ def copy_of_subclassed(model, caller):
 def build_like(copy, model):
     """Builds a copy of a subclassed model and gives it the weights, other than masks."""
     copy.build_from_config(model.get_build_config())
+    copy.built = True
     old, new = _weights_but_masks(model), _weights_but_masks(copy)
     if [weight.shape for weight in old] != [weight.shape for weight in new]:
         raise ValueError(
@@ -143,9 +146,11 @@ def _weights_but_masks(model):
 
 
 def _own_attributes(model):
-    """The attributes that a model has beyond those of every Keras model."""
-    own = vars(keras.Model()).keys()
-    return {name: value for name, value in vars(model).items() if name not in own}
+    """The attributes that a model has beyond those of every Keras model which holds a layer."""
+    other = keras.Model()
+    other.held = keras.layers.Identity()
+    keras_own = vars(other).keys() - {"held"}
+    return {name: value for name, value in vars(model).items() if name not in keras_own}
 
 
 def _held_layers(model):

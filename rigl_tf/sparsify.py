@@ -6,6 +6,7 @@ from numbers import Integral
 import keras
 
 from rigl_tf import distributions, masks
+from rigl_tf.allocation import NO_KERNEL, Allocation
 from rigl_tf.eligibility import Choice
 from rigl_tf.rebuild import (
     build_like,
@@ -58,7 +59,8 @@ def sparsify(
         seed: Integer. The masks are a function of it, of each kernel's index and of its shape.
 
     Returns:
-        An uncompiled model of the same structure, layer names, kernel paths and weights.
+        An uncompiled model of the same structure, layer names and weights; in a Sequential or
+        Functional model the paths of the kernels are the same, too.
 
     Raises:
         ValueError: If an argument is out of its range, the model has wrapped layers already or no
@@ -72,21 +74,20 @@ def sparsify(
     7056
     """
     _check_arguments(model, sparsity, distribution, from_zeros, seed)
-    allocation = _Allocation(distribution, sparsity, seed)
     choice = Choice(dense_layers, sparse_layers)
-    if is_clonable(model):
-        chosen = _choose(model, choice)
-        allocation.expect(chosen, choice)
-        wrap = functools.partial(_wrap, chosen=chosen, allocation=allocation)
-        sparse = _copy(model, exchange=wrap)
+    is_copied_first = model.built and not is_clonable(model)
+    dense = copy_of_subclassed(model, "sparsify") if is_copied_first else model
+    chosen = _choose(dense, choice)
+    allocation = Allocation(distribution, sparsity or 0.0, seed, choice, len(chosen))
+    wrap = functools.partial(_wrap, chosen=chosen, allocation=allocation)
+    if is_clonable(dense):
+        sparse = _copy(dense, exchange=wrap)
     else:
-        sparse = copy_of_subclassed(model, "sparsify") if model.built else model
-        chosen = _choose(sparse, choice)
-        allocation.expect(chosen, choice)
-        wrap = functools.partial(_wrap, chosen=chosen, allocation=allocation)
+        sparse = dense
         exchange_in_place(sparse, functools.cache(lambda layer: wrap(layer, layer)))
-        if sparse is not model:
-            build_like(sparse, model)
+    if is_copied_first:
+        build_like(sparse, model)
+        allocation.share_out()
     if from_zeros:
         allocation.take_zeros()
     for kernel in masks.sparse_kernels(sparse).values():
@@ -121,77 +122,6 @@ def strip(model):
     exchange_in_place(plain, functools.cache(_inner))
     build_like(plain, model)
     return plain
-
-
-class _Allocation:
-    """Shares the sparsity out once the last of the wrapped layers is built.
-
-    If training starts before that, the layers that are built share it; others get the overall
-    sparsity when they are built.
-    """
-
-    def __init__(self, distribution, sparsity, seed):
-        self._distribution = distribution
-        self._sparsity = 0.0 if sparsity is None else sparsity
-        self._seed = seed
-        self._built = []
-        self._is_shared_out = False
-
-    def expect(self, chosen, choice):
-        """`chosen` layers will be built; names in `choice` that no layer had are errors."""
-        self._num_layers = len(chosen)
-        self._choice = choice
-
-    def add(self, wrapper, choices):
-        """Called by a wrapper when it is built, with a `_MaskChoice` for each of its kernels."""
-        self._built.append((wrapper, choices))
-        if self._is_shared_out:
-            for index, choice in enumerate(choices):
-                choice.choose(self._sparsity, (self._seed, len(self._built), index))
-            wrapper.keep([self._sparsity] * len(choices), self._seed)
-        elif len(self._built) == self._num_layers:
-            self.share_out()
-
-    def share_out(self):
-        """Decides on the sparsity of all kernels that there are."""
-        if self._is_shared_out:
-            return
-        self._is_shared_out = True
-        self._choice.check_all_met()
-        choices = {id(choice.kernel): choice for _, choices in self._built for choice in choices}
-        kernels = masks.by_path(choice.kernel for choice in choices.values())
-        if not kernels:
-            raise ValueError(_NO_KERNEL)
-        shapes = {path: tuple(kernel.shape) for path, kernel in kernels.items()}
-        shares = distributions.allocate(self._distribution, shapes, self._sparsity).values()
-        for index, (choice, share) in enumerate(zip(choices.values(), shares, strict=True)):
-            choice.choose(share, (self._seed, index))
-        self._keep(shares)
-
-    def take_zeros(self):
-        """Masks of what is not zero, in all kernels that there are."""
-        kernels = [choice.kernel for _, choices in self._built for choice in choices]
-        values = [kernel.numpy() != 0 for kernel in kernels]
-        for kernel, mask in zip(kernels, values, strict=True):
-            if not mask.any():
-                raise ValueError(
-                    "With `from_zeros=True` every kernel must have a weight that is not zero: name "
-                    f"its layer in `dense_layers`. Received: {kernel.path!r}, all zeros"
-                )
-        for kernel, mask in zip(kernels, values, strict=True):
-            masks.assign(kernel, mask)
-        self._keep([1 - mask.mean() for mask in values])
-
-    def _keep(self, shares):
-        shares = iter(shares)
-        for wrapper, choices in self._built:
-            wrapper.keep([float(next(shares)) for _ in choices], self._seed)
-
-
-_NO_KERNEL = (
-    "`sparsify` needs a model with a layer whose kernel can be sparse: a trainable weight of two "
-    "or more dimensions that is no bias, normalisation, embedding or depthwise kernel. "
-)
 
 
 def _check_model(model, caller):
@@ -244,7 +174,7 @@ def _choose(model, choice):
     if not chosen:
         choice.check_all_met()
         kinds = sorted({type(layer).__name__ for layer, _ in leaves(model)})
-        raise ValueError(f"{_NO_KERNEL}Received: model={model.name!r} with layers {kinds}")
+        raise ValueError(f"{NO_KERNEL}Received: model={model.name!r} with layers {kinds}")
     return chosen
 
 
@@ -269,7 +199,8 @@ def _copy(model, exchange):
     def exchange_copy(layer):
         inner = _inner(layer)
         copy = copy_of_layer(inner)
-        pairs.append((inner, copy))
+        if isinstance(inner, keras.layers.Layer):  # and no operation such as slicing
+            pairs.append((inner, copy))
         return exchange(layer, copy)
 
     new = rebuild(model, exchange_copy)

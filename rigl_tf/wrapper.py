@@ -269,7 +269,8 @@ class _MaskChoice:
         self._sparsity = sparsity
         self._seed = seed
         if sparsity and _is_initialized(masks.mask_of(self.kernel)):
-            masks.assign(self.kernel, self._mask())
+            with tf.init_scope():
+                masks.assign(self.kernel, self._mask())
 
     def __call__(self, shape, dtype=None):
         if not self._sparsity:

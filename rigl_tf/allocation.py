@@ -1,0 +1,75 @@
+"""How the kernels of a model get their sparsity, once they are all there."""
+
+from rigl_tf import distributions, masks
+
+NO_KERNEL = (
+    "`sparsify` needs a model with a layer whose kernel can be sparse: a trainable weight of two "
+    "or more dimensions that is no bias, normalisation, embedding or depthwise kernel. "
+)
+
+
+class Allocation:
+    """Shares the sparsity out once the last of the wrapped layers is built.
+
+    If training starts before that, the layers that are built share it; others get the overall
+    sparsity when they are built.
+
+    Args:
+        distribution, sparsity, seed: See `rigl_tf.sparsify`.
+        choice: The `Choice` of kernels. Names in it that no layer had are errors.
+        num_layers: Number of layers to be built.
+    """
+
+    def __init__(self, distribution, sparsity, seed, choice, num_layers):
+        self._distribution = distribution
+        self._sparsity = sparsity
+        self._seed = seed
+        self._choice = choice
+        self._num_layers = num_layers
+        self._built = []
+        self._is_shared_out = False
+
+    def add(self, wrapper, choices):
+        """Called by a wrapper when it is built, with a `_MaskChoice` for each of its kernels."""
+        self._built.append((wrapper, choices))
+        if self._is_shared_out:
+            for index, choice in enumerate(choices):
+                choice.choose(self._sparsity, (self._seed, len(self._built), index))
+            wrapper.keep([self._sparsity] * len(choices), self._seed)
+        elif len(self._built) == self._num_layers:
+            self.share_out()
+
+    def share_out(self):
+        """Decides on the sparsity of all kernels that there are."""
+        if self._is_shared_out:
+            return
+        self._is_shared_out = True
+        self._choice.check_all_met()
+        choices = [choice for _, choices in self._built for choice in choices]
+        kernels = masks.by_path(choice.kernel for choice in choices)
+        if not kernels:
+            raise ValueError(f"{NO_KERNEL}Received: a model whose layers have none when built")
+        shapes = {path: tuple(kernel.shape) for path, kernel in kernels.items()}
+        shares = distributions.allocate(self._distribution, shapes, self._sparsity).values()
+        for index, (choice, share) in enumerate(zip(choices, shares, strict=True)):
+            choice.choose(share, (self._seed, index))
+        self._keep(shares)
+
+    def take_zeros(self):
+        """Masks of what is not zero, in all kernels that there are."""
+        kernels = [choice.kernel for _, choices in self._built for choice in choices]
+        values = [kernel.numpy() != 0 for kernel in kernels]
+        for kernel, mask in zip(kernels, values, strict=True):
+            if not mask.any():
+                raise ValueError(
+                    "With `from_zeros=True` every kernel must have a weight that is not zero: name "
+                    f"its layer in `dense_layers`. Received: {kernel.path!r}, all zeros"
+                )
+        for kernel, mask in zip(kernels, values, strict=True):
+            masks.assign(kernel, mask)
+        self._keep([1 - mask.mean() for mask in values])
+
+    def _keep(self, shares):
+        shares = iter(shares)
+        for wrapper, choices in self._built:
+            wrapper.keep([float(next(shares)) for _ in choices], self._seed)
