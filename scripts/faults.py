@@ -174,7 +174,7 @@ def attempt(reference, directory, aim, generator):
     trained = [int(n) for n in re.findall(r"^Epoch (\d+)/", _output(directory).read_text(), re.M)]
     if trained != list(range(last + 1, _EPOCHS + 1)):
         problems.append(f"resumed after epoch {last}, it trained epochs {trained}")
-    problems += problems or run_checks.differences(directory, reference.directory)
+    problems = problems or run_checks.differences(directory, reference.directory)
     return {"moments": moments, "broken": broken, "differences": problems}
 
 
