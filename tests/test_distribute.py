@@ -1,7 +1,6 @@
 """The same numbers with and without a strategy, on two logical CPUs (see `conftest.py`).
 
-Under `MirroredStrategy` on CPUs `jit_compile=True` and gradient accumulation fail inside Keras,
-with any model: they are not tested here.
+`test_keras_features.py` has the features of Keras, and which of them fail inside Keras.
 """
 
 import itertools

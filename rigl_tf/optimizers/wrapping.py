@@ -43,7 +43,11 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
 
     @property
     def loss_scale_factor(self):
-        return self.inner_optimizer.loss_scale_factor if "inner_optimizer" in vars(self) else None
+        inner = vars(self).get("inner_optimizer")
+        if isinstance(inner, keras.optimizers.LossScaleOptimizer):
+            # Never `None`, which another `LossScaleOptimizer` sets: Keras sets only what changes.
+            return inner.dynamic_scale if inner.built else inner.initial_scale
+        return None if inner is None else inner.loss_scale_factor
 
     @loss_scale_factor.setter
     def loss_scale_factor(self, value):

@@ -1,0 +1,291 @@
+"""Any optimizer of Keras inside a sparse one: what it does, what is reset, and what is refused."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import rigl_tf
+from scripts import feature_list
+
+layers, optimizers = keras.layers, keras.optimizers
+
+WITH_PLAIN_WRAP = [
+    feature
+    for feature in [*feature_list.INNER, *feature_list.ARGUMENTS]
+    if feature.wrap is feature_list.rigl
+]
+multi_optimizer = pytest.mark.skipif(
+    not hasattr(optimizers, "MultiOptimizer"), reason="this Keras has no MultiOptimizer"
+)
+
+
+def sparse_model(sparsity=0.5):
+    return rigl_tf.sparsify(feature_list.mlp(), sparsity)
+
+
+def rigl(inner, drop_fraction=lambda step: 0.5):
+    return rigl_tf.RigL(inner, 99, update_frequency=3, drop_fraction=drop_fraction)
+
+
+def gradients_of(variables, step):
+    rng = np.random.default_rng(step)
+    return [tf.constant(rng.normal(size=v.shape), "float32") for v in variables]
+
+
+def train(model, optimizer, steps):
+    for step in range(*steps):
+        gradients = gradients_of(model.trainable_variables, step)
+        optimizer.apply(gradients, model.trainable_variables)
+
+
+def masks_of(model):
+    return list(rigl_tf.get_masks(model).values())
+
+
+def values(variables):
+    return [np.asarray(variable) for variable in variables]
+
+
+def assert_close(ones, others):
+    for one, other in zip(ones, others, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+
+
+def named(features):
+    return [pytest.param(feature, id=feature.name.replace("`", "")) for feature in features]
+
+
+# What it does.
+
+
+@pytest.mark.parametrize("feature", named(WITH_PLAIN_WRAP))
+def test_trains_as_the_plain_optimizer_with_gradients_masked_by_hand(feature):
+    """The reference is a dense model with zeros; its gradients and kernels are masked by hand."""
+    sparse = sparse_model()
+    masks = masks_of(sparse)
+    by_shape = {mask.shape: mask for mask in masks}
+    dense = feature_list.mlp()
+    dense.set_weights(values(sparse.trainable_variables))
+    train(sparse, optimizer := rigl_tf.StaticSparse(feature.optimizer()), (0, 6))
+    optimizer.finalize_variable_values(sparse.trainable_variables)
+
+    variables, optimizer = dense.trainable_variables, feature.optimizer()
+
+    def mask_by_hand():
+        for variable in variables:
+            variable.assign(variable * by_shape.get(tuple(variable.shape), 1))
+
+    for step in range(6):
+        gradients = [g * by_shape.get(tuple(g.shape), 1) for g in gradients_of(variables, step)]
+        optimizer.apply(gradients, variables)
+        mask_by_hand()
+    optimizer.finalize_variable_values(variables)
+    mask_by_hand()
+    assert_close(values(sparse.trainable_variables), values(variables))
+    moved = np.abs(np.asarray(variables[0]) - np.asarray(sparse_model().layers[0].layer.kernel))
+    assert moved.max() > 1e-3
+
+
+@pytest.mark.parametrize("name", feature_list.inner_optimizers())
+def test_an_update_resets_the_slots_of_moved_connections_only(name):
+    make = feature_list.inner_optimizers()[name]
+    model, optimizer = sparse_model(), rigl(make())
+    train(model, optimizer, (0, 3))
+    inner, weights = optimizer.inner_optimizer.variables, model.trainable_variables
+    old_masks, old_inner, old_weights = masks_of(model), values(inner), values(weights)
+    train(model, optimizer, (3, 4))
+    changed = {old.shape: old != new for old, new in zip(old_masks, masks_of(model), strict=True)}
+    assert all(change.any() for change in changed.values())
+    # A slot starts as it does beside a kernel of zeros.
+    start = make()
+    start.build([keras.Variable(tf.zeros(v.shape), name=v.name) for v in weights])
+    for variables, olds, starts in (
+        (inner, old_inner, values(start.variables)),
+        (weights, old_weights, [np.zeros(v.shape) for v in weights]),
+    ):
+        for variable, old, begin in zip(variables, olds, starts, strict=True):
+            want = np.where(changed.get(old.shape, False), begin, old)
+            np.testing.assert_array_equal(variable, want, variable.path)
+
+
+@pytest.mark.parametrize("feature", named(WITH_PLAIN_WRAP))
+def test_config_round_trip(feature):
+    optimizer = rigl(feature.optimizer(), drop_fraction=0.5)
+    copy = rigl_tf.RigL.from_config(optimizer.get_config())
+    # Which variables do not decay is in no config of Keras.
+    assert copy.get_config() == optimizer.get_config()
+
+
+# Averages of weights.
+
+
+@pytest.mark.parametrize("name", ["Adam", "Muon"])
+def test_averages_are_as_sparse_as_the_kernels(name):
+    if name not in feature_list.inner_optimizers():
+        pytest.skip("In this Keras, Muon fails with any model.")
+    model = sparse_model()
+    optimizer = rigl(getattr(optimizers, name)(0.02, use_ema=True))
+    train(model, optimizer, (0, 5))
+    kernel = model.layers[0].layer.kernel
+    mask = masks_of(model)[0]
+    rigl_tf.set_masks(model, {kernel.path: np.roll(mask, 1, axis=1)})
+    train(model, optimizer, (5, 6))
+    mask = masks_of(model)[0]
+    (average,) = [
+        np.asarray(v)
+        for v in optimizer.variables
+        if v.name.endswith(f"{kernel.name}_average") and v.shape == kernel.shape
+    ]
+    assert not average[~mask].any()
+    assert average[mask].any()
+
+
+# The gradient of a kernel that is read by rows.
+
+
+@pytest.mark.parametrize("algorithm", [rigl_tf.RigL, rigl_tf.SNFS, rigl_tf.StaticSparse])
+def test_a_gradient_by_rows_is_as_good_as_a_dense_one(algorithm):
+    rows = tf.IndexedSlices(
+        values=tf.constant([[1.0, -2.0], [3.0, 0.5], [0.25, 4.0]]),
+        indices=tf.constant([2, 0, 2]),  # a row twice
+        dense_shape=tf.constant([4, 2]),
+    )
+    dense = tf.constant([[3.0, 0.5], [0.0, 0.0], [1.25, 2.0], [0.0, 0.0]])
+    ends = []
+    for gradient in (rows, dense):
+        kernel = keras.Variable(np.arange(1.0, 9.0, dtype="float32").reshape(4, 2))
+        mask = keras.Variable(np.eye(2, dtype=bool).repeat(2, axis=0), dtype="bool")
+        rigl_tf.masks.link(kernel, mask)
+        rigl_tf.masks.apply_mask(kernel)
+        moving = {} if algorithm is rigl_tf.StaticSparse else {"end_step": 9, "update_frequency": 2}
+        optimizer = algorithm(optimizers.SGD(0.1, momentum=0.9, clipnorm=1.0), **moving)
+        for _ in range(4):
+            optimizer.apply([gradient], [kernel])
+        ends.append([np.asarray(kernel), np.asarray(mask), *values(optimizer.variables)])
+    for one, other in zip(*ends, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+# Several optimizers inside.
+
+
+def map_of_two():
+    others = {".*bias": optimizers.SGD(0.5)}
+    return optimizers.MultiOptimizer(optimizers.OptimizerMap(optimizers.Adam(0.02), others))
+
+
+@multi_optimizer
+def test_the_slots_inside_a_multi_optimizer_are_reset():
+    model, optimizer = sparse_model(), rigl(map_of_two())
+    train(model, optimizer, (0, 3))
+    before = masks_of(model)[0]
+    train(model, optimizer, (3, 4))
+    changed = before != masks_of(model)[0]
+    slots = [np.asarray(v) for v in optimizer.variables if v.shape == changed.shape]
+    assert len(slots) == 2
+    for slot in slots:
+        assert changed.any()
+        assert not slot[changed].any()
+        assert slot[before & ~changed].all()
+
+
+@multi_optimizer
+def test_callbacks_find_each_learning_rate():
+    model = sparse_model()
+    model.compile(rigl(map_of_two()), "mse", run_eagerly=True)
+    halve = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+    model.fit(*feature_list.data(), verbose=0, callbacks=[halve])
+    rates = [float(each.learning_rate) for each in model.optimizer.optimizers]
+    np.testing.assert_allclose(rates, [0.25, 0.01])
+    assert not hasattr(rigl("adam"), "optimizers")
+
+
+@multi_optimizer
+def test_a_model_with_a_multi_optimizer_is_saved_and_loaded(tmp_path):
+    model = sparse_model()
+    model.compile(rigl(map_of_two(), drop_fraction=0.5), "mse", run_eagerly=True)
+    model.fit(*feature_list.data(), verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for one, other in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for each in (loaded, model):
+        train(each, each.optimizer, (4, 8))
+    assert_close(values(loaded.weights), values(model.weights))
+
+
+@multi_optimizer
+def test_a_multi_optimizer_that_makes_its_optimizers_late():
+    late = optimizers.MultiOptimizer(lambda variable: optimizers.SGD(0.1))
+    with pytest.raises(ValueError, match=r"must be given a .*OptimizerMap.*made by a function"):
+        rigl(late).build(sparse_model().trainable_variables)
+
+
+@multi_optimizer
+def test_one_of_several_inner_optimizers_was_in_use():
+    used = optimizers.Adam()
+    used.build(feature_list.mlp().trainable_variables)
+    several = optimizers.MultiOptimizer(optimizers.OptimizerMap(optimizers.SGD(), {"x": used}))
+    with pytest.raises(ValueError, match=r"must be new.*inner_optimizer='adam'"):
+        rigl(several).build(sparse_model().trainable_variables)
+
+
+def test_a_sparse_optimizer_deep_inside():
+    with pytest.raises(ValueError, match="must be a dense optimizer"):
+        rigl(optimizers.LossScaleOptimizer(rigl("sgd")))
+
+
+# Calls and settings that reach the inner optimizer, or are refused.
+
+
+def test_a_loss_is_scaled_once():
+    keras.config.set_dtype_policy("mixed_float16")
+    model = sparse_model()
+    optimizer = rigl(optimizers.LossScaleOptimizer(optimizers.SGD()))
+    with pytest.raises(ValueError, match=r"scaled only once.*auto_scale_loss=False"):
+        model.compile(optimizer, "mse")
+    model.compile(optimizer, "mse", auto_scale_loss=False)
+    assert model.optimizer is optimizer
+
+
+def test_exclude_from_weight_decay_comes_before_build():
+    model, optimizer = sparse_model(), rigl("adamw")
+    optimizer.build(model.trainable_variables)
+    with pytest.raises(ValueError, match="before the optimizer is built"):
+        optimizer.exclude_from_weight_decay(var_names=["bias"])
+
+
+def test_variables_excluded_from_weight_decay_by_the_sparse_optimizer():
+    """With gradients of zero, decay is all that happens: `1 - 0.5 * 0.1` in each step."""
+    model = sparse_model()
+    optimizer = rigl(optimizers.SGD(0.5, weight_decay=0.1))
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    first, second = model.trainable_variables[:2]
+    second.assign(np.ones(8))
+    before = np.asarray(first)
+    zeros = [tf.zeros(v.shape) for v in model.trainable_variables]
+    optimizer.apply(zeros, model.trainable_variables)
+    np.testing.assert_allclose(first, 0.95 * before, rtol=1e-6)
+    np.testing.assert_array_equal(second, np.ones(8))
+
+
+def test_apply_gradients_returns_the_iterations():
+    model, optimizer = sparse_model(), rigl("sgd")
+    variables = model.trainable_variables
+    for step, want in enumerate([1, 2, 3, 3, 4]):  # step 3 is an update
+        pairs = zip(gradients_of(variables, step), variables, strict=True)
+        assert int(optimizer.apply_gradients(pairs)) == want
+
+
+def test_adafactor_that_squares_its_epsilon_to_zero():
+    """Keras's own Adafactor: a row and a column without gradients make every weight NaN."""
+    model = sparse_model()
+    with pytest.warns(UserWarning, match=r"pass `epsilon_1=1e-15`.*epsilon_1=1e-30"):
+        rigl(optimizers.Adafactor()).build(model.trainable_variables)
+    gradient = np.ones((3, 4), "float32")
+    gradient[0] = gradient[:, 0] = 0
+    for epsilon, broken in ((1e-30, True), (1e-15, False)):
+        variable = keras.Variable(np.ones((3, 4), "float32"))
+        optimizers.Adafactor(epsilon_1=epsilon).apply([tf.constant(gradient)], [variable])
+        assert np.isnan(np.asarray(variable)).all() == broken

@@ -1,0 +1,105 @@
+"""The features of Keras in `scripts.feature_list`, each on one device and on two replicas."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from scripts import feature_list, keras_features
+
+# The others run with `pytest -m slow`; each takes seconds.
+QUICK_ON_TWO_REPLICAS = {
+    "`use_ema=True`",
+    "`LossScaleOptimizer` around, as `compile` does under `mixed_float16`",
+    "a sparse `Embedding` (`tf.IndexedSlices`)",
+    "`gradient_accumulation_steps=2`",
+    "`use_ema=True`, `ema_overwrite_frequency=2`",
+}
+
+
+SLOW = pytest.mark.slow
+
+
+def one_device():
+    return tf.distribute.get_strategy()
+
+
+@pytest.fixture(scope="module")
+def mirrored():
+    return keras_features.two_replicas()
+
+
+def by_name(features):
+    return [pytest.param(feature, id=feature.name.replace("`", "")) for feature in features]
+
+
+def slow_but(names, features):
+    """Parameters; those of other names are slow."""
+    params = by_name(features)
+    return [
+        param if feature.name in names else pytest.param(*param.values, id=param.id, marks=SLOW)
+        for param, feature in zip(params, features, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("feature", by_name(feature_list.FEATURES))
+def test_one_device(feature):
+    """Eagerly where that is not what the feature is about: building graphs is most of the time."""
+    if not {"jit_compile", "steps_per_execution"} & set(feature.compile):
+        feature = dataclasses.replace(feature, compile={"run_eagerly": True, **feature.compile})
+    keras_features.run(feature, one_device())
+
+
+@pytest.mark.parametrize("feature", slow_but(QUICK_ON_TWO_REPLICAS, feature_list.FEATURES))
+def test_two_replicas(feature, mirrored):
+    if feature.limit:
+        with pytest.raises(Exception) as caught:
+            keras_features.run(feature, mirrored)
+        assert feature.limit in keras_features.described(caught.value)
+        with pytest.raises((RuntimeError, tf.errors.InvalidArgumentError)):
+            keras_features.run(feature, mirrored, sparse=False)
+        return
+    got = keras_features.run(feature, mirrored)
+    if not feature.differs:
+        want = keras_features.run(feature, one_device())
+        keras_features.assert_same(got, want, keras_features.tolerance(feature))
+
+
+def test_the_table_tells_what_was_seen():
+    """What does not hold is not called so: here, a feature whose check fails."""
+
+    def check(model, watch):
+        raise AssertionError("the sky is falling")
+
+    feature = feature_list.Feature("a", check=check, compile={"run_eagerly": True})
+    row = keras_features.row(feature, one_device())
+    assert row["one device"] == "**fails**: AssertionError: the sky is falling"
+    # The dense model has no masks to check: it is not Keras that fails.
+    assert row["two replicas"] == "**fails**: AssertionError: the sky is falling"
+
+
+def test_watch_sees_a_kernel_that_is_not_sparse():
+    def spoil(model, watch, directory):
+        feature_list.fit(model, watch, directory, epochs=1)
+        model.layers[0].layer.kernel.assign(np.ones((6, 8)))
+
+    feature = feature_list.Feature("a", train=spoil, compile={"run_eagerly": True})
+    with pytest.raises(AssertionError):
+        keras_features.run(feature, one_device())
+
+
+@pytest.mark.parametrize("feature", by_name(feature_list.SEEDED))
+def test_two_runs_with_one_seed_are_equal(feature):
+    feature = dataclasses.replace(feature, compile={"run_eagerly": True})
+    runs = [keras_features.run(feature, one_device()) for _ in range(2)]
+    keras_features.assert_same(*runs, tolerance=0)
+
+
+@pytest.mark.slow
+def test_op_determinism():
+    """In a process of its own, because it cannot be switched off."""
+    command = [sys.executable, "-m", "scripts.keras_features", "--determinism"]
+    subprocess.run(command, check=True)
