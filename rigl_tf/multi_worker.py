@@ -118,6 +118,7 @@ def fit(
     first_epoch = getattr(model, "_initial_epoch", None) or initial_epoch
     first_epoch = value_of_chief(strategy, first_epoch)
     _copy_state_of_chief(strategy, [*model.variables, *model.optimizer.variables])
+    train.make_metrics()
     is_stopped = _any_worker(strategy, lambda: model.stop_training)
     logs = {}
     for epoch in range(first_epoch, epochs):
@@ -170,11 +171,16 @@ class _Loop:
             )
         self._dataset = self._strategy.experimental_distribute_dataset(dataset)
         self._iterator = None
-        kind = type(model)
-        if (kind.train_step, kind.test_step) == (keras.Model.train_step, keras.Model.test_step):
-            # A compiled step that makes variables, here those of the metrics, is traced twice.
-            self._strategy.run(model.test_step, args=(next(iter(self._dataset)),))
         self._execute = self._make_execute(tf.autograph.experimental.do_not_convert(step))
+
+    def make_metrics(self):
+        """Makes the metrics' variables. A compiled step that makes variables is traced twice:
+        better the test step, which is short, than the step that trains."""
+        kind = type(self._model)
+        if (kind.train_step, kind.test_step) == (keras.Model.train_step, keras.Model.test_step):
+            test_step = self._model.test_step
+            test = tf.function(lambda batch: self._strategy.run(test_step, args=(batch,)))
+            test.get_concrete_function(self._dataset.element_spec)
 
     def _make_execute(self, step):
         model, strategy = self._model, self._strategy

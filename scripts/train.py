@@ -157,6 +157,13 @@ def batches(data, settings, first_epoch=0):
     return indices.map(lambda i: (tf.gather(x, i), tf.gather(y, i))).prefetch(tf.data.AUTOTUNE)
 
 
+def _steps_per_execution(settings, steps_per_epoch):
+    if settings.strategy == "mirrored":
+        return 1  # TensorFlow fails if a loop of steps on several local replicas has a condition.
+    # A divisor, so that an execution never takes batches of the next epoch.
+    return max(n for n in range(1, _MAX_STEPS_PER_EXECUTION + 1) if steps_per_epoch % n == 0)
+
+
 def _test_batches(data):
     with tf.device("CPU"):
         dataset = tf.data.Dataset.from_tensor_slices((data.x_test, data.y_test))
@@ -202,10 +209,7 @@ def _compiled_model(settings, data):
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
         jit_compile=settings.jit_compile,
-        # A divisor, so that an execution never takes batches of the next epoch.
-        steps_per_execution=max(
-            n for n in range(1, _MAX_STEPS_PER_EXECUTION + 1) if steps % n == 0
-        ),
+        steps_per_execution=_steps_per_execution(settings, steps),
     )
     optimizer.build(model.trainable_variables)
     return model

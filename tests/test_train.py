@@ -179,18 +179,8 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize(
-    ("moment", "name"),
-    [
-        ("after", "config.json"),
-        ("before", "checkpoint-0002.keras"),
-        ("after", "checkpoint-0001.keras"),
-        ("before", "report.json"),
-    ],
-)
-def test_resumed_run_equals_uninterrupted(
-    moment, name, uninterrupted, data_path, tmp_path, monkeypatch
-):
+def run_until(moment, name, tmp_path, given, monkeypatch):
+    """A run that is killed before or after it renames a file to `name`."""
     rename = os.replace
 
     def replace(source, target):
@@ -204,10 +194,41 @@ def test_resumed_run_equals_uninterrupted(
     with monkeypatch.context() as patch:
         patch.setattr(runs.os, "replace", replace)
         with pytest.raises(Killed):
-            train.run(tmp_path, given=small(data_path))
+            train.run(tmp_path, given=given)
+
+
+@pytest.mark.parametrize(
+    ("moment", "name"),
+    [
+        ("after", "config.json"),
+        ("before", "checkpoint-0002.keras"),
+        ("after", "checkpoint-0001.keras"),
+        ("before", "report.json"),
+    ],
+)
+def test_resumed_run_equals_uninterrupted(
+    moment, name, uninterrupted, data_path, tmp_path, monkeypatch
+):
+    run_until(moment, name, tmp_path, small(data_path), monkeypatch)
     assert train.run(tmp_path, resume=True) == 0
     assert_same_run(tmp_path, uninterrupted)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_mirrored_run_is_that_of_one_replica_and_resumed(
+    uninterrupted, data_path, tmp_path, monkeypatch
+):
+    given = small(data_path, strategy="mirrored")
+    run_until("before", "checkpoint-0002.keras", tmp_path, given, monkeypatch)
+    assert train.run(tmp_path, resume=True) == 0
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["versions"]["replicas"] == 2
+    for row, want in zip(rows(tmp_path), rows(uninterrupted), strict=True):
+        numbers = {name: float(value) for name, value in row.items()}
+        assert numbers == pytest.approx({name: float(x) for name, x in want.items()}, rel=1e-4)
+    models = [keras.saving.load_model(path / "model.keras") for path in (tmp_path, uninterrupted)]
+    for mask, want in zip(*(rigl_tf.get_masks(model).values() for model in models), strict=True):
+        np.testing.assert_array_equal(mask, want)
 
 
 def start(output_dir, *arguments):
@@ -272,10 +293,43 @@ def assert_refused(capsys, output_dir, given, *words, resume=False):
         ({"end_fraction": 0.0}, "`end_fraction` must be in (0, 1]"),
         ({"end_fraction": 1.1}, "`end_fraction` must be in (0, 1]"),
         ({"seed": -1}, "`seed`"),
+        ({"strategy": "tpu"}, "strategy='tpu'"),
+        ({"strategy": "mirrored", "jit_compile": True}, "jit_compile=True"),
+        ({"strategy": "multi_worker", "jit_compile": True}, "jit_compile=True"),
+        (
+            {"strategy": "mirrored", "batch_size": 7},
+            "number of replicas, 2",
+        ),
     ],
 )
 def test_bad_settings(given, word, data_path, tmp_path, capsys):
     assert_refused(capsys, tmp_path / "run", small(data_path, **given), word)
+    assert not (tmp_path / "run").exists()
+
+
+TF_CONFIG = {"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 0}}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        None,
+        "{",
+        "[]",
+        json.dumps({**TF_CONFIG, "cluster": {"worker": "a:1"}}),
+        json.dumps({**TF_CONFIG, "cluster": {"worker": ["a", "b"]}}),
+        json.dumps({**TF_CONFIG, "cluster": {**TF_CONFIG["cluster"], "ps": ["c:3"]}}),
+        json.dumps({**TF_CONFIG, "task": {"type": "worker", "index": 2}}),
+        json.dumps({**TF_CONFIG, "task": {"type": "chief", "index": 0}}),
+        json.dumps({"cluster": TF_CONFIG["cluster"]}),
+    ],
+)
+def test_bad_tf_config(config, data_path, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    if config is not None:
+        monkeypatch.setenv("TF_CONFIG", config)
+    given = small(data_path, strategy="multi_worker")
+    assert_refused(capsys, tmp_path / "run", given, "needs the environment variable TF_CONFIG")
     assert not (tmp_path / "run").exists()
 
 

@@ -1,0 +1,301 @@
+"""Two real worker processes on this machine, and what can be seen with one."""
+
+import contextlib
+import csv
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import keras
+import multi_worker_program as program
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import rigl_tf
+from rigl_tf import multi_worker
+from scripts import train
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_SECONDS = 300
+
+
+def free_ports():
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
+        for each in sockets:
+            each.bind(("localhost", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextlib.contextmanager
+def two_workers(log_directory, *command):
+    """Starts the command as worker 0, the chief, and as worker 1; ends both in any case."""
+    workers = [f"localhost:{port}" for port in free_ports()]
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for index in range(2):
+            task = {"type": "worker", "index": index}
+            environment = {
+                **os.environ,
+                "TF_CONFIG": json.dumps({"cluster": {"worker": workers}, "task": task}),
+                "PYTHONPATH": str(_ROOT),
+            }
+            log = stack.enter_context((log_directory / f"worker-{index}.log").open("w"))
+            process = subprocess.Popen(
+                [sys.executable, *command], cwd=_ROOT, env=environment, stdout=log, stderr=log
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            processes.append(process)
+        yield processes
+
+
+def logs(directory):
+    return [(directory / f"worker-{index}.log").read_text() for index in range(2)]
+
+
+def wait(processes, log_directory):
+    """Waits until all have ended. Returns their exit codes, the last lines of their output too."""
+    codes = [process.wait(_SECONDS) for process in processes]
+    return codes, [log[-2000:] for log in logs(log_directory)]
+
+
+# The loop, without the script.
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """What the program wrote: for each worker its report and its arrays."""
+    directory = tmp_path_factory.mktemp("workers")
+    with two_workers(directory, "tests/multi_worker_program.py", str(directory)) as processes:
+        codes, output = wait(processes, directory)
+    assert codes == [0, 0], output
+    reports = [json.loads((directory / f"report-{i}.json").read_text()) for i in range(2)]
+    arrays = [dict(np.load(directory / f"arrays-{i}.npz")) for i in range(2)]
+    return reports, arrays
+
+
+@pytest.fixture
+def alone():
+    """The same training in this process, by `model.fit` with whole batches."""
+    model = program.sparse_model()
+    training, validation = program.datasets()
+    masks = program.MaskHistory()
+    history = model.fit(
+        training,
+        epochs=program.EPOCHS,
+        validation_data=validation,
+        callbacks=[masks],
+        shuffle=False,
+        verbose=0,
+    )
+    return history.history, np.stack(masks.masks), program.state(model)
+
+
+def test_masks_are_equal_on_both_workers_and_to_those_of_one(both, alone):
+    _, (chief, other) = both
+    np.testing.assert_array_equal(chief["masks"], other["masks"])
+    np.testing.assert_array_equal(chief["masks"], alone[1])
+    changes = (chief["masks"][1:] != chief["masks"][:-1]).any(axis=1)
+    # From step 14 on the cosine leaves less than one connection to drop.
+    assert changes.tolist() == [step % 2 == 0 and step < 14 for step in range(1, 18)]
+
+
+def test_two_workers_train_as_one(both, alone):
+    (report, other_report), (chief, other) = both
+    history, _, state = alone
+    np.testing.assert_array_equal(chief["state"], other["state"])
+    np.testing.assert_allclose(chief["state"], state, rtol=1e-4, atol=1e-5)
+    assert report["history"] == other_report["history"]
+    assert report["history"].keys() == {"loss", "mae", "val_loss", "val_mae"} == history.keys()
+    for name, values in history.items():
+        np.testing.assert_allclose(report["history"][name], values, rtol=1e-5, err_msg=name)
+    assert [report["is_chief"], other_report["is_chief"]] == [True, False]
+
+
+def test_evaluate_is_that_of_all_workers(both):
+    for report in both[0]:
+        validated = {name: report["history"][f"val_{name}"][-1] for name in ("loss", "mae")}
+        assert report["evaluated"] == pytest.approx(validated)
+
+
+def test_only_the_chief_needs_a_backup(both):
+    for report, arrays in zip(*both, strict=True):
+        assert report["stopped"] == 12
+        np.testing.assert_array_equal(arrays["resumed_state"], arrays["state"])
+        for name, values in report["resumed_history"].items():
+            assert values == report["history"][name][-1:]
+
+
+def test_a_train_step_of_ones_own(both):
+    """Executions of 4 and 2 steps; in the second epoch worker 1 stops after the first of them."""
+    batches = program.data()[0].reshape(program.STEPS, program.BATCH, 6)
+    for report in both[0]:
+        assert report["own_steps"] == program.STEPS + 4
+        # The last batch of each epoch: the 6th of the data, then the 10th, which is the 4th again.
+        want = [batches[5].mean(), batches[3].mean()]
+        np.testing.assert_allclose(report["own_history"]["mean"], want, rtol=1e-5)
+        assert report["own_history"]["size"] == [program.BATCH / 2] * 2
+        # Each of ten steps takes 0.01 from the bias, half of it for each worker's examples.
+        np.testing.assert_allclose(report["own_bias"], [-0.1], rtol=1e-5)
+
+
+def test_batches_that_cannot_be_shared_are_refused(both):
+    for report in both[0]:
+        assert "divisible by the number of replicas, 2. Received: batches of 3" in report["refusal"]
+
+
+def test_keras_cannot_fit_there(both):
+    """When this fails, `model.fit` works and `rigl_tf.multi_worker` has done its duty."""
+    for report in both[0]:
+        assert "PerReplica" in report["keras_fit"]
+
+
+# One worker, in this process.
+
+
+@pytest.fixture(scope="module")
+def strategy():
+    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def dense_model(strategy, **compile_arguments):
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+        model.compile("sgd", "mse", **compile_arguments)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"jit_compile": True}, "jit_compile=True"),
+        ({"length": "unknown"}, "steps_per_epoch=None"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch=0"),
+        ({"steps_per_epoch": program.STEPS, "epochs": 2}, "a dataset that ended"),
+        ({"validation_steps": -1}, "validation_steps=-1"),
+        ({"strategy": "none"}, "a model of _DefaultDistributionStrategy"),
+        ({"compiled": False}, "compiled=False"),
+    ],
+)
+def test_refusals(strategy, arguments, word):
+    training, validation = program.datasets()
+    arguments = dict(arguments)
+    if arguments.pop("strategy", None):
+        strategy = tf.distribute.get_strategy()
+    model = dense_model(strategy, jit_compile=arguments.pop("jit_compile", False))
+    if not arguments.pop("compiled", True):
+        with strategy.scope():
+            model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+    if arguments.pop("length", None):
+        training = training.filter(lambda x, y: True)
+    with pytest.raises(ValueError, match=word):
+        multi_worker.fit(model, training, validation_data=validation, verbose=0, **arguments)
+
+
+def test_callbacks_and_the_progress_bar(strategy, tmp_path, capsys):
+    model = dense_model(strategy, steps_per_execution=4)
+    training, validation = program.datasets()
+    callbacks = [
+        keras.callbacks.EarlyStopping(min_delta=100, patience=1),
+        keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.1 / (epoch + 1)),
+        keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras", save_best_only=True),
+        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+        keras.callbacks.TensorBoard(tmp_path / "board"),
+    ]
+    history = multi_worker.fit(
+        model, training, epochs=5, validation_data=validation, callbacks=callbacks
+    )
+    assert history is model.history
+    assert history.history["learning_rate"] == pytest.approx([0.1, 0.05])
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [float(row["val_loss"]) for row in rows] == pytest.approx(history.history["val_loss"])
+    assert (tmp_path / "1.keras").exists()
+    assert list((tmp_path / "board").rglob("*events*"))
+    text = capsys.readouterr().out
+    assert "Epoch 2/5" in text
+    assert "6/6" in text
+    assert "val_loss" in text
+
+
+# The script.
+
+
+def rows_of(directory):
+    with (directory / "metrics.csv").open(newline="") as file:
+        return [{name: float(x) for name, x in row.items()} for row in csv.DictReader(file)]
+
+
+def wait_for_checkpoint(directory, processes, log_directory):
+    deadline = time.monotonic() + _SECONDS
+    while not list(directory.glob("checkpoint-*.keras")):
+        assert all(process.poll() is None for process in processes), logs(log_directory)
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+SETTINGS = {"epochs": 8, "batch_size": 64, "update_frequency": 7, "learning_rate": 0.02}
+
+
+def start_run(log_directory, run_directory, *arguments):
+    return two_workers(
+        log_directory, "-m", "scripts.train", f"--output_dir={run_directory}", *arguments
+    )
+
+
+def kill_and_resume(tmp_path, victim):
+    """Kills a worker after the first checkpoint, asserts that the other ends, and resumes."""
+    directory = tmp_path / "run"
+    flags = [f"--{name}={value}" for name, value in SETTINGS.items()]
+    with start_run(tmp_path, directory, "--strategy=multi_worker", *flags) as processes:
+        wait_for_checkpoint(directory, processes, tmp_path)
+        processes[victim].send_signal(signal.SIGKILL)
+        assert processes[1 - victim].wait(_SECONDS) == 3
+    assert "train.py: Another worker stopped" in logs(tmp_path)[1 - victim]
+    assert not (directory / "report.json").exists()
+    num_epochs = len(rows_of(directory))
+    with start_run(tmp_path, directory, "--resume") as processes:
+        codes, output = wait(processes, tmp_path)
+    assert codes == [0, 0], output
+    chief, other = logs(tmp_path)
+    # The row of an epoch comes before its checkpoint, and may be the only one of the two.
+    assert any(f"Epoch {epoch}/8" in chief for epoch in (num_epochs, num_epochs + 1))
+    assert "Epoch 1/8" not in chief
+    assert "Epoch" not in other
+    return directory
+
+
+def test_the_script_resumes_after_a_worker_was_killed(tmp_path):
+    directory = kill_and_resume(tmp_path, victim=1)
+    report = json.loads((directory / "report.json").read_text())
+    assert train.run(tmp_path / "alone", given={**SETTINGS, "jit_compile": False}) == 0
+    got, want = rows_of(directory), rows_of(tmp_path / "alone")
+    assert len(got) == 8
+    for row, expected in zip(got, want, strict=True):
+        assert row == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    alone = json.loads((tmp_path / "alone" / "report.json").read_text())
+    assert report["num_active"] == alone["num_active"]
+    assert report["exported_test_accuracy"] == report["test_accuracy"]
+    # Nothing of the cluster is in what was saved.
+    model = keras.saving.load_model(directory / "model.keras")
+    assert rigl_tf.sparsity_summary(model).sparsity == pytest.approx(0.9, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_the_resumed_run_is_bit_identical(tmp_path):
+    (tmp_path / "killed").mkdir()
+    killed = kill_and_resume(tmp_path / "killed", victim=0)
+    whole = tmp_path / "whole"
+    flags = [f"--{name}={value}" for name, value in SETTINGS.items()]
+    with start_run(tmp_path, whole, "--strategy=multi_worker", *flags) as processes:
+        codes, output = wait(processes, tmp_path)
+    assert codes == [0, 0], output
+    assert (killed / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    models = [keras.saving.load_model(path / "model.keras") for path in (killed, whole)]
+    np.testing.assert_array_equal(*(program.state(model) for model in models))
