@@ -1,6 +1,7 @@
 """Copies of models with some of their layers exchanged."""
 
 import contextlib
+import tempfile
 
 import keras
 import tensorflow as tf
@@ -134,6 +135,14 @@ def copy_of_layer(layer):
 
 def copy_state(layer, new_layer):
     """Gives a layer the weights of another one of the same class and config, if it is built."""
+    if hasattr(layer, "get_vocabulary") and layer.get_vocabulary(include_special_tokens=False):
+        # As Keras saves what the layer learned by `adapt`.
+        variables = {}
+        layer.save_own_variables(variables)
+        new_layer.load_own_variables(variables)
+        with tempfile.TemporaryDirectory() as directory:
+            layer.save_assets(directory)
+            new_layer.load_assets(directory)
     if layer.built and layer.weights:
         new_layer.set_weights(layer.get_weights())
         if hasattr(new_layer, "finalize_state"):  # of preprocessing layers
