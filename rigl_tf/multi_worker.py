@@ -241,8 +241,8 @@ def _strategy_of(model):
         )
     if model.jit_compile:
         raise ValueError(
-            "`jit_compile` must be False: XLA cannot compile what TensorFlow sends from worker to "
-            f"worker. Received: jit_compile={model.jit_compile}"
+            "`jit_compile` must be False: XLA cannot compile the sums over workers on CPUs, and on "
+            f"other devices it was not tried. Received: jit_compile={model.jit_compile}"
         )
     return strategy
 
