@@ -191,6 +191,7 @@ class SparseOptimizer(WrappingOptimizer):
                 )
             self.build(trainable_variables)
         variables = list(trainable_variables or self._plan.variables)
+        self._plan.check_known(variables)
         context = tf.distribute.get_replica_context()
         if context is None:
             raise ValueError("`apply` must be called in a replica context, as in `strategy.run`.")

@@ -33,6 +33,17 @@ class Plan:
             if slot.is_weight_average
         ]
 
+    def check_known(self, variables):
+        """Raises a `ValueError` if a variable is not one of those of `build`."""
+        known = {id(variable) for variable in self.variables}
+        unknown = [variable for variable in variables if id(variable) not in known]
+        if unknown:
+            raise ValueError(
+                "An optimizer trains the variables that it was built with: make a new one for "
+                "another model. Received: variables="
+                f"{[getattr(variable, 'path', variable.name) for variable in unknown]}"
+            )
+
     def dense_gradients(self, gradients, variables):
         """The gradients, those of sparse kernels as tensors.
 
