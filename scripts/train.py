@@ -14,9 +14,10 @@ others is an error, `--epochs` included, since both schedules depend on it. `scr
 the files.
 
 With `--strategy=mirrored` the replicas share each batch; with `--strategy=multi_worker` the workers
-that the environment variable TF_CONFIG names do, each of them started with the same command. The
-chief, worker 0, writes the run directory. When a worker dies, the others end with exit code 3;
-start all again with `--resume`, for which every worker must see the run directory's config.json.
+that the environment variable TF_CONFIG names do, each of them started with the same command; each
+waits until all have started. The chief, worker 0, writes the run directory. When a worker dies, the
+others end with exit code 3; start all again with `--resume`, for which every worker must see the
+run directory's config.json.
 
 The learning rate falls to 0 along a cosine, keyed on the optimizer's gradient steps. The order of
 the examples is a function of (seed, epoch). Of each epoch the last incomplete batch is left out.

@@ -299,3 +299,13 @@ def test_the_resumed_run_is_bit_identical(tmp_path):
     assert (killed / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
     models = [keras.saving.load_model(path / "model.keras") for path in (killed, whole)]
     np.testing.assert_array_equal(*(program.state(model) for model in models))
+
+
+@pytest.mark.slow
+def test_what_the_chief_refuses_ends_the_other(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with start_run(tmp_path, tmp_path, "--strategy=multi_worker") as processes:
+        codes, output = wait(processes, tmp_path)
+    assert codes == [2, 3]
+    assert "`output_dir` must not hold a run" in output[0]
+    assert "Another worker stopped" in output[1]
