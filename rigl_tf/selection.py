@@ -107,13 +107,21 @@ def _top_k_of_keys(keys, k):
     shape = keys.shape
     keys = tf.reshape(keys, [-1, shape[-1] if shape.rank else 1])
     k = tf.clip_by_value(tf.cast(k, tf.int32), 0, shape.num_elements())
+    # A graph has hundreds of these, many of the same shape: they are traced once a shape.
+    chosen = _top_k_of_rows(keys, k) if tf.executing_eagerly() else _traced_top_k(keys, k)
+    return tf.reshape(chosen, shape)
+
+
+def _top_k_of_rows(keys, k):
     threshold, num_wanted, num_equal = _kth_largest(tf.reshape(keys, [-1]), k)
-    chosen = tf.cond(
+    return tf.cond(
         num_wanted == num_equal,
         lambda: keys >= threshold,
         lambda: (keys > threshold) | _first_true(keys == threshold, num_wanted),
     )
-    return tf.reshape(chosen, shape)
+
+
+_traced_top_k = tf.function(_top_k_of_rows, autograph=False)
 
 
 def _kth_largest(keys, k):
