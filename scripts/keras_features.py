@@ -2,12 +2,13 @@
 
     python -m scripts.keras_features
 
-Each feature of `scripts.feature_list` trains a small sparse model with RigL on one device and under
+Each feature of `scripts.features` trains a small sparse model with RigL on one device and under
 `MirroredStrategy` on two logical CPUs. After every step every kernel must be zero where its mask
 says so, counts must be what they were, and replicas equal; masks must have moved; two replicas must
 end with the masks and weights of one device. What fails is tried with the dense model and the plain
-optimizer too, and the table names the failure. Takes five minutes; writes
-`results/keras_features.md`. The tests run the same list.
+optimizer too, and the table names the failure. Takes ten minutes; writes
+`results/keras_features.md`, and `results/keras_features.csv` row by row: started again, it goes on
+where it was. The tests run the same list.
 """
 
 import pathlib
@@ -21,9 +22,10 @@ import tensorflow as tf
 from absl import app, flags
 
 import rigl_tf
-from scripts import feature_list, results
+from scripts import features, results
 
 FLAGS = flags.FLAGS
+_DETERMINISM = "`enable_op_determinism`, `set_random_seed`"
 
 
 def _define_flags():
@@ -85,7 +87,7 @@ def run(feature, strategy, sparse=True):
     """Trains a model with one feature of Keras, and asserts what must hold.
 
     Args:
-        feature: A `feature_list.Feature`.
+        feature: A `features.Feature`.
         strategy: A `tf.distribute.Strategy`.
         sparse: Boolean, whether the model is sparse, and trained with a sparse optimizer.
 
@@ -189,7 +191,7 @@ def check_determinism():
     """Runs one feature twice on each strategy with deterministic ops: bit for bit the same."""
     tf.config.experimental.enable_op_determinism()
     for strategy in (tf.distribute.get_strategy(), two_replicas()):
-        for feature in feature_list.SEEDED:
+        for feature in features.SEEDED:
             assert_same(run(feature, strategy), run(feature, strategy), tolerance=0)
 
 
@@ -199,7 +201,7 @@ def determinism_row():
     code = subprocess.run(command, check=False, capture_output=True).returncode
     cell = "**fails**" if code else "holds, two runs are equal bit for bit"
     return {
-        "feature": "`enable_op_determinism`, `set_random_seed`",
+        "feature": _DETERMINISM,
         "one device": cell,
         "two replicas": cell,
         "remarks": "",
@@ -223,12 +225,16 @@ def main(_):
     if FLAGS.determinism:
         check_determinism()
         return
+    output_dir = pathlib.Path(FLAGS.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    rows = results.Rows(output_dir / "keras_features.csv", ("feature",))
     mirrored = two_replicas()
-    rows = []
-    for feature in feature_list.FEATURES:
-        rows.append(row(feature, mirrored))
-        print(*rows[-1].values(), sep=" | ", flush=True)
-    rows.append(determinism_row())
+    for feature in features.FEATURES:
+        if {"feature": feature.name} not in rows:
+            rows.add(row(feature, mirrored))
+            print(*rows.rows[-1].values(), sep=" | ", flush=True)
+    if {"feature": _DETERMINISM} not in rows:
+        rows.add(determinism_row())
     lines = [
         "# Training features of Keras with sparse models",
         "",
@@ -239,12 +245,10 @@ def main(_):
         f"one device, and so are the weights at the end, to {_TOLERANCE['float32']:g} (in half "
         f"precision {_TOLERANCE['mixed_float16']:g}).",
         "",
-        table(rows),
+        table(rows.rows),
         "",
         results.provenance("scripts.keras_features"),
     ]
-    output_dir = pathlib.Path(FLAGS.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "keras_features.md").write_text("\n".join(lines) + "\n")
 
 

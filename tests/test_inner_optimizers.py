@@ -6,14 +6,12 @@ import pytest
 import tensorflow as tf
 
 import rigl_tf
-from scripts import feature_list
+from scripts import features
 
 layers, optimizers = keras.layers, keras.optimizers
 
 WITH_PLAIN_WRAP = [
-    feature
-    for feature in [*feature_list.INNER, *feature_list.ARGUMENTS]
-    if feature.wrap is feature_list.rigl
+    feature for feature in [*features.INNER, *features.ARGUMENTS] if feature.wrap is features.rigl
 ]
 multi_optimizer = pytest.mark.skipif(
     not hasattr(optimizers, "MultiOptimizer"), reason="this Keras has no MultiOptimizer"
@@ -21,7 +19,7 @@ multi_optimizer = pytest.mark.skipif(
 
 
 def sparse_model(sparsity=0.5):
-    return rigl_tf.sparsify(feature_list.mlp(), sparsity)
+    return rigl_tf.sparsify(features.mlp(), sparsity)
 
 
 def rigl(inner, drop_fraction=lambda step: 0.5):
@@ -52,8 +50,8 @@ def assert_close(ones, others):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
 
 
-def named(features):
-    return [pytest.param(feature, id=feature.name.replace("`", "")) for feature in features]
+def named(chosen):
+    return [pytest.param(feature, id=feature.name.replace("`", "")) for feature in chosen]
 
 
 # What it does.
@@ -65,7 +63,7 @@ def test_trains_as_the_plain_optimizer_with_gradients_masked_by_hand(feature):
     sparse = sparse_model()
     masks = masks_of(sparse)
     by_shape = {mask.shape: mask for mask in masks}
-    dense = feature_list.mlp()
+    dense = features.mlp()
     dense.set_weights(values(sparse.trainable_variables))
     train(sparse, optimizer := rigl_tf.StaticSparse(feature.optimizer()), (0, 6))
     optimizer.finalize_variable_values(sparse.trainable_variables)
@@ -87,9 +85,9 @@ def test_trains_as_the_plain_optimizer_with_gradients_masked_by_hand(feature):
     assert moved.max() > 1e-3
 
 
-@pytest.mark.parametrize("name", feature_list.inner_optimizers())
+@pytest.mark.parametrize("name", features.inner_optimizers())
 def test_an_update_resets_the_slots_of_moved_connections_only(name):
-    make = feature_list.inner_optimizers()[name]
+    make = features.inner_optimizers()[name]
     model, optimizer = sparse_model(), rigl(make())
     train(model, optimizer, (0, 3))
     inner, weights = optimizer.inner_optimizer.variables, model.trainable_variables
@@ -122,7 +120,7 @@ def test_config_round_trip(feature):
 
 @pytest.mark.parametrize("name", ["Adam", "Muon"])
 def test_averages_are_as_sparse_as_the_kernels(name):
-    if name not in feature_list.inner_optimizers():
+    if name not in features.inner_optimizers():
         pytest.skip("In this Keras, Muon fails with any model.")
     model = sparse_model()
     optimizer = rigl(getattr(optimizers, name)(0.02, use_ema=True))
@@ -195,7 +193,7 @@ def test_callbacks_find_each_learning_rate():
     model = sparse_model()
     model.compile(rigl(map_of_two()), "mse", run_eagerly=True)
     halve = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
-    model.fit(*feature_list.data(), verbose=0, callbacks=[halve])
+    model.fit(*features.data(), verbose=0, callbacks=[halve])
     rates = [float(each.learning_rate) for each in model.optimizer.optimizers]
     np.testing.assert_allclose(rates, [0.25, 0.01])
     assert not hasattr(rigl("adam"), "optimizers")
@@ -205,7 +203,7 @@ def test_callbacks_find_each_learning_rate():
 def test_a_model_with_a_multi_optimizer_is_saved_and_loaded(tmp_path):
     model = sparse_model()
     model.compile(rigl(map_of_two(), drop_fraction=0.5), "mse", run_eagerly=True)
-    model.fit(*feature_list.data(), verbose=0)
+    model.fit(*features.data(), verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     for one, other in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
@@ -225,7 +223,7 @@ def test_a_multi_optimizer_that_makes_its_optimizers_late():
 @multi_optimizer
 def test_one_of_several_inner_optimizers_was_in_use():
     used = optimizers.Adam()
-    used.build(feature_list.mlp().trainable_variables)
+    used.build(features.mlp().trainable_variables)
     several = optimizers.MultiOptimizer(optimizers.OptimizerMap(optimizers.SGD(), {"x": used}))
     with pytest.raises(ValueError, match=r"must be new.*inner_optimizer='adam'"):
         rigl(several).build(sparse_model().trainable_variables)

@@ -1,4 +1,4 @@
-"""The features of Keras in `scripts.feature_list`, each on one device and on two replicas."""
+"""The features of Keras in `scripts.features`, each on one device and on two replicas."""
 
 import dataclasses
 import subprocess
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from scripts import feature_list, keras_features
+from scripts import features, keras_features
 
 # The others run with `pytest -m slow`; each takes seconds.
 QUICK_ON_TWO_REPLICAS = {
@@ -18,8 +18,6 @@ QUICK_ON_TWO_REPLICAS = {
     "`gradient_accumulation_steps=2`",
     "`use_ema=True`, `ema_overwrite_frequency=2`",
 }
-
-
 SLOW = pytest.mark.slow
 
 
@@ -32,20 +30,20 @@ def mirrored():
     return keras_features.two_replicas()
 
 
-def by_name(features):
-    return [pytest.param(feature, id=feature.name.replace("`", "")) for feature in features]
+def by_name(chosen):
+    return [pytest.param(feature, id=feature.name.replace("`", "")) for feature in chosen]
 
 
-def slow_but(names, features):
+def slow_but(names, chosen):
     """Parameters; those of other names are slow."""
-    params = by_name(features)
+    params = by_name(chosen)
     return [
         param if feature.name in names else pytest.param(*param.values, id=param.id, marks=SLOW)
-        for param, feature in zip(params, features, strict=True)
+        for param, feature in zip(params, chosen, strict=True)
     ]
 
 
-@pytest.mark.parametrize("feature", by_name(feature_list.FEATURES))
+@pytest.mark.parametrize("feature", by_name(features.FEATURES))
 def test_one_device(feature):
     """Eagerly where that is not what the feature is about: building graphs is most of the time."""
     if not {"jit_compile", "steps_per_execution"} & set(feature.compile):
@@ -53,7 +51,7 @@ def test_one_device(feature):
     keras_features.run(feature, one_device())
 
 
-@pytest.mark.parametrize("feature", slow_but(QUICK_ON_TWO_REPLICAS, feature_list.FEATURES))
+@pytest.mark.parametrize("feature", slow_but(QUICK_ON_TWO_REPLICAS, features.FEATURES))
 def test_two_replicas(feature, mirrored):
     if feature.limit:
         with pytest.raises(Exception) as caught:
@@ -74,7 +72,7 @@ def test_the_table_tells_what_was_seen():
     def check(model, watch):
         raise AssertionError("the sky is falling")
 
-    feature = feature_list.Feature("a", check=check, compile={"run_eagerly": True})
+    feature = features.Feature("a", check=check, compile={"run_eagerly": True})
     row = keras_features.row(feature, one_device())
     assert row["one device"] == "**fails**: AssertionError: the sky is falling"
     # The dense model has no masks to check: it is not Keras that fails.
@@ -83,15 +81,15 @@ def test_the_table_tells_what_was_seen():
 
 def test_watch_sees_a_kernel_that_is_not_sparse():
     def spoil(model, watch, directory):
-        feature_list.fit(model, watch, directory, epochs=1)
+        features.fit(model, watch, directory, epochs=1)
         model.layers[0].layer.kernel.assign(np.ones((6, 8)))
 
-    feature = feature_list.Feature("a", train=spoil, compile={"run_eagerly": True})
+    feature = features.Feature("a", train=spoil, compile={"run_eagerly": True})
     with pytest.raises(AssertionError):
         keras_features.run(feature, one_device())
 
 
-@pytest.mark.parametrize("feature", by_name(feature_list.SEEDED))
+@pytest.mark.parametrize("feature", by_name(features.SEEDED))
 def test_two_runs_with_one_seed_are_equal(feature):
     feature = dataclasses.replace(feature, compile={"run_eagerly": True})
     runs = [keras_features.run(feature, one_device()) for _ in range(2)]
