@@ -95,14 +95,21 @@ def follow(node, inputs, shapes):
         number = 0 if node.op in _WITHOUT_PRODUCT and not is_choice else None
     for value in (inputs[index] for index in weights):
         if number is None:
-            reason = f"how {node.name!r} ({node.op}) uses it is not known"
-            if any(each.size is None for each in (*inputs, *results)):
-                reason = f"the shapes in {node.name!r} ({node.op}) are not known"
+            reason = _why_unknown(node, inputs, weights, results)
             uses.unknown.update(dict.fromkeys(value.elements, reason))
         elif number:
             share = fractions.Fraction(number, value.size)
             uses.multiplications.update({key: n * share for key, n in value.elements.items()})
     return results, uses
+
+
+def _why_unknown(node, inputs, weights, results):
+    where = f"{node.name!r} ({node.op})"
+    if any(value.size is None for value in (*inputs, *results)):
+        return f"the shapes in {where} are not known"
+    if len(weights) > 1:
+        return f"it is multiplied by another weight in {where}"
+    return f"what {where} does with it is not known"
 
 
 def _carried(node, inputs, result):

@@ -158,6 +158,23 @@ def test_a_dilated_convolution(shape, layer, num_uses):
     assert [number for _, number in uses(model)] == [num_uses]
 
 
+def test_channels_first():
+    """As on a GPU. It is only traced here, not run."""
+
+    class OnGpu(layers.Layer):
+        def build(self, input_shape):
+            self.kernel = self.add_weight(shape=(3, 3, 2, 5), name="kernel")
+
+        def call(self, inputs):
+            kernel = self.kernel.value
+            return tf.nn.conv2d(inputs, kernel, 1, "VALID", data_format="NCHW")
+
+        def compute_output_shape(self, input_shape):
+            return (None, 5, 6, 4)
+
+    assert uses(sequential((2, 8, 6), OnGpu())) == [(90, 6 * 4)]
+
+
 # Embeddings.
 
 
@@ -230,6 +247,26 @@ def straight_through(inputs, kernel):
 PRODUCTS = {
     "matmul": (lambda x, own: x @ own.kernel, 1),
     "einsum": (lambda x, own: tf.einsum("bi,ij->bj", x, own.kernel), 1),
+    "einsum with dots": (lambda x, own: tf.einsum("...i,ij->...j", x, own.kernel), 1),
+    "both transposed": (
+        lambda x, own: tf.transpose(tf.matmul(own.kernel, x, transpose_a=True, transpose_b=True)),
+        1,
+    ),
+    "a batch of matrices": (
+        lambda x, own: tf.matmul(x[:, None], own.kernel.value[None])[:, 0],
+        1,
+    ),
+    "one of three": (
+        lambda x, own: tf.switch_case(
+            tf.cast(x[0, 0], tf.int32),
+            [
+                lambda: x @ own.kernel,
+                lambda: x @ own.kernel - x @ own.kernel,
+                lambda: tf.zeros_like(x @ own.kernel),
+            ],
+        ),
+        2,
+    ),
     "by hand": (lambda x, own: ops.sum(x[:, :, None] * own.kernel, axis=1), 1),
     "transposed": (
         lambda x, own: tf.transpose(tf.matmul(tf.transpose(own.kernel), x, transpose_b=True)),
@@ -326,7 +363,7 @@ def unlimited(x, own):
     ("product", "reason"),
     [
         (lambda x, own: x @ tf.gather(own.experts.value, tf.argmax(x[0]))[0:6], "GatherV2"),
-        (lambda x, own: x @ (own.kernel @ tf.transpose(own.kernel)), "MatMul"),
+        (lambda x, own: x @ (own.kernel @ tf.transpose(own.kernel)), "another weight"),
         (lambda x, own: x / ops.sum(own.kernel), "RealDiv"),
         (unlimited, "a loop of unknown length"),
     ],
