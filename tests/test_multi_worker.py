@@ -22,7 +22,7 @@ from rigl_tf import multi_worker
 from scripts import train
 
 _ROOT = pathlib.Path(__file__).parents[1]
-_SECONDS = 300
+_SECONDS = 600
 
 
 def free_ports():
