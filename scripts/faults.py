@@ -13,7 +13,7 @@ The moments are aimed at, because a kill at any time of a run seldom meets a fil
 | checkpoint | the writing of a random epoch's metrics and checkpoint |
 | mask update | an epoch in which every step updates the masks (`--update_frequency=1`) |
 | any time | the run, from `config.json` on |
-| several | a checkpoint, then any time of the resumed run, then its export |
+| several | a checkpoint, then the start of the resumed run, then the export of the next |
 
 What was hit is told by the files that are there after the kill. A try takes about a minute on two
 cores. Finished tries are rows of `results/faults.csv` and are never repeated; the page beside it is
@@ -68,6 +68,7 @@ class Reference:
     def __init__(self, directory, frequency):
         self.directory = directory
         self.frequency = frequency
+        begin = time.monotonic()
         process = start(directory, frequency)
         seen = {}  # {name: [first time, last time]}
         while process.poll() is None:
@@ -86,6 +87,8 @@ class Reference:
             "checkpoint": statistics.median(writing),
             "mask update": statistics.median(epochs),
             "any time": seen["report.json"][0] - seen["config.json"][0],
+            # The process reads the run after some seconds; then it builds, traces and trains.
+            "resumed": 1.5 * (seen["config.json"][0] - begin),
         }
 
 
@@ -115,6 +118,7 @@ def kill(process, directory, aim, epoch, seconds):
         "checkpoint": f".tmp-checkpoint-{epoch:04d}.keras",
         "mask update": f"checkpoint-{epoch:04d}.keras",
         "any time": "config.json",
+        "resumed": "config.json",
     }[aim]
     while process.poll() is None and not (directory / pattern).exists():
         time.sleep(_POLL_SECONDS)
@@ -126,8 +130,15 @@ def kill(process, directory, aim, epoch, seconds):
     return code != 0
 
 
-def moment(directory, frequency):
-    """What a killed run was doing, told by its files."""
+def state(directory):
+    """The files of a run and when they were written."""
+    return {path.name: path.stat().st_mtime_ns for path in directory.glob("*")}
+
+
+def moment(directory, frequency, before):
+    """What a killed process was doing, told by the files; `before`: their `state` at its start."""
+    if state(directory) == before:
+        return "resumed, nothing written yet"
     temporaries = " ".join(run_checks.temporaries(directory))
     for part, what in (
         (".export-", "export"),
@@ -159,13 +170,14 @@ def attempt(reference, directory, aim, generator):
         the reference. `None` if the run ended before it could be killed.
     """
     moments, broken = [], []
-    for each in ("checkpoint", "any time", "export") if aim == "several" else (aim,):
+    for each in ("checkpoint", "resumed", "export") if aim == "several" else (aim,):
         epochs = _UPDATE_EPOCHS if each == "mask update" else range(1, _EPOCHS)
         epoch = int(generator.choice(epochs))
+        before = state(directory)
         process = start(directory, reference.frequency)
         if not kill(process, directory, each, epoch, generator.uniform(0, reference.seconds[each])):
             return None
-        moments.append(moment(directory, reference.frequency))
+        moments.append(moment(directory, reference.frequency, before))
         broken += run_checks.broken_files(directory)
     last = run_checks.last_checkpoint(directory)
     code = start(directory, reference.frequency).wait(_PROCESS_SECONDS)

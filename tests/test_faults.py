@@ -28,7 +28,7 @@ def equally(shapes, sparsity):
     return dict.fromkeys(shapes, sparsity)
 
 
-def data(num=24):
+def data(num=16):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(num, 6)).astype("float32")
     return x, rng.normal(size=(num, 3)).astype("float32")
@@ -124,8 +124,8 @@ def test_nan_spoils_the_active_connections_alone(make_optimizer):
     model = make(optimizer=make_optimizer(), run_eagerly=False)
     before = masks_of(model)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="RigL skipped 2 mask updates")
-        fit(model, x=bad_data(1, np.nan))  # updates would be at steps 2 and 4
+        warnings.filterwarnings("ignore", message="RigL skipped 1 mask updates")
+        fit(model, x=bad_data(1, np.nan))  # the update would be at step 2
     assert same(before, masks_of(model))
     for kernel, mask in zip(kernels(model).values(), before, strict=True):
         assert np.isnan(kernel[mask]).all()
@@ -135,23 +135,23 @@ def test_nan_spoils_the_active_connections_alone(make_optimizer):
 def test_loss_scaling_skips_infinite_gradients():
     """Such a step is none: not for the inner optimizer, nor for the count of steps to an update."""
     keras.config.set_dtype_policy("mixed_float16")
-    model = make(optimizer=rigl(update_frequency=3))
+    model = make(optimizer=rigl(update_frequency=1))
     assert isinstance(model.optimizer, optimizers.LossScaleOptimizer)
     fit(model)
     ours = model.optimizer.inner_optimizer
-    scale = float(model.optimizer.dynamic_scale)
+    scale, step = float(model.optimizer.dynamic_scale), int(ours.step)
     trained = [v.numpy() for v in [*model.trainable_weights, *ours.variables]] + masks_of(model)
-    for value in (np.inf, 1e30):  # the next step would be the 7th, which updates masks
+    for value in (np.inf, 1e30):
         model.train_on_batch(np.full((4, 6), value), data()[1][:4])
     now = [v.numpy() for v in [*model.trainable_weights, *ours.variables]] + masks_of(model)
     assert same(trained, now)
-    assert int(ours.step) == 6
+    assert int(ours.step) == step
     assert float(model.optimizer.dynamic_scale) == scale / 4
     before = masks_of(model)
     # There is NaN in the averages of the normalisation, as in any Keras model.
     model.layers[1].set_weights([np.ones(8), np.zeros(8), np.zeros(8), np.ones(8)])
     model.train_on_batch(data()[0][:4], data()[1][:4])
-    assert int(ours.step) == 7
+    assert int(ours.step) == step + 1  # an update, as all steps from 1 on
     assert not same(before, masks_of(model))
     assert counts(model) == HALF
     assert_zeros(model)
@@ -190,7 +190,7 @@ def test_another_optimizer_trains_on(following):
     assert same(weights, values(model))
     fit(model)
     assert counts(model) == HALF
-    assert int(getattr(optimizer, "step", optimizer.iterations)) == step + 6
+    assert int(getattr(optimizer, "step", optimizer.iterations)) == step + 4
     assert not same(weights, values(model))
     moves = isinstance(optimizer, (rigl_tf.RigL, rigl_tf.SET))
     assert same(before, masks_of(model)) != moves
@@ -206,7 +206,7 @@ def test_an_optimizer_of_another_model_is_refused(run_eagerly):
         fit(other)
     assert same(trained, values(model))
     assert same(before, values(other)[:3])  # mask, kernel and bias of the first layer
-    # Step 6 is an update step, which trains no variable: it is refused all the same.
+    # Step 4 is an update step, which trains no variable: it is refused all the same.
     with pytest.raises(ValueError, match="make a new one for another model"):
         model.optimizer.apply(other.trainable_weights, other.trainable_weights)
 
@@ -221,7 +221,7 @@ def momentum_of(model, index):
 
 def test_masks_set_by_hand_change_the_counts():
     model = make()
-    fit(model, epochs=2)
+    fit(model)
     path = next(iter(rigl_tf.get_masks(model)))
     old, before = rigl_tf.get_masks(model)[path], kernels(model)[path]
     new = old.copy()
@@ -230,7 +230,7 @@ def test_masks_set_by_hand_change_the_counts():
     rigl_tf.set_masks(model, {path: new})
     np.testing.assert_array_equal(kernels(model)[path], np.where(new & old, before, 0))
     assert counts(model) == [24 - 5 + 7, 12]
-    fit(model, epochs=2)  # `Watch`: these counts stay
+    fit(model)  # `Watch`: these counts stay
     assert not np.array_equal(rigl_tf.get_masks(model)[path], new)
 
 
@@ -538,6 +538,27 @@ def test_differences_are_found(run, copy):
     assert {one.split("/")[0], two.split("/")[0]} == {"metrics.csv", "model.keras"}
     (copy / ".export-1234").mkdir()
     assert ".export-1234" in run_checks.differences(run, copy)[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "want"),
+    [
+        (["config.json"], "before the first checkpoint"),
+        (["metrics.csv", ".tmp-checkpoint-0001.keras"], "writing checkpoint"),
+        (["checkpoint-0001.keras"], "mask update"),
+        (["checkpoint-0001.keras", ".tmp-metrics.csv"], "writing metrics, report or config"),
+        (["checkpoint-0004.keras"], "training"),
+        (["checkpoint-0006.keras", ".tmp-model.keras"], "writing model.keras"),
+        (["model.keras", ".export-1234"], "writing export"),
+        (["model.keras", "export"], "before or after the export"),
+    ],
+)
+def test_what_was_hit(names, want, tmp_path):
+    for name in names:
+        (tmp_path / name).touch()
+    assert faults.moment(tmp_path, 1, before={}) == want
+    before = faults.state(tmp_path)
+    assert faults.moment(tmp_path, 1, before) == "resumed, nothing written yet"
 
 
 def test_faults(tmp_path):
