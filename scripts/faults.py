@@ -227,7 +227,8 @@ def _report(rows, output_dir):
         "after every kill and at the end; every .keras file was loaded with its optimizer, the "
         "export was run. The moment is told by the files that were there after the kill. `mask "
         "update`: in an epoch (its few milliseconds of validation included) in which every step "
-        "updates the masks; elsewhere every third step does.",
+        "updates the masks; elsewhere every third step does. `resumed, nothing written yet`: a "
+        "resumed run was importing, building, or in its first epoch.",
         "",
         *lines,
         "",
