@@ -389,7 +389,7 @@ def test_sentences(tmp_path):
 
 def test_float_inputs_of_an_embedding_are_in_its_range(tmp_path):
     dense = keras.Sequential(
-        [keras.Input((4,)), layers.Embedding(2, 6), layers.Flatten(), layers.Dense(2)]
+        [keras.Input((64,)), layers.Embedding(2, 6), layers.Flatten(), layers.Dense(2)]
     )
     assert rigl_tf.export(rigl_tf.sparsify(dense, 0.5), tmp_path / "export").flops > 0
 

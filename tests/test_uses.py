@@ -305,6 +305,19 @@ PRODUCTS = {
         )[0],
         5,
     ),
+    "a state that starts as a constant": (
+        lambda x, own: tf.while_loop(
+            lambda _, state: True,
+            lambda i, state: (i + 1, state * own.kernel[0] + x @ own.kernel),
+            (0, tf.zeros_like(tf.tile(x[:, :1], (1, 7)))),
+            maximum_iterations=3,
+        )[1],
+        3 + 3 * fractions.Fraction(7, 42),
+    ),
+    "a constant, to which another weight is added": (
+        lambda x, own: (tf.ones((1, 6)) @ own.kernel + own.experts[0, :1]) * (x @ own.kernel),
+        2,
+    ),
     "a scan": (
         lambda x, own: ops.scan(
             lambda carry, each: (carry + each @ own.kernel, carry),
