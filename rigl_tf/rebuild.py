@@ -144,6 +144,8 @@ def copy_state(layer, new_layer):
             layer.save_assets(directory)
             new_layer.load_assets(directory)
     if layer.built and layer.weights:
+        if not new_layer.built:  # in a Sequential model that is not built itself
+            new_layer.build_from_config(layer.get_build_config())
         new_layer.set_weights(layer.get_weights())
         if hasattr(new_layer, "finalize_state"):  # of preprocessing layers
             new_layer.finalize_state()

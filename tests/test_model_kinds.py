@@ -267,6 +267,19 @@ def test_a_gan_with_its_own_train_step():
     check_invariant(gan)
 
 
+def test_a_built_layer_in_a_model_that_is_not_built():
+    first = layers.Dense(4, name="first")
+    first.build((None, 6))
+    sparse = rigl_tf.sparsify(keras.Sequential([first, layers.Dense(4)]), 0.5, dict.fromkeys)
+    assert rigl_tf.get_masks(sparse) == {}
+    sparse.build((None, 6))
+    assert active(sparse) == [12, 8]
+    wrapper = sparse.get_layer("first")
+    want = np.where(wrapper.kernel_mask, first.kernel, 0)
+    np.testing.assert_array_equal(wrapper.layer.kernel, want)
+    assert np.count_nonzero(first.kernel) == 24
+
+
 # Several inputs and outputs, parts used twice, parts of the same names.
 
 
