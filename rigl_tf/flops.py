@@ -3,6 +3,7 @@
 import dataclasses
 import fractions
 import math
+from numbers import Integral, Real
 
 import tensorflow as tf
 
@@ -11,6 +12,8 @@ from rigl_tf.eligibility import dense_reason
 from rigl_tf.inputs import concrete
 from rigl_tf.layers import layers_of_weights
 from rigl_tf.summary import KernelSummary
+
+_SPARSE_THROUGHOUT = ("small_dense", "static", "snip", "grasp", "set", "pruning")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +153,59 @@ def estimate(model, inputs=None):
             costs.append(_kernel_cost(kernel, multiplications, unknown))
     num_weights = sum(math.prod(weight.shape) for weight in weights)
     return Cost(tuple(costs), num_weights - sum(cost.size for cost in costs))
+
+
+def training_flops(dense, sparse, method, update_frequency=100):
+    """FLOPs of training, for one sample and step, on average over the steps.
+
+    A backward pass is as much again for the gradients of the activations, and as much again for
+    those of the weights. Methods differ in which of these are dense:
+
+    | method | FLOPs |
+    | --- | --- |
+    | `"dense"` | `3 dense` |
+    | `"small_dense"`, `"static"`, `"snip"`, `"grasp"`, `"set"`, `"pruning"` | `3 sparse` |
+    | `"snfs"`, `"dnw"` | `2 sparse + dense` |
+    | `"rigl"` | `(3 sparse update_frequency + 2 sparse + dense) / (update_frequency + 1)` |
+
+    Reference:
+
+    - [Evci et al., 2020](https://arxiv.org/abs/1911.11134), appendix H; DNW, which is not in it,
+      computes the dense gradient of the weights in every step, as SNFS does
+
+    Args:
+        dense: FLOPs of the dense model's inference, as `count(model).dense_flops`.
+        sparse: FLOPs of the sparse (or small dense) model's inference, as `count(model).flops`. In
+            `"pruning"`, whose sparsity rises, their mean over the steps of training.
+        method: String, see the table.
+        update_frequency: Integer, the number of steps from one update of `"rigl"` to the next.
+
+    Raises:
+        ValueError: If an argument is none of these, or a number is negative.
+
+    Example:
+
+    >>> training_flops(dense=1000, sparse=100, method="rigl", update_frequency=99)
+    309.0
+    """
+    for name, value in {"dense": dense, "sparse": sparse}.items():
+        if not isinstance(value, Real) or not value >= 0:
+            raise ValueError(f"`{name}` must be a number of FLOPs. Received: {name}={value!r}")
+    if not isinstance(update_frequency, Integral) or update_frequency < 1:
+        raise ValueError(
+            "`update_frequency` must be an integer >= 1. "
+            f"Received: update_frequency={update_frequency!r}"
+        )
+    if method == "dense":
+        return 3 * dense
+    if method in _SPARSE_THROUGHOUT:
+        return 3 * sparse
+    if method in ("snfs", "dnw"):
+        return 2 * sparse + dense
+    if method == "rigl":
+        return (3 * sparse * update_frequency + 2 * sparse + dense) / (update_frequency + 1)
+    known = ["dense", *_SPARSE_THROUGHOUT, "snfs", "dnw", "rigl"]
+    raise ValueError(f"`method` must be one of {known}. Received: method={method!r}")
 
 
 def _kernel_cost(kernel, multiplications, unknown):

@@ -274,3 +274,52 @@ def test_inputs_of_another_structure():
     model = keras.Model({"one": one, "other": other}, layers.Add()([one[:, :3], other]))
     with pytest.raises(ValueError, match=r"`inputs` must have the structure.*'other'"):
         flops.count(model, {"one": np.ones((1, 4))})
+
+
+# Training.
+
+
+@pytest.mark.parametrize(
+    ("method", "want"),
+    [
+        ("dense", 3000),
+        ("small_dense", 300),
+        ("static", 300),
+        ("snip", 300),
+        ("grasp", 300),
+        ("set", 300),
+        ("pruning", 300),
+        ("snfs", 1200),
+        ("dnw", 1200),
+        # 9 steps of 300, and one of 200 + 1000
+        ("rigl", 390),
+    ],
+)
+def test_training_flops(method, want):
+    assert rigl_tf.flops.training_flops(1000, 100, method, update_frequency=9) == want
+
+
+def test_training_flops_of_the_paper():
+    # Figure 2: ResNet-50 at 80 %, the share of the dense model's 3.2e18; updates end at 25,000
+    # of 32,000 steps, which changes no digit that is given.
+    def share(sparse, method):
+        return rigl_tf.flops.training_flops(1.0, sparse, method) / 3
+
+    assert round(share(0.23, "set"), 2) == round(share(0.23, "rigl"), 2) == 0.23
+    assert round(share(0.42, "rigl"), 2) == 0.42
+    assert round(share(0.42, "snfs"), 2) == 0.61
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1000, 100, "rigle"), r"`method` must be one of .*Received: method='rigle'"),
+        ((-1, 100, "rigl"), "Received: dense=-1"),
+        ((1000, None, "rigl"), "Received: sparse=None"),
+        ((1000, float("nan"), "rigl"), "Received: sparse=nan"),
+        ((1000, 100, "rigl", 0), "Received: update_frequency=0"),
+    ],
+)
+def test_bad_arguments_of_training_flops(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        rigl_tf.flops.training_flops(*arguments)
