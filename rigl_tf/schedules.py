@@ -43,8 +43,43 @@ def check_update_steps(begin_step, end_step, update_frequency):
         )
 
 
+class _DropFraction:
+    """A share of the active connections to drop, as a callable of the step with a config."""
+
+    def __init__(self, drop_fraction, **config):
+        if not isinstance(drop_fraction, Real) or not 0 <= drop_fraction <= 1:
+            raise ValueError(
+                "`drop_fraction` must be a number in [0, 1], a schedule or a callable of the step. "
+                f"Received: drop_fraction={drop_fraction!r}"
+            )
+        self.drop_fraction = float(drop_fraction)
+        self._config = config
+
+    def get_config(self):
+        return {"drop_fraction": self.drop_fraction, **self._config}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+class _AnnealedDropFraction(_DropFraction):
+    """Falls from `begin_step` to `end_step`, and is flat outside."""
+
+    def __init__(self, drop_fraction, begin_step, end_step, **config):
+        check_update_steps(begin_step, end_step, update_frequency=1)
+        super().__init__(drop_fraction, begin_step=begin_step, end_step=end_step, **config)
+        self.begin_step = begin_step
+        self.end_step = end_step
+
+    def _progress(self, step):
+        """Share in `[0, 1]` of the way from `begin_step` to `end_step`."""
+        progress = tf.cast(step - self.begin_step, tf.float32) / (self.end_step - self.begin_step)
+        return tf.clip_by_value(progress, 0, 1)
+
+
 @keras.saving.register_keras_serializable(package="rigl_tf")
-class CosineDropFraction:
+class CosineDropFraction(_AnnealedDropFraction):
     """The share of active connections to drop, annealed to zero along a cosine.
 
     `drop_fraction / 2 * (1 + cos(pi * (step - begin_step) / (end_step - begin_step)))`.
@@ -65,27 +100,106 @@ class CosineDropFraction:
     [0.3, 0.15, 0.0]
     """
 
-    def __init__(self, drop_fraction, begin_step, end_step):
-        if not isinstance(drop_fraction, Real) or not 0 <= drop_fraction <= 1:
-            raise ValueError(
-                "`drop_fraction` must be a number in [0, 1], a schedule or a callable of the step. "
-                f"Received: drop_fraction={drop_fraction!r}"
-            )
-        self.drop_fraction = float(drop_fraction)
-        self.begin_step = begin_step
-        self.end_step = end_step
+    def __call__(self, step):
+        return self.drop_fraction / 2 * (1 + tf.cos(math.pi * self._progress(step)))
+
+
+@keras.saving.register_keras_serializable(package="rigl_tf")
+class PowerDropFraction(_AnnealedDropFraction):
+    """The share of active connections to drop, annealed to zero by inverse power.
+
+    `drop_fraction * (1 - (step - begin_step) / (end_step - begin_step)) ** power`.
+
+    Reference:
+
+    - [Evci et al., 2020](https://arxiv.org/abs/1911.11134), appendix G, with powers 1 and 3
+
+    Args:
+        drop_fraction: Float in `[0, 1]`, the share at `begin_step`.
+        begin_step: Integer, in steps.
+        end_step: Integer, in steps, greater than `begin_step`.
+        power: Number > 0.
+
+    Example:
+
+    >>> schedule = PowerDropFraction(0.4, begin_step=0, end_step=100, power=3)
+    >>> [round(float(schedule(step)), 3) for step in (0, 50, 100)]
+    [0.4, 0.05, 0.0]
+    """
+
+    def __init__(self, drop_fraction, begin_step, end_step, power=1):
+        if not isinstance(power, Real) or not 0 < power < math.inf:
+            raise ValueError(f"`power` must be a number > 0. Received: power={power!r}")
+        super().__init__(drop_fraction, begin_step, end_step, power=power)
+        self.power = power
 
     def __call__(self, step):
-        progress = tf.cast(step - self.begin_step, tf.float32) / (self.end_step - self.begin_step)
-        return self.drop_fraction / 2 * (1 + tf.cos(math.pi * tf.clip_by_value(progress, 0, 1)))
+        return self.drop_fraction * (1 - self._progress(step)) ** self.power
+
+
+@keras.saving.register_keras_serializable(package="rigl_tf")
+class ConstantDropFraction(_DropFraction):
+    """The same share of active connections to drop at every update.
+
+    Reference:
+
+    - [Evci et al., 2020](https://arxiv.org/abs/1911.11134), appendix G
+
+    Args:
+        drop_fraction: Float in `[0, 1]`.
+
+    Example:
+
+    >>> float(ConstantDropFraction(0.25)(1000))
+    0.25
+    """
+
+    def __call__(self, step):
+        return tf.constant(self.drop_fraction)
+
+
+@keras.saving.register_keras_serializable(package="rigl_tf")
+class LearningRateDropFraction(_DropFraction):
+    """The share of active connections to drop, in proportion to the learning rate.
+
+    `drop_fraction * learning_rate(step) / learning_rate(0)`, at most 1.
+
+    Args:
+        drop_fraction: Float in `[0, 1]`, the share at step 0.
+        learning_rate: The `keras.optimizers.schedules.LearningRateSchedule` of the inner optimizer;
+            positive at step 0.
+
+    Example:
+
+    >>> halved = keras.optimizers.schedules.PiecewiseConstantDecay([100], [0.1, 0.05])
+    >>> round(float(LearningRateDropFraction(0.3, halved)(101)), 3)
+    0.15
+    """
+
+    def __init__(self, drop_fraction, learning_rate):
+        if not isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+            raise ValueError(
+                "`learning_rate` must be a `keras.optimizers.schedules.LearningRateSchedule`. "
+                f"Received: learning_rate={learning_rate!r}"
+            )
+        self._first = float(learning_rate(0))
+        if not self._first > 0:
+            raise ValueError(
+                "`learning_rate` must be positive at step 0; it may not start with a warm-up from "
+                f"zero. Received: learning_rate(0)={self._first}"
+            )
+        super().__init__(drop_fraction)
+        self.learning_rate = learning_rate
+
+    def __call__(self, step):
+        share = tf.cast(self.learning_rate(step), tf.float32) / self._first
+        return tf.minimum(self.drop_fraction * share, 1.0)
 
     def get_config(self):
-        return {
-            "drop_fraction": self.drop_fraction,
-            "begin_step": self.begin_step,
-            "end_step": self.end_step,
-        }
+        learning_rate = keras.saving.serialize_keras_object(self.learning_rate)
+        return {**super().get_config(), "learning_rate": learning_rate}
 
     @classmethod
     def from_config(cls, config):
-        return cls(**config)
+        learning_rate = keras.saving.deserialize_keras_object(config["learning_rate"])
+        return cls(config["drop_fraction"], learning_rate)

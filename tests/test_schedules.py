@@ -59,11 +59,54 @@ def test_cosine_is_the_reference(begin, end):
         assert float(schedule(tf.constant(step, tf.int64))) == pytest.approx(want, abs=1e-6)
 
 
-def test_cosine_config_round_trip():
-    schedule = schedules.CosineDropFraction(0.3, 5, 50)
+def test_power_by_hand():
+    # 0.4 * (1 - p) ** 2 at p = 0, 1/2, 1, and beyond.
+    schedule = schedules.PowerDropFraction(0.4, begin_step=10, end_step=30, power=2)
+    got = [float(schedule(step)) for step in (0, 10, 20, 30, 50)]
+    np.testing.assert_allclose(got, [0.4, 0.4, 0.1, 0.0, 0.0], atol=1e-7)
+
+
+def test_in_proportion_to_the_learning_rate():
+    rate = keras.optimizers.schedules.PiecewiseConstantDecay([5, 10], [0.2, 0.1, 1.0])
+    schedule = schedules.LearningRateDropFraction(0.3, rate)
+    got = [float(schedule(step)) for step in (0, 7, 20)]
+    np.testing.assert_allclose(got, [0.3, 0.15, 1.0], rtol=1e-6)  # not 1.5
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        schedules.CosineDropFraction(0.3, 5, 50),
+        schedules.PowerDropFraction(0.3, 5, 50, power=3),
+        schedules.ConstantDropFraction(0.3),
+        schedules.LearningRateDropFraction(0.3, keras.optimizers.schedules.CosineDecay(0.1, 50)),
+    ],
+)
+def test_config_round_trip(schedule):
     config = keras.saving.serialize_keras_object(schedule)
     copy = keras.saving.deserialize_keras_object(config)
     assert [float(copy(t)) for t in range(60)] == [float(schedule(t)) for t in range(60)]
+    assert schedules.drop_fraction_schedule(schedule, 0, 10) is schedule
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: schedules.PowerDropFraction(0.3, 0, 10, power=0), "power=0"),
+        (lambda: schedules.PowerDropFraction(0.3, 10, 10), "begin_step=10, end_step=10"),
+        (lambda: schedules.ConstantDropFraction(1.5), "drop_fraction=1.5"),
+        (lambda: schedules.LearningRateDropFraction(0.3, 0.1), "learning_rate=0.1"),
+        (
+            lambda: schedules.LearningRateDropFraction(
+                0.3, keras.optimizers.schedules.PolynomialDecay(0.0, 10)
+            ),
+            r"learning_rate\(0\)=0.0",
+        ),
+    ],
+)
+def test_bad_schedules(make, message):
+    with pytest.raises(ValueError, match=f"Received: {message}"):
+        make()
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.5, "x", None, float("nan")])
