@@ -22,7 +22,7 @@ import tensorflow as tf
 from absl import app, flags
 
 import rigl_tf
-from scripts import features, results
+from scripts import features, results, strategies
 
 FLAGS = flags.FLAGS
 _DETERMINISM = "`enable_op_determinism`, `set_random_seed`"
@@ -135,7 +135,7 @@ def assert_same(one, other, tolerance):
 
 
 def two_replicas():
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    return strategies.mirrored("CPU")
 
 
 # How far two replicas may be from one device, which sums a batch in another order.

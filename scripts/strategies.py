@@ -1,5 +1,6 @@
 """The strategies of `tf.distribute` that the scripts train with."""
 
+import functools
 import json
 import os
 
@@ -32,11 +33,20 @@ def make(name):
     `"mirrored"` takes all GPUs or, if there are none, all logical CPUs.
     """
     if name == "mirrored":
-        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        return tf.distribute.MirroredStrategy([device.name for device in devices])
+        return mirrored("GPU" if tf.config.list_logical_devices("GPU") else "CPU")
     if name == "multi_worker":
         return tf.distribute.MultiWorkerMirroredStrategy()
     return tf.distribute.get_strategy()
+
+
+@functools.cache
+def mirrored(device_type):
+    """The `MirroredStrategy` on all logical devices of a type, always the same object.
+
+    TensorFlow confuses the sums of two such strategies in one process.
+    """
+    devices = tf.config.list_logical_devices(device_type)
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
 
 
 def is_multi_worker(strategy):

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import rigl_tf
+from scripts import strategies
 
 layers, optimizers = keras.layers, keras.optimizers
 
@@ -30,7 +31,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def mirrored():
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    return strategies.mirrored("CPU")
 
 
 def make(algorithm, inner, policy="float32"):

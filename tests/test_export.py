@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import rigl_tf
+from scripts import strategies
 
 layers = keras.layers
 # `rigl_tf.export` is the function, which hides its module.
@@ -408,7 +409,7 @@ def test_a_batch_of_one_size_and_a_state(tmp_path):
 
 
 def test_a_model_under_a_strategy(tmp_path):
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    with strategies.mirrored("CPU").scope():
         model = sparse_mlp()
     report = rigl_tf.export(model, tmp_path / "export")
     x = inputs_of((3, 16))
