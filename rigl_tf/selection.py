@@ -4,6 +4,8 @@ Every function here is exact, deterministic, free of sorting, and made of static
 compiles with XLA and gives the same answer in eager mode, in a graph and on every replica.
 """
 
+import functools
+
 import tensorflow as tf
 
 _DIGIT_BITS = 16
@@ -107,9 +109,8 @@ def _top_k_of_keys(keys, k):
     shape = keys.shape
     keys = tf.reshape(keys, [-1, shape[-1] if shape.rank else 1])
     k = tf.clip_by_value(tf.cast(k, tf.int32), 0, shape.num_elements())
-    # A graph has hundreds of these, many of the same shape: they are traced once a shape.
-    chosen = _top_k_of_rows(keys, k) if tf.executing_eagerly() else _traced_top_k(keys, k)
-    return tf.reshape(chosen, shape)
+    select = _top_k_of_rows if tf.executing_eagerly() else _traced_top_k(keys.dtype)
+    return tf.reshape(select(keys, k), shape)
 
 
 def _top_k_of_rows(keys, k):
@@ -121,7 +122,19 @@ def _top_k_of_rows(keys, k):
     )
 
 
-_traced_top_k = tf.function(_top_k_of_rows, autograph=False)
+@functools.cache
+def _traced_top_k(dtype):
+    """`_top_k_of_rows` as one function of a graph, which calls it for each of its kernels.
+
+    A copy for each of them would make graphs of large models slow to build. XLA compiles a call
+    with the shapes that it has.
+    """
+    return tf.function(
+        _top_k_of_rows,
+        input_signature=[tf.TensorSpec([None, None], dtype), tf.TensorSpec([], tf.int32)],
+        autograph=False,
+        experimental_attributes={"_noinline": True},
+    )
 
 
 def _kth_largest(keys, k):
@@ -180,7 +193,7 @@ def _first_true(candidates, num):
     per_row = tf.math.count_nonzero(candidates, axis=1, dtype=tf.int32)
     up_to_row = tf.cumsum(per_row)
     full = up_to_row <= num
-    rows = tf.range(candidates.shape[0])
+    rows = tf.range(tf.shape(candidates)[0])
     last = rows == tf.math.count_nonzero(full, dtype=tf.int32)
     left = num - tf.reduce_sum(tf.where(full, per_row, 0))
     in_last = candidates & last[:, tf.newaxis]
