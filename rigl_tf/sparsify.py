@@ -60,7 +60,7 @@ def sparsify(
 
     Returns:
         An uncompiled model of the same structure, layer names and weights; in a Sequential or
-        Functional model the paths of the kernels are the same, too.
+        Functional model the paths of the kernels are the same, too, but for `keras.name_scope`s.
 
     Raises:
         ValueError: If an argument is out of its range, the model has wrapped layers already or no

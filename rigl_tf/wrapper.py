@@ -46,9 +46,12 @@ class SparseWrapper(keras.layers.Wrapper):
     def __init__(self, layer, sparsity=0.0, seed=0, name=None, **kwargs):
         if isinstance(layer, SparseWrapper):
             raise ValueError(f"A layer can be wrapped only once. Received: layer={layer}")
-        for share in sparsity if isinstance(sparsity, (list, tuple)) else [sparsity]:
-            if share is not None or share is sparsity:
-                distributions.check_sparsity(share)
+        if isinstance(sparsity, (list, tuple)):
+            sparsity = list(sparsity)
+            for share in sparsity:
+                distributions.check_sparsity(share or 0.0)
+        else:
+            distributions.check_sparsity(sparsity)
         if isinstance(layer, keras.layers.Layer):
             name = name or layer.name
             kwargs.setdefault("dtype", layer.dtype_policy)

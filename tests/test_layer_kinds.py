@@ -242,6 +242,12 @@ def test_a_list_of_sparsities_by_hand():
     np.testing.assert_array_equal(copy.kernel_mask, mask)
 
 
+@pytest.mark.parametrize("bad", [[0.5, 1.0], (None, -0.1), [0.5, "x"], [True, None]])
+def test_a_list_with_a_bad_sparsity(bad):
+    with pytest.raises(ValueError, match="Received: sparsity="):
+        rigl_tf.SparseWrapper(layers.Dense(4), bad)
+
+
 def test_a_list_of_the_wrong_length():
     with pytest.raises(ValueError, match=r"an entry for each weight of the layer, .*bias"):
         rigl_tf.SparseWrapper(layers.Dense(4), [0.5]).build((None, 3))
