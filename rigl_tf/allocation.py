@@ -5,7 +5,7 @@ from rigl_tf import distributions, masks
 NO_KERNEL = (
     "`sparsify` needs a model with a layer whose kernel can be sparse: a trainable weight of two "
     "or more dimensions that is no bias, normalisation, embedding or depthwise kernel, and not in "
-    "`dense_layers`. Layers that a subclassed model makes after its constructor are wrapped by hand. "
+    "`dense_layers`. Layers made after the constructor of a model are wrapped by hand. "
 )
 
 
