@@ -3,7 +3,15 @@
 from rigl_tf import distributions, flops, multi_worker, schedules, selection
 from rigl_tf.export import export
 from rigl_tf.masks import get_masks, set_masks
-from rigl_tf.optimizers import SET, SNFS, RigL, SparseOptimizer, StaticSparse
+from rigl_tf.optimizers import (
+    SET,
+    SNFS,
+    GradualPruning,
+    RigL,
+    RigLInverted,
+    SparseOptimizer,
+    StaticSparse,
+)
 from rigl_tf.sparsify import sparsify, strip
 from rigl_tf.summary import sparsity_summary
 from rigl_tf.wrapper import SparseWrapper
@@ -11,7 +19,9 @@ from rigl_tf.wrapper import SparseWrapper
 __all__ = [
     "SET",
     "SNFS",
+    "GradualPruning",
     "RigL",
+    "RigLInverted",
     "SparseOptimizer",
     "SparseWrapper",
     "StaticSparse",

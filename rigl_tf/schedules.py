@@ -22,6 +22,17 @@ def is_update_step(step, begin_step, end_step, update_frequency):
     return in_time & ((step - begin_step) % update_frequency == 0)
 
 
+def update_steps(begin_step, end_step, update_frequency):
+    """The steps at which masks are updated, as a range: see `is_update_step`.
+
+    Example:
+
+    >>> list(update_steps(begin_step=0, end_step=10, update_frequency=3))
+    [3, 6, 9]
+    """
+    return range(begin_step or update_frequency, end_step, update_frequency)
+
+
 def drop_fraction_schedule(drop_fraction, begin_step, end_step):
     """A callable of the step: a number becomes a `CosineDropFraction`, a callable stays."""
     if callable(drop_fraction):

@@ -76,10 +76,31 @@ def drop_and_grow(mask, drop_scores, grow_scores, num_drop):
     mask = tf.convert_to_tensor(mask)
     num_active = tf.math.count_nonzero(mask, dtype=tf.int32)
     num_drop = tf.clip_by_value(tf.cast(num_drop, tf.int32), 0, num_active)
-    kept = top_k_mask(_where(mask, drop_scores), num_active - num_drop)
+    kept = keep(mask, drop_scores, num_active - num_drop)
     chosen = top_k_mask(_where(~kept, grow_scores), num_drop)
     new_mask = kept | chosen
     return new_mask, new_mask & ~mask
+
+
+def keep(mask, scores, num_active):
+    """Keeps the strongest of the active connections.
+
+    Args:
+        mask: Boolean tensor, the connections active now.
+        scores: Floating-point tensor of the same shape. The highest active ones are kept.
+        num_active: Integer or scalar integer tensor; all stay if there are no more.
+
+    Returns:
+        Boolean tensor of the shape of `mask`.
+
+    Example:
+
+    >>> keep(tf.constant([True, True, False]), tf.constant([1.0, 2.0, 3.0]), 1).numpy().tolist()
+    [False, True, False]
+    """
+    mask = tf.convert_to_tensor(mask)
+    most = tf.math.count_nonzero(mask, dtype=tf.int32)
+    return top_k_mask(_where(mask, scores), tf.minimum(tf.cast(num_active, tf.int32), most))
 
 
 def _where(eligible, scores):

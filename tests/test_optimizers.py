@@ -19,11 +19,12 @@ def static_sparse(inner_optimizer, **kwargs):
 
 ALGORITHMS = {
     "RigL": rigl_tf.RigL,
+    "RigLInverted": rigl_tf.RigLInverted,
     "SET": rigl_tf.SET,
     "SNFS": rigl_tf.SNFS,
     "StaticSparse": static_sparse,
 }
-MOVING = ["RigL", "SET", "SNFS"]
+MOVING = ["RigL", "RigLInverted", "SET", "SNFS"]
 
 INNER = {
     "sgd": lambda: optimizers.SGD(0.1),
@@ -228,11 +229,12 @@ def test_an_update_step(algorithm, inner):
     train(model, optimizer, 3)
     kernel = model.layers[0].layer.kernel
     old_mask = masks_of(model)[0]
-    # The gradient is largest at the weakest active connection: it is dropped and comes back.
+    # The weakest active connection is dropped and, with the largest gradient, comes back at once;
+    # with RigLInverted it has the smallest.
     weakest = np.where(old_mask, np.abs(kernel), np.inf).argmin()
     gradients = random_gradients(model, seed=3)
     first = gradients[0].numpy()
-    first.flat[weakest] = 1e4
+    first.flat[weakest] = 0.0 if algorithm == "RigLInverted" else 1e4
     gradients[0] = tf.constant(first)
 
     weights = model.trainable_weights

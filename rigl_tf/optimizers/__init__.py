@@ -1,6 +1,15 @@
 """Optimizers that train sparse models."""
 
 from rigl_tf.optimizers.base import SparseOptimizer
-from rigl_tf.optimizers.dynamic import SET, SNFS, RigL, StaticSparse
+from rigl_tf.optimizers.dynamic import SET, SNFS, RigL, RigLInverted, StaticSparse
+from rigl_tf.optimizers.gradual import GradualPruning
 
-__all__ = ["SET", "SNFS", "RigL", "SparseOptimizer", "StaticSparse"]
+__all__ = [
+    "SET",
+    "SNFS",
+    "GradualPruning",
+    "RigL",
+    "RigLInverted",
+    "SparseOptimizer",
+    "StaticSparse",
+]

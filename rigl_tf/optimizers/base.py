@@ -43,10 +43,16 @@ class SparseOptimizer(WrappingOptimizer):
             moving average `m * average + (1 - m) * gradient` over all steps.
         name: String.
 
+    Attributes:
+        trains_at_updates: Boolean, whether an update step is a gradient step, too; the masks are
+            updated after it. False unless a subclass says so.
+
     Raises:
         ValueError: If an argument is out of its range; when it is built, if the model has no
             sparse kernel.
     """
+
+    trains_at_updates = False
 
     def __init__(
         self,
@@ -83,6 +89,7 @@ class SparseOptimizer(WrappingOptimizer):
         self._drop_schedule = drop_schedule
         self.seed = seed
         self.gradient_momentum = gradient_momentum
+        self._kernel_index = None
         self._kernel_seed = None
 
     # What an algorithm decides.
@@ -218,6 +225,8 @@ class SparseOptimizer(WrappingOptimizer):
             kernels.mask_weight_averages(strategy, self._plan)
 
         def update():
+            if self.trains_at_updates:
+                train()
             self._update_masks(strategy, pairs)
 
         step = tf.convert_to_tensor(self.step)
@@ -260,11 +269,11 @@ class SparseOptimizer(WrappingOptimizer):
         seed = tf.constant([self.seed, 0], tf.int64)
         for data in (index, step):
             seed = tf.random.experimental.stateless_fold_in(seed, data)
-        self._kernel_seed = seed
+        self._kernel_index, self._kernel_seed = index, seed
         try:
             return self.new_mask(kernel, mask, gradient, step)
         finally:
-            self._kernel_seed = None
+            self._kernel_index = self._kernel_seed = None
 
     def finalize_variable_values(self, var_list):
         """Called by Keras when `fit` ends: writes averages back, tells of skipped updates."""

@@ -33,6 +33,30 @@ class RigL(SparseOptimizer):
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
+class RigLInverted(SparseOptimizer):
+    """Sparse training that grows the connections with the smallest gradients: a control for RigL.
+
+    If it were as good as `RigL`, the gradients would say nothing about where to grow.
+
+    Reference:
+
+    - The authors' code of [Evci et al., 2020](https://arxiv.org/abs/1911.11134)
+
+    Args:
+        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights.
+        end_step: Integer, in steps. No connection changes at or after it.
+        begin_step, update_frequency, drop_fraction, seed, name: See `rigl_tf.SparseOptimizer`.
+
+    Example:
+
+    >>> optimizer = RigLInverted("adam", end_step=25_000)
+    """
+
+    def grow_scores(self, kernel, mask, gradient):
+        return -tf.abs(gradient)
+
+
+@keras.saving.register_keras_serializable(package="rigl_tf")
 class SET(SparseOptimizer):
     """Sparse training that grows connections at random.
 

@@ -1,0 +1,110 @@
+"""Gradual pruning: from dense to sparse while the network trains."""
+
+import math
+from numbers import Real
+
+import keras
+import tensorflow as tf
+
+from rigl_tf import distributions, masks, schedules, selection
+from rigl_tf.optimizers.base import SparseOptimizer
+
+
+@keras.saving.register_keras_serializable(package="rigl_tf")
+class GradualPruning(SparseOptimizer):
+    """Gradual magnitude pruning: a dense network loses its weakest connections while it trains.
+
+    At update steps, after the gradient step, each kernel keeps the connections with the largest
+    weights: so many that it has the sparsity `s * (1 - (1 - p) ** power)`, where `s` is its final
+    sparsity and `p` goes from 0 at `begin_step` to 1 at the last update. What is pruned does not
+    come back.
+
+    Reference:
+
+    - [Zhu and Gupta, 2017](https://arxiv.org/abs/1710.01878), equation 1
+
+    Args:
+        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights.
+        end_step: Integer, in steps. No connection changes at or after it.
+        sparsity: Share of zeros over all sparse kernels in the end, in `[0, 1)`.
+        begin_step: Integer, in steps. No connection changes before it, nor at step 0.
+        update_frequency: Integer, the number of steps from one update to the next.
+        power: Number > 0. The paper uses 3.
+        distribution: How the kernels share the sparsity, see `rigl_tf.sparsify`.
+        name: String.
+
+    Raises:
+        ValueError: If an argument is out of its range; when it is built, if the model has no
+            sparse kernel, or there is no update between `begin_step` and `end_step`.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)])
+    >>> model = rigl_tf.sparsify(model, sparsity=0.0)
+    >>> model.compile(GradualPruning("adam", end_step=10_000, sparsity=0.9), "mse")
+    """
+
+    trains_at_updates = True
+
+    def __init__(
+        self,
+        inner_optimizer,
+        end_step,
+        sparsity,
+        begin_step=0,
+        update_frequency=100,
+        power=3,
+        distribution="uniform",
+        name=None,
+    ):
+        distributions.check_sparsity(sparsity)
+        distributions.get(distribution)
+        if not isinstance(power, Real) or isinstance(power, bool) or not power > 0:
+            raise ValueError(f"`power` must be a number > 0. Received: power={power!r}")
+        super().__init__(inner_optimizer, end_step, begin_step, update_frequency, name=name)
+        self.sparsity = sparsity
+        self.power = power
+        self.distribution = distribution
+        self._steps = schedules.update_steps(begin_step, end_step, update_frequency)
+        if not self._steps:
+            raise ValueError(
+                "There must be an update between `begin_step` and `end_step`. Received: begin_step="
+                f"{begin_step}, end_step={end_step}, update_frequency={update_frequency}"
+            )
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        sparse = self._plan.by_id.values()
+        kernels = masks.by_path(each.kernel for each in sparse)
+        shapes = {path: tuple(kernel.shape) for path, kernel in kernels.items()}
+        shares = distributions.allocate(self.distribution, shapes, self.sparsity)
+        self._num_active = {
+            each.index: self._counts(math.prod(shape), shares[path])
+            for each, (path, shape) in zip(sparse, shapes.items(), strict=True)
+        }
+
+    def _counts(self, size, sparsity):
+        """The number of active connections of a kernel after each update."""
+        last = self._steps[-1]
+        begin = min(self.begin_step, last - 1)  # a single update prunes all at once
+        progress = [(step - begin) / (last - begin) for step in self._steps]
+        ramp = [1 - (1 - share) ** self.power for share in progress]
+        return [size - distributions.num_zeros(size, sparsity * share) for share in ramp]
+
+    def new_mask(self, kernel, mask, gradient, step):
+        counts = tf.constant(self._num_active[self._kernel_index], tf.int32)
+        num_active = counts[(step - self._steps[0]) // self.update_frequency]
+        scores = self.drop_scores(kernel, mask, gradient)
+        return selection.keep(mask, scores, num_active)
+
+    def get_config(self):
+        config = super().get_config()
+        names = ("inner_optimizer", "end_step", "begin_step", "update_frequency", "name")
+        return {
+            **{name: config[name] for name in names},
+            "sparsity": self.sparsity,
+            "power": self.power,
+            "distribution": keras.saving.serialize_keras_object(self.distribution),
+        }

@@ -1,0 +1,179 @@
+"""Tests of gradual pruning."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import rigl_tf
+from scripts import strategies
+
+layers = keras.layers
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def all_alike(shapes, sparsity):
+    return dict.fromkeys(shapes, sparsity)
+
+
+BY_HAND = {
+    "end_step": 11,
+    "sparsity": 0.75,
+    "begin_step": 2,
+    "update_frequency": 2,
+    "distribution": all_alike,
+}
+# Updates at 2, 4, 6, 8, 10, that is p = 0, 1/4, 1/2, 3/4, 1: of 64 and 24 connections
+# s = 0.75 * (1 - (1 - p) ** 3) = 0, 0.43359, 0.65625, 0.73828, 0.75.
+ACTIVE = {2: [64, 24], 4: [37, 14], 6: [22, 9], 8: [17, 7], 10: [16, 6]}
+
+
+def model_to_prune():
+    keras.utils.set_random_seed(0)
+    dense = keras.Sequential(
+        [keras.Input((8,)), layers.Dense(8, activation="tanh"), layers.Dense(3)]
+    )
+    return rigl_tf.sparsify(dense, 0.0)
+
+
+def numbers(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def masks_of(model):
+    return list(rigl_tf.get_masks(model).values())
+
+
+class Watch(keras.callbacks.Callback):
+    """Collects the masks after every step, and asserts the invariant."""
+
+    def on_train_begin(self, logs=None):
+        self.masks = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.masks.append(masks_of(self.model))
+        for kernel in rigl_tf.masks.sparse_kernels(self.model).values():
+            mask = rigl_tf.masks.mask_of(kernel).numpy()
+            np.testing.assert_array_equal(kernel.numpy(), np.where(mask, kernel.numpy(), 0))
+
+
+def fit(model, optimizer, **kwargs):
+    model.compile(optimizer, "mse", **kwargs)
+    watch = Watch()
+    x, y = numbers((56, 8)), numbers((56, 3))
+    model.fit(x, y, batch_size=4, shuffle=False, verbose=0, callbacks=[watch])
+    return watch.masks
+
+
+@pytest.mark.parametrize(
+    "world", [{"run_eagerly": True}, {"jit_compile": False}, {"jit_compile": True}]
+)
+@pytest.mark.parametrize("inner", ["sgd", "adam"])
+def test_counts_by_hand(inner, world):
+    model = model_to_prune()
+    optimizer = rigl_tf.GradualPruning(inner, **BY_HAND)
+    history = fit(model, optimizer, **world)
+    counts = [[int(mask.sum()) for mask in masks] for masks in history]
+    want = [64, 24]
+    for step, got in enumerate(counts):
+        want = ACTIVE.get(step, want)
+        assert got == want, step
+    # What is pruned does not come back.
+    for masks, later in itertools.pairwise(history):
+        assert all((new <= old).all() for old, new in zip(masks, later, strict=True))
+    # Every step trains.
+    assert int(optimizer.iterations) == int(optimizer.step) == 14
+
+
+def test_the_smallest_weights_go():
+    model = model_to_prune()
+    kernel = model.layers[0].layer.kernel
+    values = np.arange(1, 65, dtype="float32").reshape(8, 8) * np.where(numbers((8, 8)) > 0, 1, -1)
+    kernel.assign(values)
+    optimizer = rigl_tf.GradualPruning(
+        keras.optimizers.SGD(0.0), 2, sparsity=0.75, update_frequency=1, distribution=all_alike
+    )
+    gradients = [tf.zeros(weight.shape) for weight in model.trainable_weights]
+    for _ in range(2):
+        optimizer.apply(gradients, model.trainable_weights)
+    # One update, at step 1: it prunes all at once.
+    np.testing.assert_array_equal(masks_of(model)[0], np.abs(values) > 48)
+
+
+def test_an_update_looks_at_the_weights_after_the_gradient_step():
+    model = model_to_prune()
+    kernel = model.layers[0].layer.kernel
+    kernel.assign(np.arange(1, 65).reshape(8, 8))
+    optimizer = rigl_tf.GradualPruning(
+        keras.optimizers.SGD(1.0), 2, sparsity=0.75, update_frequency=1, distribution=all_alike
+    )
+    gradients = [tf.zeros(weight.shape) for weight in model.trainable_weights]
+    optimizer.apply(gradients, model.trainable_weights)
+    # The first row becomes the largest in this step.
+    gradients[0] = tf.constant(-1000.0 * np.eye(8)[0][:, np.newaxis] * np.ones((1, 8)), tf.float32)
+    optimizer.apply(gradients, model.trainable_weights)
+    want = np.arange(1, 65).reshape(8, 8) > 56
+    want[0] = True
+    np.testing.assert_array_equal(masks_of(model)[0], want)
+
+
+def test_distribution():
+    model = model_to_prune()
+    optimizer = rigl_tf.GradualPruning(
+        "sgd", end_step=13, sparsity=0.5, update_frequency=2, distribution="erk"
+    )
+    masks = fit(model, optimizer)[-1]
+    shapes = {path: mask.shape for path, mask in rigl_tf.get_masks(model).items()}
+    shares = rigl_tf.distributions.erk(shapes, 0.5).values()
+    assert [(~mask).sum() for mask in masks] == [
+        int(share * mask.size) for share, mask in zip(shares, masks, strict=True)
+    ]
+
+
+def test_two_replicas_are_one():
+    def run(strategy):
+        with strategy.scope():
+            model = model_to_prune()
+            return fit(model, rigl_tf.GradualPruning("sgd", **BY_HAND)), model.get_weights()
+
+    one = run(tf.distribute.get_strategy())
+    two = run(strategies.mirrored("CPU"))
+    for masks, same in zip(one[0], two[0], strict=True):
+        for mask, other in zip(masks, same, strict=True):
+            np.testing.assert_array_equal(mask, other)
+    for weight, other in zip(one[1], two[1], strict=True):
+        np.testing.assert_allclose(weight, other, rtol=1e-4, atol=1e-5)
+
+
+def test_saved_loaded_and_continued(tmp_path):
+    whole = model_to_prune()
+    history = fit(whole, rigl_tf.GradualPruning("adam", **BY_HAND))
+    part = model_to_prune()
+    part.compile(rigl_tf.GradualPruning("adam", **BY_HAND), "mse")
+    x, y = numbers((56, 8)), numbers((56, 3))
+    part.fit(x[:20], y[:20], batch_size=4, shuffle=False, verbose=0)
+    part.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    loaded.fit(x[20:], y[20:], batch_size=4, shuffle=False, verbose=0)
+    for mask, want in zip(masks_of(loaded), history[-1], strict=True):
+        np.testing.assert_array_equal(mask, want)
+    for weight, want in zip(loaded.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, want)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sparsity": 1.0}, "sparsity=1.0"),
+        ({"sparsity": -0.1}, "sparsity=-0.1"),
+        ({"power": 0}, "power=0"),
+        ({"distribution": "erdos"}, "identifier='erdos'"),
+        ({"end_step": 2}, "begin_step=2, end_step=2"),
+        ({"begin_step": 0, "end_step": 2}, "begin_step=0, end_step=2, update_frequency=2"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=f"Received: {message}"):
+        rigl_tf.GradualPruning("sgd", **{**BY_HAND, **arguments})
