@@ -62,7 +62,7 @@ def train(method, dataset, epochs):
     learning_rate = keras.optimizers.schedules.CosineDecay(0.1, total_steps)
     inner = keras.optimizers.SGD(learning_rate, momentum=0.9)
     model.compile(
-        methods.wrap_optimizer(method, inner, total_steps, update_frequency=20),
+        methods.wrap_optimizer(method, inner, total_steps, _SPARSITY, update_frequency=20),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
         steps_per_execution=num_steps,

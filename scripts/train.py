@@ -200,6 +200,8 @@ def _compiled_model(settings, data):
         settings.method,
         keras.optimizers.SGD(schedule, momentum=settings.momentum, nesterov=True),
         total,
+        settings.sparsity,
+        settings.distribution,
         settings.end_fraction,
         settings.update_frequency,
         settings.drop_fraction,
