@@ -1,6 +1,8 @@
 """Tests of gradual pruning."""
 
 import itertools
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -119,6 +121,35 @@ def test_an_update_looks_at_the_weights_after_the_gradient_step():
     np.testing.assert_array_equal(masks_of(model)[0], want)
 
 
+def polynomial(step):
+    """As a pruning schedule of TFMOT: whether to prune, and to which sparsity."""
+    progress = tf.clip_by_value((tf.cast(step, tf.float64) - 2) / 8, 0, 1)
+    return step % 2 == 0, 0.75 * (1 - (1 - progress) ** 3)
+
+
+def test_a_schedule_and_a_list():
+    made = rigl_tf.GradualPruning("sgd", **{**BY_HAND, "sparsity": polynomial})
+    given = rigl_tf.GradualPruning("sgd", **{**BY_HAND, "sparsity": made.sparsity})
+    np.testing.assert_allclose(made.sparsity, [0, 0.43359375, 0.65625, 0.73828125, 0.75])
+    for optimizer in (made, given, type(made).from_config(made.get_config())):
+        history = fit(model_to_prune(), optimizer, run_eagerly=True)
+        assert {step: [int(mask.sum()) for mask in history[step]] for step in ACTIVE} == ACTIVE
+
+
+def test_a_schedule_of_tfmot():
+    # In a process of its own: TFMOT makes `tf.keras` that of Keras 2.
+    program = (
+        "import rigl_tf, tensorflow_model_optimization as tfmot\n"
+        "schedule = tfmot.sparsity.keras.PolynomialDecay(0.0, 0.75, 2, 10, frequency=2)\n"
+        "optimizer = rigl_tf.GradualPruning('sgd', 11, schedule, 2, 2)\n"
+        "print([round(value, 5) for value in optimizer.sparsity])\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert process.stdout.splitlines()[-1] == "[0.0, 0.43359, 0.65625, 0.73828, 0.75]"
+
+
 def test_distribution():
     model = model_to_prune()
     optimizer = rigl_tf.GradualPruning(
@@ -168,6 +199,9 @@ def test_saved_loaded_and_continued(tmp_path):
     [
         ({"sparsity": 1.0}, "sparsity=1.0"),
         ({"sparsity": -0.1}, "sparsity=-0.1"),
+        ({"sparsity": [0.5, 0.6]}, r"sparsity=\[0.5, 0.6\]"),
+        ({"sparsity": [0.1, 0.2, 0.3, 0.4, 1.0]}, "sparsity=1.0"),
+        ({"sparsity": lambda step: 1.5}, "sparsity=1.5"),
         ({"power": 0}, "power=0"),
         ({"distribution": "erdos"}, "identifier='erdos'"),
         ({"end_step": 2}, "begin_step=2, end_step=2"),

@@ -26,7 +26,10 @@ class GradualPruning(SparseOptimizer):
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights.
         end_step: Integer, in steps. No connection changes at or after it.
-        sparsity: Share of zeros over all sparse kernels in the end, in `[0, 1)`.
+        sparsity: Share of zeros over all sparse kernels in the end, in `[0, 1)`. Or a list of it
+            after each update; or a function of the step that gives it, such as a
+            `tfmot.sparsity.keras.PruningSchedule` (which gives a pair, the sparsity last). It is
+            asked at each update step, and `power` is not used.
         begin_step: Integer, in steps. No connection changes before it, nor at step 0.
         update_frequency: Integer, the number of steps from one update to the next.
         power: Number > 0. The paper uses 3.
@@ -57,12 +60,10 @@ class GradualPruning(SparseOptimizer):
         distribution="uniform",
         name=None,
     ):
-        distributions.check_sparsity(sparsity)
         distributions.get(distribution)
         if not isinstance(power, Real) or isinstance(power, bool) or not power > 0:
             raise ValueError(f"`power` must be a number > 0. Received: power={power!r}")
         super().__init__(inner_optimizer, end_step, begin_step, update_frequency, name=name)
-        self.sparsity = sparsity
         self.power = power
         self.distribution = distribution
         self._steps = schedules.update_steps(begin_step, end_step, update_frequency)
@@ -71,6 +72,23 @@ class GradualPruning(SparseOptimizer):
                 "There must be an update between `begin_step` and `end_step`. Received: begin_step="
                 f"{begin_step}, end_step={end_step}, update_frequency={update_frequency}"
             )
+        self.sparsity = _at_each(self._steps, sparsity) if callable(sparsity) else sparsity
+        self._sparsities = self._overall()
+
+    def _overall(self):
+        """The sparsity of all kernels together after each update."""
+        if isinstance(self.sparsity, (list, tuple)):
+            if len(self.sparsity) != len(self._steps):
+                raise ValueError(
+                    f"`sparsity` must have an entry for each of the {len(self._steps)} updates. "
+                    f"Received: sparsity={self.sparsity}"
+                )
+            return [distributions.check_sparsity(value) for value in self.sparsity]
+        final = distributions.check_sparsity(self.sparsity)
+        last = self._steps[-1]
+        begin = min(self.begin_step, last - 1)  # a single update prunes all at once
+        progress = [(step - begin) / (last - begin) for step in self._steps]
+        return [final * (1 - (1 - share) ** self.power) for share in progress]
 
     def build(self, variables):
         if self.built:
@@ -79,19 +97,19 @@ class GradualPruning(SparseOptimizer):
         sparse = self._plan.by_id.values()
         kernels = masks.by_path(each.kernel for each in sparse)
         shapes = {path: tuple(kernel.shape) for path, kernel in kernels.items()}
-        shares = distributions.allocate(self.distribution, shapes, self.sparsity)
+        shares = distributions.allocate(self.distribution, shapes, max(self._sparsities))
         self._num_active = {
             each.index: self._counts(math.prod(shape), shares[path])
             for each, (path, shape) in zip(sparse, shapes.items(), strict=True)
         }
 
     def _counts(self, size, sparsity):
-        """The number of active connections of a kernel after each update."""
-        last = self._steps[-1]
-        begin = min(self.begin_step, last - 1)  # a single update prunes all at once
-        progress = [(step - begin) / (last - begin) for step in self._steps]
-        ramp = [1 - (1 - share) ** self.power for share in progress]
-        return [size - distributions.num_zeros(size, sparsity * share) for share in ramp]
+        """The number of active connections of a kernel, whose final sparsity it is, over time."""
+        highest = max(self._sparsities) or 1.0
+        return [
+            size - distributions.num_zeros(size, sparsity * (overall / highest))
+            for overall in self._sparsities
+        ]
 
     def new_mask(self, kernel, mask, gradient, step):
         counts = tf.constant(self._num_active[self._kernel_index], tf.int32)
@@ -108,3 +126,9 @@ class GradualPruning(SparseOptimizer):
             "power": self.power,
             "distribution": keras.saving.serialize_keras_object(self.distribution),
         }
+
+
+def _at_each(steps, schedule):
+    """The sparsity that a schedule gives at each step."""
+    values = [schedule(tf.constant(step, tf.int64)) for step in steps]
+    return [float(value[-1] if isinstance(value, tuple) else value) for value in values]
