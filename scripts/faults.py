@@ -207,8 +207,8 @@ def _report(rows, output_dir):
         for what in row["moments"].split("; "):
             hits.setdefault(row["aim"], {}).setdefault(what, 0)
             hits[row["aim"]][what] += 1
-    lines = ["| aim | tries | kills | identical | half-written files | moments |", "| --- |" * 6]
-    lines[1] = "| --- " * 6 + "|"
+    columns = "| aim | tries | kills | identical | half-written files | moments |"
+    lines = [columns, "| --- " * 6 + "|"]
     for aim in [*AIMS, "all"]:
         of_aim = [row for row in rows if aim in (row["aim"], "all")]
         counts = hits.get(aim, {})
