@@ -1,8 +1,11 @@
 """Plain Keras models to make sparse: dense builders that know nothing of `rigl_tf`."""
 
+from models.imagenet import mobilenet_v1, mobilenet_v2, resnet50
 from models.lenet import lenet5, lenet_300_100
 from models.resnet_cifar import resnet20, resnet32, resnet56
 from models.small_dense import count_kernel_weights, small_dense_width
+from models.vgg_cifar import vgg16, vgg19
+from models.wide_resnet import wide_resnet
 
 BUILDERS = {
     "lenet_300_100": lenet_300_100,
@@ -10,6 +13,10 @@ BUILDERS = {
     "resnet20": resnet20,
     "resnet32": resnet32,
     "resnet56": resnet56,
+    "resnet50": resnet50,
+    "vgg16": vgg16,
+    "vgg19": vgg19,
+    "wide_resnet": wide_resnet,
 }
 
 
@@ -26,8 +33,14 @@ __all__ = [
     "count_kernel_weights",
     "lenet5",
     "lenet_300_100",
+    "mobilenet_v1",
+    "mobilenet_v2",
     "resnet20",
     "resnet32",
+    "resnet50",
     "resnet56",
     "small_dense_width",
+    "vgg16",
+    "vgg19",
+    "wide_resnet",
 ]

@@ -8,6 +8,9 @@ SMALL = {
     "lenet_300_100": {"width": 0.05},
     "lenet5": {"width": 0.3},
     "resnet20": {"width": 0.2, "input_shape": (8, 8, 3)},
+    "resnet50": {"width": 0.1, "input_shape": (32, 32, 3)},
+    "vgg16": {"width": 0.1},
+    "wide_resnet": {"depth": 10, "width": 0.5, "input_shape": (8, 8, 3)},
 }
 
 
@@ -108,6 +111,44 @@ def test_shortcut_is_every_second_pixel_between_channels_of_zeros(size, width):
     np.testing.assert_allclose(added, branch + shortcut, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("build", "want"),
+    [
+        # Those of the usual implementations in PyTorch, which count the same parameters.
+        (lambda: models.resnet50(), 25_557_032),
+        (lambda: models.wide_resnet(16, 4), 2_748_890),
+        (lambda: models.wide_resnet(28, 2), 1_467_610),
+        (lambda: models.vgg16(), 14_728_266),
+        (lambda: models.vgg19(), 20_040_522),
+        (lambda: models.mobilenet_v1(), 4_231_976),
+        (lambda: models.mobilenet_v2(), 3_504_872),
+    ],
+)
+def test_parameters_of_the_papers_networks(build, want):
+    assert trainable_parameters(build()) == want
+
+
+def test_wide_resnet_22_2_parameters():
+    # n = 3 blocks a stage. Convolutions: 27*16; stage 1: 9*16*32 + 5 * 9*32*32 + 16*32;
+    # stage 2: 9*32*64 + 5 * 9*64*64 + 32*64; stage 3: 9*64*128 + 5 * 9*128*128 + 64*128.
+    convolutions = 432 + 51_200 + 204_800 + 819_200
+    # Two numbers a channel for each normalisation, one before each convolution of a block: 16 and
+    # five times 32, 32 and five times 64, 64 and five times 128; 128 at the end; then the logits.
+    others = 2 * (16 + 5 * 32 + 32 + 5 * 64 + 64 + 5 * 128 + 128) + 1_280 + 10
+    model = models.wide_resnet(22, 2)
+    assert trainable_parameters(model) == convolutions + others == 1_079_642
+    assert model.output_shape == (None, 10)
+    with pytest.raises(ValueError, match="Received: depth=20"):
+        models.wide_resnet(20, 2)
+
+
+def test_wide_networks():
+    # Big-Sparse: about four times the weights at twice the width.
+    narrow, wide = models.mobilenet_v1(width=1.0), models.mobilenet_v1(width=1.98)
+    assert 3 < wide.count_params() / narrow.count_params() < 4
+    assert models.resnet50((64, 64, 3), width=0.5).get_layer("stage4_block3_conv3").filters == 1024
+
+
 def test_width_scales_the_hidden_layers_only():
     assert shapes(models.lenet_300_100((784,), num_classes=7, width=0.1)) == {
         "dense_1/kernel": (784, 30),
@@ -175,12 +216,15 @@ def test_logits_are_float32_under_mixed_precision():
 
 def test_build_knows_every_builder_by_its_name():
     assert {name: builder.__name__ for name, builder in models.BUILDERS.items()} == {
-        name: name for name in ("lenet_300_100", "lenet5", "resnet20", "resnet32", "resnet56")
+        name: name for name in models.BUILDERS
     }
+    assert {"lenet_300_100", "lenet5", "resnet20", "resnet50", "vgg19", "wide_resnet"} < set(
+        models.BUILDERS
+    )
     assert models.build("lenet5", num_classes=4).name == "lenet5"
     with pytest.raises(
         ValueError,
-        match=r"lenet_300_100, lenet5, resnet20, resnet32, resnet56. Received: name='vgg'",
+        match=r"lenet_300_100, lenet5, resnet20, .*, wide_resnet. Received: name='vgg'",
     ):
         models.build("vgg")
 
