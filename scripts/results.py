@@ -37,7 +37,7 @@ class Rows:
         self.rows.append(row)
         temporary = self.path.with_suffix(".tmp")
         with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
+            writer = csv.DictWriter(file, list(row), lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
         os.replace(temporary, self.path)
