@@ -17,6 +17,25 @@ def kernel_regularizer(l2):
     return keras.regularizers.L2(l2) if l2 else None
 
 
+def convolution(x, filters, size, strides, l2, name, padding="same", use_bias=False):
+    """Returns `x` after a square convolution of He et al.'s initialisation, penalised by `l2`."""
+    return keras.layers.Conv2D(
+        filters,
+        size,
+        strides=strides,
+        padding=padding,
+        use_bias=use_bias,
+        kernel_initializer="he_normal",
+        kernel_regularizer=kernel_regularizer(l2),
+        name=name,
+    )(x)
+
+
+def batch_norm(x, name):
+    """Returns `x` after batch normalisation, as ResNets have it."""
+    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(x)
+
+
 def classifier(num_classes, l2):
     """Returns the layer of logits, float32 under every dtype policy so the loss is exact."""
     return keras.layers.Dense(

@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from models._common import classifier, kernel_regularizer, scaled
+from models._common import batch_norm, classifier, convolution, scaled
 
 
 def resnet50(input_shape=(224, 224, 3), num_classes=1000, width=1.0, l2=0.0):
@@ -107,14 +107,4 @@ def _bottleneck(inputs, filters, width, strides, l2, name):
 
 
 def _conv_norm(x, filters, size, strides, l2, name, padding="same"):
-    x = layers.Conv2D(
-        filters,
-        size,
-        strides=strides,
-        padding=padding,
-        use_bias=False,
-        kernel_initializer="he_normal",
-        kernel_regularizer=kernel_regularizer(l2),
-        name=name,
-    )(x)
-    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
+    return batch_norm(convolution(x, filters, size, strides, l2, name, padding), f"{name}_bn")

@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from models._common import classifier, kernel_regularizer, scaled
+from models._common import batch_norm, classifier, convolution, scaled
 
 
 def resnet20(input_shape=(32, 32, 3), num_classes=10, width=1.0, l2=0.0):
@@ -59,17 +59,7 @@ def _block(inputs, filters, strides, l2, name):
 
 
 def _conv_batch_norm(inputs, filters, strides, l2, name):
-    x = layers.Conv2D(
-        filters,
-        3,
-        strides=strides,
-        padding="same",
-        use_bias=False,
-        kernel_initializer="he_normal",
-        kernel_regularizer=kernel_regularizer(l2),
-        name=name,
-    )(inputs)
-    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
+    return batch_norm(convolution(inputs, filters, 3, strides, l2, name), f"{name}_bn")
 
 
 def _shortcut(x, filters, strides, name):

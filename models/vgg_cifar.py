@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from models._common import classifier, kernel_regularizer, scaled
+from models._common import batch_norm, classifier, convolution, scaled
 
 # Filters, stage by stage; a stage ends with max pooling.
 _VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -42,17 +42,9 @@ def _vgg(stages, name, input_shape, num_classes, width, l2):
     x = inputs = keras.Input(input_shape, name="inputs")
     for stage, all_filters in enumerate(stages, start=1):
         for number, filters in enumerate(all_filters, start=1):
-            x = layers.Conv2D(
-                scaled(filters, width),
-                3,
-                padding="same",
-                kernel_initializer="he_normal",
-                kernel_regularizer=kernel_regularizer(l2),
-                name=f"stage{stage}_conv{number}",
-            )(x)
-            x = layers.BatchNormalization(
-                momentum=0.9, epsilon=1e-5, name=f"stage{stage}_bn{number}"
-            )(x)
+            conv = f"stage{stage}_conv{number}"
+            x = convolution(x, scaled(filters, width), 3, 1, l2, conv, use_bias=True)
+            x = batch_norm(x, f"stage{stage}_bn{number}")
             x = layers.ReLU(name=f"stage{stage}_relu{number}")(x)
         x = layers.MaxPooling2D(name=f"stage{stage}_pool")(x)
     x = layers.GlobalAveragePooling2D(name="pool")(x)

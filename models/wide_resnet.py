@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from models._common import classifier, kernel_regularizer, scaled
+from models._common import batch_norm, classifier, convolution, scaled
 
 
 def wide_resnet(
@@ -40,7 +40,7 @@ def wide_resnet(
     if depth < 10 or (depth - 4) % 6:
         raise ValueError(f"`depth` must be 6 n + 4: 10, 16, 22, 28, ... Received: depth={depth}")
     inputs = keras.Input(input_shape, name="inputs")
-    x = _conv(inputs, scaled(16, width), 3, 1, l2, "conv_1")
+    x = convolution(inputs, scaled(16, width), 3, 1, l2, "conv_1")
     for stage, filters in enumerate((16, 32, 64), start=1):
         filters = scaled(filters * widen, width)
         for block in range(1, (depth - 4) // 6 + 1):
@@ -56,28 +56,14 @@ def _block(inputs, filters, strides, dropout, l2, name):
     x = _norm_relu(inputs, f"{name}_1")
     shortcut = inputs
     if strides > 1 or inputs.shape[-1] != filters:
-        shortcut = _conv(x, filters, 1, strides, l2, f"{name}_shortcut")
-    x = _conv(x, filters, 3, strides, l2, f"{name}_conv1")
+        shortcut = convolution(x, filters, 1, strides, l2, f"{name}_shortcut")
+    x = convolution(x, filters, 3, strides, l2, f"{name}_conv1")
     x = _norm_relu(x, f"{name}_2")
     if dropout:
         x = layers.Dropout(dropout, name=f"{name}_dropout")(x)
-    x = _conv(x, filters, 3, 1, l2, f"{name}_conv2")
+    x = convolution(x, filters, 3, 1, l2, f"{name}_conv2")
     return layers.Add(name=f"{name}_add")([x, shortcut])
 
 
 def _norm_relu(x, name):
-    x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
-    return layers.ReLU(name=f"{name}_relu")(x)
-
-
-def _conv(x, filters, size, strides, l2, name):
-    return layers.Conv2D(
-        filters,
-        size,
-        strides=strides,
-        padding="same",
-        use_bias=False,
-        kernel_initializer="he_normal",
-        kernel_regularizer=kernel_regularizer(l2),
-        name=name,
-    )(x)
+    return layers.ReLU(name=f"{name}_relu")(batch_norm(x, f"{name}_bn"))
