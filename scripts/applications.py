@@ -218,6 +218,9 @@ def write_table(rows, output_dir):
         "weights; the loaded model has the same masks and predictions; the stripped model has the "
         "dense model's layers, no masks, and exactly the same predictions as the sparse one.",
         "",
+        "So that predictions of untrained models depend on their inputs, batch normalisation has "
+        "momentum 0 here, and the weights of VGG are three times those that Keras starts with.",
+        "",
         "Kernels are the weights of two and more dimensions. Skipped are those that stay dense by "
         "the rule of `sparsify`; biases and normalisations are not listed, they are in `weights`. "
         "FLOPs are per image of this size, as `rigl_tf.flops.count` has them, and their ratio is "
