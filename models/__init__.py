@@ -1,6 +1,7 @@
 """Plain Keras models to make sparse: dense builders that know nothing of `rigl_tf`."""
 
 from models.imagenet import mobilenet_v1, mobilenet_v2, resnet50
+from models.language import gru_language_model
 from models.lenet import lenet5, lenet_300_100
 from models.resnet_cifar import resnet20, resnet32, resnet56
 from models.small_dense import count_kernel_weights, small_dense_width
@@ -31,6 +32,7 @@ __all__ = [
     "BUILDERS",
     "build",
     "count_kernel_weights",
+    "gru_language_model",
     "lenet5",
     "lenet_300_100",
     "mobilenet_v1",

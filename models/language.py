@@ -1,0 +1,51 @@
+"""A recurrent language model of characters."""
+
+import keras
+from keras import layers
+
+from models._common import kernel_regularizer, scaled
+
+
+def gru_language_model(
+    vocabulary_size=256, embedding=128, units=512, readout=256, l2=0.0, width=1.0
+):
+    """A GRU that predicts the next character; 1,183,104 parameters.
+
+    An embedding, a GRU, two Dense layers that read out its state, and logits: the products of what
+    was read out with the embeddings, which input and output share, so the second of these layers
+    is as wide as the embedding. The paper names no activation; the first has a ReLU here.
+
+    Reference:
+
+    - [Evci et al., 2020](https://arxiv.org/abs/1911.11134), section 4.2 and appendix I
+
+    Args:
+        vocabulary_size: Integer, the number of different tokens.
+        embedding: Integer, the width of the embedding and of the second readout layer.
+        units: Integer, the size of the GRU's state.
+        readout: Integer, the width of the first readout layer.
+        l2: Float, adds `l2 * sum(kernel ** 2)` to the loss for each kernel, those of the GRU too.
+            The embeddings are no kernel.
+        width: Float above 0, multiplies the widths of all layers.
+
+    Returns:
+        A `keras.Model` of integer tokens, shape `(batch, time)`, whose output are logits, shape
+        `(batch, time, vocabulary_size)`, float32 under every dtype policy.
+    """
+    regularizer = kernel_regularizer(l2)
+    shared = layers.ReversibleEmbedding(
+        vocabulary_size, scaled(embedding, width), reverse_dtype="float32", name="embedding"
+    )
+    inputs = keras.Input((None,), dtype="int32", name="inputs")
+    x = layers.GRU(
+        scaled(units, width),
+        return_sequences=True,
+        kernel_regularizer=regularizer,
+        recurrent_regularizer=regularizer,
+        name="gru",
+    )(shared(inputs))
+    x = layers.Dense(
+        scaled(readout, width), activation="relu", kernel_regularizer=regularizer, name="readout_1"
+    )(x)
+    x = layers.Dense(scaled(embedding, width), kernel_regularizer=regularizer, name="readout_2")(x)
+    return keras.Model(inputs, shared(x, reverse=True), name="gru_language_model")
