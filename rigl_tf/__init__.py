@@ -1,6 +1,6 @@
 """Sparse training for Keras 3 and TensorFlow: sparse from the first step to the last."""
 
-from rigl_tf import distributions, flops, multi_worker, pruning, schedules, selection
+from rigl_tf import analysis, distributions, flops, multi_worker, pruning, schedules, selection
 from rigl_tf.export import export
 from rigl_tf.masks import get_masks, set_masks
 from rigl_tf.optimizers import (
@@ -25,6 +25,7 @@ __all__ = [
     "SparseOptimizer",
     "SparseWrapper",
     "StaticSparse",
+    "analysis",
     "distributions",
     "export",
     "flops",

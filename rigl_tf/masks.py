@@ -125,9 +125,14 @@ def set_masks(model, masks):
             other values. Nothing is changed then.
     """
     kernels = sparse_kernels(model)
-    checked = {path: _check_mask(kernels, path, mask) for path, mask in masks.items()}
-    for path, mask in checked.items():
+    for path, mask in check_masks(model, masks).items():
         assign(kernels[path], mask)
+
+
+def check_masks(model, masks):
+    """`masks` as boolean arrays; raises a `ValueError` unless they fit the model's kernels."""
+    kernels = sparse_kernels(model)
+    return {path: _check_mask(kernels, path, mask) for path, mask in masks.items()}
 
 
 def _check_mask(kernels, path, mask):
