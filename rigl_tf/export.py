@@ -132,13 +132,11 @@ def export(model, path, format="saved_model", inputs=None):
         difference = _difference(model, batch, written, format)
         file_bytes, compressed_bytes = _measure(written)
         _replace(written, path)
-    num_weights = sum(kernel.size for kernel in cost.kernels) + cost.num_other_weights
-    num_zeros = sum(kernel.size - kernel.num_active for kernel in cost.kernels)
     return ExportReport(
         path=str(path),
         format=format,
-        num_weights=num_weights,
-        num_active=num_weights - num_zeros,
+        num_weights=cost.num_weights,
+        num_active=cost.num_active,
         flops=cost.flops,
         dense_flops=cost.dense_flops,
         file_bytes=file_bytes,

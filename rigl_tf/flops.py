@@ -1,6 +1,5 @@
 """What a model costs: multiplications, additions, weights and bytes, dense and sparse."""
 
-import dataclasses
 import fractions
 import math
 from numbers import Integral, Real
@@ -8,84 +7,14 @@ from numbers import Integral, Real
 import tensorflow as tf
 
 from rigl_tf import masks, uses
+from rigl_tf.costs import Cost, KernelCost
 from rigl_tf.eligibility import dense_reason
 from rigl_tf.inputs import concrete
 from rigl_tf.layers import layers_of_weights
-from rigl_tf.summary import KernelSummary
 
 _SPARSE_THROUGHOUT = ("small_dense", "static", "snip", "grasp", "set", "pruning")
-
-
-@dataclasses.dataclass(frozen=True)
-class KernelCost(KernelSummary):
-    """What one kernel costs per sample.
-
-    Attributes:
-        path, shape, num_active: As in `rigl_tf.summary.KernelSummary`.
-        num_uses: How often each connection is used for one sample, on average: 1 in a Dense layer,
-            once for each output position in a convolution, once for each timestep in an LSTM. A
-            fraction if some are used more often than others. `None` if it is not known.
-        unknown: Why it is not known, else `None`.
-    """
-
-    num_uses: int | fractions.Fraction | None
-    unknown: str | None = None
-
-    @property
-    def dense_flops(self):
-        """A multiplication and an addition for each use of each connection."""
-        return None if self.unknown else round(2 * self.size * self.num_uses)
-
-    @property
-    def flops(self):
-        return None if self.unknown else round(2 * self.num_active * self.num_uses)
-
-    @property
-    def num_bytes(self):
-        """Float32 values of the active connections, and one bit for each if some are inactive."""
-        bits = self.size if self.num_active < self.size else 0
-        return 4 * self.num_active + math.ceil(bits / 8)
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """What a model costs per sample: see `count`."""
-
-    kernels: tuple
-    num_other_weights: int
-
-    @property
-    def unknown(self):
-        """`{path: reason}` of the kernels whose FLOPs cannot be counted."""
-        return {kernel.path: kernel.unknown for kernel in self.kernels if kernel.unknown}
-
-    @property
-    def dense_flops(self):
-        """FLOPs of all connections; `None` if they cannot be counted."""
-        return self._sum(lambda kernel: kernel.dense_flops)
-
-    @property
-    def flops(self):
-        """FLOPs of the active connections; `None` if they cannot be counted."""
-        return self._sum(lambda kernel: kernel.flops)
-
-    def _sum(self, of_kernel):
-        return None if self.unknown else sum(map(of_kernel, self.kernels))
-
-    @property
-    def flops_ratio(self):
-        """FLOPs of the sparse model as a share of the dense model's; 1 if neither has any."""
-        if self.unknown:
-            return None
-        return self.flops / self.dense_flops if self.dense_flops else 1.0
-
-    @property
-    def dense_bytes(self):
-        return 4 * (sum(kernel.size for kernel in self.kernels) + self.num_other_weights)
-
-    @property
-    def num_bytes(self):
-        return sum(kernel.num_bytes for kernel in self.kernels) + 4 * self.num_other_weights
+_DENSE_GRADIENT = ("snfs", "dnw")
+_DENSE_GRADIENT_AT_UPDATES = ("rigl", "rigl_inverted")
 
 
 def count(model, inputs=None):
@@ -97,7 +26,9 @@ def count(model, inputs=None):
     paper (appendix H). So are products of activations with each other, such as the scores of an
     attention layer; and to look up an embedding multiplies nothing.
 
-    Bytes are those of float32 weights, a sparse kernel stored as its active values and a bit mask.
+    Bytes are those of float32 weights, a sparse kernel stored as its active values and either a bit
+    mask (`num_bytes`, the sizes of the paper) or the position of each (`num_bytes_indexed`: in the
+    smallest unsigned integer of 8, 16, 32 or 64 bits that holds the kernel's last position).
 
     Args:
         model: A built `keras.Model`, sparse or dense.
@@ -106,7 +37,10 @@ def count(model, inputs=None):
             takes sequences or images of any size. FLOPs are those of one sample of this shape.
 
     Returns:
-        A `Cost`: `kernels`, `flops`, `dense_flops`, `flops_ratio`, `num_bytes`, `dense_bytes`.
+        A `rigl_tf.costs.Cost`; `print` it. Its `kernels` and the whole have `multiply_adds`,
+        `flops`, `num_active` (weights), `num_bytes`, `num_bytes_indexed`; and of the dense model
+        `dense_multiply_adds`, `dense_flops`, `dense_bytes`, and `size` (`num_weights` of the
+        whole).
 
     Raises:
         ValueError: If the model is not built, its input shapes are neither known nor given, or it
@@ -167,6 +101,7 @@ def training_flops(dense, sparse, method, update_frequency=100):
     | `"small_dense"`, `"static"`, `"snip"`, `"grasp"`, `"set"`, `"pruning"` | `3 sparse` |
     | `"snfs"`, `"dnw"` | `2 sparse + dense` |
     | `"rigl"` | `(3 sparse update_frequency + 2 sparse + dense) / (update_frequency + 1)` |
+    | `"rigl_inverted"` | as `"rigl"` |
 
     Reference:
 
@@ -178,7 +113,8 @@ def training_flops(dense, sparse, method, update_frequency=100):
         sparse: FLOPs of the sparse (or small dense) model's inference, as `count(model).flops`. In
             `"pruning"`, whose sparsity rises, their mean over the steps of training.
         method: String, see the table.
-        update_frequency: Integer, the number of steps from one update of `"rigl"` to the next.
+        update_frequency: Integer, the number of steps from one update of `"rigl"` or
+            `"rigl_inverted"` to the next.
 
     Raises:
         ValueError: If an argument is none of these, or a number is negative.
@@ -200,11 +136,11 @@ def training_flops(dense, sparse, method, update_frequency=100):
         return 3 * dense
     if method in _SPARSE_THROUGHOUT:
         return 3 * sparse
-    if method in ("snfs", "dnw"):
+    if method in _DENSE_GRADIENT:
         return 2 * sparse + dense
-    if method == "rigl":
+    if method in _DENSE_GRADIENT_AT_UPDATES:
         return (3 * sparse * update_frequency + 2 * sparse + dense) / (update_frequency + 1)
-    known = ["dense", *_SPARSE_THROUGHOUT, "snfs", "dnw", "rigl"]
+    known = ["dense", *_SPARSE_THROUGHOUT, *_DENSE_GRADIENT, *_DENSE_GRADIENT_AT_UPDATES]
     raise ValueError(f"`method` must be one of {known}. Received: method={method!r}")
 
 

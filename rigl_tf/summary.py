@@ -90,9 +90,14 @@ class SparsitySummary:
         table.add_row(
             "all weights", "", f"{self.num_active:,}", f"{self.num_weights:,}", f"{total:.2%}"
         )
-        console = rich.console.Console(file=io.StringIO(), width=100, markup=False, emoji=False)
-        console.print(table)
-        return console.file.getvalue().rstrip()
+        return as_text(table)
+
+
+def as_text(table):
+    """A `rich` table as text, at most 100 characters wide."""
+    console = rich.console.Console(file=io.StringIO(), width=100, markup=False, emoji=False)
+    console.print(table)
+    return console.file.getvalue().rstrip()
 
 
 def sparsity_summary(model):

@@ -1,5 +1,6 @@
 """Tests of `rigl_tf.flops`: the numbers are computed by hand."""
 
+import dataclasses
 import math
 
 import keras
@@ -10,7 +11,7 @@ import tensorflow as tf
 
 import models
 import rigl_tf
-from rigl_tf import flops
+from rigl_tf import costs, flops
 
 layers = keras.layers
 
@@ -105,8 +106,11 @@ def test_one_layer(name):
     assert (kernel.size, kernel.num_active, kernel.num_uses) == (size, size, num_uses)
     assert kernel.sparsity == 0
     assert cost.flops == cost.dense_flops == 2 * size * num_uses
+    assert cost.multiply_adds == cost.dense_multiply_adds == size * num_uses
     assert cost.flops_ratio == 1
-    assert cost.num_bytes == cost.dense_bytes == 4 * model.count_params()
+    assert cost.num_weights == cost.num_active == model.count_params()
+    num_bytes = {cost.num_bytes, cost.num_bytes_indexed, cost.dense_bytes}
+    assert num_bytes == {4 * model.count_params()}
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if "depthwise" not in name])
@@ -119,10 +123,14 @@ def test_one_sparse_layer(name):
     cost = flops.count(model)
     assert cost.flops == 2 * 11 * num_uses
     assert cost.dense_flops == 2 * size * num_uses
+    assert (cost.multiply_adds, cost.dense_multiply_adds) == (11 * num_uses, size * num_uses)
     assert cost.flops_ratio == 11 / size
     assert cost.kernels[0].sparsity == 1 - 11 / size
     assert cost.num_other_weights == num_biases
+    assert (cost.num_weights, cost.num_active) == (size + num_biases, 11 + num_biases)
     assert cost.num_bytes == 4 * 11 + math.ceil(size / 8) + 4 * num_biases
+    assert size <= 256  # so that a position is a byte
+    assert cost.num_bytes_indexed == (4 + 1) * 11 + 4 * num_biases
     assert cost.dense_bytes == 4 * size + 4 * num_biases
 
 
@@ -134,7 +142,10 @@ def test_lenet_300_100_uniform():
     assert cost.dense_flops == 2 * (235_200 + 30_000 + 1000)
     assert cost.num_other_weights == 300 + 100 + 10
     assert cost.num_bytes == 4 * (235_200 + 3000 + 100 + 410) + (30_000 + 1000) // 8
+    # 30,000 positions need 16 bits, 1000 too.
+    assert cost.num_bytes_indexed == 4 * (235_200 + 410) + (4 + 2) * (3000 + 100)
     assert cost.dense_bytes == 4 * 266_610
+    assert (cost.num_active, cost.num_weights) == (238_300 + 410, 266_610)
 
 
 def test_lenet_300_100_erk():
@@ -156,6 +167,47 @@ def test_lenet5():
     cost = flops.count(sparse)
     assert cost.dense_flops == 2 * (150 * 576 + 2400 * 64 + 256 * 120 + 120 * 84 + 840)
     assert cost.flops == 2 * (50 * 576 + 400 * 64 + 1000 + 500 + 840)
+
+
+@pytest.mark.parametrize(
+    ("size", "index_bytes"),
+    [(256, 1), (257, 2), (65_536, 2), (65_537, 4), (2**32, 4), (2**32 + 1, 8)],
+)
+def test_the_width_of_an_index(size, index_bytes):
+    kernel = costs.KernelCost("kernel", (size,), num_active=10, num_uses=1)
+    assert kernel.num_bytes_indexed == 10 * (4 + index_bytes)
+    assert kernel.num_bytes == 40 + math.ceil(size / 8)
+    assert kernel.dense_bytes == 4 * size
+    dense = dataclasses.replace(kernel, num_active=size)
+    assert dense.num_bytes_indexed == dense.num_bytes == dense.dense_bytes
+
+
+def test_the_table():
+    text = str(flops.count(rigl_tf.sparsify(models.lenet_300_100(), 0.9, "uniform")))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines()]
+    assert [row for row in rows if row] == [
+        ["dense_1/kernel", "784x300", "0.00%", "470.4 k", "470.4 k", "940.8 k", "940.8 k"]
+        + ["940.8 k"],
+        # 30,000 / 10 connections: 12,000 bytes, a mask of 3750 or indices of 6000.
+        ["dense_2/kernel", "300x100", "90.00%", "6 k", "60 k", "15.75 k", "18 k", "120 k"],
+        ["classifier/kernel", "100x10", "90.00%", "200", "2 k", "525", "600", "4 k"],
+        ["other weights", "", "", "", "", "1.64 k", "1.64 k", "1.64 k"],
+        # 1 - 238,710 / 266,610
+        ["model", "", "10.46%", "476.6 k", "532.4 k", "958.7 k", "961 k", "1.066 M"],
+    ]
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_table_of_what_is_not_known():
+    kernels = (
+        costs.KernelCost("known", (4, 5), 7, num_uses=1),
+        costs.KernelCost("looped", (4, 5), 7, num_uses=None, unknown="a loop"),
+    )
+    cost = costs.Cost(kernels, num_other_weights=0)
+    assert (cost.flops, cost.multiply_adds, cost.dense_multiply_adds) == (None, None, None)
+    known, looped, model = [line for line in str(cost).splitlines() if "%" in line]
+    assert "?" not in known
+    assert looped.count("?") == model.count("?") == 2
 
 
 def test_normalisation_is_among_the_other_weights():
@@ -293,6 +345,7 @@ def test_inputs_of_another_structure():
         ("dnw", 1200),
         # 9 steps of 300, and one of 200 + 1000
         ("rigl", 390),
+        ("rigl_inverted", 390),
     ],
 )
 def test_training_flops(method, want):

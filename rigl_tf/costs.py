@@ -1,0 +1,183 @@
+"""The numbers of `rigl_tf.flops.count`, for a kernel and for a model, and their table."""
+
+import dataclasses
+import fractions
+import math
+
+import rich.table
+
+from rigl_tf.summary import KernelSummary, as_text
+
+_FLOAT_BYTES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelCost(KernelSummary):
+    """What one kernel costs per sample.
+
+    Attributes:
+        path, shape, num_active: As in `rigl_tf.summary.KernelSummary`.
+        num_uses: How often each connection is used for one sample, on average: 1 in a Dense layer,
+            once for each output position in a convolution, once for each timestep in an LSTM. A
+            fraction if some are used more often than others. `None` if it is not known.
+        unknown: Why it is not known, else `None`.
+
+    Example:
+
+    >>> kernel = KernelCost("conv/kernel", (3, 3, 16, 32), num_active=461, num_uses=64)
+    >>> kernel.multiply_adds, kernel.flops, kernel.dense_flops
+    (29504, 59008, 589824)
+    >>> kernel.num_bytes, kernel.num_bytes_indexed, kernel.dense_bytes
+    (2420, 2766, 18432)
+    """
+
+    num_uses: int | fractions.Fraction | None
+    unknown: str | None = None
+
+    @property
+    def dense_multiply_adds(self):
+        """One for each use of each connection, active or not."""
+        return None if self.unknown else round(self.size * self.num_uses)
+
+    @property
+    def multiply_adds(self):
+        return None if self.unknown else round(self.num_active * self.num_uses)
+
+    @property
+    def dense_flops(self):
+        """A multiplication and an addition for each use of each connection."""
+        return None if self.unknown else round(2 * self.size * self.num_uses)
+
+    @property
+    def flops(self):
+        return None if self.unknown else round(2 * self.num_active * self.num_uses)
+
+    @property
+    def dense_bytes(self):
+        """Float32 values of all connections."""
+        return _FLOAT_BYTES * self.size
+
+    @property
+    def num_bytes(self):
+        """Float32 values of the active connections, and one bit for each if some are inactive."""
+        bits = self.size if self.num_active < self.size else 0
+        return _FLOAT_BYTES * self.num_active + math.ceil(bits / 8)
+
+    @property
+    def num_bytes_indexed(self):
+        """Float32 values of the active connections, and the position of each if some are inactive.
+
+        A position counts through the flat kernel, in the smallest unsigned integer of 8, 16, 32 or
+        64 bits that holds the last one.
+        """
+        index_bytes = next(width for width in (1, 2, 4, 8) if self.size <= 256**width)
+        indices = self.num_active if self.num_active < self.size else 0
+        return _FLOAT_BYTES * self.num_active + index_bytes * indices
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a model costs per sample, see `rigl_tf.flops.count`; `print` shows it as a table.
+
+    Attributes:
+        kernels: A `KernelCost` for each kernel that is used, and for each sparse one.
+        num_other_weights: Number of all other weights, masks excluded: biases, normalisations,
+            embeddings, kernels that are not used.
+    """
+
+    kernels: tuple
+    num_other_weights: int
+
+    @property
+    def unknown(self):
+        """`{path: reason}` of the kernels whose FLOPs cannot be counted."""
+        return {kernel.path: kernel.unknown for kernel in self.kernels if kernel.unknown}
+
+    @property
+    def dense_multiply_adds(self):
+        """Multiply-adds of all connections; `None` if they cannot be counted."""
+        return self._sum_known("dense_multiply_adds")
+
+    @property
+    def multiply_adds(self):
+        """Multiply-adds of the active connections; `None` if they cannot be counted."""
+        return self._sum_known("multiply_adds")
+
+    @property
+    def dense_flops(self):
+        """FLOPs of all connections; `None` if they cannot be counted."""
+        return self._sum_known("dense_flops")
+
+    @property
+    def flops(self):
+        """FLOPs of the active connections; `None` if they cannot be counted."""
+        return self._sum_known("flops")
+
+    @property
+    def flops_ratio(self):
+        """FLOPs of the sparse model as a share of the dense model's; 1 if neither has any."""
+        if self.unknown:
+            return None
+        return self.flops / self.dense_flops if self.dense_flops else 1.0
+
+    @property
+    def num_weights(self):
+        """Number of all weights, masks excluded."""
+        return self._sum("size") + self.num_other_weights
+
+    @property
+    def num_active(self):
+        """Number of weights that are not masked out."""
+        return self._sum("num_active") + self.num_other_weights
+
+    @property
+    def dense_bytes(self):
+        """Bytes of all weights as float32."""
+        return _FLOAT_BYTES * self.num_weights
+
+    @property
+    def num_bytes(self):
+        """Bytes of float32 weights, each sparse kernel stored as its values and a bit mask."""
+        return self._sum("num_bytes") + _FLOAT_BYTES * self.num_other_weights
+
+    @property
+    def num_bytes_indexed(self):
+        """Bytes of float32 weights, each sparse kernel stored as its values and their positions."""
+        return self._sum("num_bytes_indexed") + _FLOAT_BYTES * self.num_other_weights
+
+    def _sum(self, name):
+        return sum(getattr(kernel, name) for kernel in self.kernels)
+
+    def _sum_known(self, name):
+        return None if self.unknown else self._sum(name)
+
+    def __str__(self):
+        table = rich.table.Table(title="Cost of one sample", title_justify="left")
+        table.add_column("kernel", overflow="fold")
+        for column in ("shape", "sparsity", "FLOPs", "of", "bytes", "indexed", "of"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for kernel in self.kernels:
+            shape = "x".join(map(str, kernel.shape))
+            table.add_row(kernel.path, shape, f"{kernel.sparsity:.2%}", *_cells(kernel))
+        if self.num_other_weights:
+            others = _short(_FLOAT_BYTES * self.num_other_weights)
+            table.add_row("other weights", "", "", "", "", others, others, others)
+        table.add_section()
+        sparsity = 1 - self.num_active / self.num_weights if self.num_weights else 0.0
+        table.add_row("model", "", f"{sparsity:.2%}", *_cells(self))
+        return as_text(table)
+
+
+def _cells(cost):
+    names = ("flops", "dense_flops", "num_bytes", "num_bytes_indexed", "dense_bytes")
+    return [_short(getattr(cost, name)) for name in names]
+
+
+def _short(number):
+    """A count in four digits, as `8.178 G`; `?` if it is not known."""
+    if number is None:
+        return "?"
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.4g} {name}"
+    return str(number)
