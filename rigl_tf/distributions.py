@@ -7,9 +7,12 @@ share of zeros, a float in `[0, 1)`, so no kernel is ever emptied. Only kernels 
 biases and normalisation are no part of it.
 """
 
+import collections
 import math
 from collections.abc import Mapping
 from numbers import Integral, Real
+
+from rigl_tf import str_lists
 
 # A density too small for a float would round to a sparsity of 1, an empty kernel.
 _LARGEST_SPARSITY = math.nextafter(1.0, 0.0)
@@ -137,11 +140,59 @@ def erk(shapes, sparsity, *, power=1.0, custom=None):
     return _share_out(shapes, sparsity, ratios, _checked_custom(custom, shapes))
 
 
-_BY_NAME = {"uniform": uniform, "erdos_renyi": erdos_renyi, "erk": erk}
+def str_resnet50(shapes, sparsity):
+    """Gives the kernels of ResNet-50 the sparsities that STR learned on ImageNet.
+
+    Sixteen lists, each with an overall sparsity; there is nothing in between. Each kernel, the
+    first and the last too, gets its own sparsity. Kernels of one shape are taken in their order;
+    only in the first block this matters beyond the order of the blocks: there the shortcut has the
+    shape of the last convolution, and comes after it.
+
+    Reference:
+
+    - [Kusupati et al., 2020](https://arxiv.org/abs/2002.03231), Soft Threshold Reparameterization
+
+    Args:
+        shapes: Ordered `{path: shape}` in Keras layout: the 54 kernels of ResNet-50 for ImageNet.
+        sparsity: One of 0.7955, 0.8127, 0.877, 0.9023, 0.9055, 0.948, 0.9503, 0.9515, 0.9611,
+            0.9653, 0.9778, 0.9805, 0.9822, 0.9879, 0.9898, 0.991. It is the published share of
+            zeros over all kernels; that of the list differs by less than 0.0001.
+
+    Raises:
+        ValueError: If `sparsity` is none of these, or `shapes` are not those of ResNet-50.
+    """
+    shapes = _checked_shapes(shapes)
+    if check_sparsity(sparsity) not in str_lists.LISTS:
+        raise ValueError(
+            f"STR's lists have an overall `sparsity` of {list(str_lists.LISTS)}. "
+            f"Received: sparsity={sparsity!r}"
+        )
+    missing = collections.Counter(str_lists.SHAPES)
+    missing.subtract(shapes.values())
+    if any(missing.values()):
+        difference = {shape: -count for shape, count in missing.items() if count}
+        raise ValueError(
+            f"STR's lists are for the {len(str_lists.SHAPES)} kernels of ResNet-50 on ImageNet. "
+            f"Received: {len(shapes)} kernels, more (or fewer, if negative): {difference}"
+        )
+    values = collections.defaultdict(list)
+    for shape, value in zip(str_lists.SHAPES, str_lists.LISTS[float(sparsity)], strict=True):
+        values[shape].append(value)
+    return {path: values[shape].pop(0) for path, shape in shapes.items()}
+
+
+_BY_NAME = {
+    "uniform": uniform,
+    "erdos_renyi": erdos_renyi,
+    "erk": erk,
+    "str_resnet50": str_resnet50,
+}
 
 
 def get(identifier):
-    """The distribution called `"uniform"`, `"erdos_renyi"` or `"erk"`, or a callable as it is.
+    """The distribution called `"uniform"`, `"erdos_renyi"`, `"erk"` or `"str_resnet50"`.
+
+    A callable is returned as it is.
 
     Raises:
         ValueError: If `identifier` is neither one of these names nor callable.

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import reference
 
+import models
+import rigl_tf
 from rigl_tf import distributions
 
 LENET = {"fc1": (784, 300), "fc2": (300, 100), "fc3": (100, 10)}
@@ -331,6 +333,62 @@ class TestErrors:
             distributions.num_zeros(size, 0.5)
 
 
+@pytest.fixture(scope="module")
+def resnet50_shapes():
+    model = models.resnet50()
+    return {each.path: each.shape for each in rigl_tf.flops.count(model).kernels}
+
+
+STR_KEYS = [0.7955, 0.8127, 0.877, 0.9023, 0.9055, 0.948, 0.9503, 0.9515]
+STR_KEYS += [0.9611, 0.9653, 0.9778, 0.9805, 0.9822, 0.9879, 0.9898, 0.991]
+
+
+class TestSTR:
+    @pytest.mark.parametrize("sparsity", STR_KEYS)
+    def test_the_overall_sparsity_is_the_published_one(self, resnet50_shapes, sparsity):
+        result = distributions.allocate("str_resnet50", resnet50_shapes, sparsity)
+        assert list(result) == list(resnet50_shapes)
+        size = sum(map(size_of, resnet50_shapes.values()))
+        assert size == 25_502_912  # As STR's tables say.
+        active = sum(num_active(resnet50_shapes, result).values())
+        # Published to 0.01 %, the layers too, which is rounded twice.
+        assert 1 - active / size == pytest.approx(sparsity, abs=1e-4)
+
+    def test_the_layers_that_the_paper_names(self, resnet50_shapes):
+        # The first and last columns of the tables: conv1, layer1.0.conv3 and its downsample,
+        # layer4.2.conv2, fc.
+        names = ["conv_1", "stage1_block1_conv3", "stage1_block1_shortcut", "stage4_block3_conv2"]
+        paths = [f"{name}/kernel" for name in [*names, "classifier"]]
+        for sparsity, expected in (
+            (0.7955, [0.5146, 0.7481, 0.7095, 0.7357, 0.5065]),
+            (0.991, [0.7775, 0.9847, 0.9772, 0.99, 0.9287]),
+        ):
+            result = distributions.str_resnet50(resnet50_shapes, sparsity)
+            assert [result[path] for path in paths] == expected
+
+    def test_the_order_of_shortcuts_does_not_matter_after_the_first_stage(self, resnet50_shapes):
+        moved = [path for path in resnet50_shapes if re.match("stage[234].*_shortcut", path)]
+        order = [*moved, *(path for path in resnet50_shapes if path not in moved)]
+        expected = distributions.str_resnet50(resnet50_shapes, 0.9023)
+        result = distributions.str_resnet50({p: resnet50_shapes[p] for p in order}, 0.9023)
+        assert list(result) == order
+        assert result == expected
+
+    @pytest.mark.parametrize("sparsity", [0.8, 0.0, 0.91, 0.9910001])
+    def test_there_is_nothing_in_between(self, resnet50_shapes, sparsity):
+        pattern = re.escape(str(STR_KEYS)) + ".*" + received(f"sparsity={sparsity!r}")
+        with pytest.raises(ValueError, match=pattern):
+            distributions.str_resnet50(resnet50_shapes, sparsity)
+
+    def test_another_network(self, resnet50_shapes):
+        with pytest.raises(ValueError, match=r"54 kernels of ResNet-50.*Received: 3 kernels"):
+            distributions.str_resnet50(LENET, 0.9023)
+        ten_classes = resnet50_shapes | {"classifier/kernel": (2048, 10)}
+        difference = "{(2048, 1000): -1, (2048, 10): 1}"
+        with pytest.raises(ValueError, match=re.escape(f"negative): {difference}")):
+            distributions.str_resnet50(ten_classes, 0.9023)
+
+
 class TestGetAndAllocate:
     def test_get(self):
         for name in NAMES:
@@ -339,7 +397,7 @@ class TestGetAndAllocate:
 
     @pytest.mark.parametrize("identifier", ["ERK", "", None, 3, ["erk"]])
     def test_unknown(self, identifier):
-        known = re.escape("['uniform', 'erdos_renyi', 'erk']")
+        known = re.escape("['uniform', 'erdos_renyi', 'erk', 'str_resnet50']")
         pattern = known + ".*" + received(f"identifier={identifier!r}")
         with pytest.raises(ValueError, match=pattern):
             distributions.get(identifier)
