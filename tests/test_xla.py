@@ -61,6 +61,10 @@ def every_second_step(algorithm, inner):
     return algorithm(inner, 20, update_frequency=2, drop_fraction=0.5)
 
 
+def pruning(inner, end_step, update_frequency, drop_fraction):
+    return rigl_tf.GradualPruning(inner, end_step, 0.9, update_frequency=update_frequency)
+
+
 def compiled(make, algorithm, inner=sgd):
     """A sparse model and a batch. All variables are there before the step is traced."""
     model = rigl_tf.sparsify(make(), 0.5)
@@ -89,6 +93,7 @@ def check_is_static(hlo):
         (mlp, rigl_tf.SET, sgd, "float32"),
         (mlp, rigl_tf.SNFS, sgd, "float32"),
         (mlp, rigl_tf.StaticSparse, sgd, "float32"),
+        (mlp, pruning, sgd, "float32"),
         (convnet, rigl_tf.RigL, keras.optimizers.Adam, "mixed_bfloat16"),
         (recurrent, rigl_tf.RigL, keras.optimizers.Adam, "float32"),
         (attention, rigl_tf.RigL, keras.optimizers.Adam, "float32"),
@@ -106,6 +111,9 @@ def test_a_training_step_is_static(make, algorithm, inner, policy):
     assert ("conditional" in found) == (algorithm is not rigl_tf.StaticSparse)
     # Doubles are slow on a TPU.
     assert "f64[" not in hlo
+    # The program is the same at every step; else it would be compiled anew for each of them.
+    model.optimizer.step.assign(4)
+    assert step.experimental_get_compiler_ir(batch)(stage="hlo") == hlo
 
 
 def test_the_optimised_program_is_static_too():

@@ -113,7 +113,8 @@ class GradualPruning(SparseOptimizer):
 
     def new_mask(self, kernel, mask, gradient, step):
         counts = tf.constant(self._num_active[self._kernel_index], tf.int32)
-        num_active = counts[(step - self._steps[0]) // self.update_frequency]
+        # Not `counts[...]`: XLA would compile a slice anew for every step.
+        num_active = tf.gather(counts, (step - self._steps[0]) // self.update_frequency)
         scores = self.drop_scores(kernel, mask, gradient)
         return selection.keep(mask, scores, num_active)
 
