@@ -3,7 +3,10 @@
 import keras
 import tensorflow as tf
 
-from rigl_tf.optimizers.base import SparseOptimizer
+from rigl_tf import selection
+from rigl_tf.optimizers import redistribution
+from rigl_tf.optimizers.base import SparseOptimizer, num_to_drop
+from rigl_tf.optimizers.growth import mean_of_active
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
@@ -21,7 +24,8 @@ class RigL(SparseOptimizer):
         inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights.
         end_step: Integer, in steps. No connection changes at or after it; the paper uses 75 % of
             training.
-        begin_step, update_frequency, drop_fraction, seed, name: See `rigl_tf.SparseOptimizer`.
+        begin_step, update_frequency, drop_fraction, seed, grow_init, grow_scale,
+            track_exploration, name: See `rigl_tf.SparseOptimizer`.
 
     Example:
 
@@ -45,7 +49,8 @@ class RigLInverted(SparseOptimizer):
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights.
         end_step: Integer, in steps. No connection changes at or after it.
-        begin_step, update_frequency, drop_fraction, seed, name: See `rigl_tf.SparseOptimizer`.
+        begin_step, update_frequency, drop_fraction, seed, grow_init, grow_scale,
+            track_exploration, name: See `rigl_tf.SparseOptimizer`.
 
     Example:
 
@@ -67,7 +72,8 @@ class SET(SparseOptimizer):
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights.
         end_step: Integer, in steps. No connection changes at or after it.
-        begin_step, update_frequency, drop_fraction, seed, name: See `rigl_tf.SparseOptimizer`.
+        begin_step, update_frequency, drop_fraction, seed, grow_init, grow_scale,
+            track_exploration, name: See `rigl_tf.SparseOptimizer`.
 
     Example:
 
@@ -82,33 +88,92 @@ class SET(SparseOptimizer):
 class SNFS(SparseOptimizer):
     """Sparse training that grows the connections with the largest average gradients.
 
-    Sparse Networks From Scratch, without redistribution between kernels: connections are grown by
-    the magnitude of a moving average of the dense gradient, which costs one array of the kernel's
-    size and, under `tf.distribute`, an all-reduce of the dense gradient in every step.
+    Sparse Networks From Scratch: connections are grown by the magnitude of a moving average of the
+    dense gradient, which costs one array of the kernel's size and, under `tf.distribute`, an
+    all-reduce of the dense gradient in every step.
+
+    With `redistribute=True` connections move between kernels, too: of all that an update drops,
+    each kernel grows the share that the mean magnitude of its active connections' average gradient
+    has in the sum over the kernels, at most 99 % of those it could grow; what a kernel cannot take
+    goes to the others in equal parts. The total over all kernels never changes. As in the authors'
+    code, a kernel that is less than 20 % sparse, and has more than an equal share, drops no larger
+    share of its connections than its sparsity.
 
     Reference:
 
     - [Dettmers and Zettlemoyer, 2019](https://arxiv.org/abs/1907.04840)
-    - [Evci et al., 2020](https://arxiv.org/abs/1911.11134), table 1
+    - [Evci et al., 2020](https://arxiv.org/abs/1911.11134), table 1: without redistribution
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights.
         end_step: Integer, in steps. No connection changes at or after it.
         gradient_momentum: Float in `[0, 1)`, the momentum of the average.
-        begin_step, update_frequency, drop_fraction, seed, name: See `rigl_tf.SparseOptimizer`.
+        redistribute: Boolean, whether kernels grow as many connections as they are important.
+        begin_step, update_frequency, drop_fraction, seed, grow_init, grow_scale,
+            track_exploration, name: See `rigl_tf.SparseOptimizer`.
 
     Example:
 
-    >>> optimizer = SNFS("adam", end_step=25_000, gradient_momentum=0.99)
+    >>> optimizer = SNFS("adam", end_step=25_000, gradient_momentum=0.99, redistribute=True)
     """
 
-    def __init__(self, inner_optimizer, end_step, *args, gradient_momentum=0.9, **kwargs):
+    def __init__(
+        self,
+        inner_optimizer,
+        end_step,
+        *args,
+        gradient_momentum=0.9,
+        redistribute=False,
+        **kwargs,
+    ):
         super().__init__(
             inner_optimizer, end_step, *args, gradient_momentum=gradient_momentum, **kwargs
         )
+        self.redistribute = bool(redistribute)
+        self._num_moved = {}
 
     def grow_scores(self, kernel, mask, gradient):
         return tf.abs(gradient)
+
+    def _update_kernels(self, strategy, pairs, gradients):
+        if self.redistribute:
+            self._num_moved = self._redistributed([sparse for sparse, _ in pairs])
+        super()._update_kernels(strategy, pairs, gradients)
+        self._num_moved = {}  # tensors of this branch of the graph
+
+    def _redistributed(self, sparse_kernels):
+        """`{index: (number to drop, number to grow)}`."""
+        masks = [tf.convert_to_tensor(each.mask) for each in sparse_kernels]
+        averages = [tf.convert_to_tensor(each.average) for each in sparse_kernels]
+        importance = tf.stack(
+            [
+                mean_of_active(tf.abs(tf.cast(average, tf.float32)), mask)
+                for average, mask in zip(averages, masks, strict=True)
+            ]
+        )
+        sizes = tf.constant([mask.shape.num_elements() for mask in masks])
+        num_active = tf.stack([tf.math.count_nonzero(mask, dtype=tf.int32) for mask in masks])
+        sparsity = tf.cast(sizes - num_active, tf.float32) / tf.cast(sizes, tf.float32)
+        fraction = tf.cast(self._drop_schedule(tf.convert_to_tensor(self.step)), tf.float32)
+        filling_up = (sparsity < 0.2) & (importance * len(masks) > tf.reduce_sum(importance))
+        fraction = tf.where(filling_up, tf.minimum(fraction, sparsity), fraction)
+        num_drop = num_to_drop(num_active, fraction)
+        num_grow = redistribution.num_to_grow(importance, num_drop, sizes - num_active + num_drop)
+        moved = zip(tf.unstack(num_drop), tf.unstack(num_grow), strict=True)
+        return {each.index: pair for each, pair in zip(sparse_kernels, moved, strict=True)}
+
+    def new_mask(self, kernel, mask, gradient, step):
+        if self._kernel_index not in self._num_moved:
+            return super().new_mask(kernel, mask, gradient, step)
+        num_drop, num_grow = self._num_moved[self._kernel_index]
+        num_active = tf.math.count_nonzero(mask, dtype=tf.int32)
+        drop_scores = self.drop_scores(kernel, mask, gradient)
+        kept = selection.keep(mask, drop_scores, num_active - num_drop)
+        grow_scores = self.grow_scores(kernel, mask, gradient)
+        return kept | selection.keep(~kept, grow_scores, num_grow)
+
+    def get_config(self):
+        return {**super().get_config(), "redistribute": self.redistribute}
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")

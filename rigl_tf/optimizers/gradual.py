@@ -6,7 +6,7 @@ from numbers import Real
 import keras
 import tensorflow as tf
 
-from rigl_tf import distributions, masks, schedules, selection
+from rigl_tf import distributions, schedules, selection
 from rigl_tf.optimizers.base import SparseOptimizer
 
 
@@ -94,13 +94,10 @@ class GradualPruning(SparseOptimizer):
         if self.built:
             return
         super().build(variables)
-        sparse = self._plan.by_id.values()
-        kernels = masks.by_path(each.kernel for each in sparse)
-        shapes = {path: tuple(kernel.shape) for path, kernel in kernels.items()}
-        shares = distributions.allocate(self.distribution, shapes, max(self._sparsities))
+        shares = self._plan.allocate(self.distribution, max(self._sparsities))
         self._num_active = {
-            each.index: self._counts(math.prod(shape), shares[path])
-            for each, (path, shape) in zip(sparse, shapes.items(), strict=True)
+            sparse.index: self._counts(math.prod(sparse.kernel.shape), shares[sparse.index])
+            for sparse in self._plan.by_id.values()
         }
 
     def _counts(self, size, sparsity):

@@ -5,7 +5,15 @@ import dataclasses
 import keras
 import tensorflow as tf
 
-from rigl_tf import masks
+from rigl_tf import distributions, masks
+
+
+@dataclasses.dataclass(eq=False)
+class Explored:
+    """Which connections of one kernel an optimizer has tried."""
+
+    ever_active: keras.Variable
+    num_replaced: keras.Variable  # by the last update
 
 
 @dataclasses.dataclass(eq=False)
@@ -15,16 +23,34 @@ class SparseKernel:
     kernel: keras.Variable
     mask: keras.Variable
     index: int
+    trained: keras.Variable  # what the inner optimizer trains: most often the kernel
     slots: list  # of `Slot`, those of the inner optimizer
     average: keras.Variable | None  # moving average of the dense gradient
+    initial_std: keras.Variable | None  # of the active weights when training began
+    explored: Explored | None
+
+    def note_exploration(self, old, new, ever_active, num_replaced):
+        """Counts a mask update, if asked to; the last two are `self.explored` on one replica."""
+        if self.explored is not None:
+            ever_active.assign(ever_active | old | new)
+            num_replaced.assign(tf.math.count_nonzero(new & ~old, dtype=tf.int64))
+
+    def explored_values(self):
+        """The variables of `explored`, as arguments of `strategy.extended.update`."""
+        if self.explored is None:
+            return None, None
+        return self.explored.ever_active.value, self.explored.num_replaced.value
 
 
 class Plan:
     """The variables of an optimizer, and the sparse kernels by the identity of theirs."""
 
-    def __init__(self, variables, kernels):
+    def __init__(self, variables, trained, kernels):
         self.variables = variables
         self.by_id = {id(sparse.kernel): sparse for sparse in kernels}
+        self._trained_by_id = {
+            id(variable): twin for variable, twin in zip(variables, trained, strict=True)
+        }
         # (sparse kernel, average of its weights), for an inner optimizer with `use_ema=True`.
         self.weight_averages = [
             (sparse, slot.variable)
@@ -32,6 +58,18 @@ class Plan:
             for slot in sparse.slots
             if slot.is_weight_average
         ]
+
+    def trained(self, variables):
+        """What the inner optimizer trains in the place of each variable."""
+        return [self._trained_by_id.get(id(variable), variable) for variable in variables]
+
+    def allocate(self, distribution, sparsity):
+        """The sparsity of each sparse kernel, as `{index: sparsity}`."""
+        kernels = masks.by_path(sparse.kernel for sparse in self.by_id.values())
+        shapes = {path: tuple(kernel.shape) for path, kernel in kernels.items()}
+        shares = distributions.allocate(distribution, shapes, sparsity)
+        sparse = self.by_id.values()
+        return {each.index: shares[path] for each, path in zip(sparse, shapes, strict=True)}
 
     def check_known(self, variables):
         """Raises a `ValueError` if a variable is not one of those of `build`."""
@@ -101,32 +139,62 @@ def mask_weight_averages(strategy, plan):
         strategy.extended.update(average.value, mask_one, args=(sparse.mask.value,))
 
 
-def update_kernel(strategy, sparse, gradient, step, new_mask):
-    """Gives one kernel the mask `new_mask(index, kernel, mask, gradient, step)`, on every replica.
+def update_kernel(strategy, sparse, gradient, step, updated):
+    """Gives one kernel the mask and the grown values of `updated`, the same on every replica.
 
-    What is dropped and what is grown starts at zero, in every slot at the slot's initial value.
+    What is dropped becomes zero, what is dropped or grown starts again in every slot.
+
+    Args:
+        updated: `updated(sparse, kernel, mask, gradient, step, initial_std)` gives the new mask,
+            and the values at which grown connections start. All of them are tensors.
     """
 
-    def update_one(kernel, gradient, mask, step, *others):
-        average = others[0] if sparse.average is not None else None
-        slots = others if average is None else others[1:]
+    def update_one(kernel, gradient, mask, step, average, initial_std, slots, explored):
         old = tf.convert_to_tensor(mask)
-        new = new_mask(
-            sparse.index,
+        new, values = updated(
+            sparse,
             tf.convert_to_tensor(kernel),
             old,
             gradient if average is None else tf.convert_to_tensor(average),
             tf.convert_to_tensor(step),
+            initial_std,
         )
         changed = tf.math.logical_xor(old, new)
-        kernel.assign(tf.where(changed, tf.zeros([], kernel.dtype), kernel))
+        kernel.assign(masks.masked(tf.where(changed, values, kernel), new))
         for variable, slot in zip(slots, sparse.slots, strict=True):
             start = slot.initializer(variable.shape, dtype=variable.dtype)
             variable.assign(tf.where(changed, start, variable))
+        sparse.note_exploration(old, new, *explored)
         mask.assign(new)
 
-    variables = [sparse.mask, step]
-    variables += [] if sparse.average is None else [sparse.average]
-    variables += [slot.variable for slot in sparse.slots]
-    args = (gradient, *(variable.value for variable in variables))
+    def value(variable):
+        return None if variable is None else variable.value
+
+    args = (
+        gradient,
+        sparse.mask.value,
+        step.value,
+        value(sparse.average),
+        value(sparse.initial_std),
+        [slot.variable.value for slot in sparse.slots],
+        sparse.explored_values(),
+    )
     strategy.extended.update(sparse.kernel.value, update_one, args=args, group=False)
+
+
+def select_from(strategy, sparse, latent, select):
+    """Makes one kernel the part of `latent`, dense weights, that a new mask selects.
+
+    Args:
+        select: `select(sparse, latent, mask)` gives the new mask. All of them are tensors.
+    """
+
+    def select_one(kernel, latent, mask, explored):
+        latent, old = tf.convert_to_tensor(latent), tf.convert_to_tensor(mask)
+        new = select(sparse, latent, old)
+        kernel.assign(masks.masked(latent, new))
+        sparse.note_exploration(old, new, *explored)
+        mask.assign(new)
+
+    args = (latent.value, sparse.mask.value, sparse.explored_values())
+    strategy.extended.update(sparse.kernel.value, select_one, args=args, group=False)

@@ -1,0 +1,38 @@
+"""Callbacks."""
+
+import keras
+
+from rigl_tf.optimizers import SparseOptimizer
+from rigl_tf.optimizers.slots import optimizers_within
+
+
+class ExplorationLogger(keras.callbacks.Callback):
+    """Puts the optimizer's `exploration_rate` and `turnover` into the logs of each epoch.
+
+    So they are in the `History`, and in what the callbacks after this one write, such as
+    `keras.callbacks.CSVLogger` and `keras.callbacks.TensorBoard`. The model's optimizer must be a
+    `rigl_tf.SparseOptimizer` with `track_exploration=True`.
+
+    Raises:
+        ValueError: When training begins, if the optimizer is another.
+
+    Example:
+
+    >>> optimizer = rigl_tf.RigL("adam", end_step=25_000, track_exploration=True)
+    >>> callbacks = [ExplorationLogger(), keras.callbacks.CSVLogger("training.csv")]
+    """
+
+    def on_train_begin(self, logs=None):
+        optimizers = optimizers_within(self.model.optimizer)
+        sparse = [each for each in optimizers if isinstance(each, SparseOptimizer)]
+        if not sparse or not sparse[0].track_exploration:
+            raise ValueError(
+                "`ExplorationLogger` needs a sparse optimizer with `track_exploration=True`. "
+                f"Received: optimizer={self.model.optimizer.name!r}"
+            )
+        self._optimizer = sparse[0]
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            logs["exploration_rate"] = self._optimizer.exploration_rate()
+            logs["turnover"] = self._optimizer.turnover()

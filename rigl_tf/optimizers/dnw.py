@@ -1,0 +1,143 @@
+"""Discovering Neural Wirings: a sparse network chosen anew from dense weights after each step."""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from rigl_tf import distributions, masks, selection
+from rigl_tf.optimizers import kernels
+from rigl_tf.optimizers.base import SparseOptimizer
+from rigl_tf.optimizers.slots import optimizers_within
+
+
+@keras.saving.register_keras_serializable(package="rigl_tf")
+class DNW(SparseOptimizer):
+    """Discovering Neural Wirings: trains dense weights, of which the largest are the network.
+
+    The optimizer keeps a dense copy of each kernel, its latent weights. The gradient with respect
+    to all connections of the sparse kernel, inactive ones included, trains the latent weights
+    (a straight-through estimator); after each step those with the largest magnitudes are the
+    kernel, and all others are zero in it. So memory and the cost of the gradient are those of
+    dense training.
+
+    The latent weights start at the kernels' values when the optimizer is built. In the paper they
+    are those of a dense network: make the model with `rigl_tf.sparsify(model, 0.0)`, which this
+    optimizer makes sparse in its first step. The inactive connections of a model that is sparse
+    already start at zero. From then on the latent weights decide: what else is written into a
+    kernel or its mask, by `rigl_tf.set_masks` for one, counts until the next step.
+
+    Reference:
+
+    - [Wortsman et al., 2019](https://arxiv.org/abs/1906.00586)
+
+    Args:
+        inner_optimizer: The `keras.optimizers.Optimizer` that trains the latent weights. No
+            `MultiOptimizer`, and no `keras.callbacks.SwapEMAWeights` beside it.
+        sparsity: Share of zeros over all sparse kernels, in `[0, 1)`.
+        distribution: How the kernels share the sparsity, see `rigl_tf.sparsify`. Each of them has
+            `size - floor(its sparsity * size)` active connections.
+        track_exploration, name: See `rigl_tf.SparseOptimizer`.
+
+    Raises:
+        ValueError: If an argument is out of its range; when it is built, if the model has no
+            sparse kernel.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)])
+    >>> model = rigl_tf.sparsify(model, sparsity=0.0)
+    >>> model.compile(DNW(keras.optimizers.SGD(0.1, momentum=0.9), sparsity=0.9), "mse")
+    """
+
+    def __init__(
+        self, inner_optimizer, sparsity, distribution="erk", track_exploration=False, name=None
+    ):
+        distributions.check_sparsity(sparsity)
+        distributions.get(distribution)
+        super().__init__(
+            inner_optimizer, end_step=1, track_exploration=track_exploration, name=name
+        )
+        if hasattr(self.inner_optimizer, "optimizers"):
+            raise ValueError(
+                "`inner_optimizer` must train all variables: a `MultiOptimizer` would not know "
+                "the latent weights by their path. "
+                f"Received: inner_optimizer={self.inner_optimizer.name!r}"
+            )
+        self.sparsity = sparsity
+        self.distribution = distribution
+        self._without_decay = ([], None)
+
+    @property
+    def optimizers(self):
+        # `SwapEMAWeights` would swap latent weights and leave the kernels as they are.
+        raise AttributeError(f"{type(self).__name__} has no `optimizers`.")
+
+    def is_update_step(self, step):
+        return False
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        super().exclude_from_weight_decay(var_list, var_names)
+        self._without_decay = (list(var_list or []), var_names)
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        shares = self._plan.allocate(self.distribution, self.sparsity)
+        self._num_active = {}
+        for sparse in self._plan.by_id.values():
+            size = math.prod(sparse.kernel.shape)
+            self._num_active[sparse.index] = size - distributions.num_zeros(
+                size, shares[sparse.index]
+            )
+
+    def _trained_variables(self, variables):
+        twins = {
+            id(variable): self._latent(variable)
+            for variable in variables
+            if masks.mask_of(variable) is not None
+        }
+        chosen, names = self._without_decay
+        if chosen:
+            chosen = [twins.get(id(variable), variable) for variable in chosen]
+            for optimizer in optimizers_within(self.inner_optimizer):
+                optimizer.exclude_from_weight_decay(chosen, names)
+        return [twins.get(id(variable), variable) for variable in variables]
+
+    def _latent(self, kernel):
+        latent = self.add_variable_from_reference(kernel, name="latent")
+        # The user's own constraint is one of the weights that are trained.
+        latent.constraint = kernel.constraint.constraint
+        with tf.init_scope():
+            latent.assign(kernel)
+        return latent
+
+    def _trained_gradient(self, gradient, sparse):
+        return tf.identity(gradient)
+
+    def _after_training(self, strategy):
+        for sparse in self._plan.by_id.values():
+            kernels.select_from(strategy, sparse, sparse.trained, self._largest)
+
+    def _largest(self, sparse, latent, mask):
+        """The mask of the largest latent weights; that of before if they are no numbers."""
+        finite = tf.reduce_all(tf.math.is_finite(latent))
+        scores = tf.where(finite, tf.abs(latent), tf.zeros([], latent.dtype))
+        largest = selection.top_k_mask(scores, self._num_active[sparse.index])
+        return tf.where(finite, largest, mask)
+
+    def finalize_variable_values(self, var_list):
+        super().finalize_variable_values(var_list)
+        if self.built:
+            # Averages may have been written into the latent weights.
+            self._after_training(tf.distribute.get_strategy())
+
+    def get_config(self):
+        config = super().get_config()
+        names = ("inner_optimizer", "track_exploration", "name")
+        return {
+            **{name: config[name] for name in names},
+            "sparsity": self.sparsity,
+            "distribution": keras.saving.serialize_keras_object(self.distribution),
+        }

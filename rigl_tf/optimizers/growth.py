@@ -1,0 +1,84 @@
+"""The values at which grown connections start."""
+
+import tensorflow as tf
+
+
+def std_of_active(kernel, mask):
+    """Standard deviation of the active entries of a kernel, 0 if there are none."""
+    mean = mean_of_active(kernel, mask)
+    return tf.sqrt(mean_of_active(tf.square(kernel - mean), mask))
+
+
+def mean_of_active(values, mask):
+    """Mean of the active entries of `values`, 0 if there are none."""
+    mask = tf.cast(mask, values.dtype)
+    return tf.math.divide_no_nan(tf.reduce_sum(values * mask), tf.reduce_sum(mask))
+
+
+def _normal(std, kernel, seed):
+    return tf.cast(std, kernel.dtype) * tf.random.stateless_normal(
+        kernel.shape, seed, dtype=kernel.dtype
+    )
+
+
+def _zeros(kernel, mask, gradient, initial_std, seed):
+    return tf.zeros([], kernel.dtype)
+
+
+def _initial_distribution(kernel, mask, gradient, initial_std, seed):
+    return _normal(initial_std, kernel, seed)
+
+
+def _random_normal(kernel, mask, gradient, initial_std, seed):
+    return _normal(std_of_active(kernel, mask), kernel, seed)
+
+
+def _random_uniform(kernel, mask, gradient, initial_std, seed):
+    width = mean_of_active(tf.abs(kernel), mask)
+    draws = tf.random.stateless_uniform(kernel.shape, seed, -1.0, 1.0, kernel.dtype)
+    return width * draws
+
+
+def _gradient(kernel, mask, gradient, initial_std, seed):
+    return tf.cast(gradient, kernel.dtype)
+
+
+def _gradient_sign(kernel, mask, gradient, initial_std, seed):
+    return tf.cast(tf.sign(gradient), kernel.dtype)
+
+
+_INITIAL = {
+    "zeros": _zeros,
+    "initial_distribution": _initial_distribution,
+    "random_normal": _random_normal,
+    "random_uniform": _random_uniform,
+    "gradient": _gradient,
+    "gradient_sign": _gradient_sign,
+}
+
+
+def check(grow_init):
+    """Raises a `ValueError` unless `grow_init` is one of those that there are."""
+    if not isinstance(grow_init, str) or grow_init not in _INITIAL:
+        raise ValueError(
+            f"`grow_init` must be one of {', '.join(map(repr, _INITIAL))}. "
+            f"Received: grow_init={grow_init!r}"
+        )
+
+
+def initial_values(grow_init, kernel, mask, gradient, initial_std, seed):
+    """What a connection of the kernel starts at, if it is grown.
+
+    Args:
+        grow_init: String, see `rigl_tf.SparseOptimizer`.
+        kernel: Tensor, the kernel before the update.
+        mask: Boolean tensor of the same shape, its mask before the update.
+        gradient: Tensor of the same shape.
+        initial_std: Scalar tensor, the standard deviation of the weights when training began, or
+            `None` where it is not used.
+        seed: Pair of integers, as a tensor.
+
+    Returns:
+        Tensor of the kernel's shape and dtype, or a scalar for all of them.
+    """
+    return _INITIAL[grow_init](kernel, mask, gradient, initial_std, seed)

@@ -1,0 +1,255 @@
+"""How a sparse optimizer steps: gradient steps, and mask updates that every replica agrees on."""
+
+import warnings
+
+import keras
+import tensorflow as tf
+
+from rigl_tf import masks
+from rigl_tf.optimizers import growth, kernels, limits
+from rigl_tf.optimizers.slots import recorded_slots
+from rigl_tf.optimizers.wrapping import WrappingOptimizer
+
+
+class SparseTraining(WrappingOptimizer):
+    """The machinery of `SparseOptimizer`, which says which connections and when.
+
+    A subclass has the attributes `trains_at_updates`, `seed`, `gradient_momentum`, `grow_init`,
+    `grow_scale` and `track_exploration`, and the methods `is_update_step` and `new_mask`.
+    """
+
+    _kernel_index = None
+    _kernel_seed = None
+
+    # State.
+
+    def build(self, variables):
+        """Creates the state of this optimizer and of the inner one."""
+        if self.built:
+            return
+        variables = list(variables)
+        if not any(masks.mask_of(variable) is not None for variable in variables):
+            raise ValueError(
+                f"{type(self).__name__} needs a sparse model: make one with `rigl_tf.sparsify(model"
+                ", sparsity=...)` and compile that. Received: variables="
+                f"{[getattr(variable, 'path', variable.name) for variable in variables]}"
+            )
+        limits.check_unused(self.inner_optimizer)
+        limits.warn_of_vanishing_squares(self.inner_optimizer)
+        masks.settle(variables)
+        super().build(variables)
+        self.step = self._add_scalar("step")
+        self.num_skipped_updates = self._add_scalar("num_skipped_updates")
+        trained = self._trained_variables(variables)
+        with recorded_slots(self.inner_optimizer) as slots:
+            self.inner_optimizer.build(trained)
+        sparse_kernels = [
+            self._sparse_kernel(kernel, index, twin, slots.get(id(twin), []))
+            for index, (kernel, twin) in enumerate(zip(variables, trained, strict=True))
+            if masks.mask_of(kernel) is not None
+        ]
+        self._plan = kernels.Plan(variables, trained, sparse_kernels)
+
+    def _trained_variables(self, variables):
+        """What the inner optimizer trains in the place of each variable of the model."""
+        return variables
+
+    def _sparse_kernel(self, kernel, index, trained, slots):
+        average = initial_std = explored = None
+        if self.gradient_momentum is not None:
+            average = self.add_variable_from_reference(kernel, name="gradient_average")
+        if self.grow_init == "initial_distribution":
+            initial_std = self._add_scalar(f"initial_std_{index}", "float32")
+            with tf.init_scope():
+                active = tf.convert_to_tensor(masks.mask_of(kernel))
+                initial_std.assign(growth.std_of_active(tf.convert_to_tensor(kernel), active))
+        if self.track_exploration:
+            explored = self._add_explored(kernel, index)
+        mask = masks.mask_of(kernel)
+        return kernels.SparseKernel(
+            kernel, mask, index, trained, slots, average, initial_std, explored
+        )
+
+    def _add_scalar(self, name, dtype="int64"):
+        return self.add_variable(shape=(), dtype=dtype, aggregation="only_first_replica", name=name)
+
+    def _add_explored(self, kernel, index):
+        name = f"{kernel.path.replace('/', '_')}_ever_active"
+        ever_active = self.add_variable(kernel.shape, dtype="bool", name=name)
+        with tf.init_scope():
+            ever_active.assign(masks.mask_of(kernel))
+        return kernels.Explored(ever_active, self._add_scalar(f"num_replaced_{index}"))
+
+    # Steps.
+
+    @tf.autograph.experimental.do_not_convert
+    def apply(self, grads, trainable_variables=None):
+        """Trains the active connections or, at an update step, updates the masks."""
+        if not self.built:
+            if trainable_variables is None:
+                raise ValueError(
+                    "The first call of `apply` needs `trainable_variables`, or call "
+                    "`optimizer.build(trainable_variables)` before. "
+                    "Received: trainable_variables=None"
+                )
+            self.build(trainable_variables)
+        variables = list(trainable_variables or self._plan.variables)
+        self._plan.check_known(variables)
+        context = tf.distribute.get_replica_context()
+        if context is None:
+            raise ValueError("`apply` must be called in a replica context, as in `strategy.run`.")
+
+        def across_replicas(strategy, grads):
+            self._apply_across_replicas(strategy, grads, variables)
+
+        limits.check_strategy(self.inner_optimizer)
+        grads = self._plan.dense_gradients(grads, variables)
+        context.merge_call(across_replicas, args=(grads,))
+
+    def _apply_across_replicas(self, strategy, grads, variables):
+        """One step of all replicas. The `cond` must stand here, in cross-replica context."""
+        pairs = [
+            (self._plan.by_id[id(variable)], gradient)
+            for gradient, variable in zip(grads, variables, strict=True)
+            if gradient is not None and id(variable) in self._plan.by_id
+        ]
+        if self.gradient_momentum is not None:
+            kernels.average_gradients(strategy, pairs, self.gradient_momentum)
+
+        def train():
+            strategy.extended.call_for_each_replica(self._train, args=(grads, variables))
+            self._after_training(strategy)
+
+        def update():
+            if self.trains_at_updates:
+                train()
+            self._update_masks(strategy, pairs)
+
+        step = tf.convert_to_tensor(self.step)
+        is_update_step = self.is_update_step(step)
+        if is_update_step is False:
+            train()
+        else:
+            tf.cond(is_update_step, update, train)
+        self.step.assign_add(1)
+
+    def _train(self, grads, variables):
+        """An ordinary step of one replica."""
+        trained = []
+        for gradient, variable in zip(grads, variables, strict=True):
+            if gradient is None:
+                trained.append(None)
+            elif id(variable) in self._plan.by_id:
+                trained.append(self._trained_gradient(gradient, self._plan.by_id[id(variable)]))
+            else:
+                # Inside a `cond`, a gradient must be a tensor of this branch's graph.
+                trained.append(tf.identity(gradient))
+        self.inner_optimizer.apply(trained, trainable_variables=self._plan.trained(variables))
+
+    def _trained_gradient(self, gradient, sparse):
+        """What the inner optimizer sees of a dense gradient: that of the active connections."""
+        return masks.masked(gradient, sparse.mask)
+
+    def _after_training(self, strategy):
+        """Called after each gradient step, in cross-replica context."""
+        kernels.mask_weight_averages(strategy, self._plan)
+
+    def _update_masks(self, strategy, pairs):
+        """An update step, the same on every replica."""
+        gradients = kernels.sum_over_replicas(strategy, pairs)
+        finite = kernels.all_finite(strategy, gradients, pairs)
+        tf.cond(
+            finite,
+            lambda: self._update_kernels(strategy, pairs, gradients),
+            lambda: self._skip_update(),
+        )
+
+    def _update_kernels(self, strategy, pairs, gradients):
+        """One drop-and-grow per kernel."""
+        for (sparse, _), gradient in zip(pairs, gradients, strict=True):
+            kernels.update_kernel(strategy, sparse, gradient, self.step, self._updated)
+
+    def _skip_update(self):
+        """NaN or infinite gradients say nothing about connections: leave the masks alone."""
+        self.num_skipped_updates.assign_add(1)
+
+    def _updated(self, sparse, kernel, mask, gradient, step, initial_std):
+        """The new mask of a kernel, and the values at which grown connections start."""
+        seed = tf.constant([self.seed, 0], tf.int64)
+        for data in (sparse.index, step):
+            seed = tf.random.experimental.stateless_fold_in(seed, data)
+        self._kernel_index, self._kernel_seed = sparse.index, seed
+        try:
+            new_mask = self.new_mask(kernel, mask, gradient, step)
+        finally:
+            self._kernel_index = self._kernel_seed = None
+        # Other numbers than those of the scores.
+        seed = tf.random.experimental.stateless_fold_in(seed, 1)
+        values = growth.initial_values(self.grow_init, kernel, mask, gradient, initial_std, seed)
+        return new_mask, values * tf.cast(self.grow_scale, values.dtype)
+
+    def finalize_variable_values(self, var_list):
+        """Called by Keras when `fit` ends: writes averages back, tells of skipped updates."""
+        super().finalize_variable_values(self._plan.trained(var_list) if self.built else var_list)
+        for variable in var_list:
+            if masks.mask_of(variable) is not None:
+                masks.apply_mask(variable)
+        num_skipped = int(tf.convert_to_tensor(self.num_skipped_updates)) if self.built else 0
+        if num_skipped:
+            warnings.warn(
+                f"{type(self).__name__} skipped {num_skipped} mask updates, because gradients or "
+                "weights were not finite. The masks are as they were before.",
+                stacklevel=2,
+            )
+
+    # Exploration.
+
+    def exploration_rate(self):
+        """The share of all connections that were active at some time since training began.
+
+        Reference:
+
+        - [Liu et al., 2021](https://arxiv.org/abs/2102.02887), In-Time Over-Parameterization, its
+          rate `R_s`
+
+        Returns:
+            Float in `[0, 1]`, over all sparse kernels together.
+
+        Raises:
+            ValueError: If the optimizer was not made with `track_exploration=True`, or has not
+                begun to train.
+        """
+        explored = self._explored()
+        num_ever = sum(_count(each.explored.ever_active) for each in explored)
+        return num_ever / sum(each.kernel.value.shape.num_elements() for each in explored)
+
+    def turnover(self):
+        """The share of the active connections that the last mask update grew.
+
+        A connection that was dropped and grown again is not counted: it was not replaced.
+
+        Returns:
+            Float in `[0, 1]`, over all sparse kernels together; 0 before the first update.
+
+        Raises:
+            ValueError: As `exploration_rate`.
+        """
+        explored = self._explored()
+        num_replaced = sum(
+            int(keras.ops.convert_to_numpy(e.explored.num_replaced)) for e in explored
+        )
+        return num_replaced / max(sum(_count(each.mask) for each in explored), 1)
+
+    def _explored(self):
+        if not self.track_exploration:
+            raise ValueError(
+                "Exploration is counted only if it is asked for: pass `track_exploration=True` to "
+                f"{type(self).__name__}. Received: track_exploration={self.track_exploration}"
+            )
+        if not self.built:
+            raise ValueError("Exploration is known once training has begun, or after `build`.")
+        return self._plan.by_id.values()
+
+
+def _count(mask):
+    return int(tf.math.count_nonzero(tf.convert_to_tensor(mask)))
