@@ -1,6 +1,7 @@
 """Sparse training for Keras 3 and TensorFlow: sparse from the first step to the last."""
 
 from rigl_tf import analysis, distributions, flops, multi_worker, pruning, schedules, selection
+from rigl_tf.compact import compact, live_units
 from rigl_tf.export import export
 from rigl_tf.masks import get_masks, set_masks
 from rigl_tf.optimizers import (
@@ -26,10 +27,12 @@ __all__ = [
     "SparseWrapper",
     "StaticSparse",
     "analysis",
+    "compact",
     "distributions",
     "export",
     "flops",
     "get_masks",
+    "live_units",
     "multi_worker",
     "pruning",
     "schedules",
