@@ -1,10 +1,20 @@
 """Sparse training for Keras 3 and TensorFlow: sparse from the first step to the last."""
 
-from rigl_tf import analysis, distributions, flops, multi_worker, pruning, schedules, selection
+from rigl_tf import (
+    analysis,
+    callbacks,
+    distributions,
+    flops,
+    multi_worker,
+    pruning,
+    schedules,
+    selection,
+)
 from rigl_tf.compact import compact, live_units
 from rigl_tf.export import export
 from rigl_tf.masks import get_masks, set_masks
 from rigl_tf.optimizers import (
+    DNW,
     SET,
     SNFS,
     GradualPruning,
@@ -18,6 +28,7 @@ from rigl_tf.summary import sparsity_summary
 from rigl_tf.wrapper import SparseWrapper
 
 __all__ = [
+    "DNW",
     "SET",
     "SNFS",
     "GradualPruning",
@@ -27,6 +38,7 @@ __all__ = [
     "SparseWrapper",
     "StaticSparse",
     "analysis",
+    "callbacks",
     "compact",
     "distributions",
     "export",

@@ -141,9 +141,9 @@ class SparseOptimizer(SparseTraining):
     def random_uniform(self, kernel):
         """Random scores in `[0, 1)` of the kernel's shape, for use in a score.
 
-        They are the same on every replica and in every run.
+        They are the same on every replica, in every run, and with XLA or without.
         """
-        return tf.random.stateless_uniform(kernel.shape, self._kernel_seed)
+        return growth.uniform(kernel.shape, self._kernel_seed)
 
     def new_mask(self, kernel, mask, gradient, step):
         """The mask after an update: drop and grow.

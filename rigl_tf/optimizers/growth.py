@@ -15,10 +15,14 @@ def mean_of_active(values, mask):
     return tf.math.divide_no_nan(tf.reduce_sum(values * mask), tf.reduce_sum(mask))
 
 
+def uniform(shape, seed, low=0.0):
+    """Random numbers from `low` to 1, the same with XLA and without."""
+    return tf.random.stateless_uniform(shape, seed, low, 1.0, alg="philox")
+
+
 def _normal(std, kernel, seed):
-    return tf.cast(std, kernel.dtype) * tf.random.stateless_normal(
-        kernel.shape, seed, dtype=kernel.dtype
-    )
+    draws = tf.random.stateless_normal(kernel.shape, seed, alg="philox")
+    return tf.cast(std, kernel.dtype) * tf.cast(draws, kernel.dtype)
 
 
 def _zeros(kernel, mask, gradient, initial_std, seed):
@@ -35,8 +39,7 @@ def _random_normal(kernel, mask, gradient, initial_std, seed):
 
 def _random_uniform(kernel, mask, gradient, initial_std, seed):
     width = mean_of_active(tf.abs(kernel), mask)
-    draws = tf.random.stateless_uniform(kernel.shape, seed, -1.0, 1.0, kernel.dtype)
-    return width * draws
+    return width * tf.cast(uniform(kernel.shape, seed, -1.0), kernel.dtype)
 
 
 def _gradient(kernel, mask, gradient, initial_std, seed):
