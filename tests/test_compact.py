@@ -1,5 +1,6 @@
 """`rigl_tf.compact`: the same predictions from fewer units."""
 
+import itertools
 import json
 import zipfile
 
@@ -43,7 +44,7 @@ def sparse_of(model, masks):
 
 def random_masks(widths, density, seed):
     generator = np.random.default_rng(seed)
-    return [generator.random(shape) < density for shape in zip(widths, widths[1:], strict=False)]
+    return [generator.random(shape) < density for shape in itertools.pairwise(widths)]
 
 
 def live_by_removal(masks):
@@ -115,7 +116,7 @@ def test_units_left_and_predictions(density, seed):
     small = rigl_tf.compact(sparse)
     check_same_predictions(sparse, small)
     assert [weight.shape for weight in small.trainable_weights[::2]] == [
-        (len(rows), len(columns)) for rows, columns in zip(want, want[1:], strict=False)
+        (len(rows), len(columns)) for rows, columns in itertools.pairwise(want)
     ]
     kernels = rigl_tf.get_masks(sparse).items()
     for (path, mask), rows, columns in zip(kernels, want, want[1:], strict=False):
@@ -363,5 +364,5 @@ def test_subclassed_model_is_refused():
 
     model = Net()
     model(np.ones((1, 3)))
-    with pytest.raises(ValueError, match="chain of Dense layers.*of class Net"):
+    with pytest.raises(ValueError, match=r"chain of Dense layers.*of class Net"):
         rigl_tf.live_units(model)
