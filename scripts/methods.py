@@ -2,16 +2,32 @@
 
 import math
 
+import keras
+
 import models
 import rigl_tf
 
-METHODS = ("dense", "static", "set", "snfs", "rigl_inverted", "rigl", "pruning", "small_dense")
+METHODS = (
+    "dense",
+    "static",
+    "snip",
+    "grasp",
+    "set",
+    "snfs",
+    "rigl_inverted",
+    "rigl",
+    "pruning",
+    "dnw",
+    "small_dense",
+)
 _DYNAMIC = {
     "set": rigl_tf.SET,
     "snfs": rigl_tf.SNFS,
     "rigl_inverted": rigl_tf.RigLInverted,
     "rigl": rigl_tf.RigL,
 }
+_AT_INITIALISATION = {"snip": rigl_tf.pruning.snip_masks, "grasp": rigl_tf.pruning.grasp_masks}
+_NUM_SCORED = 1000
 
 
 def check_method(method):
@@ -20,8 +36,11 @@ def check_method(method):
         raise ValueError(f"`method` must be one of {list(METHODS)}. Received: method={method!r}")
 
 
-def build_model(method, name, sparsity, distribution="erk", seed=0, **model_arguments):
+def build_model(method, name, sparsity, distribution="erk", seed=0, data=None, **model_arguments):
     """The model that `method` trains: dense, sparse, or a small dense one with as many weights.
+
+    `"pruning"` and `"dnw"` start with all connections; `"snip"` and `"grasp"` choose theirs by the
+    first 1000 training examples, as many in each kernel as the distribution says.
 
     Args:
         method: One of `METHODS`.
@@ -29,14 +48,21 @@ def build_model(method, name, sparsity, distribution="erk", seed=0, **model_argu
         sparsity: Share of zeros, in `[0, 1)`. The small dense model has at most as many kernel
             weights as a sparse model of this sparsity has active ones.
         distribution, seed: See `rigl_tf.sparsify`.
+        data: The `scripts.datasets.Dataset` of a classifier, for `"snip"` and `"grasp"`.
         **model_arguments: Arguments of the builder.
     """
     check_method(method)
     model = models.build(name, **model_arguments)
     if method == "dense":
         return model
-    if method == "pruning":
-        return rigl_tf.sparsify(model, 0.0)
+    if method in ("pruning", "dnw", *_AT_INITIALISATION):
+        sparse = rigl_tf.sparsify(model, 0.0)
+        if method in _AT_INITIALISATION:
+            examples = data.x_train[:_NUM_SCORED], data.y_train[:_NUM_SCORED]
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            choose = _AT_INITIALISATION[method]
+            rigl_tf.set_masks(sparse, choose(sparse, examples, sparsity, loss, distribution))
+        return sparse
     sparse = rigl_tf.sparsify(model, sparsity, distribution, seed=seed)
     if method != "small_dense":
         return sparse
@@ -59,17 +85,21 @@ def wrap_optimizer(
     update_frequency=100,
     drop_fraction=0.3,
     seed=0,
+    **dynamic_arguments,
 ):
     """`inner_optimizer` for the dense methods, else the method's optimizer around it.
 
     Masks change until `end_fraction` of `total_steps`. Pruning starts at 40 % of that time, as in
-    the paper's runs on ImageNet; `sparsity` and `distribution` are for pruning alone.
+    the paper's runs on ImageNet; `sparsity` and `distribution` are for pruning and DNW alone,
+    `dynamic_arguments` for SET, SNFS and RigL.
     """
     check_method(method)
     if method in ("dense", "small_dense"):
         return inner_optimizer
-    if method == "static":
+    if method in ("static", *_AT_INITIALISATION):
         return rigl_tf.StaticSparse(inner_optimizer)
+    if method == "dnw":
+        return rigl_tf.DNW(inner_optimizer, sparsity, distribution)
     end_step = math.ceil(end_fraction * total_steps)
     if method == "pruning":
         return rigl_tf.GradualPruning(
@@ -86,4 +116,5 @@ def wrap_optimizer(
         update_frequency=update_frequency,
         drop_fraction=drop_fraction,
         seed=seed,
+        **dynamic_arguments,
     )

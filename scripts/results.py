@@ -1,6 +1,8 @@
 """Rows, tables, plots and provenance of the experiments in `results/`."""
 
+import contextlib
 import csv
+import fcntl
 import os
 import platform
 import statistics
@@ -12,6 +14,7 @@ class Rows:
     """Finished runs in a CSV file; a run is known by the columns in `key`.
 
     Every added row is on disk before `add` returns, so that a script can be stopped at any time.
+    Several processes may add rows to the same file.
 
     Args:
         path: `pathlib.Path` of the CSV file, which need not exist.
@@ -21,26 +24,41 @@ class Rows:
     def __init__(self, path, key):
         self.path = path
         self.key = key
-        self.rows = []
-        if path.exists():
-            with path.open(newline="") as file:
-                self.rows = [
-                    {name: _number(value) for name, value in row.items()}
-                    for row in csv.DictReader(file)
-                ]
+        self.rows = self._read()
+
+    def _read(self):
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return [
+                {name: _number(value) for name, value in row.items()}
+                for row in csv.DictReader(file)
+            ]
 
     def __contains__(self, run):
         return any(all(row[name] == run[name] for name in self.key) for row in self.rows)
 
     def add(self, row):
         """Appends one row; the file is written anew and renamed, so it is never half-written."""
-        self.rows.append(row)
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(row), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(temporary, self.path)
+        with _locked(self.path.parent):
+            self.rows = [*self._read(), row]
+            temporary = self.path.with_suffix(".tmp")
+            with temporary.open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(row), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(self.rows)
+            os.replace(temporary, self.path)
+
+
+@contextlib.contextmanager
+def _locked(directory):
+    """Keeps other processes waiting that want the same."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _number(text):

@@ -37,7 +37,7 @@ from absl import app, flags, logging
 
 import rigl_tf
 from rigl_tf import multi_worker
-from scripts import datasets, methods, runs, strategies
+from scripts import datasets, experiments, methods, runs, strategies
 from scripts.finish import finish
 from scripts.settings import (
     MAY_DIFFER,
@@ -141,21 +141,15 @@ def train(training):
 
 
 def batches(data, settings, first_epoch=0):
-    """The training batches of the epochs from `first_epoch` on, as one `tf.data.Dataset`.
-
-    The order of each epoch is a function of the seed and of the epoch only.
-    """
-    with tf.device("CPU"):
-        x, y = tf.constant(data.x_train), tf.constant(data.y_train)
-
-    def one_epoch(epoch):
-        seed = tf.stack([tf.constant(settings.seed, tf.int64), epoch])
-        order = tf.random.experimental.stateless_shuffle(tf.range(len(x)), seed)
-        order = tf.data.Dataset.from_tensor_slices(order)
-        return order.batch(settings.batch_size, drop_remainder=True)
-
-    indices = tf.data.Dataset.range(first_epoch, settings.epochs).flat_map(one_epoch)
-    return indices.map(lambda i: (tf.gather(x, i), tf.gather(y, i))).prefetch(tf.data.AUTOTUNE)
+    """The training batches of the epochs from `first_epoch` on."""
+    return experiments.batches(
+        data.x_train,
+        data.y_train,
+        settings.batch_size,
+        settings.epochs,
+        settings.seed,
+        first_epoch,
+    )
 
 
 def _steps_per_execution(settings, steps_per_epoch):
@@ -190,6 +184,7 @@ def _compiled_model(settings, data):
         settings.sparsity,
         settings.distribution,
         settings.seed,
+        data,
         input_shape=data.x_train.shape[1:],
         num_classes=data.num_classes,
         l2=settings.l2,
