@@ -53,7 +53,7 @@ def top_k_mask(scores, k):
     >>> top_k_mask(tf.constant([3.0, 1.0, 3.0, 3.0]), 2).numpy().tolist()
     [True, False, True, False]
     """
-    return _top_k_of_keys(_ordered_keys(scores), k)
+    return _top_k_of_keys(ordered_keys(scores), k)
 
 
 def drop_and_grow(mask, drop_scores, grow_scores, num_drop):
@@ -77,7 +77,7 @@ def drop_and_grow(mask, drop_scores, grow_scores, num_drop):
     num_active = tf.math.count_nonzero(mask, dtype=tf.int32)
     num_drop = tf.clip_by_value(tf.cast(num_drop, tf.int32), 0, num_active)
     kept = keep(mask, drop_scores, num_active - num_drop)
-    chosen = top_k_mask(_where(~kept, grow_scores), num_drop)
+    chosen = top_k_mask(where_eligible(~kept, grow_scores), num_drop)
     new_mask = kept | chosen
     return new_mask, new_mask & ~mask
 
@@ -100,10 +100,10 @@ def keep(mask, scores, num_active):
     """
     mask = tf.convert_to_tensor(mask)
     most = tf.math.count_nonzero(mask, dtype=tf.int32)
-    return top_k_mask(_where(mask, scores), tf.minimum(tf.cast(num_active, tf.int32), most))
+    return top_k_mask(where_eligible(mask, scores), tf.minimum(tf.cast(num_active, tf.int32), most))
 
 
-def _where(eligible, scores):
+def where_eligible(eligible, scores):
     """Scores of the eligible entries; the others rank below them, whatever the scores are."""
     scores = tf.convert_to_tensor(scores)
     # NaN and -inf, say the logarithm of a zero weight, are the lowest scores there are.
@@ -111,7 +111,7 @@ def _where(eligible, scores):
     return tf.where(eligible, scores, tf.constant(float("-inf"), scores.dtype))
 
 
-def _ordered_keys(scores):
+def ordered_keys(scores):
     """Signed integers in the order of the scores, by their IEEE 754 bits.
 
     A negative number's bits count away from zero; subtracted from those of -0.0, towards it. So
