@@ -269,6 +269,8 @@ def test_bad_arguments_of_train_bezier():
         train(degree=1)
     with pytest.raises(ValueError, match="must be the path of a sparse kernel"):
         train(masks={"nowhere": np.ones((2, 1), bool)})
+    with pytest.raises(ValueError, match=r"`data` must be a `tf.data.Dataset`.* 'list'"):
+        train(data=[1])
     with pytest.raises(ValueError, match="`data` must have a batch at least"):
         train(data=EYE.take(0))
     with pytest.raises(ValueError, match=r"`control_points\[0\]` must be the weights"):

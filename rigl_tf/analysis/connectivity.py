@@ -167,8 +167,8 @@ def train_bezier(
         `control_points` of `interpolate`.
 
     Raises:
-        ValueError: If an argument is out of its range, `data` is empty, or weights or masks are
-            not those of such a model.
+        ValueError: If an argument is out of its range, `data` is no data set or empty, or weights
+            or masks are not those of such a model.
 
     Example:
 
@@ -181,6 +181,8 @@ def train_bezier(
     """
     start = _check_weights(model, "start", start)
     end = _check_weights(model, "end", end)
+    if not isinstance(data, tf.data.Dataset):
+        raise ValueError(f"`data` must be a `tf.data.Dataset` of batches. Received: {type(data)}")
     _check_range("steps", steps, 1)
     _check_range("degree", degree, 2)
     masks = check_masks(model, masks or {})
