@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from rigl_tf import schedules, selection
-from rigl_tf.optimizers import growth
+from rigl_tf.optimizers import draws, growth
 from rigl_tf.optimizers.slots import optimizers_within
 from rigl_tf.optimizers.training import SparseTraining
 
@@ -139,11 +139,11 @@ class SparseOptimizer(SparseTraining):
         raise NotImplementedError(f"{type(self).__name__} must implement `grow_scores`.")
 
     def random_uniform(self, kernel):
-        """Random scores in `[0, 1)` of the kernel's shape, for use in a score.
+        """Random scores in `(0, 1)` of the kernel's shape, for use in a score.
 
         They are the same on every replica, in every run, and with XLA or without.
         """
-        return growth.uniform(kernel.shape, self._kernel_seed)
+        return draws.uniform(kernel.shape, self._kernel_seed)
 
     def new_mask(self, kernel, mask, gradient, step):
         """The mask after an update: drop and grow.

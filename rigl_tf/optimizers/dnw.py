@@ -85,10 +85,10 @@ class DNW(SparseOptimizer):
             return
         super().build(variables)
         shares = self._plan.allocate(self.distribution, self.sparsity)
-        self._num_active = {}
+        self._plan.num_active = {}
         for sparse in self._plan.by_id.values():
             size = math.prod(sparse.kernel.shape)
-            self._num_active[sparse.index] = size - distributions.num_zeros(
+            self._plan.num_active[sparse.index] = size - distributions.num_zeros(
                 size, shares[sparse.index]
             )
 
@@ -124,7 +124,7 @@ class DNW(SparseOptimizer):
         """The mask of the largest latent weights; that of before if they are no numbers."""
         finite = tf.reduce_all(tf.math.is_finite(latent))
         scores = tf.where(finite, tf.abs(latent), tf.zeros([], latent.dtype))
-        largest = selection.top_k_mask(scores, self._num_active[sparse.index])
+        largest = selection.top_k_mask(scores, self._plan.num_active[sparse.index])
         return tf.where(finite, largest, mask)
 
     def finalize_variable_values(self, var_list):

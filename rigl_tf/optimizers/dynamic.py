@@ -130,16 +130,15 @@ class SNFS(SparseOptimizer):
             inner_optimizer, end_step, *args, gradient_momentum=gradient_momentum, **kwargs
         )
         self.redistribute = bool(redistribute)
-        self._num_moved = {}
 
     def grow_scores(self, kernel, mask, gradient):
         return tf.abs(gradient)
 
     def _update_kernels(self, strategy, pairs, gradients):
         if self.redistribute:
-            self._num_moved = self._redistributed([sparse for sparse, _ in pairs])
+            self._plan.num_moved = self._redistributed([sparse for sparse, _ in pairs])
         super()._update_kernels(strategy, pairs, gradients)
-        self._num_moved = {}  # tensors of this branch of the graph
+        self._plan.num_moved = {}  # tensors of this branch of the graph
 
     def _redistributed(self, sparse_kernels):
         """`{index: (number to drop, number to grow)}`."""
@@ -163,9 +162,9 @@ class SNFS(SparseOptimizer):
         return {each.index: pair for each, pair in zip(sparse_kernels, moved, strict=True)}
 
     def new_mask(self, kernel, mask, gradient, step):
-        if self._kernel_index not in self._num_moved:
+        if self._kernel_index not in self._plan.num_moved:
             return super().new_mask(kernel, mask, gradient, step)
-        num_drop, num_grow = self._num_moved[self._kernel_index]
+        num_drop, num_grow = self._plan.num_moved[self._kernel_index]
         num_active = tf.math.count_nonzero(mask, dtype=tf.int32)
         drop_scores = self.drop_scores(kernel, mask, gradient)
         kept = selection.keep(mask, drop_scores, num_active - num_drop)

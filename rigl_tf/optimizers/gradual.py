@@ -95,7 +95,7 @@ class GradualPruning(SparseOptimizer):
             return
         super().build(variables)
         shares = self._plan.allocate(self.distribution, max(self._sparsities))
-        self._num_active = {
+        self._plan.num_active = {
             sparse.index: self._counts(math.prod(sparse.kernel.shape), shares[sparse.index])
             for sparse in self._plan.by_id.values()
         }
@@ -109,7 +109,7 @@ class GradualPruning(SparseOptimizer):
         ]
 
     def new_mask(self, kernel, mask, gradient, step):
-        counts = tf.constant(self._num_active[self._kernel_index], tf.int32)
+        counts = tf.constant(self._plan.num_active[self._kernel_index], tf.int32)
         # Not `counts[...]`: XLA would compile a slice anew for every step.
         num_active = tf.gather(counts, (step - self._steps[0]) // self.update_frequency)
         scores = self.drop_scores(kernel, mask, gradient)

@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from rigl_tf.optimizers import draws
+
 
 def std_of_active(kernel, mask):
     """Standard deviation of the active entries of a kernel, 0 if there are none."""
@@ -15,14 +17,8 @@ def mean_of_active(values, mask):
     return tf.math.divide_no_nan(tf.reduce_sum(values * mask), tf.reduce_sum(mask))
 
 
-def uniform(shape, seed, low=0.0):
-    """Random numbers from `low` to 1, the same with XLA and without."""
-    return tf.random.stateless_uniform(shape, seed, low, 1.0, alg="philox")
-
-
 def _normal(std, kernel, seed):
-    draws = tf.random.stateless_normal(kernel.shape, seed, alg="philox")
-    return tf.cast(std, kernel.dtype) * tf.cast(draws, kernel.dtype)
+    return tf.cast(std, kernel.dtype) * tf.cast(draws.normal(kernel.shape, seed), kernel.dtype)
 
 
 def _zeros(kernel, mask, gradient, initial_std, seed):
@@ -39,7 +35,7 @@ def _random_normal(kernel, mask, gradient, initial_std, seed):
 
 def _random_uniform(kernel, mask, gradient, initial_std, seed):
     width = mean_of_active(tf.abs(kernel), mask)
-    return width * tf.cast(uniform(kernel.shape, seed, -1.0), kernel.dtype)
+    return width * tf.cast(2 * draws.uniform(kernel.shape, seed) - 1, kernel.dtype)
 
 
 def _gradient(kernel, mask, gradient, initial_std, seed):

@@ -51,6 +51,10 @@ class Plan:
         self._trained_by_id = {
             id(variable): twin for variable, twin in zip(variables, trained, strict=True)
         }
+        # What an algorithm knows of each kernel, by its index. (On the optimizer, a dictionary
+        # with such keys could not be in a checkpoint of TensorFlow.)
+        self.num_active = {}
+        self.num_moved = {}
         # (sparse kernel, average of its weights), for an inner optimizer with `use_ema=True`.
         self.weight_averages = [
             (sparse, slot.variable)

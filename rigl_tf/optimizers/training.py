@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from rigl_tf import masks
-from rigl_tf.optimizers import growth, kernels, limits
+from rigl_tf.optimizers import draws, growth, kernels, limits
 from rigl_tf.optimizers.slots import recorded_slots
 from rigl_tf.optimizers.wrapping import WrappingOptimizer
 
@@ -175,16 +175,14 @@ class SparseTraining(WrappingOptimizer):
 
     def _updated(self, sparse, kernel, mask, gradient, step, initial_std):
         """The new mask of a kernel, and the values at which grown connections start."""
-        seed = tf.constant([self.seed, 0], tf.int64)
-        for data in (sparse.index, step):
-            seed = tf.random.experimental.stateless_fold_in(seed, data)
+        seed = draws.fold(tf.constant([self.seed, 0], tf.int64), sparse.index, step)
         self._kernel_index, self._kernel_seed = sparse.index, seed
         try:
             new_mask = self.new_mask(kernel, mask, gradient, step)
         finally:
             self._kernel_index = self._kernel_seed = None
         # Other numbers than those of the scores.
-        seed = tf.random.experimental.stateless_fold_in(seed, 1)
+        seed = draws.fold(seed, 1)
         values = growth.initial_values(self.grow_init, kernel, mask, gradient, initial_std, seed)
         return new_mask, values * tf.cast(self.grow_scale, values.dtype)
 
