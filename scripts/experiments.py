@@ -150,6 +150,7 @@ def fit(
     callbacks=(),
     first_epoch=0,
     jit_compile=True,
+    validate=False,
 ):
     """Trains a classifier, whose outputs are logits.
 
@@ -161,9 +162,10 @@ def fit(
         callbacks: List of `keras.callbacks.Callback`.
         jit_compile: Whether XLA compiles the steps. On CPUs that is faster for Dense layers, and
             slower for convolutions.
+        validate: Whether to evaluate the test data after every epoch.
 
     Returns:
-        The `keras.callbacks.History` of the training data.
+        The `keras.callbacks.History`.
     """
     steps = steps_per_epoch(data, batch_size)
     model.compile(
@@ -180,6 +182,8 @@ def fit(
         epochs=epochs,
         steps_per_epoch=steps,
         callbacks=list(callbacks),
+        validation_data=(data.x_test, data.y_test) if validate else None,
+        validation_batch_size=min(1000, len(data.x_test)),
         shuffle=False,
         verbose=0,
     )
