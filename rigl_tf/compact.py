@@ -67,9 +67,9 @@ def compact(model):
     >>> np.allclose(small(np.ones((1, 28, 28))), sparse(np.ones((1, 28, 28))), atol=1e-5)
     True
     """
-    before, stages = _chain(model)
+    stages = _chain(model)
     live = _live(stages)
-    x = before.output
+    inputs, x = _copy_before(model, stages[0].layer)
     if not live[0].all():
         x = keras.ops.take(x, np.flatnonzero(live[0]), axis=-1)
     pending = []
@@ -81,7 +81,7 @@ def compact(model):
             new_layer = copy_of_layer(layer)
             x = new_layer(x)
             pending.append((layer, new_layer, columns))
-    result = keras.Model(before.input, x, name=model.name)
+    result = keras.Model(inputs, x, name=model.name)
     _check_call(model, result)
     for layer, new_layer, columns in pending:
         _copy_state(layer, new_layer, columns)
@@ -110,7 +110,7 @@ def live_units(model):
     >>> [units.tolist() for units in live_units(sparse)]
     [[0, 3], [0]]
     """
-    return [np.flatnonzero(live) for live in _live(_chain(model)[1])]
+    return [np.flatnonzero(live) for live in _live(_chain(model))]
 
 
 class _Stage:
@@ -191,7 +191,7 @@ def _live(stages):
 
 
 def _chain(model):
-    """The part of a model before its first Dense layer, copied, and the stages from there on."""
+    """The stages of a model, from its first Dense layer on."""
     if not isinstance(model, keras.Model):
         raise ValueError(f"{_RULE} Received: {model!r}")
     if not model.built:
@@ -210,8 +210,18 @@ def _chain(model):
         stages.append(_Stage(dense, after))
     for layer in layers[: places[0]]:
         _check_kernels(model, layer)
+    return stages
+
+
+def _copy_before(model, dense):
+    """New inputs of a model, and what comes from them to its first Dense layer."""
     inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-    return strip(keras.Model(inputs, layers[places[0]].input)), stages
+    if dense.input is not model.inputs[0]:
+        before = strip(keras.Model(inputs, dense.input))
+        return before.input, before.output
+    # Keras 3.12 makes no model without a layer.
+    new = keras.Input(batch_shape=dense.input.shape, dtype=dense.input.dtype, name=dense.input.name)
+    return keras.tree.map_structure(lambda _: new, inputs), new
 
 
 def _check_links(model, layers):

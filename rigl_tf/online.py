@@ -85,7 +85,9 @@ def largest_gradients(
     A tile of the kernel's gradient has `tile_rows` rows: those of so many inputs of a Dense layer,
     or so many input channels at one position of a convolution's window. It is the product of these
     inputs with `output_gradients`, as the whole gradient is; only the rounding of the products may
-    differ. Memory is `O(k + tile)`, and for a convolution a view of one position of its inputs.
+    differ. Memory is `O(k + tile)`, and for a convolution a view of one position of its inputs. It
+    is bought with time, about ten times that with the dense gradient, and more with XLA, which
+    sorts slowly on CPUs: for kernels of which the gradient fits into memory, use `drop_and_grow`.
 
     Args:
         inputs: Floating-point tensor, the layer's inputs: `(..., inputs)`, or for a convolution

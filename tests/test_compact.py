@@ -220,6 +220,7 @@ def test_saved_loaded_stripped_compacted_again(tmp_path):
     loaded = keras.models.load_model(tmp_path / "small.keras")
     check_same_predictions(sparse, loaded)
     again = rigl_tf.compact(loaded)
+    assert [layer.name for layer in again.layers] == ["inputs", "dense_1", "dense_2", "dense_3"]
     assert again.count_params() == small.count_params()
     check_same_predictions(sparse, again)
     plain = rigl_tf.strip(small)
