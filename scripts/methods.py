@@ -53,26 +53,30 @@ def build_model(method, name, sparsity, distribution="erk", seed=0, data=None, *
     """
     check_method(method)
     model = models.build(name, **model_arguments)
-    if method == "dense":
-        return model
-    if method in ("pruning", "dnw", *_AT_INITIALISATION):
-        sparse = rigl_tf.sparsify(model, 0.0)
-        if method in _AT_INITIALISATION:
-            examples = data.x_train[:_NUM_SCORED], data.y_train[:_NUM_SCORED]
-            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-            choose = _AT_INITIALISATION[method]
-            rigl_tf.set_masks(sparse, choose(sparse, examples, sparsity, loss, distribution))
-        return sparse
-    sparse = rigl_tf.sparsify(model, sparsity, distribution, seed=seed)
     if method != "small_dense":
-        return sparse
-    masks = rigl_tf.get_masks(sparse)
+        return sparsify(method, model, sparsity, distribution, seed, data)
+    masks = rigl_tf.get_masks(rigl_tf.sparsify(model, sparsity, distribution, seed=seed))
     num_sparse = sum(mask.size for mask in masks.values())
     num_active = sum(int(mask.sum()) for mask in masks.values())
     num_dense = models.count_kernel_weights(model) - num_sparse
     builder = models.BUILDERS[name]
     width = models.small_dense_width(builder, num_active + num_dense, **model_arguments)
     return models.build(name, width=width, **model_arguments)
+
+
+def sparsify(method, model, sparsity, distribution="erk", seed=0, data=None):
+    """The model as `method` starts to train it; for the arguments see `build_model`."""
+    if method == "dense":
+        return model
+    if method not in ("pruning", "dnw", *_AT_INITIALISATION):
+        return rigl_tf.sparsify(model, sparsity, distribution, seed=seed)
+    sparse = rigl_tf.sparsify(model, 0.0)
+    if method in _AT_INITIALISATION:
+        examples = data.x_train[:_NUM_SCORED], data.y_train[:_NUM_SCORED]
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        masks = _AT_INITIALISATION[method](sparse, examples, sparsity, loss, distribution)
+        rigl_tf.set_masks(sparse, masks)
+    return sparse
 
 
 def wrap_optimizer(

@@ -102,26 +102,33 @@ def mean_table(rows, series, x, y, order):
 
 def plot_means(rows, series, x, y, path, order, title, xlabel, ylabel):
     """Draws mean ± standard deviation over x, a line for each series; x = 0 across the plot."""
+    values = means(rows, series, x, y)
+    ticks = sorted({key[1] for key in values if key[1] > 0})
+    with figure(path) as axes:
+        for name in order:
+            points = sorted((key[1], *value) for key, value in values.items() if key[0] == name)
+            if len(points) == 1 and points[0][0] == 0:
+                axes.axhline(points[0][1], color="black", linestyle="--", label=name)
+            elif points:
+                xs, ys, errors, _ = zip(*points, strict=True)
+                positions = [ticks.index(value) for value in xs]
+                axes.errorbar(positions, ys, errors, marker="o", capsize=3, label=name)
+        axes.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        axes.grid(alpha=0.3)
+        axes.legend()
+
+
+@contextlib.contextmanager
+def figure(path, figsize=(7, 4.5), **subplots):
+    """The axes of a figure, saved as PNG at the end; for `subplots` see `pyplot.subplots`."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    values = means(rows, series, x, y)
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    ticks = sorted({key[1] for key in values if key[1] > 0})
-    for name in order:
-        points = sorted((key[1], *value) for key, value in values.items() if key[0] == name)
-        if len(points) == 1 and points[0][0] == 0:
-            axes.axhline(points[0][1], color="black", linestyle="--", label=name)
-        elif points:
-            xs, ys, errors, _ = zip(*points, strict=True)
-            positions = [ticks.index(value) for value in xs]
-            axes.errorbar(positions, ys, errors, marker="o", capsize=3, label=name)
-    axes.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    figure, axes = pyplot.subplots(figsize=figsize, **subplots)
+    yield axes
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
