@@ -71,7 +71,8 @@ def run_all(rows, wanted, do, seconds):
         result = do(run)
         took = time.monotonic() - begin
         rows.add({**run, **result, "seconds": round(took, 1)})
-        shown = ", ".join(f"{name} {value}" for name, value in {**run, **result}.items())
+        columns = {name: str(value) for name, value in {**run, **result}.items()}
+        shown = ", ".join(f"{name} {text}" for name, text in columns.items() if len(text) < 40)
         print(f"{number}/{len(todo)} {shown}: {took:.0f} s", flush=True)
 
 

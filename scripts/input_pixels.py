@@ -121,6 +121,18 @@ def _table(rows, epochs):
     return lines
 
 
+def _paper(rows, epochs):
+    of_rigl = [row for row in rows if row["method"] == "rigl"]
+    if not of_rigl:
+        return []
+    connected = _SIDE**2 - _mean(of_rigl, "without", epochs)[0]
+    return [
+        f"In the end RigL sees {connected:.0f} of {_SIDE**2} pixels. In Table 2 of the paper, "
+        "after 200 epochs and without the neurons that lead nowhere, it is 408.",
+        "",
+    ]
+
+
 def plot(rows, epochs, path):
     """Heat-maps of one run of each method, and below them the shares at the border over time."""
     import matplotlib
@@ -182,6 +194,7 @@ def report(rows, epochs, output_dir):
         "",
         *_table(rows, epochs),
         "",
+        *_paper(rows, epochs),
         f"Test accuracy in percent, a number for each seed: {accuracies}.",
         "",
         f"![Connections of each pixel over time]({_NAME}.png)",
