@@ -65,6 +65,14 @@ def pruning(inner, end_step, update_frequency, drop_fraction):
     return rigl_tf.GradualPruning(inner, end_step, 0.9, update_frequency=update_frequency)
 
 
+def redistributed(inner, *args, **kwargs):
+    return rigl_tf.SNFS(inner, *args, redistribute=True, grow_init="random_normal", **kwargs)
+
+
+def dnw(inner, *args, **kwargs):
+    return rigl_tf.DNW(inner, 0.5)
+
+
 def compiled(make, algorithm, inner=sgd):
     """A sparse model and a batch. All variables are there before the step is traced."""
     model = rigl_tf.sparsify(make(), 0.5)
@@ -93,6 +101,8 @@ def check_is_static(hlo):
         (mlp, rigl_tf.SET, sgd, "float32"),
         (mlp, rigl_tf.SNFS, sgd, "float32"),
         (mlp, rigl_tf.StaticSparse, sgd, "float32"),
+        (mlp, redistributed, sgd, "float32"),
+        (mlp, dnw, sgd, "float32"),
         (mlp, pruning, sgd, "float32"),
         (convnet, rigl_tf.RigL, keras.optimizers.Adam, "mixed_bfloat16"),
         (recurrent, rigl_tf.RigL, keras.optimizers.Adam, "float32"),
