@@ -198,6 +198,9 @@ def report(rows, epochs, output_dir):
         f"Test accuracy in percent, a number for each seed: {accuracies}.",
         "",
         f"![Connections of each pixel over time]({_NAME}.png)",
+        "",
+        "Where a single digit shines through, RigL has grown connections by the gradient of one "
+        "batch: most of them go again with a later update.",
     ]
     experiments.write_page(_NAME, lines, "scripts.input_pixels")
     plot(rows, epochs, output_dir / f"{_NAME}.png")
