@@ -1,0 +1,263 @@
+"""Tests of `scripts.experiments`, and each experiment for a few steps on small data."""
+
+import csv
+import gzip
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+from absl.testing import flagsaver
+from test_scripts import run
+
+from scripts import ablations, cifar_table, compression, experiments, language_table, results
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# What the experiments share.
+
+
+def test_shift_and_flip():
+    # Each pixel holds its own row and column, plus one: what is shifted in is 0.
+    rows, columns = np.meshgrid(np.arange(1, 9), np.arange(1, 9), indexing="ij")
+    image = np.stack([rows, columns], -1).astype("float32")
+    images = tf.constant(np.repeat(image[None], 200, axis=0))
+    shifted = experiments.shift_and_flip(images, (3, 4)).numpy()
+    again = experiments.shift_and_flip(images, (3, 4)).numpy()
+    np.testing.assert_array_equal(shifted, again)
+    assert (experiments.shift_and_flip(images, (3, 5)).numpy() != shifted).any()
+    seen = set()
+    for new in shifted:
+        at = np.argwhere(new[..., 0] > 0)
+        down = {int(new[r, c, 0]) - 1 - r for r, c in at}
+        across = np.sign(np.diff(new[at[0][0], :, 1][new[at[0][0], :, 1] > 0]))
+        assert len(down) == 1
+        assert len({*across}) == 1
+        is_flipped = across[0] < 0
+        value = new[:, ::-1, 1] if is_flipped else new[..., 1]
+        right = {int(value[r, c]) - 1 - c for r, c in np.argwhere(value > 0)}
+        assert len(right) == 1
+        assert abs(next(iter(down))) <= 4
+        assert abs(next(iter(right))) <= 4
+        seen.add((next(iter(down)), next(iter(right)), bool(is_flipped)))
+    assert {each[2] for each in seen} == {True, False}
+    assert {each[0] for each in seen} == set(range(-4, 5))
+
+
+def test_batches_see_every_example_once_an_epoch():
+    x = np.arange(10, dtype="float32")
+    first, second = (
+        [
+            (a.numpy().tolist(), b.numpy().tolist())
+            for a, b in experiments.batches(x, x + 1, 5, 2, s)
+        ]
+        for s in (0, 1)
+    )
+    assert len(first) == 4
+    for epoch in (first[:2], first[2:]):
+        assert sorted(value for inputs, _ in epoch for value in inputs) == x.tolist()
+    assert all(targets == [value + 1 for value in inputs] for inputs, targets in first)
+    assert first != second
+    assert first[:2] != first[2:]
+    later = experiments.batches(x, x + 1, 5, 2, 0, first_epoch=1)
+    assert [a.numpy().tolist() for a, _ in later] == [inputs for inputs, _ in first[2:]]
+
+
+@pytest.fixture
+def given(tmp_path):
+    """The flags of an experiment, with an output directory of their own."""
+    with flagsaver.flagsaver():
+        experiments.define_flags(epochs=1)
+        flags.FLAGS(["test", f"--output_dir={tmp_path}/out"])
+        yield flags.FLAGS
+
+
+def test_runs_are_done_once_and_in_parts(given, capsys):
+    wanted = [{"seed": seed} for seed in range(5)]
+    done = []
+
+    def do(run):
+        done.append(run["seed"])
+        return {"accuracy": 10 * run["seed"]}
+
+    given.part = "1/2"
+    experiments.run_all(experiments.store("e", ("seed",)), wanted, do, lambda run: 60)
+    assert done == [1, 3]
+    assert capsys.readouterr().out.startswith("2 runs to do, about 2 minutes")
+    given.part = "0/1"
+    rows = experiments.store("e", ("seed",))
+    experiments.run_all(rows, wanted, do, lambda run: 60)
+    assert done == [1, 3, 0, 2, 4]
+    assert [(row["seed"], row["accuracy"]) for row in rows.rows] == [(s, 10 * s) for s in done]
+
+
+def test_processes_add_rows_to_the_same_file(tmp_path):
+    first, second = (results.Rows(tmp_path / "rows.csv", ("seed",)) for _ in range(2))
+    first.add({"seed": 0})
+    second.add({"seed": 1})
+    first.add({"seed": 2})
+    assert [row["seed"] for row in first.rows] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("part", ["2/2", "1", "a/b", "-1/2"])
+def test_a_part_that_is_none_is_refused(given, part):
+    with pytest.raises(flags.IllegalFlagValueError, match="--part must be like 1/3"):
+        given.part = part
+
+
+def test_no_whole_batch(given):
+    data = type("Data", (), {"x_train": np.zeros((9, 2))})
+    with pytest.raises(ValueError, match=r"a batch of 10 at least\. Received: 9 training"):
+        experiments.steps_per_epoch(data, 10)
+
+
+# The experiments.
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    for name, shape, size in (("mnist", (28, 28), 200), ("cifar10", (32, 32, 3), 128)):
+        arrays = {}
+        for split, count in (("train", size), ("test", 20)):
+            arrays[f"x_{split}"] = generator.integers(0, 256, (count, *shape)).astype("uint8")
+            arrays[f"y_{split}"] = generator.integers(0, 10, count).astype("uint8")
+        np.savez(path / f"{name}.npz", **arrays)
+    text = b"to be or not to be, that is the question. " * 600
+    (path / "text.txt.gz").write_bytes(gzip.compress(text))
+    return path
+
+
+def test_cifar_table(data_dir, tmp_path):
+    arguments = [f"--data_dir={data_dir}", f"--output_dir={tmp_path}", "--epochs=1"]
+    chosen = ["--methods=static,rigl (erk)", "--sparsities=0.9"]
+    run(cifar_table, *arguments, *chosen)
+    rows = rows_of(tmp_path / "cifar10_resnet20.csv")
+    assert [row["method"] for row in rows] == ["static", "rigl (erk)"]
+    page = (tmp_path / "cifar10_resnet20.md").read_text()
+    assert f"| static | {float(rows[0]['accuracy']):.2f} ± 0.00 |" in page
+    assert "Not run yet" not in page
+    assert (tmp_path / "cifar10_resnet20.png").stat().st_size > 1000
+
+
+def test_compression(data_dir, tmp_path):
+    run(
+        compression,
+        f"--data_dir={data_dir}",
+        f"--output_dir={tmp_path}",
+        "--epochs=2",
+        "--seeds=1",
+    )
+    first, second = rows_of(tmp_path / "compression.csv")
+    assert (first["method"], second["method"]) == ("RigL", "RigL+")
+    widths = [int(width) for width in first["architecture"].split("-")]
+    pixels = compression._from_text(first["pixels"])
+    assert len(pixels) == widths[0]
+    # RigL+ starts from what RigL left, so it is no larger.
+    left = [int(width) for width in second["architecture"].split("-")]
+    assert all(small <= large for small, large in zip(left, widths, strict=True))
+    assert {*compression._from_text(second["pixels"])} <= {*pixels}
+    # 2352 + 3270 + 1000 connections at most, two FLOPs each.
+    assert float(first["kflops"]) <= 13.25
+    assert (
+        f"| RigL+ | seed 1 | {second['architecture']} |"
+        in (tmp_path / "compression.md").read_text()
+    )
+
+
+def test_live_pixels_as_text():
+    pixels = np.array([0, 9, 783])
+    np.testing.assert_array_equal(compression._from_text(compression._to_text(pixels, 784)), pixels)
+
+
+def test_ablations(data_dir, tmp_path, monkeypatch):
+    chosen = {
+        "update": ["every 50, 0.5"],
+        "schedule": ["learning rate"],
+        "grow_init": ["random normal"],
+        "lottery": ["lottery masks and weights, RigL"],
+        "distribution": ["rigl, erdos_renyi"],
+    }
+    for study, (title, settings, share) in ablations.STUDIES.items():
+        assert {*chosen[study]} <= {*settings}
+        monkeypatch.setitem(ablations.STUDIES, study, (title, chosen[study], share))
+    monkeypatch.setitem(
+        ablations.STUDIES, "schedule", ("schedule", ["cosine", "learning rate"], 1.0)
+    )
+    run(
+        ablations,
+        f"--data_dir={data_dir}",
+        f"--output_dir={tmp_path}",
+        "--epochs=2",
+        "--seeds=0",
+    )
+    rows = rows_of(tmp_path / "ablations.csv")
+    assert [row["study"] for row in rows] == [
+        "update",
+        "schedule",
+        "schedule",
+        "grow_init",
+        "lottery",
+        "distribution",
+    ]
+    assert rows[-1]["epochs"] == "1"
+    page = (tmp_path / "ablations.md").read_text()
+    assert f"| 50 | – | – | {float(rows[0]['accuracy']):.2f} ± 0.00 |" in page
+    assert f"| random normal | {float(rows[3]['accuracy']):.2f} ± 0.00 |" in page
+
+
+def test_a_lottery_ticket_starts_at_its_first_weights(data_dir, given, monkeypatch):
+    given.data_dir = str(data_dir)
+    data = experiments.load("mnist")
+    seen = []
+    monkeypatch.setattr(
+        ablations,
+        "_train",
+        lambda data, model, method, *_, **__: seen.append(
+            (method, model.get_weights(), ablations.rigl_tf.get_masks(model))
+        ),
+    )
+    setting = {"setting": "lottery masks and weights, static", "seed": 0, "epochs": 1}
+    ablations.keras.utils.set_random_seed(0)
+    ablations._from_ticket(data, setting)
+    (first, start, _), (second, weights, masks) = seen
+    assert (first, second) == ("pruning", "static")
+    kernels = [weight for weight in start if weight.dtype == "float32" and weight.ndim == 2]
+    rewound = [weight for weight in weights if weight.dtype == "float32" and weight.ndim == 2]
+    for kernel, new, mask in zip(kernels, rewound, masks.values(), strict=True):
+        np.testing.assert_array_equal(new, np.where(mask, kernel, 0))
+
+
+def test_language_table(data_dir, tmp_path):
+    run(
+        language_table,
+        f"--data_dir={data_dir}",
+        f"--output_dir={tmp_path}",
+        "--text=text.txt.gz",
+        "--epochs=1",
+        "--width=0.02",
+        "--methods=rigl,pruning",
+    )
+    rows = rows_of(tmp_path / "language.csv")
+    assert [(row["method"], row["steps"]) for row in rows] == [("rigl", "50"), ("pruning", "50")]
+    # 50 steps are enough to see that 17 of 256 characters occur.
+    assert all(0 < float(row["bits"]) < 8 for row in rows)
+    assert "| rigl | 50 |" in (tmp_path / "language.md").read_text()
+
+
+def test_sequences():
+    inputs, targets = language_table.sequences(np.arange(32 * 64 + 5))
+    assert inputs.shape == targets.shape == (32, 64)
+    np.testing.assert_array_equal(targets, inputs + 1)
+    with pytest.raises(ValueError, match=r"32 sequences of 64 characters\. Received: 2048"):
+        language_table.sequences(np.arange(32 * 64))
+
+
+def test_no_text(tmp_path):
+    with pytest.raises(ValueError, match="--text must be a file in --data_dir"):
+        language_table.load_text(tmp_path / "text.txt")
