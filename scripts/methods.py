@@ -1,5 +1,6 @@
 """The methods that the scripts compare: which model, which optimizer."""
 
+import functools
 import math
 
 import keras
@@ -14,6 +15,7 @@ METHODS = (
     "grasp",
     "set",
     "snfs",
+    "snfs_redistributed",
     "rigl_inverted",
     "rigl",
     "pruning",
@@ -23,6 +25,7 @@ METHODS = (
 _DYNAMIC = {
     "set": rigl_tf.SET,
     "snfs": rigl_tf.SNFS,
+    "snfs_redistributed": functools.partial(rigl_tf.SNFS, redistribute=True),
     "rigl_inverted": rigl_tf.RigLInverted,
     "rigl": rigl_tf.RigL,
 }

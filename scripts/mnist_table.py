@@ -6,7 +6,7 @@
         --methods=dense,static,set,rigl,pruning
 
 The first trains dense, sparse (ERK) and small-dense networks at 80, 90, 95, 98 and 99 % sparsity:
-153 runs of 10 epochs, about 20 s each on two cores. The second trains longer, all schedules
+168 runs of 10 epochs, about 20 s each on two cores. The second trains longer, all schedules
 stretched. Finished runs are rows of `results/mnist_lenet_300_100.csv` (or
 `fashion_mnist_lenet_300_100.csv`) and are never repeated; the Markdown table and the plot beside it
 are made anew from all rows. Expect RigL above SET above static, the more so the sparser.
