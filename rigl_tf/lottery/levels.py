@@ -1,0 +1,159 @@
+"""What a level of pruning starts from and leaves behind, kept in files so that it runs once."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import zipfile
+
+import numpy as np
+
+from rigl_tf import masks
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """One training of a network that was pruned `number` times.
+
+    Attributes:
+        number: Integer, 0 for the network before pruning.
+        num_active: Integer, the active connections of all sparse kernels together.
+        sparsity: Float, the share of zeros over all sparse kernels.
+        masks: `{kernel path: mask}`, for `rigl_tf.set_masks`.
+        metrics: What `train` returned.
+    """
+
+    number: int
+    num_active: int
+    sparsity: float
+    masks: dict
+    metrics: object
+
+
+def state_of(model):
+    """The values of all variables of a model but its masks; random seeds are among them."""
+    return {
+        "weights": [_array(variable) for variable in _variables(model)],
+        "masks": list(masks.get_masks(model).values()),
+    }
+
+
+def restore(model, weights, kernel_masks):
+    """Sets what `state_of` gave; the masks have the last word."""
+    for variable, value in zip(_variables(model), weights, strict=True):
+        variable.assign(value)
+    masks.set_masks(model, dict(zip(masks.sparse_kernels(model), kernel_masks, strict=True)))
+
+
+def shapes_of(model):
+    """The shapes of what `state_of` gives: two models of different ones are not the same."""
+    return [list(variable.shape) for variable in _variables(model)]
+
+
+def _variables(model):
+    kernels = masks.sparse_kernels(model).values()
+    mask_ids = {id(masks.mask_of(kernel)) for kernel in kernels}
+    return [variable for variable in model.variables if id(variable) not in mask_ids]
+
+
+def _array(variable):
+    value = variable.numpy()
+    # bfloat16 is no type of NumPy's files; float32 holds all its numbers.
+    return value.astype("float32") if value.dtype.kind == "V" else np.array(value)
+
+
+class Records:
+    """Results by name, each computed once: those in the directory are read.
+
+    A record is a dictionary with lists of arrays, and `metrics`, which JSON can hold. It is one
+    file, written under a temporary name and renamed when it is complete.
+
+    Args:
+        directory: Path, made if it is not there. `None` keeps nothing.
+        settings: Dictionary for JSON. A directory with other settings is refused.
+    """
+
+    def __init__(self, directory, settings):
+        self._path = None if directory is None else pathlib.Path(directory).expanduser()
+        if self._path is None:
+            return
+        self._path.mkdir(parents=True, exist_ok=True)
+        self._check_settings(json.loads(json.dumps(settings)))
+
+    def once(self, name, compute):
+        """The record of this name; `compute()` makes it if there is none."""
+        path = None if self._path is None else self._path / f"{name}.npz"
+        if path is not None and path.exists():
+            return _read(path)
+        record = compute()
+        record = {**record, "metrics": plain(record.get("metrics"))}
+        if path is not None:
+            self._replace(path, lambda file: _write(file, record))
+        return record
+
+    def _check_settings(self, settings):
+        path = self._path / "settings.json"
+        if not path.exists():
+            text = json.dumps(settings, indent=2) + "\n"
+            self._replace(path, lambda file: file.write(text.encode()))
+            return
+        found = json.loads(path.read_text())
+        names = sorted(settings.keys() | found.keys())
+        other = [name for name in names if settings.get(name) != found.get(name)]
+        if other:
+            difference = ", ".join(
+                f"{name}={_short(settings.get(name))} (there: {_short(found.get(name))})"
+                for name in other
+            )
+            raise ValueError(
+                "`directory` must be new, or hold results of the same settings. "
+                f"Received: directory={str(self._path)!r}, {difference}"
+            )
+
+    def _replace(self, path, write):
+        temporary = path.with_name(f".tmp-{path.name}")
+        with open(temporary, "wb") as file:
+            write(file)
+        os.replace(temporary, path)
+
+
+def plain(metrics):
+    """`metrics` as JSON gives them back, so that a result is the same when it is read again."""
+    try:
+        return json.loads(json.dumps(metrics, default=lambda value: np.asarray(value).tolist()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "`train` must return metrics that JSON can hold: numbers, in lists or dictionaries. "
+            f"Received: {metrics!r}"
+        ) from error
+
+
+def _short(value):
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _write(file, record):
+    arrays = {
+        f"{name}/{index}": array
+        for name, values in record.items()
+        if name != "metrics"
+        for index, array in enumerate(values)
+    }
+    np.savez(file, metrics=json.dumps(record["metrics"]), **arrays)
+
+
+def _read(path):
+    record = {}
+    try:
+        with np.load(path) as arrays:
+            record["metrics"] = json.loads(str(arrays["metrics"]))
+            for key in arrays.files:
+                if key != "metrics":
+                    record.setdefault(key.split("/")[0], []).append(arrays[key])
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            "A finished level must be as it was written: delete the file to have it run again. "
+            f"Received: {path} ({type(error).__name__}: {error})"
+        ) from error
+    return record

@@ -1,0 +1,256 @@
+"""Lottery tickets: train, prune the smallest weights, rewind, again."""
+
+import functools
+from numbers import Integral, Real
+
+import keras
+import numpy as np
+
+from rigl_tf import distributions, masks, pruning
+from rigl_tf.lottery.levels import Level, Records, restore, shapes_of, state_of
+
+
+class RewindPoint(keras.callbacks.Callback):
+    """Where later trainings start: `find_ticket` gives it to `train` if `rewind_step` is not 0.
+
+    In the first training it takes the weights after `step` steps, if it is among the callbacks of
+    `model.fit`, or if a custom loop calls `record` after each step.
+
+    Attributes:
+        step: Integer, the step to rewind to.
+        start_step: Integer, the step that this training starts from: 0 in the first, `step` after
+            it.
+        num_steps: Integer, the steps that this training was seen to do.
+    """
+
+    def __init__(self, step, start_step, take):
+        super().__init__()
+        self.step = step
+        self.start_step = start_step
+        self.state = None
+        self._take = take
+        self._num_before = 0
+        self.num_steps = 0
+
+    def record(self, num_steps):
+        """Tells that the first training has done `num_steps` steps by now."""
+        self.num_steps = num_steps
+        if self.start_step or self.state is not None:
+            return
+        if num_steps == self.step:
+            self.state = self._take()
+        elif num_steps > self.step:
+            raise ValueError(
+                "The first training must stop over at `rewind_step`; with `steps_per_execution`, "
+                "choose a multiple of it. Received: rewind_step="
+                f"{self.step}, steps done={num_steps}"
+            )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._num_before = self.num_steps
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.record(self._num_before + batch + 1)
+
+
+def find_ticket(
+    model,
+    train,
+    levels,
+    prune_fraction=0.2,
+    scope="global",
+    rewind_step=0,
+    one_shot=False,
+    directory=None,
+    rewind="weights",
+):
+    """Finds a lottery ticket by magnitude pruning, iterative or in one shot.
+
+    The network is trained (level 0); at each level the weakest `prune_fraction` of its active
+    connections go, the others are rewound, and it is trained again. Of `n` active connections,
+    `floor(prune_fraction * n)` go: a fixed number, whatever the weights. In the end the model is
+    the ticket: the masks of the last level, and the weights which that level started from.
+
+    Rewound are all variables of the model but the masks: kernels, biases, the scale, offset and
+    moving statistics of normalisations, the states of random seeds. If the model is compiled, the
+    optimizer starts at every level as it was when this function was called; an optimizer that
+    `train` makes is its own affair (to make one each time is right).
+
+    Reference:
+
+    - [Frankle and Carbin, 2019](https://arxiv.org/abs/1803.03635), to step 0
+    - [Frankle et al., 2020](https://arxiv.org/abs/1912.05671), to step k
+    - [Renda et al., 2020](https://arxiv.org/abs/2003.02389), of the learning rate
+
+    Args:
+        model: A built sparse `keras.Model`, made with `sparsify(model, 0.0)`.
+        train: Function `train(model, level) -> metrics` that trains the model to the end in place;
+            `level` is an integer. With `rewind_step > 0` it is `train(model, level, rewind)`: hand
+            `rewind` to `model.fit(..., callbacks=[rewind])`, or call `rewind.record(num_steps)`
+            after each step of your own loop; begin at `rewind.start_step`, as in the example.
+        levels: Integer >= 1, how many times to prune. Trainings are one more.
+        prune_fraction: Share of the active connections that a level prunes, in `(0, 1)`.
+        scope: `"global"` ranks the connections of all sparse kernels together; with `"layerwise"`
+            each kernel loses its own weakest `prune_fraction`.
+        rewind_step: Integer >= 0, in steps (batches) of the first training.
+        one_shot: Whether to prune once, to the counts that `levels` prunings have.
+        directory: Path, or `None`. Finished levels are kept there: a run that was stopped goes on
+            at the first unfinished one, also to more `levels`, and a finished one is never trained
+            again. The initial weights are kept too, and those of `model` not looked at.
+        rewind: `"weights"`; or `"learning_rate"`, which keeps the trained weights and only starts
+            the schedule again, at `rewind_step`.
+
+    Returns:
+        List of `Level`, with `number`, `num_active`, `sparsity`, `masks` and `metrics`: levels 0
+        to `levels`, or these two if `one_shot`.
+
+    Raises:
+        ValueError: If an argument is out of its range, the model has no sparse kernel, the first
+            training does not come to `rewind_step`, or `directory` has results of other settings.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    >>> model = rigl_tf.sparsify(model, sparsity=0.0)
+    >>> x, y = np.ones((20, 8)), np.zeros((20, 4))
+    >>> def train(model, level):
+    ...     model.compile(keras.optimizers.SGD(0.1), "mse")
+    ...     return model.fit(x, y, verbose=0).history
+    >>> [level.num_active for level in find_ticket(model, train, levels=2)]
+    [32, 26, 21]
+
+    To weights after 5 steps, where a schedule goes on as well:
+
+    >>> def train(model, level, rewind):
+    ...     schedule = keras.optimizers.schedules.CosineDecay(0.1, decay_steps=20)
+    ...     optimizer = keras.optimizers.SGD(schedule)
+    ...     optimizer.iterations.assign(rewind.start_step)
+    ...     model.compile(optimizer, "mse")
+    ...     epoch = rewind.start_step // 5
+    ...     model.fit(x, y, 4, epochs=4, initial_epoch=epoch, callbacks=[rewind], verbose=0)
+    >>> ticket = find_ticket(model, train, levels=2, rewind_step=5)[-1]
+    """
+    _check(model, levels, prune_fraction, scope, rewind_step, rewind)
+    settings = {
+        "prune_fraction": float(prune_fraction),
+        "scope": scope,
+        "rewind": rewind,
+        "rewind_step": int(rewind_step),
+        "one_shot": bool(one_shot),
+        "shapes": shapes_of(model),
+    }
+    records = Records(directory, settings)
+    start = records.once("start", functools.partial(state_of, model))
+    reset_optimizer = _optimizer_reset(model)
+    weights = rewound = start["weights"]
+    kernel_masks, last, results = start["masks"], None, []
+    for number in (0, levels) if one_shot else range(levels + 1):
+        if last is not None:
+            restore(model, last["weights"], last["masks"])
+            times = number if one_shot else 1
+            kernel_masks = prune(model, prune_fraction, scope, times).values()
+            weights = rewound if rewind == "weights" else last["weights"]
+        restore(model, weights, kernel_masks)
+        reset_optimizer()
+        start_step = rewind_step if number else 0
+        point = RewindPoint(rewind_step, start_step, functools.partial(state_of, model))
+        run = functools.partial(_run, model, train, number, point, rewind)
+        last = records.once(f"level-{number:03d}", run)
+        rewound = last.get("rewound", rewound)
+        results.append(_level(model, number, last))
+    restore(model, weights, kernel_masks)
+    reset_optimizer()
+    return results
+
+
+def prune(model, prune_fraction, scope, times=1):
+    """Masks that keep the largest weights, with the counts of `times` prunings; see `find_ticket`.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(10)])
+    >>> model = rigl_tf.sparsify(model, sparsity=0.0)
+    >>> [int(mask.sum()) for mask in prune(model, 0.2, "global", times=3).values()]
+    [52]
+    """
+    kernel_masks = masks.get_masks(model)
+    sizes = {path: mask.size for path, mask in kernel_masks.items()}
+    num_active = {path: np.count_nonzero(mask) for path, mask in kernel_masks.items()}
+    if scope == "global":
+        num_left = _num_left(sum(num_active.values()), prune_fraction, times)
+        return pruning.magnitude_masks(model, _sparsity(sum(sizes.values()), num_left))
+    shares = {
+        path: _sparsity(sizes[path], _num_left(num_active[path], prune_fraction, times))
+        for path in sizes
+    }
+    return pruning.magnitude_masks(model, 0.0, lambda shapes, sparsity: shares)
+
+
+def _num_left(num_active, prune_fraction, times):
+    for _ in range(times):
+        num_active -= distributions.num_zeros(int(num_active), prune_fraction)
+    return num_active
+
+
+def _sparsity(size, num_active):
+    """A sparsity that leaves exactly so many: half a weight keeps it clear of rounding."""
+    return (size - num_active + 0.5) / size
+
+
+def _run(model, train, number, point, rewind):
+    metrics = train(model, number, point) if point.step else train(model, number)
+    record = {**state_of(model), "metrics": metrics}
+    if number == 0 and point.step and rewind == "weights":
+        if point.state is None:
+            raise ValueError(
+                "The first training must come to `rewind_step`, and tell `rewind` of its steps: "
+                "`model.fit(..., callbacks=[rewind])`, or `rewind.record(num_steps)` after each. "
+                f"Received: rewind_step={point.step}, steps told of={point.num_steps}"
+            )
+        record["rewound"] = point.state["weights"]
+    return record
+
+
+def _level(model, number, record):
+    kernel_masks = dict(zip(masks.sparse_kernels(model), record["masks"], strict=True))
+    num_active = sum(int(np.count_nonzero(mask)) for mask in kernel_masks.values())
+    size = sum(mask.size for mask in kernel_masks.values())
+    sparsity = (size - num_active) / size
+    return Level(number, num_active, sparsity, kernel_masks, record["metrics"])
+
+
+def _optimizer_reset(model):
+    """A function that sets the optimizer of a compiled model to what it is now."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        return lambda: None
+    if not optimizer.built:
+        with model.distribute_strategy.scope():
+            optimizer.build(model.trainable_variables)
+    values = [variable.numpy() for variable in optimizer.variables]
+
+    def reset():
+        for variable, value in zip(optimizer.variables, values, strict=True):
+            variable.assign(value)
+
+    return reset
+
+
+def _check(model, levels, prune_fraction, scope, rewind_step, rewind):
+    if not masks.sparse_kernels(model):
+        raise ValueError(
+            "A ticket is found in a built sparse model: make one with `rigl_tf.sparsify(model, "
+            f"0.0)`. Received: model={model.name!r}, without sparse kernels"
+        )
+    for name, value, least in (("levels", levels, 1), ("rewind_step", rewind_step, 0)):
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"`{name}` must be an integer >= {least}. Received: {name}={value!r}")
+    if not isinstance(prune_fraction, Real) or not 0 < prune_fraction < 1:
+        raise ValueError(
+            "`prune_fraction` must be a number between 0 and 1. "
+            f"Received: prune_fraction={prune_fraction!r}"
+        )
+    choices = {"scope": ("global", "layerwise"), "rewind": ("weights", "learning_rate")}
+    for name, value in (("scope", scope), ("rewind", rewind)):
+        if value not in choices[name]:
+            raise ValueError(f"`{name}` must be one of {choices[name]}. Received: {name}={value!r}")

@@ -1,0 +1,277 @@
+"""Tests of `lottery.find_ticket`: levels that a human can prune by eye."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import rigl_tf
+from rigl_tf import lottery
+
+layers = keras.layers
+
+# Two kernels of ten connections, all weights different.
+ONE = np.array([[1, -2, 3, -4, 5], [-6, 7, -8, 9, -10]], "float32")
+TWO = np.array([[11], [-12], [13], [-14], [15]], "float32")
+
+
+def network():
+    dense = keras.Sequential(
+        [keras.Input((2,)), layers.Dense(5, name="one"), layers.Dense(1, name="two")]
+    )
+    sparse = rigl_tf.sparsify(dense, 0.0)
+    one, two = [wrapper.layer for wrapper in sparse.layers]
+    one.kernel.assign(ONE)
+    two.kernel.assign(TWO)
+    two.bias.assign([7.0])
+    return sparse
+
+
+def values(model):
+    return [kernel.numpy() for kernel in rigl_tf.masks.sparse_kernels(model).values()]
+
+
+class Halving:
+    """Trains by halving all weights and adding one to the last bias; counts its calls."""
+
+    def __init__(self, stop_at=None):
+        self.calls = []
+        self.starts = []
+        self.stop_at = stop_at
+
+    def __call__(self, model, level):
+        if level == self.stop_at:
+            raise KeyboardInterrupt
+        self.calls.append(level)
+        self.starts.append([*values(model), model.layers[1].layer.bias.numpy()])
+        for kernel in rigl_tf.masks.sparse_kernels(model).values():
+            kernel.assign(kernel / 2)
+        model.layers[1].layer.bias.assign_add([1.0])
+        return {"accuracy": np.float32(0.5), "level": level}
+
+
+def test_global_levels_by_hand():
+    # 15 connections; a half goes: 15 -> 15 - 7 = 8 -> 4. The weakest stand in the first kernel.
+    model, train = network(), Halving()
+    found = lottery.find_ticket(model, train, levels=2, prune_fraction=0.5)
+    assert [level.num_active for level in found] == [15, 8, 4]
+    assert [level.sparsity for level in found] == [0.0, 7 / 15, 11 / 15]
+    assert [level.number for level in found] == train.calls == [0, 1, 2]
+    assert found[2].metrics == {"accuracy": 0.5, "level": 2}
+    first, second = found[1].masks.values()
+    np.testing.assert_array_equal(first, np.abs(ONE) >= 8)
+    assert second.all()
+    first, second = found[2].masks.values()
+    assert not first.any()
+    np.testing.assert_array_equal(second, np.abs(TWO) >= 12)
+    # Each level starts from the initial weights, its mask applied, the bias too.
+    one, two, bias = train.starts[1]
+    np.testing.assert_array_equal(one, np.where(np.abs(ONE) >= 8, ONE, 0))
+    np.testing.assert_array_equal(two, TWO)
+    assert bias == [7.0]
+    # The model is the ticket.
+    np.testing.assert_array_equal(values(model)[1], np.where(np.abs(TWO) >= 12, TWO, 0))
+    assert model.layers[1].layer.bias.numpy() == [7.0]
+    assert all(
+        (mask == of_level).all()
+        for mask, of_level in zip(
+            rigl_tf.get_masks(model).values(), found[2].masks.values(), strict=True
+        )
+    )
+
+
+def test_layerwise_levels_by_hand():
+    # 10 -> 10 - 3 = 7 -> 5 and 5 -> 5 - 1 = 4 -> 3.
+    found = lottery.find_ticket(network(), Halving(), 2, prune_fraction=0.3, scope="layerwise")
+    assert [level.num_active for level in found] == [15, 11, 8]
+    first, second = found[2].masks.values()
+    np.testing.assert_array_equal(first, np.abs(ONE) >= 6)
+    np.testing.assert_array_equal(second, np.abs(TWO) >= 13)
+
+
+@pytest.mark.parametrize("scope", ["global", "layerwise"])
+def test_one_shot_has_the_counts_of_as_many_levels(scope):
+    train = Halving()
+    once = lottery.find_ticket(network(), train, 3, 0.3, scope, one_shot=True)
+    levels = lottery.find_ticket(network(), Halving(), 3, 0.3, scope)
+    assert train.calls == [0, 3]
+    assert [level.num_active for level in once] == [15, levels[3].num_active]
+    # Halving changes no order, so the masks are equal as well.
+    for mask, of_level in zip(once[1].masks.values(), levels[3].masks.values(), strict=True):
+        np.testing.assert_array_equal(mask, of_level)
+
+
+def test_rewinding_of_the_learning_rate_keeps_the_trained_weights():
+    model, train = network(), Halving()
+    lottery.find_ticket(model, train, 2, 0.5, rewind="learning_rate")
+    np.testing.assert_array_equal(train.starts[1][1], TWO / 2)
+    np.testing.assert_array_equal(train.starts[2][1], np.where(np.abs(TWO) >= 12, TWO / 4, 0))
+    assert train.starts[2][2] == [9.0]
+    np.testing.assert_array_equal(values(model)[1], np.where(np.abs(TWO) >= 12, TWO / 4, 0))
+
+
+@pytest.mark.parametrize("pruning", [{}, {"scope": "layerwise", "rewind": "learning_rate"}])
+def test_a_stopped_run_goes_on_at_the_first_unfinished_level(tmp_path, pruning):
+    whole = network()
+    wanted = lottery.find_ticket(whole, Halving(), 3, 0.3, **pruning)
+    model, train = network(), Halving(stop_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        lottery.find_ticket(model, train, 3, 0.3, directory=tmp_path, **pruning)
+    other = network()
+    other.set_weights([value * 0 + 3 for value in other.get_weights()])  # not looked at
+    again = Halving()
+    found = lottery.find_ticket(other, again, 3, 0.3, directory=tmp_path, **pruning)
+    assert train.calls + again.calls == [0, 1, 2, 3]
+    assert_same(found, wanted)
+    for value, of_whole in zip(other.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(value, of_whole)
+    # A third time nothing is trained; one level more is.
+    third = Halving()
+    assert_same(lottery.find_ticket(network(), third, 3, 0.3, directory=tmp_path, **pruning), found)
+    assert third.calls == []
+    lottery.find_ticket(network(), third, 4, 0.3, directory=tmp_path, **pruning)
+    assert third.calls == [4]
+
+
+def assert_same(found, wanted):
+    for level, other in zip(found, wanted, strict=True):
+        assert (level.number, level.num_active, level.metrics) == (
+            other.number,
+            other.num_active,
+            other.metrics,
+        )
+        for mask, of_other in zip(level.masks.values(), other.masks.values(), strict=True):
+            np.testing.assert_array_equal(mask, of_other)
+
+
+def test_a_directory_of_other_settings_is_refused(tmp_path):
+    lottery.find_ticket(network(), Halving(), 1, 0.5, directory=tmp_path)
+    with pytest.raises(ValueError, match=r"same settings.*prune_fraction=0.3 \(there: 0.5\)"):
+        lottery.find_ticket(network(), Halving(), 1, 0.3, directory=tmp_path)
+    dense = keras.Sequential([keras.Input((3,)), layers.Dense(5)])
+    other = rigl_tf.sparsify(dense, 0.0)
+    with pytest.raises(ValueError, match=r"same settings.*shapes=\[\[3, 5\]"):
+        lottery.find_ticket(other, Halving(), 1, 0.5, directory=tmp_path)
+
+
+def test_a_half_written_level_does_not_count_and_a_damaged_one_is_named(tmp_path):
+    lottery.find_ticket(network(), Halving(), 1, 0.5, directory=tmp_path)
+    (tmp_path / "level-001.npz").rename(tmp_path / ".tmp-level-001.npz")
+    train = Halving()
+    lottery.find_ticket(network(), train, 1, 0.5, directory=tmp_path)
+    assert train.calls == [1]
+    (tmp_path / "level-001.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"delete the file.*level-001\.npz"):
+        lottery.find_ticket(network(), train, 1, 0.5, directory=tmp_path)
+
+
+X = np.random.default_rng(0).normal(size=(12, 2)).astype("float32")
+Y = X[:, :1] * X[:, 1:]
+STATES = {}
+
+
+def fit_from(model, level, rewind):
+    """Four epochs of three steps; what each training starts with goes to `STATES`."""
+    STATES[level] = model.get_weights()
+    optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
+    optimizer.iterations.assign(rewind.start_step)
+    model.compile(optimizer, "mse")
+    snapshot = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: STATES.update({(level, epoch + 1): model.get_weights()})
+    )
+    first = rewind.start_step // 3
+    model.fit(X, Y, 4, 4, 0, callbacks=[rewind, snapshot], shuffle=False, initial_epoch=first)
+    return {"steps": int(optimizer.iterations.numpy()), "first": first}
+
+
+def normalised():
+    keras.utils.set_random_seed(1)
+    dense = keras.Sequential(
+        [keras.Input((2,)), layers.Dense(5), layers.BatchNormalization(), layers.Dense(1)]
+    )
+    return rigl_tf.sparsify(dense, 0.0)
+
+
+def test_fit_rewinds_to_step_k_normalisation_and_all(tmp_path):
+    model = normalised()
+    found = lottery.find_ticket(
+        model, fit_from, 2, 0.5, rewind_step=6, directory=tmp_path / "whole"
+    )
+    assert [level.metrics for level in found] == [
+        {"steps": 12, "first": 0},
+        {"steps": 12, "first": 2},
+        {"steps": 12, "first": 2},
+    ]
+    names = {weight.name for weight in model.weights}
+    assert {"gamma", "beta", "moving_mean", "moving_variance", "bias"} < names
+    masks = found[2].masks
+    for weight, now, then, start in zip(
+        model.weights, STATES[2], STATES[0, 2], STATES[0], strict=True
+    ):
+        if weight.name != "kernel_mask":
+            assert (then != start).any()  # it had moved by step 6
+            np.testing.assert_array_equal(now, np.where(masks.get(weight.path, True), then, 0))
+    # Read from the files, the rewound weights are the same.
+    again = normalised()
+    lottery.find_ticket(again, None, 2, 0.5, rewind_step=6, directory=tmp_path / "whole")
+    for value, other in zip(again.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(value, other)
+
+
+def test_a_loop_of_ones_own_rewinds_too():
+    starts = []
+
+    def train(model, level, rewind):
+        starts.append(values(model)[1])
+        for step in range(rewind.start_step, 4):
+            for kernel in rigl_tf.masks.sparse_kernels(model).values():
+                kernel.assign(kernel / 2)
+            rewind.record(step + 1)
+
+    lottery.find_ticket(network(), train, 1, 0.2, rewind_step=3)
+    np.testing.assert_array_equal(starts[1], TWO / 8)
+
+
+def test_a_compiled_optimizer_starts_fresh_at_each_level():
+    model = network()
+    optimizer = keras.optimizers.SGD(0.001, momentum=0.9)
+    model.compile(optimizer, "mse")
+    seen = []
+
+    def train(model, level):
+        seen.append([variable.numpy() for variable in optimizer.variables])
+        model.fit(X, Y, 4, verbose=0)
+        optimizer.learning_rate.assign(0.5)
+
+    lottery.find_ticket(model, train, 1)
+    for first, second in zip(*seen, strict=True):
+        np.testing.assert_array_equal(first, second)
+    assert int(optimizer.iterations.numpy()) == 0
+
+
+def test_bad_arguments():
+    def find(model=None, train=lambda model, level, *rest: None, levels=1, **others):
+        lottery.find_ticket(model or network(), train, levels, **others)
+
+    with pytest.raises(ValueError, match=r"`levels` must be an integer >= 1\. Received: levels=0"):
+        find(levels=0)
+    with pytest.raises(ValueError, match="`rewind_step` must be an integer >= 0"):
+        find(rewind_step=0.5)
+    with pytest.raises(ValueError, match=r"between 0 and 1\. Received: prune_fraction=1\.0"):
+        find(prune_fraction=1.0)
+    with pytest.raises(ValueError, match="`scope` must be one of"):
+        find(scope="local")
+    with pytest.raises(ValueError, match="`rewind` must be one of"):
+        find(rewind="both")
+    with pytest.raises(ValueError, match="without sparse kernels"):
+        find(keras.Sequential([keras.Input((2,)), layers.Dense(1)]))
+    with pytest.raises(ValueError, match="that JSON can hold"):
+        find(train=lambda model, level: object())
+    with pytest.raises(ValueError, match="rewind_step=3, steps told of=0"):
+        find(rewind_step=3)
+    with pytest.raises(ValueError, match=r"steps_per_execution.*rewind_step=3, steps done=4"):
+        find(train=lambda model, level, rewind: rewind.record(4), rewind_step=3)
+    assert json.dumps(lottery.levels.plain({"a": np.arange(2), 3: (1, 2)})) == (
+        '{"a": [0, 1], "3": [1, 2]}'
+    )
