@@ -1,6 +1,8 @@
 """How the kernels of a model get their sparsity, once they are all there."""
 
-from rigl_tf import distributions, masks
+import functools
+
+from rigl_tf import distributions, initializers, masks
 
 NO_KERNEL = (
     "`sparsify` needs a model with a layer whose kernel can be sparse: a trainable weight of two "
@@ -16,17 +18,18 @@ class Allocation:
     sparsity when they are built.
 
     Args:
-        distribution, sparsity, seed: See `rigl_tf.sparsify`.
+        distribution, sparsity, seed, initializer: See `rigl_tf.sparsify`.
         choice: The `Choice` of kernels. Names in it that no layer had are errors.
         num_layers: Number of layers to be built.
     """
 
-    def __init__(self, distribution, sparsity, seed, choice, num_layers):
+    def __init__(self, distribution, sparsity, seed, choice, num_layers, initializer=None):
         self._distribution = distribution
         self._sparsity = sparsity
         self._seed = seed
         self._choice = choice
         self._num_layers = num_layers
+        self._initializer = initializer
         self._built = []
         self._is_shared_out = False
 
@@ -34,8 +37,9 @@ class Allocation:
         """Called by a wrapper when it is built, with a `_MaskChoice` for each of its kernels."""
         self._built.append((wrapper, choices))
         if self._is_shared_out:
-            for index, choice in enumerate(choices):
-                choice.choose(self._sparsity, (self._seed, len(self._built), index))
+            num_before = sum(len(choices) for _, choices in self._built[:-1])
+            for index, choice in enumerate(choices, num_before):
+                self._choose(choice, wrapper, self._sparsity, index)
             wrapper.keep([self._sparsity] * len(choices), self._seed)
         elif len(self._built) == self._num_layers:
             self.share_out()
@@ -46,15 +50,24 @@ class Allocation:
             return
         self._is_shared_out = True
         self._choice.check_all_met()
-        choices = [choice for _, choices in self._built for choice in choices]
-        kernels = masks.by_path(choice.kernel for choice in choices)
+        choices = [(choice, wrapper) for wrapper, choices in self._built for choice in choices]
+        kernels = masks.by_path(choice.kernel for choice, _ in choices)
         if not kernels:
             raise ValueError(f"{NO_KERNEL}Received: a model whose layers have none when built")
         shapes = {path: tuple(kernel.shape) for path, kernel in kernels.items()}
         shares = distributions.allocate(self._distribution, shapes, self._sparsity).values()
-        for index, (choice, share) in enumerate(zip(choices, shares, strict=True)):
-            choice.choose(share, (self._seed, index))
+        for index, ((choice, wrapper), share) in enumerate(zip(choices, shares, strict=True)):
+            self._choose(choice, wrapper, share, index)
         self._keep(shares)
+
+    def _choose(self, choice, wrapper, sparsity, index):
+        seed = (self._seed, index)
+        draw = None
+        if self._initializer is not None:
+            draw = functools.partial(
+                initializers.draw, self._initializer, wrapper, choice.kernel, seed
+            )
+        choice.choose(sparsity, seed, draw)
 
     def take_zeros(self):
         """Masks of what is not zero, in all kernels that there are."""

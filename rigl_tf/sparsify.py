@@ -5,7 +5,7 @@ from numbers import Integral
 
 import keras
 
-from rigl_tf import distributions, masks
+from rigl_tf import distributions, initializers, masks
 from rigl_tf.allocation import NO_KERNEL, Allocation
 from rigl_tf.eligibility import Choice
 from rigl_tf.rebuild import (
@@ -29,6 +29,7 @@ def sparsify(
     dense_layers=(),
     sparse_layers=(),
     from_zeros=False,
+    initializer=None,
     seed=0,
 ):
     """Makes a sparse model out of a dense one.
@@ -56,11 +57,15 @@ def sparsify(
             `dense_layers`, which have the last word.
         from_zeros: Whether the model is sparse already: the masks are `True` where its weights are
             not zero, and `sparsity` and `distribution` are left out.
-        seed: Integer. The masks are a function of it, of each kernel's index and of its shape.
+        initializer: `None`, or what gives the sparse kernels new values by their masks: see
+            `rigl_tf.initializers`. Biases and dense weights stay as they are.
+        seed: Integer. The masks are a function of it, of each kernel's index and of its shape; so
+            are the values that `initializer` draws.
 
     Returns:
-        An uncompiled model of the same structure, layer names and weights; in a Sequential or
-        Functional model the paths of the kernels are the same, too, but for `keras.name_scope`s.
+        An uncompiled model of the same structure, layer names and (without `initializer`) weights;
+        in a Sequential or Functional model the paths of the kernels are the same, too, but for
+        `keras.name_scope`s.
 
     Raises:
         ValueError: If an argument is out of its range, the model has wrapped layers already or no
@@ -74,11 +79,13 @@ def sparsify(
     7056
     """
     _check_arguments(model, sparsity, distribution, from_zeros, seed)
+    if initializer is not None:
+        initializers.check(initializer)
     choice = Choice(dense_layers, sparse_layers)
     is_copied_first = model.built and not is_clonable(model)
     dense = copy_of_subclassed(model, "sparsify") if is_copied_first else model
     chosen = _choose(dense, choice)
-    allocation = Allocation(distribution, sparsity or 0.0, seed, choice, len(chosen))
+    allocation = Allocation(distribution, sparsity or 0.0, seed, choice, len(chosen), initializer)
     wrap = functools.partial(_wrap, chosen=chosen, allocation=allocation)
     if is_clonable(dense):
         sparse = _copy(dense, exchange=wrap)
@@ -92,6 +99,8 @@ def sparsify(
         allocation.take_zeros()
     for kernel in masks.sparse_kernels(sparse).values():
         masks.apply_mask(kernel)
+    if initializer is not None and model.built:  # else it is done when it is built
+        initializers.initialize(sparse, initializer, seed)
     return sparse
 
 

@@ -266,24 +266,34 @@ class _MaskChoice:
         self.kernel = kernel
         self._sparsity = None
         self._seed = None
+        self._draw = None
 
-    def choose(self, sparsity, seed):
-        """Decides on a random mask with `floor(sparsity * size)` zeros."""
+    def choose(self, sparsity, seed, draw=None):
+        """Decides on a random mask with `floor(sparsity * size)` zeros.
+
+        With `draw`, a function of the mask, the kernel gets the values that it returns.
+        """
         self._sparsity = sparsity
         self._seed = seed
-        if sparsity and _is_initialized(masks.mask_of(self.kernel)):
+        self._draw = draw
+        if (sparsity or draw) and _is_initialized(masks.mask_of(self.kernel)):
             with tf.init_scope():
-                masks.assign(self.kernel, self._mask())
+                mask = self._mask()
+                masks.mask_of(self.kernel).assign(mask)
+                self.kernel.assign(self._values(mask))
 
     def __call__(self, shape, dtype=None):
-        if not self._sparsity:
-            return tf.ones(shape, tf.bool)
         mask = self._mask()
-        if _is_initialized(self.kernel):
-            self.kernel.assign(masks.masked(self.kernel, mask))
+        if (self._sparsity or self._draw) and _is_initialized(self.kernel):
+            self.kernel.assign(self._values(mask))
         return mask
 
+    def _values(self, mask):
+        return self._draw(mask) if self._draw else masks.masked(self.kernel, mask)
+
     def _mask(self):
+        if not self._sparsity:
+            return tf.ones(self.kernel.shape, tf.bool)
         size = math.prod(self.kernel.shape)
         num_active = size - distributions.num_zeros(size, self._sparsity)
         return selection.random_mask(self.kernel.shape, num_active, self._seed)
