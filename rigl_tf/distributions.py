@@ -13,9 +13,20 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 
 from rigl_tf import str_lists
+from rigl_tf.checks import LARGEST_SPARSITY, check_shapes, check_sparsity
+from rigl_tf.smart_ratio import smart_ratio
 
-# A density too small for a float would round to a sparsity of 1, an empty kernel.
-_LARGEST_SPARSITY = math.nextafter(1.0, 0.0)
+__all__ = [
+    "allocate",
+    "check_sparsity",
+    "erdos_renyi",
+    "erk",
+    "get",
+    "num_zeros",
+    "smart_ratio",
+    "str_resnet50",
+    "uniform",
+]
 
 
 def num_zeros(size, sparsity):
@@ -68,7 +79,7 @@ def uniform(shapes, sparsity, *, dense_first=True, custom=None):
     >>> uniform({"conv": (3, 3, 3, 16), "dense": (16, 10)}, 0.8)
     {'conv': 0.0, 'dense': 0.8}
     """
-    shapes = _checked_shapes(shapes)
+    shapes = check_shapes(shapes)
     result = dict.fromkeys(shapes, check_sparsity(sparsity))
     if dense_first and len(shapes) > 1:
         result[next(iter(shapes))] = 0.0
@@ -101,7 +112,7 @@ def erdos_renyi(shapes, sparsity, *, custom=None):
     >>> {path: round(value, 3) for path, value in result.items()}
     {'conv': 0.805, 'dense': 0.727}
     """
-    shapes = _checked_shapes(shapes)
+    shapes = check_shapes(shapes)
     ratios = {path: _ratio(shape[-2:], 1.0) for path, shape in shapes.items()}
     return _share_out(shapes, sparsity, ratios, _checked_custom(custom, shapes))
 
@@ -135,7 +146,7 @@ def erk(shapes, sparsity, *, power=1.0, custom=None):
     >>> {path: round(value, 4) for path, value in erk(lenet, 0.9).items()}
     {'fc1': 0.9204, 'fc2': 0.7698, 'fc3': 0.0}
     """
-    shapes = _checked_shapes(shapes)
+    shapes = check_shapes(shapes)
     ratios = {path: _ratio(shape, power) for path, shape in shapes.items()}
     return _share_out(shapes, sparsity, ratios, _checked_custom(custom, shapes))
 
@@ -161,7 +172,7 @@ def str_resnet50(shapes, sparsity):
     Raises:
         ValueError: If `sparsity` is none of these, or `shapes` are not those of ResNet-50.
     """
-    shapes = _checked_shapes(shapes)
+    shapes = check_shapes(shapes)
     if check_sparsity(sparsity) not in str_lists.LISTS:
         raise ValueError(
             f"STR's lists have an overall `sparsity` of {list(str_lists.LISTS)}. "
@@ -221,7 +232,7 @@ def allocate(identifier, shapes, sparsity):
     >>> allocate(lambda shapes, sparsity: dict.fromkeys(shapes, sparsity), {"a": (4, 4)}, 0.5)
     {'a': 0.5}
     """
-    shapes = _checked_shapes(shapes)
+    shapes = check_shapes(shapes)
     result = get(identifier)(dict(shapes), check_sparsity(sparsity))
     result = _checked_by_path("The result of a distribution", result, shapes)
     missing = [path for path in shapes if path not in result]
@@ -261,29 +272,11 @@ def _share_out(shapes, sparsity, ratios, custom):
         epsilon = budget / divisor
         largest = max(ratios[path] for path in rest)
         if epsilon * largest <= 1:
-            sparse = {path: min(1.0 - epsilon * ratios[path], _LARGEST_SPARSITY) for path in rest}
+            sparse = {path: min(1.0 - epsilon * ratios[path], LARGEST_SPARSITY) for path in rest}
             return result | sparse
         budget -= sum(sizes[path] for path in rest if ratios[path] == largest)
         rest = [path for path in rest if ratios[path] != largest]
     return result
-
-
-def check_sparsity(value, name="sparsity"):
-    """`value` as a float in `[0, 1)`; anything else is a `ValueError` that names it."""
-    if isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < 1:
-        return min(float(value), _LARGEST_SPARSITY)
-    raise ValueError(f"A sparsity must be a real number in [0, 1). Received: {name}={value!r}")
-
-
-def _checked_shapes(shapes):
-    if not isinstance(shapes, Mapping) or not shapes:
-        raise ValueError(f"`shapes` must map paths to shapes, one at least. Received: {shapes!r}")
-    for path, shape in shapes.items():
-        dims = tuple(shape) if hasattr(shape, "__iter__") else ()
-        if not dims or not all(isinstance(dim, Integral) and dim > 0 for dim in dims):
-            rule = "A shape must have one dimension or more, each a positive integer."
-            raise ValueError(f"{rule} Received: shapes[{path!r}]={shape!r}")
-    return {path: tuple(int(dim) for dim in shape) for path, shape in shapes.items()}
 
 
 def _checked_custom(custom, shapes):

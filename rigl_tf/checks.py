@@ -1,0 +1,27 @@
+"""What every distribution asks of its arguments."""
+
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+
+# A density too small for a float would round to a sparsity of 1, an empty kernel.
+LARGEST_SPARSITY = math.nextafter(1.0, 0.0)
+
+
+def check_sparsity(value, name="sparsity"):
+    """`value` as a float in `[0, 1)`; anything else is a `ValueError` that names it."""
+    if isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < 1:
+        return min(float(value), LARGEST_SPARSITY)
+    raise ValueError(f"A sparsity must be a real number in [0, 1). Received: {name}={value!r}")
+
+
+def check_shapes(shapes):
+    """`shapes` as `{path: tuple of integers}`; a `ValueError` unless they are such, and some."""
+    if not isinstance(shapes, Mapping) or not shapes:
+        raise ValueError(f"`shapes` must map paths to shapes, one at least. Received: {shapes!r}")
+    for path, shape in shapes.items():
+        dims = tuple(shape) if hasattr(shape, "__iter__") else ()
+        if not dims or not all(isinstance(dim, Integral) and dim > 0 for dim in dims):
+            rule = "A shape must have one dimension or more, each a positive integer."
+            raise ValueError(f"{rule} Received: shapes[{path!r}]={shape!r}")
+    return {path: tuple(int(dim) for dim in shape) for path, shape in shapes.items()}

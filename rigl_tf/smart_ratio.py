@@ -1,0 +1,145 @@
+"""The distribution of random tickets: densities that fall with the depth of a layer."""
+
+import math
+from fractions import Fraction
+from numbers import Real
+
+from rigl_tf.checks import check_shapes, check_sparsity
+
+# The density of a layer, up to a factor, by its number from the first layer and from the last.
+_DECAYS = {
+    "quadratic": lambda first, last: last**2 + last,
+    "linear": lambda first, last: last,
+    "cubic": lambda first, last: last**3,
+    "ascending": lambda first, last: first**2 + first,
+    "uniform": lambda first, last: 1,
+}
+
+
+def smart_ratio(shapes, sparsity, residual, linear_density=0.3, *, decay="quadratic"):
+    """Gives deeper convolutions the higher sparsity (smart ratio), linear layers a fixed one.
+
+    Of `n` layers, the density of convolution `l = 1 ... n` is proportional to
+    `(n - l + 1) ** 2 + (n - l + 1)`; in a network without residual connections it is divided by
+    `l ** 2`. Linear layers keep `linear_density`, which counts as part of the whole.
+
+    A layer whose density would exceed 1 is dense. As in the authors' code, what it cannot take
+    goes to the next convolutions only if this begins with the first layer, and only up to the
+    first layer that is not filled by it; what is left over later is lost, and the model sparser
+    than asked for. The numbers of weights are those of the code, but in exact arithmetic instead
+    of float32, and a kernel keeps one weight at least.
+
+    `residual` must be said: `distribution=functools.partial(smart_ratio, residual=True)`.
+
+    Reference:
+
+    - [Su et al., 2020](https://arxiv.org/abs/2009.11094), and their code
+
+    Args:
+        shapes: Ordered `{path: shape}` in Keras layout, in the order of the forward pass. Kernels
+            of one or two dimensions are those of linear layers, all others of convolutions.
+        sparsity: Share of zeros over all kernels, in `[0, 1)`.
+        residual: Boolean, whether the network has residual connections (ResNet) or not (VGG).
+        linear_density: Share of the weights that each linear layer keeps, in `(0, 1]`. `None`
+            treats them as convolutions, for networks that have none (not in the paper).
+        decay: `"quadratic"`; or one of the paper's ablations: `"linear"` (`n - l + 1`), `"cubic"`
+            (its third power), `"ascending"` (`l ** 2 + l`), `"uniform"` (one density for all
+            convolutions, `residual` or not).
+
+    Raises:
+        ValueError: If an argument is out of its range, there is no convolution, or the linear
+            layers alone keep as many weights as `sparsity` allows.
+
+    Example:
+
+    >>> shapes = {"conv1": (3, 3, 3, 16), "conv2": (3, 3, 16, 16), "dense": (16, 10)}
+    >>> result = smart_ratio(shapes, 0.8, residual=True)
+    >>> {path: round(value, 3) for path, value in result.items()}
+    {'conv1': 0.667, 'conv2': 0.832, 'dense': 0.7}
+    """
+    shapes = check_shapes(shapes)
+    sparsity = check_sparsity(sparsity)
+    _check_arguments(linear_density, decay)
+    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+    linear = {
+        path: int(_decimal(linear_density) * sizes[path])
+        for path, shape in shapes.items()
+        if linear_density is not None and len(shape) <= 2
+    }
+    num_active = int(sum(sizes.values()) * (1 - _decimal(sparsity)))
+    _check_budget(shapes, linear, num_active, sparsity, linear_density)
+    raw = _raw_densities(sizes, residual, decay)
+    # A whole number for each kernel, as in the code. (With tiny kernels only, it could be 0.)
+    total = sum(int(raw[path] * size) for path, size in sizes.items() if path not in linear)
+    scale = Fraction(num_active - sum(linear.values()), max(total, 1))
+    densities = {path: raw[path] * scale for path in sizes}
+    if decay != "uniform":
+        _pass_on(densities, sizes, linear)
+    kept = {path: int(min(densities[path], 1) * size) for path, size in sizes.items()} | linear
+    return {path: _share_of_zeros(size, size - kept[path]) for path, size in sizes.items()}
+
+
+def _decimal(value):
+    """The number that is written: in floats `1 - 0.9` is below 0.1."""
+    return Fraction(repr(float(value)))
+
+
+def _raw_densities(sizes, residual, decay):
+    """The densities up to a factor, as exact fractions."""
+    count = len(sizes)
+    divide = not residual and decay != "uniform"
+    return {
+        path: Fraction(_DECAYS[decay](first, count - first + 1), first**2 if divide else 1)
+        for first, path in enumerate(sizes, start=1)
+    }
+
+
+def _pass_on(densities, sizes, linear):
+    """Fills the first layers, as the authors' code does it; it stops as soon as nothing is left.
+
+    Nothing is left after a first layer below 1, so a later one above 1 passes nothing on.
+    """
+    extra = 0
+    for path, size in sizes.items():
+        if path not in linear:
+            if densities[path] >= 1:
+                extra += int((densities[path] - 1) * size)
+                densities[path] = Fraction(1)
+            else:
+                room = int((1 - densities[path]) * size)
+                densities[path] += Fraction(extra, size) if extra <= room else 1 - densities[path]
+                extra -= min(extra, room)
+        if extra == 0:
+            break
+
+
+def _share_of_zeros(size, zeros):
+    """A share of which `floor(share * size)` are exactly `zeros`, all but one at most."""
+    zeros = min(zeros, size - 1)
+    share = zeros / size
+    return share if math.floor(share * size) == zeros else math.nextafter(share, 1.0)
+
+
+def _check_arguments(linear_density, decay):
+    is_number = isinstance(linear_density, Real) and not isinstance(linear_density, bool)
+    if linear_density is not None and not (is_number and 0 < linear_density <= 1):
+        raise ValueError(
+            "`linear_density` must be a number in (0, 1] or None. "
+            f"Received: linear_density={linear_density!r}"
+        )
+    if decay not in _DECAYS:
+        raise ValueError(f"`decay` must be one of {list(_DECAYS)}. Received: decay={decay!r}")
+
+
+def _check_budget(shapes, linear, num_active, sparsity, linear_density):
+    if len(linear) == len(shapes):
+        raise ValueError(
+            "`smart_ratio` shares the sparsity out among convolutions: for a network without them "
+            f"pass `linear_density=None`. Received: shapes={shapes}"
+        )
+    if sum(linear.values()) >= num_active:
+        raise ValueError(
+            f"The linear layers alone would keep {sum(linear.values())} weights, and all layers "
+            f"together may keep {num_active}: pass a smaller `linear_density`. "
+            f"Received: sparsity={sparsity!r}, linear_density={linear_density!r}"
+        )
