@@ -57,6 +57,11 @@ def mask_of(kernel):
     return constraint.kernel_mask if isinstance(constraint, MaskConstraint) else None
 
 
+def strategy_of(variable):
+    """The `tf.distribute.Strategy` under which a Keras variable was made."""
+    return getattr(variable.value, "distribute_strategy", None) or tf.distribute.get_strategy()
+
+
 def assign(kernel, mask):
     """Sets the mask of one kernel and zeroes what it makes inactive. Runs at once, eagerly."""
     with tf.init_scope():

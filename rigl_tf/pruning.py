@@ -153,7 +153,11 @@ def _sparse_kernels(model):
             "Masks can be made for a sparse model: make one with `rigl_tf.sparsify(model, 0.0)`. "
             f"Received: model={model.name!r}, without sparse kernels"
         )
-    return {path: kernel.value for path, kernel in kernels.items()}
+    # Of a kernel with a copy on each replica, the first.
+    return {
+        path: masks.strategy_of(kernel).experimental_local_results(kernel.value)[0]
+        for path, kernel in kernels.items()
+    }
 
 
 def _batches(data):

@@ -20,6 +20,7 @@ ALGORITHMS = {
     "SET": lambda inner: rigl_tf.SET(inner, 9, update_frequency=2, drop_fraction=0.5),
     "SNFS": lambda inner: rigl_tf.SNFS(inner, 9, update_frequency=2, drop_fraction=0.5),
     "StaticSparse": rigl_tf.StaticSparse,
+    "DNW": lambda inner: rigl_tf.DNW(inner, 0.6),
 }
 INNER = {
     "momentum": lambda: optimizers.SGD(0.1, momentum=0.9),
@@ -111,6 +112,7 @@ def num_moves(masks):
         ("RigL", "adam", "float32"),
         ("SET", "adam", "float32"),
         ("SNFS", "momentum", "float32"),
+        ("DNW", "momentum", "float32"),
         ("SNFS", "adam", "float32"),
         ("StaticSparse", "momentum", "float32"),
         ("RigL", "momentum", "mixed_bfloat16"),
@@ -122,7 +124,8 @@ def test_two_replicas_train_as_one(mirrored, algorithm, inner, policy):
     assert mirrored.num_replicas_in_sync == 2
     # bfloat16 sums half a batch in another order than the whole.
     assert_same_training(*got, *want, tolerance=1e-5 if policy == "float32" else 2e-2)
-    assert num_moves(got[1]) == (0 if algorithm == "StaticSparse" else 2)
+    # DNW moves connections at any step.
+    assert num_moves(got[1]) == {"StaticSparse": 0, "DNW": num_moves(want[1])}.get(algorithm, 2)
 
 
 def run(strategy, algorithm, eager):
@@ -194,3 +197,17 @@ def test_growth_is_by_the_gradient_of_all_replicas(mirrored):
     with mirrored.scope():
         check_replicas([*layer.weights, *optimizer.variables])
     assert layer.kernel_mask.numpy().ravel().tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("choose", [rigl_tf.pruning.snip_masks, rigl_tf.pruning.grasp_masks])
+def test_masks_from_gradients(choose, mirrored):
+    """The masks of a model with a copy of each weight on each replica, in and outside its scope."""
+    x, y = data()
+    expected = choose(make("StaticSparse", "adam"), (x, y), 0.7, "mse")
+    with mirrored.scope():
+        model = make("StaticSparse", "adam")
+        found = [choose(model, (x, y), 0.7, "mse")]
+    found.append(choose(model, (x, y), 0.7, "mse"))
+    for masks in found:
+        for ours, theirs in zip(masks.values(), expected.values(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)

@@ -131,7 +131,9 @@ class DNW(SparseOptimizer):
         super().finalize_variable_values(var_list)
         if self.built:
             # Averages may have been written into the latent weights.
-            self._after_training(tf.distribute.get_strategy())
+            strategy = masks.strategy_of(self.step)
+            with strategy.scope():
+                self._after_training(strategy)
 
     def get_config(self):
         config = super().get_config()
