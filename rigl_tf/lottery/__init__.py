@@ -1,6 +1,7 @@
 """Lottery tickets: how to find one, and whether it is a winner."""
 
+from rigl_tf.lottery.jackpot import judge_ticket
 from rigl_tf.lottery.levels import Level
 from rigl_tf.lottery.tickets import find_ticket
 
-__all__ = ["Level", "find_ticket"]
+__all__ = ["Level", "find_ticket", "judge_ticket"]

@@ -1,0 +1,193 @@
+"""Whether a ticket is a winner, by the definition of Ma et al.
+
+Reference:
+
+- [Ma et al., 2021](https://arxiv.org/abs/2107.00166), "Sanity Checks for Lottery Tickets: Does Your
+  Winning Ticket Really Win the Jackpot?", sections 2.2 and 3
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from numbers import Real
+
+import numpy as np
+
+from rigl_tf import distributions
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """One of the five conditions.
+
+    Attributes:
+        number: Integer, 1 to 5, as in the paper.
+        text: String, what `value` is.
+        value: Float, of the learning rate where it is highest.
+        threshold: Float, what `value` must be above, or at least.
+        strict: Whether it must be above.
+        learning_rate: That learning rate, `None` if none plays a part.
+    """
+
+    number: int
+    text: str
+    value: float
+    threshold: float
+    strict: bool
+    learning_rate: object = None
+
+    @property
+    def holds(self):
+        return self.margin > 0 or (self.margin == 0 and not self.strict)
+
+    @property
+    def margin(self):
+        """By how much the condition holds, below 0 if it does not."""
+        return _difference(self.value, self.threshold)
+
+    def __str__(self):
+        at = "" if self.learning_rate is None else f", at learning rate {self.learning_rate}"
+        return (
+            f"{self.number}. {'yes' if self.holds else 'no '}  {self.text}{at}: {self.value:.4g} "
+            f"(must be {'>' if self.strict else '>='} {self.threshold:g}; "
+            f"margin {self.margin:+.4g})"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What `judge_ticket` returns; `print` shows the conditions with their margins.
+
+    Attributes:
+        verdict: `"jackpot"`, `"secondary"` or `"none"`.
+        sparsity: Float.
+        conditions: The five `Condition`s in their order, with `holds`, `value` and `margin`.
+    """
+
+    verdict: str
+    sparsity: float
+    conditions: tuple
+
+    def __str__(self):
+        lines = [f"{self.verdict} at sparsity {self.sparsity:.4g}", *map(str, self.conditions)]
+        return "\n".join(lines)
+
+
+def judge_ticket(results, sparsity, small_dense, similar=0.5, clear=0.5, min_sparsity=0.6):
+    """Tells whether a ticket wins the jackpot, the secondary prize or nothing.
+
+    1. The sparsity is not trivial: at least `min_sparsity`.
+    2. The ticket is clearly better than the small dense network.
+    3. The ticket is clearly better than the reinitialised one at any learning rate.
+    4. The ticket is similar to the dense network at the same learning rate, or better.
+    5. The ticket is similar to the best dense network, or better.
+
+    All five are the jackpot, all but the last the secondary prize. Each condition may hold at a
+    learning rate of its own. A drop of exactly `similar` is still similar, a gap of exactly `clear`
+    is not yet clear. That all networks were trained long enough is for you to see to.
+
+    Args:
+        results: `{learning rate: (dense, ticket, random reinitialisation)}`, test accuracies in
+            percent; each is a number, or a list of one for each seed, of which the mean counts.
+        sparsity: Share of zeros of the ticket, in `[0, 1)`.
+        small_dense: Accuracy, or list of such, of the dense network with as many parameters as the
+            ticket, at its best learning rate.
+        similar: Number >= 0, in percentage points. The paper has 0.5 for CIFAR-10, 1 for CIFAR-100
+            and Tiny-ImageNet, 1.5 for ImageNet.
+        clear: Number >= 0, in percentage points. The paper has 0.5 for condition 3 and gives none
+            for condition 2; here it is the same.
+        min_sparsity: Number in `[0, 1)`. The paper speaks of about 60 %.
+
+    Returns:
+        A `Verdict`, with `verdict` and `conditions`.
+
+    Raises:
+        ValueError: If there are no results, or an argument is out of its range.
+
+    Example:
+
+    >>> results = {0.1: (92.3, 87.3, 87.2), 0.005: (89.6, 89.4, 82.9)}
+    >>> judge_ticket(results, sparsity=0.914, small_dense=86.0).verdict
+    'secondary'
+    """
+    results = _check_results(results)
+    small = _mean("small_dense", small_dense)
+    _check_percent([small, *(value for row in results.values() for value in row)])
+    for name, value in (("similar", similar), ("clear", clear)):
+        if not isinstance(value, Real) or not 0 <= value < math.inf:
+            raise ValueError(f"`{name}` must be a number >= 0. Received: {name}={value!r}")
+    sparsity = distributions.check_sparsity(sparsity)
+    min_sparsity = distributions.check_sparsity(min_sparsity, "min_sparsity")
+    dense, ticket, random = zip(*results.values(), strict=True)
+    rates = list(results)
+    best = int(np.argmax(ticket))
+    gaps = [_difference(a, b) for a, b in zip(ticket, dense, strict=True)]
+    closest = int(np.argmax(gaps))
+
+    def compared(number, text, other, threshold, strict):
+        value = _difference(ticket[best], other)
+        return Condition(number, text, value, threshold, strict, rates[best])
+
+    conditions = (
+        Condition(1, "sparsity", sparsity, min_sparsity, False),
+        compared(2, "ticket - small dense", small, clear, True),
+        compared(3, "ticket - best reinitialised", max(random), clear, True),
+        Condition(
+            4, "ticket - dense of the same rate", gaps[closest], -similar, False, rates[closest]
+        ),
+        compared(5, "ticket - best dense", max(dense), -similar, False),
+    )
+    return Verdict(_name(conditions), sparsity, conditions)
+
+
+def _name(conditions):
+    *first_four, fifth = [condition.holds for condition in conditions]
+    if not all(first_four):
+        return "none"
+    return "jackpot" if fifth else "secondary"
+
+
+def _difference(a, b):
+    # 92.3 - 91.8 is 0.5, not the 0.5000000000000000 and a bit that floats make of it.
+    return round(a - b, 9)
+
+
+def _check_results(results):
+    if not isinstance(results, Mapping) or not results:
+        raise ValueError(
+            "`results` must map learning rates to (dense, ticket, random reinitialisation), one at "
+            f"least. Received: results={results!r}"
+        )
+    for rate, row in results.items():
+        if not isinstance(row, (tuple, list, np.ndarray)) or len(row) != 3:
+            raise ValueError(
+                "Each of `results` must be three accuracies, (dense, ticket, random "
+                f"reinitialisation). Received: results[{rate!r}]={row!r}"
+            )
+    return {
+        rate: tuple(_mean(f"results[{rate!r}]", value) for value in row)
+        for rate, row in results.items()
+    }
+
+
+def _mean(name, accuracy):
+    """The mean over seeds."""
+    try:
+        values = np.asarray(accuracy, dtype=float)
+    except (TypeError, ValueError):
+        values = np.array(math.nan)
+    in_range = values.ndim <= 1 and values.size and ((values >= 0) & (values <= 100)).all()
+    if not in_range:
+        raise ValueError(
+            "An accuracy must be a number from 0 to 100, in percent, or a list of such, one for "
+            f"each seed. Received: {name}={accuracy!r}"
+        )
+    return float(values.mean())
+
+
+def _check_percent(values):
+    if max(values) <= 1:
+        raise ValueError(
+            "Accuracies must be in percent, not shares of 1: multiply them by 100. "
+            f"Received: none above {max(values):g}"
+        )
