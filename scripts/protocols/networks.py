@@ -1,0 +1,129 @@
+"""The networks and the training that the protocols share."""
+
+import dataclasses
+import functools
+
+import keras
+from absl import flags
+
+import models
+import rigl_tf
+from scripts import experiments
+
+FLAGS = flags.FLAGS
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network on a data set, and how it is trained.
+
+    Attributes:
+        network: Name of a builder of `models`.
+        dataset: Name of a data set.
+        batch_size: Integer.
+        learning_rate: Float, of SGD with momentum 0.9; a cosine takes it to 0.
+        seconds: Float, of an epoch on one core, about.
+        share: Float, multiplies `--epochs`.
+        l2: Float, adds `l2 * sum(kernel ** 2)` to the loss.
+    """
+
+    network: str
+    dataset: str
+    batch_size: int = 100
+    learning_rate: float = 0.1
+    seconds: float = 2.0
+    share: float = 1.0
+    l2: float = 5e-5
+
+    @property
+    def epochs(self):
+        return max(1, round(self.share * FLAGS.epochs))
+
+
+CASES = {
+    "mnist_lenet_300_100": Case("lenet_300_100", "mnist"),
+    "fashion_mnist_lenet_300_100": Case("lenet_300_100", "fashion_mnist"),
+    "mnist_lenet5": Case("lenet5", "mnist", seconds=12.0, share=0.5),
+    "fashion_mnist_lenet5": Case("lenet5", "fashion_mnist", seconds=12.0, share=0.5),
+    "cifar10_resnet20": Case("resnet20", "cifar10", 128, 0.2, seconds=120.0, share=0.5, l2=1e-4),
+}
+
+
+@functools.cache
+def _load(name, max_examples):
+    return experiments.load(name)
+
+
+def data_of(case):
+    """The data of a case as the flags say, read once."""
+    return _load(case.dataset, FLAGS.max_examples)
+
+
+def build(case, seed, sparsity=None, **sparsify_arguments):
+    """A new network, dense; or made by `rigl_tf.sparsify`, if a sparsity is given.
+
+    Everything of the network before is forgotten, so it must not be used any more.
+    """
+    keras.utils.set_random_seed(seed)
+    keras.backend.clear_session()
+    return another(case, sparsity, **sparsify_arguments)
+
+
+def another(case, sparsity=None, width=1.0, **sparsify_arguments):
+    """As `build`, beside the networks that are there already."""
+    data = data_of(case)
+    model = models.build(case.network, input_shape=data.x_train.shape[1:], l2=case.l2, width=width)
+    if sparsity is None:
+        return model
+    return rigl_tf.sparsify(model, sparsity, **sparsify_arguments)
+
+
+def total_steps(case, epochs=None):
+    """The number of steps of a training."""
+    return (epochs or case.epochs) * experiments.steps_per_epoch(data_of(case), case.batch_size)
+
+
+def sgd(case, learning_rate=None, epochs=None, warmup_epochs=0):
+    """SGD with momentum; its learning rate falls along a cosine, maybe after a warm-up."""
+    steps = total_steps(case, epochs)
+    rate = case.learning_rate if learning_rate is None else learning_rate
+    if not warmup_epochs:
+        schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
+    else:
+        warmup = total_steps(case, warmup_epochs)
+        schedule = keras.optimizers.schedules.CosineDecay(
+            0.0, steps - warmup, warmup_target=rate, warmup_steps=warmup
+        )
+    return keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True)
+
+
+def train(case, model, seed, optimizer=None, data=None, **fit_arguments):
+    """Trains and returns the test accuracy in percent.
+
+    Args:
+        case: A `Case`.
+        model: A `keras.Model`; if it is sparse, `optimizer` may be a plain one: masks stay.
+        seed: Integer, decides the order of the examples.
+        optimizer: A `keras.optimizers.Optimizer`; by default `sgd(case)`.
+        data: A `scripts.datasets.Dataset`, by default that of the case.
+        **fit_arguments: See `scripts.experiments.fit`.
+    """
+    is_convolutional = case.network != "lenet_300_100"
+    fit_arguments = {"epochs": case.epochs, "batch_size": case.batch_size, **fit_arguments}
+    if case.dataset == "cifar10":
+        fit_arguments = {"augment": experiments.shift_and_flip, **fit_arguments}
+    experiments.fit(
+        model,
+        optimizer or sgd(case),
+        data or data_of(case),
+        seed=seed,
+        jit_compile=not is_convolutional,
+        **fit_arguments,
+    )
+    return test_accuracy(case, model)
+
+
+def test_accuracy(case, model):
+    """The test accuracy in percent."""
+    data = data_of(case)
+    return experiments.accuracy(model, data.x_test, data.y_test)
