@@ -1,5 +1,24 @@
 """What trained sparse networks look like: plain functions on models, masks and arrays."""
 
 from rigl_tf.analysis.connectivity import bezier, error_barrier, interpolate, train_bezier
+from rigl_tf.analysis.gradient_flow import GradientFlow, GradientNorms, gradient_norms
+from rigl_tf.analysis.hessian import (
+    SpectralDensity,
+    hessian,
+    hessian_density,
+    hessian_eigenvalues,
+)
 
-__all__ = ["bezier", "error_barrier", "interpolate", "train_bezier"]
+__all__ = [
+    "GradientFlow",
+    "GradientNorms",
+    "SpectralDensity",
+    "bezier",
+    "error_barrier",
+    "gradient_norms",
+    "hessian",
+    "hessian_density",
+    "hessian_eigenvalues",
+    "interpolate",
+    "train_bezier",
+]

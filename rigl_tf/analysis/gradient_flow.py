@@ -1,0 +1,233 @@
+"""Gradient flow: how large the gradients of the active connections are, and how updates move it."""
+
+import contextlib
+from numbers import Integral
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from rigl_tf import masks
+from rigl_tf.optimizers import SparseOptimizer
+from rigl_tf.optimizers.slots import optimizers_within
+
+
+class GradientNorms(NamedTuple):
+    """L2 norms of gradients.
+
+    Attributes:
+        total: Float, the norm of all gradients together.
+        by_weight: `{path: norm}` of each trainable weight.
+    """
+
+    total: float
+    by_weight: dict
+
+
+def gradient_norms(model, data, loss):
+    """The norms of the gradients of the mean loss over `data`, active connections only.
+
+    The network computes as in training (batch normalisation by the statistics of each batch), but
+    its state is afterwards what it was. Regularisation losses of the model are left out.
+
+    Reference:
+
+    - [Evci et al., 2022](https://arxiv.org/abs/2010.03533), section 4; the authors measure on 1000
+      held-out examples
+
+    Args:
+        model: A built `keras.Model`, sparse or dense.
+        data: A pair `(inputs, targets)`, or an iterable of such batches.
+        loss: A Keras loss, its name, or a function of targets and outputs.
+
+    Returns:
+        A named pair: `total`, the norm of all gradients together; `by_weight`, the norm of each
+        trainable weight, `{path: norm}`.
+
+    Raises:
+        ValueError: If `data` is empty or holds no pairs, or the model has no trainable weight.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    >>> model.set_weights([np.zeros((2, 1))])
+    >>> gradient_norms(model, (np.array([[3.0, 4.0]]), np.array([[0.5]])), "mse").total
+    5.0
+    """
+    return _Measure(model, data, loss)()
+
+
+class GradientFlow(keras.callbacks.Callback):
+    """Measures the gradient norm during training, and right before and after each mask update.
+
+    All on the same data. An update step of RigL, SET and others is no gradient step, so what the
+    norm changes is the update's doing. That of `rigl_tf.GradualPruning` and `rigl_tf.DNW` is also
+    a gradient step, which is in the difference then.
+
+    The last norm measured is in the logs of each epoch as `"gradient_norm"`. Nothing can be seen
+    between the steps of one execution: compile with `steps_per_execution=1`.
+
+    Reference:
+
+    - [Evci et al., 2022](https://arxiv.org/abs/2010.03533), section 4
+
+    Args:
+        data: See `gradient_norms`; data that is not trained on.
+        loss: See `gradient_norms`; `None` is the loss that the model was compiled with.
+        every: Integer > 0. The norm is measured before the steps that are multiples of it.
+        around_updates: Boolean, whether it is measured around mask updates.
+
+    Attributes:
+        history: List of pairs `(step, GradientNorms)`, at the state before that step.
+        updates: List of triples `(step, before, after)` of `GradientNorms`: before and after the
+            mask update at that step.
+
+    Raises:
+        ValueError: If an argument is out of its range; when training begins, if the model was
+            compiled with `steps_per_execution` above 1.
+
+    Example:
+
+    >>> x, y = np.ones((8, 4), "float32"), np.ones((8, 2), "float32")
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> model = rigl_tf.sparsify(model, 0.5)
+    >>> model.compile(rigl_tf.RigL("sgd", end_step=6, update_frequency=2), "mse")
+    >>> flow = GradientFlow((x, y), every=3)
+    >>> history = model.fit(x, y, batch_size=2, epochs=2, verbose=0, callbacks=[flow])
+    >>> [step for step, _ in flow.history]
+    [0, 3, 6]
+    >>> [step for step, before, after in flow.updates]
+    [2, 4]
+    """
+
+    def __init__(self, data, loss=None, every=100, around_updates=True):
+        super().__init__()
+        if not isinstance(every, Integral) or every < 1:
+            raise ValueError(f"`every` must be an integer > 0. Received: every={every!r}")
+        self._data = batches(data)
+        self._loss = loss
+        self._every = every
+        self._around_updates = around_updates
+        self._before = None
+        self.history = []
+        self.updates = []
+
+    def on_train_begin(self, logs=None):
+        if self.model.steps_per_execution != 1:
+            raise ValueError(
+                "`GradientFlow` looks between steps: compile with `steps_per_execution=1`. "
+                f"Received: steps_per_execution={self.model.steps_per_execution}"
+            )
+        optimizers = list(optimizers_within(self.model.optimizer))
+        sparse = [each for each in optimizers if isinstance(each, SparseOptimizer)]
+        self._sparse = sparse[0] if sparse else None
+        loss = self.model.loss if self._loss is None else self._loss
+        self._measure = _Measure(self.model, self._data, loss)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        step = self._step()
+        is_update = (
+            self._around_updates and self._sparse and bool(self._sparse.is_update_step(step))
+        )
+        if not is_update and step % self._every:
+            return
+        norms = self._measure()
+        if not step % self._every:
+            self.history.append((step, norms))
+        if is_update:
+            self._before = norms
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._before is not None:
+            # One step back: it is the update's own.
+            self.updates.append((self._step() - 1, self._before, self._measure()))
+            self._before = None
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None and self.history:
+            logs["gradient_norm"] = self.history[-1][1].total
+
+    def _is_update(self, step):
+        return self._sparse is not None and bool(self._sparse.is_update_step(step))
+
+    def _step(self):
+        if self._sparse is None:
+            return int(self.model.optimizer.iterations)
+        # Its iterations stand still at update steps.
+        return int(self._sparse.step) if self._sparse.built else 0
+
+
+class _Measure:
+    """The gradient norms of one model on one set of data, as a function to call again."""
+
+    def __init__(self, model, data, loss):
+        if not model.trainable_variables:
+            raise ValueError(
+                "Gradients need a built model with trainable weights. "
+                f"Received: model={model.name!r}, without"
+            )
+        self._model = model
+        self._data = batches(data)
+        self._loss = keras.losses.get(loss)
+        self._weights = masks.by_path(model.trainable_variables)
+        self._gradients = tf.function(self._gradients_of_batch, reduce_retracing=True)
+
+    def __call__(self):
+        with untouched_state(self._model):
+            sums = [tf.zeros(weight.shape, weight.dtype) for weight in self._weights.values()]
+            num = sum(len(targets) for _, targets in self._data)
+            for inputs, targets in self._data:
+                found = self._gradients(inputs, targets)
+                share = len(targets) / num
+                sums = [total + share * each for total, each in zip(sums, found, strict=True)]
+        by_weight = {
+            path: float(tf.norm(tf.cast(gradient, tf.float32)))
+            for path, gradient in zip(self._weights, sums, strict=True)
+        }
+        return GradientNorms(float(tf.norm(list(by_weight.values()))), by_weight)
+
+    def _gradients_of_batch(self, inputs, targets):
+        values = [weight.value for weight in self._weights.values()]
+        with tf.GradientTape() as tape:
+            mean_loss = tf.reduce_mean(self._loss(targets, self._model(inputs, training=True)))
+        gradients = tape.gradient(mean_loss, values, unconnected_gradients="zero")
+        pairs = zip(gradients, self._weights.values(), strict=True)
+        return [active_only(tf.convert_to_tensor(each), weight) for each, weight in pairs]
+
+
+def active_only(values, weight):
+    """`values` of a weight, zero where the connections of a sparse kernel are inactive."""
+    mask = masks.mask_of(weight)
+    return values if mask is None else masks.masked(values, mask)
+
+
+def batches(data):
+    """`data`, a pair `(inputs, targets)` or an iterable of such batches, as a list of pairs.
+
+    Raises:
+        ValueError: If there is none, or something that is no such pair.
+    """
+    is_pair = isinstance(data, tuple) and len(data) == 2
+    found = [data] if is_pair else list(data)
+    for batch in found:
+        if not isinstance(batch, tuple) or len(batch) != 2:
+            raise ValueError(
+                "`data` must be a pair `(inputs, targets)` or batches that are such pairs. "
+                f"Received: a batch of type {type(batch).__name__}"
+            )
+    if not found:
+        raise ValueError("`data` must have a batch at least. Received: none")
+    return [(inputs, tf.convert_to_tensor(targets)) for inputs, targets in found]
+
+
+@contextlib.contextmanager
+def untouched_state(model):
+    """Gives moving statistics, seeds and the like their values back; masks never change here."""
+    of_masks = {id(masks.mask_of(k)) for k in masks.sparse_kernels(model).values()}
+    state = [each for each in model.non_trainable_variables if id(each) not in of_masks]
+    before = [tf.identity(each.value) for each in state]
+    try:
+        yield
+    finally:
+        for variable, value in zip(state, before, strict=True):
+            variable.assign(value)

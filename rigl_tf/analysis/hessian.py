@@ -1,0 +1,232 @@
+"""The Hessian of the loss with respect to what a sparse network trains, and its spectrum."""
+
+import math
+from numbers import Integral
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from rigl_tf import masks
+from rigl_tf.analysis.gradient_flow import batches
+
+# Rows of the Hessian that are computed at once.
+_ROWS = 16
+
+
+class SpectralDensity(NamedTuple):
+    """An estimate of a spectrum: eigenvalues, and which share of the spectrum each stands for.
+
+    Attributes:
+        values: Array, ascending. The first and the last are good estimates of the extreme
+            eigenvalues.
+        weights: Array of the same length, not negative, of sum 1.
+    """
+
+    values: np.ndarray
+    weights: np.ndarray
+
+
+def hessian(model, data, loss, max_size=6000):
+    """The Hessian of the mean loss with respect to the active connections and dense weights.
+
+    The rows are those of all trainable weights in their order, such as biases, in sparse kernels
+    only those of active connections. To have the inactive ones in it, too, make them active at
+    zero with `rigl_tf.set_masks` before. The network computes as in inference (a loss that does
+    not change from call to call), and regularisation losses are left out.
+
+    Reference:
+
+    - [Evci et al., 2022](https://arxiv.org/abs/2010.03533), section 4
+
+    Args:
+        model: A built `keras.Model`, sparse or dense.
+        data: A pair `(inputs, targets)`, or an iterable of such batches.
+        loss: A Keras loss, its name, or a function of targets and outputs.
+        max_size: Integer, the number of rows that is not too large.
+
+    Returns:
+        A symmetric array of shape `(n, n)`, in float64.
+
+    Raises:
+        ValueError: If the model is too large, or `data` is empty or holds no pairs.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    >>> hessian(model, (np.array([[1.0, 2.0]]), np.array([[0.5]])), "mse")
+    array([[2., 4.],
+           [4., 8.]])
+    """
+    second = _Hessian(model, data, loss)
+    if second.size > max_size:
+        raise ValueError(
+            f"The Hessian of a model with more than `max_size={max_size}` active weights is not "
+            "computed: use `rigl_tf.analysis.hessian_density`, or a larger `max_size`. "
+            f"Received: model={model.name!r} with {second.size}"
+        )
+    matrix = np.empty((second.size, second.size))
+    for first in range(0, second.size, _ROWS):
+        # Always so many rows, as TensorFlow compiles for each number of them.
+        products = second.times(np.eye(_ROWS, second.size, first))
+        matrix[first : first + _ROWS] = products[: second.size - first]
+    matrix += matrix.T.copy()  # float32 products are not quite symmetric
+    matrix /= 2
+    return matrix
+
+
+def hessian_eigenvalues(model, data, loss, dense_spectrum=False, max_size=6000):
+    """The exact spectrum of `hessian`.
+
+    Args:
+        model, data, loss, max_size: See `hessian`.
+        dense_spectrum: Whether the inactive connections count: their rows and columns are zero,
+            as in the authors' code, which gives an eigenvalue 0 for each of them.
+
+    Returns:
+        Array of the eigenvalues, ascending.
+
+    Raises:
+        ValueError: See `hessian`.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    >>> values = hessian_eigenvalues(model, (np.array([[1.0, 2.0]]), np.array([[0.5]])), "mse")
+    >>> float(values[-1])
+    10.0
+    """
+    values = np.linalg.eigvalsh(hessian(model, data, loss, max_size))
+    if dense_spectrum:
+        num_weights = sum(math.prod(weight.shape) for weight in model.trainable_variables)
+        values = np.sort(np.concatenate([values, np.zeros(num_weights - len(values))]))
+    return values
+
+
+def hessian_density(model, data, loss, num_steps=80, num_probes=1, seed=0):
+    """The spectrum of `hessian` for models of any size, by stochastic Lanczos quadrature.
+
+    Each step multiplies the Hessian with a vector, which costs two or three gradients; the
+    vectors are orthogonalised against all before them. It keeps `num_steps` vectors in memory.
+
+    Reference:
+
+    - [Ghorbani et al., 2019](https://arxiv.org/abs/1901.10159), algorithms 1 and 2
+
+    Args:
+        model, data, loss: See `hessian`.
+        num_steps: Integer > 0. The extreme eigenvalues are found after some dozens of steps; as
+            many as there are different eigenvalues give them all.
+        num_probes: Integer > 0, the number of random vectors to start from: the average over more
+            of them has less noise.
+        seed: Integer. The random vectors are a function of it.
+
+    Returns:
+        A `SpectralDensity`, a named pair of `values`, ascending, and `weights`, their shares.
+
+    Raises:
+        ValueError: If an argument is out of its range, or `data` is empty or holds no pairs.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    >>> density = hessian_density(model, (np.array([[1.0, 2.0]]), np.array([[0.5]])), "mse")
+    >>> round(float(density.values[-1]), 4)
+    10.0
+    """
+    for name, value in (("num_steps", num_steps), ("num_probes", num_probes)):
+        if not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"`{name}` must be an integer > 0. Received: {name}={value!r}")
+    second = _Hessian(model, data, loss)
+    values, weights = [], []
+    for probe in range(num_probes):
+        start = tf.random.stateless_normal([second.size], (seed, probe), dtype=tf.float64)
+        tridiagonal = _lanczos(second.times, start.numpy(), min(num_steps, second.size))
+        found, vectors = np.linalg.eigh(tridiagonal)
+        values.append(found)
+        weights.append(vectors[0] ** 2 / num_probes)
+    values, weights = np.concatenate(values), np.concatenate(weights)
+    order = np.argsort(values, kind="stable")
+    return SpectralDensity(values[order], weights[order])
+
+
+def _lanczos(times, start, num_steps):
+    """The tridiagonal matrix of a symmetric one in the Krylov space of `start`."""
+    basis = np.zeros((num_steps, len(start)))
+    diagonal, beside = [], []
+    vector = start / np.linalg.norm(start)
+    for step in range(num_steps):
+        basis[step] = vector
+        following = times(vector[None])[0]
+        scale = np.linalg.norm(following)
+        diagonal.append(float(vector @ following))
+        for _ in range(2):  # once leaves an error that grows
+            following -= basis[: step + 1].T @ (basis[: step + 1] @ following)
+        length = np.linalg.norm(following)
+        if step == num_steps - 1 or length <= 1e-5 * max(scale, np.abs(diagonal).max()):
+            break  # What is left is the rounding of float32: the space is closed.
+        beside.append(length)
+        vector = following / length
+    return np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+
+
+class _Hessian:
+    """Products with the Hessian of the mean loss of one model on one set of data."""
+
+    def __init__(self, model, data, loss):
+        self._model = model
+        self._data = batches(data)
+        self._loss = keras.losses.get(loss)
+        self._weights = model.trainable_variables
+        self._active = [_active_indices(weight) for weight in self._weights]
+        self._sizes = [len(active) for active in self._active]
+        self.size = sum(self._sizes)
+        if not self.size:
+            raise ValueError(
+                "A Hessian needs a built model with trainable weights. "
+                f"Received: model={model.name!r}, without"
+            )
+        self._products = tf.function(self._products_of_batch)
+
+    def times(self, vectors):
+        """The products with each row of `vectors`, in float64."""
+        vectors = tf.constant(vectors, tf.float32)
+        num = sum(len(targets) for _, targets in self._data)
+        products = sum(
+            self._products(inputs, targets, vectors).numpy().astype("float64") * len(targets) / num
+            for inputs, targets in self._data
+        )
+        if not np.isfinite(products).all():
+            raise ValueError(
+                "The Hessian must be finite. "
+                f"Received: model={self._model.name!r}, whose second derivatives are NaN or inf"
+            )
+        return products
+
+    def _products_of_batch(self, inputs, targets, vectors):
+        values = [weight.value for weight in self._weights]
+        with tf.GradientTape() as outer:
+            with tf.GradientTape() as tape:
+                mean_loss = tf.reduce_mean(self._loss(targets, self._model(inputs, training=False)))
+            gradients = tape.gradient(mean_loss, values, unconnected_gradients="zero")
+            projected = tf.linalg.matvec(vectors, self._rows_of(gradients, 1)[0])
+        # The derivative of `v . gradient` is `H v`.
+        if vectors.shape[0] == 1:
+            return self._rows_of(outer.gradient(projected, values, unconnected_gradients="zero"), 1)
+        rows = outer.jacobian(projected, values, unconnected_gradients="zero")
+        return self._rows_of(rows, vectors.shape[0])
+
+    def _rows_of(self, tensors, num_rows):
+        """What stands at the weights that are trained, each row of all tensors in one vector."""
+        parts = [
+            tf.gather(tf.reshape(tensor, [num_rows, -1]), active, axis=1)
+            for tensor, active in zip(tensors, self._active, strict=True)
+        ]
+        return tf.concat([tf.cast(part, tf.float32) for part in parts], axis=1)
+
+
+def _active_indices(weight):
+    """The flat indices of what is trained of a weight: all of it, unless it is a sparse kernel."""
+    mask = masks.mask_of(weight)
+    return np.arange(math.prod(weight.shape)) if mask is None else np.flatnonzero(mask.numpy())
