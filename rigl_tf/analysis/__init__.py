@@ -8,17 +8,21 @@ from rigl_tf.analysis.hessian import (
     hessian_density,
     hessian_eigenvalues,
 )
+from rigl_tf.analysis.similarity import WeightCorrelation, get_kernels, weight_correlation
 
 __all__ = [
     "GradientFlow",
     "GradientNorms",
     "SpectralDensity",
+    "WeightCorrelation",
     "bezier",
     "error_barrier",
+    "get_kernels",
     "gradient_norms",
     "hessian",
     "hessian_density",
     "hessian_eigenvalues",
     "interpolate",
     "train_bezier",
+    "weight_correlation",
 ]

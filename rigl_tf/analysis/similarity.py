@@ -1,0 +1,203 @@
+"""How alike two sets of weights are: whether the same ones are large."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from numbers import Real
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from rigl_tf import eligibility, layers, masks, selection
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightCorrelation:
+    """The correlation of two networks' weights. `print` shows a Markdown table.
+
+    Attributes:
+        layers: `{kernel path: float}`, the share of each kernel's largest weights that are
+            the largest in both networks.
+        total: Float, the same over all kernels together.
+        chance: Float, what `total` would be on average if nothing linked the networks. It is `p`,
+            but for the rounding of counts.
+        tolerance: Number, how far from `chance` a correlation still is weak.
+    """
+
+    layers: dict
+    total: float
+    chance: float
+    tolerance: float
+
+    @property
+    def verdict(self):
+        """`"weak"` if `total` is that of chance, else `"positive"` or `"negative"`."""
+        if abs(self.total - self.chance) <= self.tolerance:
+            return "weak"
+        return "positive" if self.total > self.chance else "negative"
+
+    def __str__(self):
+        rows = [f"| {path} | {value:.4f} |" for path, value in self.layers.items()]
+        total = f"| all kernels: {self.verdict}, chance {self.chance:.4f} | {self.total:.4f} |"
+        return "\n".join(["| kernel | correlation |", "|---|---|", *rows, total])
+
+
+def weight_correlation(a, b, p=0.2, *, masks_a=None, masks_b=None, tolerance=0.01):
+    """The share of the largest weights that two networks have in common.
+
+    `R_p = sum(|T(a) & T(b)|) / sum(|T|)` over the kernels, where `T` is the set of the positions
+    of the largest weights of a kernel, `p` of its `N`: `round(p * N)` and one at least. `N` is the
+    number of weights, or of those left in two networks with the same masks; if only one network is
+    sparse, it is the number of all. Only weights that are left are ranked; of equal magnitudes,
+    those with the lower index are the larger.
+
+    Reference:
+
+    - [Liu et al., 2021](https://arxiv.org/abs/2102.11068), section 3, who call 0.204 at `p = 0.2`
+      weak. How much more is positive is not said: `tolerance` is the choice of this library.
+
+    Args:
+        a: A built `keras.Model`, or its kernels as `{path: array}`, see `get_kernels`.
+        b: The same, of a network of the same shape. Kernels are compared in their order.
+        p: Number in `(0, 1)`. If only one of the networks is sparse, it must be below the share of
+            weights left in each kernel.
+        masks_a: `{path: mask}`, the weights of `a` that are left, for kernels that are sparse.
+            Defaults to those of a model; of arrays, what is not zero is left.
+        masks_b: The same for `b`.
+        tolerance: Number >= 0, see `WeightCorrelation`. In small kernels chance alone goes further.
+
+    Returns:
+        A `WeightCorrelation`, with `layers`, `total`, `chance` and `verdict`.
+
+    Raises:
+        ValueError: If an argument is out of its range, the kernels are not of the same shapes, both
+            are sparse in different places, or `p` asks for more weights than are left.
+
+    Example:
+
+    >>> before = {"kernel": np.array([5.0, 4.0, 3.0, 2.0, 1.0])}
+    >>> after = {"kernel": np.array([5.0, 1.0, -6.0, 2.0, 1.0])}
+    >>> result = weight_correlation(before, after, p=0.4)
+    >>> result.total, result.verdict
+    (0.5, 'positive')
+    """
+    _check_number("p", p, p.__class__ is not bool and isinstance(p, Real) and 0 < p < 1, "(0, 1)")
+    _check_number("tolerance", tolerance, isinstance(tolerance, Real) and tolerance >= 0, ">= 0")
+    kernels_a, left_a = _kernels_and_masks("a", a, masks_a)
+    kernels_b, left_b = _kernels_and_masks("b", b, masks_b)
+    _check_shapes(kernels_a, kernels_b)
+    common, sizes, counts = {}, {}, {}
+    for path, other in zip(kernels_a, kernels_b, strict=True):
+        sizes[path] = _num_ranked(path, left_a[path], left_b[other])
+        counts[path] = max(1, round(p * sizes[path]))
+        tops = [
+            _largest(path, kernel, left, counts[path], sizes[path])
+            for kernel, left in (
+                (kernels_a[path], left_a[path]),
+                (kernels_b[other], left_b[other]),
+            )
+        ]
+        common[path] = int(np.count_nonzero(tops[0] & tops[1]))
+    num = sum(counts.values())
+    return WeightCorrelation(
+        layers={path: common[path] / counts[path] for path in common},
+        total=sum(common.values()) / num,
+        chance=math.fsum(counts[path] ** 2 / sizes[path] for path in counts) / num,
+        tolerance=tolerance,
+    )
+
+
+def get_kernels(model):
+    """The values of the kernels of a model, a copy to compare later ones with.
+
+    Args:
+        model: A built `keras.Model` or layer, dense or sparse.
+
+    Returns:
+        `{path: array}` of the weights that `rigl_tf.sparsify` makes sparse, in their order.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    >>> [kernel.shape for kernel in get_kernels(model).values()]
+    [(8, 4)]
+    """
+    return {path: keras.ops.convert_to_numpy(k).copy() for path, k in _variables(model).items()}
+
+
+def _variables(model):
+    return masks.by_path(
+        weight
+        for weight, around in layers.layers_of_weights(model)
+        if masks.mask_of(weight) is not None or eligibility.dense_reason(around[-1], weight) is None
+    )
+
+
+def _kernels_and_masks(name, network, kernel_masks):
+    """The kernels of a network and, of each, which weights are left."""
+    if isinstance(network, keras.layers.Layer):
+        kernels = get_kernels(network)
+        left = {path: np.ones(kernel.shape, bool) for path, kernel in kernels.items()}
+        by_id = {id(kernel): path for path, kernel in _variables(network).items()}
+        for kernel in masks.sparse_kernels(network).values():
+            left[by_id[id(kernel)]] = np.asarray(masks.mask_of(kernel), dtype=bool)
+    elif isinstance(network, Mapping):
+        kernels = {path: np.asarray(kernel) for path, kernel in network.items()}
+        left = {path: kernel != 0 for path, kernel in kernels.items()}
+    else:
+        raise ValueError(
+            f"`{name}` must be a `keras.Model` or its kernels, `{{path: array}}`. "
+            f"Received: {type(network).__name__}"
+        )
+    if not kernels:
+        raise ValueError(f"`{name}` must have a kernel at least. Received: none")
+    for path, mask in (kernel_masks or {}).items():
+        if path not in kernels or np.shape(mask) != kernels[path].shape:
+            shapes = {path: kernel.shape for path, kernel in kernels.items()}
+            raise ValueError(
+                f"`masks_{name}` must be masks of the kernels {shapes}. "
+                f"Received: {path!r} of shape {np.shape(mask)}"
+            )
+        left[path] = np.asarray(mask, dtype=bool)
+    return kernels, left
+
+
+def _num_ranked(path, left_a, left_b):
+    """The number of weights that `p` is a share of."""
+    if left_a.all() or left_b.all():
+        return left_a.size
+    if not np.array_equal(left_a, left_b):
+        raise ValueError(
+            "Two sparse networks must have the same connections, or one of them must be dense. "
+            f"Received: {path!r}, where the masks differ in {np.count_nonzero(left_a != left_b)} "
+            "places"
+        )
+    return int(np.count_nonzero(left_a))
+
+
+def _largest(path, kernel, left, count, size):
+    num_left = int(np.count_nonzero(left))
+    if not num_left or (num_left < size and count >= num_left):
+        raise ValueError(
+            "To compare a sparse network with a dense one, `p` must be below the share of weights "
+            f"that are left in each kernel. Received: {path!r} with {num_left} of {left.size} "
+            f"left, of which the {count} largest are asked for"
+        )
+    scores = tf.abs(tf.cast(kernel, tf.float32) if kernel.dtype != np.float64 else kernel)
+    return selection.keep(left, scores, count).numpy()
+
+
+def _check_shapes(kernels_a, kernels_b):
+    shapes_a = [kernel.shape for kernel in kernels_a.values()]
+    shapes_b = [kernel.shape for kernel in kernels_b.values()]
+    if shapes_a != shapes_b:
+        raise ValueError(
+            "The kernels of `a` and `b` must have the same shapes in the same order. "
+            f"Received: {shapes_a} and {shapes_b}"
+        )
+
+
+def _check_number(name, value, is_right, rule):
+    if not is_right:
+        raise ValueError(f"`{name}` must be a number {rule}. Received: {name}={value!r}")
