@@ -8,14 +8,24 @@ from rigl_tf.analysis.hessian import (
     hessian_density,
     hessian_eigenvalues,
 )
+from rigl_tf.analysis.predictions import (
+    SolutionDistance,
+    disagreement,
+    ensemble_accuracy,
+    repel,
+    solution_distance,
+)
 from rigl_tf.analysis.similarity import WeightCorrelation, get_kernels, weight_correlation
 
 __all__ = [
     "GradientFlow",
     "GradientNorms",
+    "SolutionDistance",
     "SpectralDensity",
     "WeightCorrelation",
     "bezier",
+    "disagreement",
+    "ensemble_accuracy",
     "error_barrier",
     "get_kernels",
     "gradient_norms",
@@ -23,6 +33,8 @@ __all__ = [
     "hessian_density",
     "hessian_eigenvalues",
     "interpolate",
+    "repel",
+    "solution_distance",
     "train_bezier",
     "weight_correlation",
 ]

@@ -49,7 +49,7 @@ def interpolate(model, start, end, evaluate, coefficients=None, control_points=(
     [[[1.0], [0.0]], [[0.75], [0.25]]]
     """
     points = {"start": start, **_numbered(control_points), "end": end}
-    points = [_check_weights(model, name, weights) for name, weights in points.items()]
+    points = [check_weights(model, name, weights) for name, weights in points.items()]
     if coefficients is None:
         coefficients = np.linspace(0, 1, 30)
     own = model.get_weights()
@@ -179,8 +179,8 @@ def train_bezier(
     >>> losses = interpolate(
     ...     model, start, end, lambda m: float(tf.norm(m(np.ones((4, 2))))), control_points=points)
     """
-    start = _check_weights(model, "start", start)
-    end = _check_weights(model, "end", end)
+    start = check_weights(model, "start", start)
+    end = check_weights(model, "end", end)
     if not isinstance(data, tf.data.Dataset):
         raise ValueError(f"`data` must be a `tf.data.Dataset` of batches. Received: {type(data)}")
     _check_range("steps", steps, 1)
@@ -284,7 +284,7 @@ def _numbered(control_points):
     return {f"control_points[{k}]": point for k, point in enumerate(control_points)}
 
 
-def _check_weights(model, name, weights):
+def check_weights(model, name, weights):
     """The arrays of `weights`, which must have the shapes of the model's."""
     arrays = [np.asarray(array) for array in weights]
     wanted = [tuple(variable.shape) for variable in model.weights]

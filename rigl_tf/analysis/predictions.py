@@ -1,0 +1,251 @@
+"""Whether solutions are the same: by what they predict, and by where they are."""
+
+import math
+from numbers import Real
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from rigl_tf import masks
+from rigl_tf.analysis.connectivity import check_weights
+
+
+def disagreement(logits_a, logits_b):
+    """The share of examples that two networks classify differently.
+
+    Reference:
+
+    - [Evci et al., 2022](https://arxiv.org/abs/2010.03533), table 2; Fort et al., 2019
+
+    Args:
+        logits_a: Array of shape `(examples, classes)`, the logits or probabilities of one network.
+        logits_b: The same of the other network, on the same examples.
+
+    Returns:
+        Float in `[0, 1]`.
+
+    Raises:
+        ValueError: If the shapes differ, or are not those of logits.
+
+    Example:
+
+    >>> disagreement(np.array([[1.0, 2.0], [3.0, 0.0]]), np.array([[0.0, 9.0], [0.1, 0.2]]))
+    0.5
+    """
+    a, b = _check_logits([logits_a, logits_b])
+    return float(np.mean(a.argmax(axis=1) != b.argmax(axis=1)))
+
+
+def ensemble_accuracy(logits, labels, from_logits=True):
+    """The accuracy of the mean of what several networks predict.
+
+    The probabilities are averaged. Networks that are alike gain little over one of them.
+
+    Reference:
+
+    - [Evci et al., 2022](https://arxiv.org/abs/2010.03533), table 2, with five networks
+
+    Args:
+        logits: List of arrays of shape `(examples, classes)`, one for each network.
+        labels: Integer array of shape `(examples,)` or `(examples, 1)`.
+        from_logits: Boolean, `False` if `logits` are probabilities.
+
+    Returns:
+        Float in `[0, 1]`.
+
+    Raises:
+        ValueError: If there is no network, the shapes differ, or they are not those of logits and
+            labels.
+
+    Example:
+
+    >>> logits = [np.array([[0.0, 1.0]]), np.array([[3.0, 0.0]])]
+    >>> ensemble_accuracy(logits, np.array([0]))
+    1.0
+    """
+    arrays = _check_logits(logits)
+    labels = np.asarray(labels)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.shape != arrays[0].shape[:1] or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"`labels` must be {len(arrays[0])} integers, one for each example. "
+            f"Received: shape={labels.shape}, dtype={labels.dtype}"
+        )
+    if from_logits:
+        arrays = [tf.nn.softmax(tf.constant(each, tf.float64)).numpy() for each in arrays]
+    return float(np.mean(np.mean(arrays, axis=0).argmax(axis=1) == labels))
+
+
+def _check_logits(logits):
+    arrays = [np.asarray(each) for each in logits]
+    shapes = [each.shape for each in arrays]
+    is_known = arrays and len(set(shapes)) == 1 and len(shapes[0]) == 2
+    if not is_known or shapes[0][0] < 1 or shapes[0][1] < 2:
+        raise ValueError(
+            "Logits must be arrays of the same shape `(examples, classes)`, with two classes or "
+            f"more, of one network at least. Received: shapes={shapes}"
+        )
+    return arrays
+
+
+class SolutionDistance(NamedTuple):
+    """How far two solutions are from each other, on the connections that both have.
+
+    Attributes:
+        l2: Float, the L2 norm of the difference.
+        cosine: Float in `[-1, 1]`, the cosine similarity.
+        angle: Float in `[0, 2]`, `2 * angle / pi`: 0 in the same direction, 1 orthogonal, 2
+            opposite.
+    """
+
+    l2: float
+    cosine: float
+    angle: float
+
+
+def solution_distance(model, start, end):
+    """How far two solutions of a sparse model are from each other.
+
+    All sparse kernels together, at the connections that are active in both: the masks are those
+    that the weights hold, not the model's.
+
+    Reference:
+
+    - [Maene et al., 2021](https://arxiv.org/abs/2106.06955), the distance of two tickets
+    - [Evci et al., 2022](https://arxiv.org/abs/2010.03533), section 4.2
+
+    Args:
+        model: A built sparse `keras.Model`.
+        start: List of arrays as from `model.get_weights()`, one solution.
+        end: The same, the other one.
+
+    Returns:
+        A `SolutionDistance`, a named triple of `l2`, `cosine` and `angle`.
+
+    Raises:
+        ValueError: If the model has no sparse kernel, weights are not those of such a model, or
+            one solution is zero at all connections that both have, so that there is no angle.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    >>> model = rigl_tf.sparsify(model, sparsity=0.0)
+    >>> start = model.get_weights()
+    >>> opposite = [array if array.dtype == bool else -array for array in start]
+    >>> round(solution_distance(model, start, opposite).angle, 4)
+    2.0
+    """
+    kernels = _sparse_kernels(model, "solution_distance")
+    start, end = (
+        dict(zip(map(id, model.weights), check_weights(model, name, weights), strict=True))
+        for name, weights in (("start", start), ("end", end))
+    )
+    a, b = [], []
+    for kernel in kernels:
+        mask_id = id(masks.mask_of(kernel))
+        common = start[mask_id].astype(bool) & end[mask_id].astype(bool)
+        a.append(start[id(kernel)][common])
+        b.append(end[id(kernel)][common])
+    a, b = np.concatenate(a).astype("float64"), np.concatenate(b).astype("float64")
+    norms = np.linalg.norm(a), np.linalg.norm(b)
+    if not all(0 < norm < math.inf for norm in norms):
+        raise ValueError(
+            "Two solutions must have connections in common, where both have a finite norm above "
+            f"0. Received: norms {norms} at {len(a)} common connections"
+        )
+    cosine = float(np.clip(a @ b / (norms[0] * norms[1]), -1, 1))
+    return SolutionDistance(float(np.linalg.norm(a - b)), cosine, 2 * math.acos(cosine) / math.pi)
+
+
+def repel(model, solutions, weight=2.0):
+    """Adds a loss to a model that keeps training away from known solutions, or draws it to them.
+
+    `weight / len(solutions) * sum(cos(kernels, solution) ** 2)`: the cosine over all sparse
+    kernels together, at the connections that the model has. It is a regularisation loss of the
+    model, so `fit` adds it to any loss, and the model is saved as it would be without.
+
+    Reference:
+
+    - [Maene et al., 2021](https://arxiv.org/abs/2106.06955), its loss `J_r`: a ticket that is
+      repelled loses accuracy if it relies on the region that it was found in
+
+    Args:
+        model: A built sparse `keras.Model`. It is changed in place; compile it afterwards.
+        solutions: List of solutions, each a list of arrays as from `model.get_weights()`. They
+            take the place of those before; an empty list takes the loss away.
+        weight: Number; the paper repels with 2 and attracts with -1.
+
+    Raises:
+        ValueError: If the model has no sparse kernel, `weight` is no finite number, or solutions
+            are not the weights of such a model.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    >>> model = rigl_tf.sparsify(model, sparsity=0.0)
+    >>> repel(model, [model.get_weights()])
+    >>> round(float(model.losses[0]), 4)
+    2.0
+    """
+    # Keras asks only trainable weights for their losses.
+    first, *others = sorted(_sparse_kernels(model, "repel"), key=lambda k: not k.trainable)
+    if not isinstance(weight, Real) or not math.isfinite(weight):
+        raise ValueError(f"`weight` must be a finite number. Received: weight={weight!r}")
+    indices = {id(variable): index for index, variable in enumerate(model.weights)}
+    known = [
+        [arrays[indices[id(kernel)]] for kernel in (first, *others)]
+        for arrays in (
+            check_weights(model, f"solutions[{k}]", weights) for k, weights in enumerate(solutions)
+        )
+    ]
+    own = first.regularizer
+    own = own.regularizer if isinstance(own, _Repellent) else own
+    first.regularizer = _Repellent(others, known, weight, own) if known else own
+
+
+class _Repellent(keras.regularizers.Regularizer):
+    """The loss of `repel`. Keras asks the regularizer of one of the sparse kernels for it.
+
+    Args:
+        others: The other sparse kernels.
+        solutions: List of lists of arrays: that of the kernel, then those of the others.
+        weight: Number.
+        regularizer: The kernel's own, or `None`.
+    """
+
+    def __init__(self, others, solutions, weight, regularizer):
+        self.others = others
+        self.solutions = [[tf.constant(a, tf.float32) for a in arrays] for arrays in solutions]
+        self.weight = weight
+        self.regularizer = regularizer
+
+    def __call__(self, kernel):
+        kernels = [kernel, *self.others]
+        values = [tf.cast(tf.convert_to_tensor(each), tf.float32) for each in kernels]
+        loss = tf.add_n([_squared_cosine(values, kernels, each) for each in self.solutions])
+        loss *= self.weight / len(self.solutions)
+        return loss if self.regularizer is None else loss + self.regularizer(kernel)
+
+
+def _squared_cosine(values, kernels, solution):
+    """Between values and a solution where kernels are active; 0 if one of them is zero there."""
+    masked = [
+        masks.masked(array, masks.mask_of(kernel))
+        for array, kernel in zip(solution, kernels, strict=True)
+    ]
+    product = tf.add_n([tf.reduce_sum(a * b) for a, b in zip(values, masked, strict=True)])
+    squares = [tf.add_n([tf.reduce_sum(a * a) for a in arrays]) for arrays in (values, masked)]
+    return tf.math.divide_no_nan(product**2, squares[0] * squares[1])
+
+
+def _sparse_kernels(model, caller):
+    kernels = list(masks.sparse_kernels(model).values())
+    if not kernels:
+        raise ValueError(
+            f"`{caller}` needs a built sparse model: make one with `rigl_tf.sparsify`. "
+            f"Received: model={model.name!r}, without sparse kernels"
+        )
+    return kernels
