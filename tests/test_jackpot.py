@@ -1,9 +1,12 @@
 """Tests of `lottery.judge_ticket` and `lottery.jackpot_protocol`, worked by hand."""
 
+import keras
 import numpy as np
 import pytest
 
+import rigl_tf
 from rigl_tf import lottery
+from rigl_tf.lottery.report import has_residual
 
 
 def judge(dense=92.0, ticket=92.0, random=90.0, small=90.0, sparsity=0.8, **others):
@@ -117,3 +120,211 @@ def test_bad_input_is_refused_in_a_sentence(bad, message):
     good = {"results": {0.1: (92, 92, 90)}, "sparsity": 0.9, "small_dense": 90}
     with pytest.raises(ValueError, match=message):
         lottery.judge_ticket(**{**good, **bad})
+
+
+UNITS, RATES = 8, (0.1, 0.01)
+
+
+def small_dense(width, seed):
+    """48 weights if it is whole, six for each unit; above 0 with seeds 0 and 1, below with others.
+
+    The first kernel is the larger one, in numbers and in weights.
+    """
+    units = max(1, int(UNITS * width))
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(units, use_bias=False),
+            keras.layers.Dense(2, use_bias=False),
+        ],
+        name="net",
+    )
+    draw = np.random.default_rng(seed)
+    sign = 1 if seed < 2 else -1
+    model.set_weights([sign * draw.uniform(1, 2, weight.shape) for weight in model.get_weights()])
+    return model
+
+
+def build(seed):
+    return rigl_tf.sparsify(small_dense(1.0, seed), 0.0)
+
+
+class Training:
+    """The accuracy tells what was trained: dense 92, ticket 91, reinitialised 85, small 80.
+
+    At the small learning rate dense and ticket have 90. Each seed adds its half.
+    """
+
+    def __init__(self, stop_after=None):
+        self.calls = []
+        self.stop_after = stop_after
+
+    def __call__(self, model, learning_rate, seed, rewind=None):
+        if len(self.calls) == self.stop_after:
+            raise KeyboardInterrupt
+        active = [mask.sum() for mask in rigl_tf.get_masks(model).values()]
+        kernels = model.trainable_weights
+        kind = "small"
+        if active:
+            kind = "dense" if sum(active) == 48 else "ticket"
+            if any((kernel.numpy() < 0).any() for kernel in kernels):
+                kind = "random"
+        if rewind is not None:
+            kind = f"rewinding {kind}"
+            for step in range(rewind.start_step, 4):
+                rewind.record(step + 1)
+        for kernel in kernels:
+            kernel.assign(kernel * 2)
+        self.calls.append((learning_rate, seed, kind, int(sum(active)) or model.count_params()))
+        by_kind = {"dense": 92, "ticket": 91, "random": 85, "small": 80}
+        accuracy = by_kind.get(kind, 91.5)
+        if learning_rate == 0.01:
+            accuracy = min(accuracy, 90)
+        return accuracy + seed / 2
+
+
+def run(train, directory, **others):
+    settings = {"levels": 3, "prune_fraction": 0.5, "seeds": [0, 1], **others}
+    return lottery.jackpot_protocol(build, train, small_dense, RATES, directory, **settings)
+
+
+def test_protocol_by_hand(tmp_path):
+    # 48 -> 24 -> 12 -> 6: levels 2 and 3 are at 75 % and 87.5 %, the first below 60 %.
+    train = Training()
+    rows = run(train, tmp_path)
+    assert [(row["level"], row["sparsity"]) for row in rows] == [(2, 0.75), (3, 0.875)]
+    once = [(0.1, 0, kind, count) for kind, count in EXPECTED_KINDS]
+    assert train.calls[: len(once)] == once
+    assert len(train.calls) == 4 * len(once)
+    # Two and one units fit into 12 and 6 weights.
+    assert [row["num_parameters"] for row in rows] == [(12, 12), (6, 6)]
+    assert rows[0]["accuracies"] == {
+        "dense": {0.1: [92.0, 92.5], 0.01: [90.0, 90.5]},
+        "LT-IMP": {0.1: [91.0, 91.5], 0.01: [90.0, 90.5]},
+        "LT-OMP": {0.1: [91.0, 91.5], 0.01: [90.0, 90.5]},
+        "RR-IMP": {0.1: [85.0, 85.5], 0.01: [85.0, 85.5]},
+        "RR-OMP": {0.1: [85.0, 85.5], 0.01: [85.0, 85.5]},
+        "small dense": {0.1: [80.0, 80.5], 0.01: [80.0, 80.5]},
+    }
+    # Similar to dense at the small rate, a point below the best dense.
+    verdict = rows[0]["verdicts"]["IMP"]
+    assert [c.value for c in verdict.conditions] == [0.75, 11.0, 6.0, 0.0, -1.0]
+    assert verdict.verdict == "secondary"
+    # Other thresholds ask for no other training.
+    jackpot = run(Training(stop_after=0), tmp_path, similar=1)
+    assert jackpot[1]["verdicts"]["OMP"].verdict == "jackpot"
+
+
+EXPECTED_KINDS = [
+    ("dense", 48),
+    ("ticket", 24),
+    ("ticket", 12),
+    ("ticket", 6),
+    ("ticket", 12),
+    ("random", 12),
+    ("random", 12),
+    ("small", 12),
+    ("ticket", 6),
+    ("random", 6),
+    ("random", 6),
+    ("small", 6),
+]
+
+
+def test_a_stopped_protocol_goes_on_and_trains_nothing_twice(tmp_path):
+    whole = run(Training(), tmp_path / "whole", rewind_step=3)
+    first = Training(stop_after=10)
+    with pytest.raises(KeyboardInterrupt):
+        run(first, tmp_path / "stopped", rewind_step=3)
+    second = Training()
+    assert run(second, tmp_path / "stopped", rewind_step=3) == whole
+    # Four trainings of each pair of rate and seed are for rewinding.
+    assert len(first.calls + second.calls) == 4 * (12 + 4)
+    assert [call for call in second.calls if "rewinding" in call[2]][:4] == [
+        (0.1, 0, "rewinding dense", 48),
+        (0.1, 0, "rewinding ticket", 24),
+        (0.1, 0, "rewinding ticket", 12),
+        (0.1, 0, "rewinding ticket", 6),
+    ]
+    assert whole[0]["accuracies"]["rewinding"] == {0.1: [91.5, 92.0], 0.01: [90.0, 90.5]}
+    reports = [(tmp_path / name / "report.md").read_text() for name in ("whole", "stopped")]
+    assert reports[0] == reports[1]
+
+
+def test_report(tmp_path):
+    run(Training(), tmp_path)
+    report = (tmp_path / "report.md").read_text()
+    for line in (
+        "There is a secondary prize, at sparsity 75.0 %, 87.5 %.",
+        "48 weights in sparse kernels; residual connections: no",
+        "- Seeds: 2 (0, 1): mean ± standard deviation",
+        # The deviation of 91 and 91.5 from their mean is a quarter: sqrt(2 / 16 / (2 - 1)).
+        "| 75.0 % | 0.1 | 92.25 ± 0.35 | 91.25 ± 0.35 | 91.25 ± 0.35 | 85.25 ± 0.35 |",
+        "### IMP, 75.0 %\n\n```\nsecondary at sparsity 0.75\n",
+        "| 1. Iterative or one-shot | IMP has no advantage | LT-IMP − LT-OMP = +0.00, the mean over"
+        " 2 sparsities | yes |",
+        "| 2. Learning rate | not a small one | best for the ticket 0.1, for the dense network 0.1"
+        " | yes |",
+        "highest sparsity with a prize: 87.5 %; a narrower dense network of the ticket's size is"
+        " similar to the dense one at no sparsity | not testable with one network |",
+        "| does not matter: the ticket prefers a large rate | LT-IMP − RR-IMP = +6.00 at learning"
+        " rate 0.1 | no |",
+    ):
+        assert line in report
+    run(Training(stop_after=0), tmp_path, residual=True)
+    report = (tmp_path / "report.md").read_text()
+    assert "IMP is better than OMP | LT-IMP − LT-OMP = +0.00, the mean over 2 sparsities | no" in (
+        report
+    )
+    assert "a relatively small one | best for the ticket 0.1" in report
+    run(Training(stop_after=0), tmp_path, large_dataset=True, judged_levels=[2])
+    report = (tmp_path / "report.md").read_text()
+    assert "| 5. Iterative or one-shot | OMP is better than IMP |" in report
+    assert "87.5 %" not in report
+
+
+def test_one_seed_and_one_rate_are_said_so(tmp_path):
+    lottery.jackpot_protocol(
+        build, Training(), small_dense, [0.1], tmp_path, levels=1, prune_fraction=0.75, seeds=[0]
+    )
+    report = (tmp_path / "report.md").read_text()
+    assert "- Seeds: one (seed 0): there is no spread" in report
+    assert "±" not in report
+    assert report.count("not testable with one |") == 2
+
+
+def test_residual_connections_are_found():
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(4)(inputs)
+    plain = keras.Model(inputs, keras.layers.Dense(2)(hidden))
+    by_layer = keras.Model(inputs, keras.layers.Add()([inputs, hidden]))
+    nested = keras.Sequential([inputs, keras.Model(inputs, inputs + hidden)])
+
+    class Unknown(keras.Model):
+        pass
+
+    assert [has_residual(m) for m in (plain, by_layer, nested)] == [False, True, True]
+    assert has_residual(rigl_tf.sparsify(by_layer, 0.0)) is True
+    assert has_residual(Unknown()) is None
+
+
+def test_bad_protocols_are_refused_in_a_sentence(tmp_path):
+    def protocol(build=build, train=None, rates=(0.1,), **others):
+        train = train or Training()
+        settings = {"levels": 2, "prune_fraction": 0.5, **others}
+        lottery.jackpot_protocol(build, train, small_dense, rates, tmp_path, **settings)
+
+    with pytest.raises(ValueError, match=r"`learning_rates` must be different.*rates=\[\]"):
+        protocol(rates=[])
+    with pytest.raises(ValueError, match=r"`seeds` must be different numbers.*seeds=\[1, 1\]"):
+        protocol(seeds=[1, 1])
+    with pytest.raises(ValueError, match=r"one at least; by default.*highest sparsity is 0\.5"):
+        protocol(levels=1)
+    with pytest.raises(ValueError, match=r"`judged_levels` must be among 1 to 2"):
+        protocol(judged_levels=[3])
+    with pytest.raises(ValueError, match="must return the test accuracy"):
+        protocol(train=lambda model, rate, seed: {"accuracy": 90})
+    with pytest.raises(ValueError, match=r"another seed\. Received: the same for seeds 0 and 3"):
+        protocol(build=lambda seed: build(0))
+    with pytest.raises(ValueError, match="multiply them by 100"):
+        protocol(train=lambda model, rate, seed: 0.9, rates=[0.2])

@@ -2,6 +2,7 @@
 
 from rigl_tf.lottery.jackpot import judge_ticket
 from rigl_tf.lottery.levels import Level
+from rigl_tf.lottery.protocol import jackpot_protocol
 from rigl_tf.lottery.tickets import find_ticket
 
-__all__ = ["Level", "find_ticket", "judge_ticket"]
+__all__ = ["Level", "find_ticket", "jackpot_protocol", "judge_ticket"]

@@ -112,7 +112,7 @@ def judge_ticket(results, sparsity, small_dense, similar=0.5, clear=0.5, min_spa
     """
     results = _check_results(results)
     small = _mean("small_dense", small_dense)
-    _check_percent([small, *(value for row in results.values() for value in row)])
+    check_percent([small, *(value for row in results.values() for value in row)])
     for name, value in (("similar", similar), ("clear", clear)):
         if not isinstance(value, Real) or not 0 <= value < math.inf:
             raise ValueError(f"`{name}` must be a number >= 0. Received: {name}={value!r}")
@@ -185,7 +185,8 @@ def _mean(name, accuracy):
     return float(values.mean())
 
 
-def _check_percent(values):
+def check_percent(values):
+    """Raises a `ValueError` if these accuracies look like shares of 1."""
     if max(values) <= 1:
         raise ValueError(
             "Accuracies must be in percent, not shares of 1: multiply them by 100. "

@@ -84,18 +84,18 @@ class Records:
         """The record of this name; `compute()` makes it if there is none."""
         path = None if self._path is None else self._path / f"{name}.npz"
         if path is not None and path.exists():
-            return _read(path)
+            return read(path)
         record = compute()
         record = {**record, "metrics": plain(record.get("metrics"))}
         if path is not None:
-            self._replace(path, lambda file: _write(file, record))
+            replace_file(path, lambda file: _write(file, record))
         return record
 
     def _check_settings(self, settings):
         path = self._path / "settings.json"
         if not path.exists():
             text = json.dumps(settings, indent=2) + "\n"
-            self._replace(path, lambda file: file.write(text.encode()))
+            replace_file(path, lambda file: file.write(text.encode()))
             return
         found = json.loads(path.read_text())
         names = sorted(settings.keys() | found.keys())
@@ -110,11 +110,13 @@ class Records:
                 f"Received: directory={str(self._path)!r}, {difference}"
             )
 
-    def _replace(self, path, write):
-        temporary = path.with_name(f".tmp-{path.name}")
-        with open(temporary, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
+
+def replace_file(path, write):
+    """Writes a file under a temporary name, `write(file)`, and renames it when it is complete."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    with open(temporary, "wb") as file:
+        write(file)
+    os.replace(temporary, path)
 
 
 def plain(metrics):
@@ -143,7 +145,8 @@ def _write(file, record):
     np.savez(file, metrics=json.dumps(record["metrics"]), **arrays)
 
 
-def _read(path):
+def read(path):
+    """The record in a file of `Records`."""
     record = {}
     try:
         with np.load(path) as arrays:

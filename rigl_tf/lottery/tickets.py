@@ -141,7 +141,7 @@ def find_ticket(
     }
     records = Records(directory, settings)
     start = records.once("start", functools.partial(state_of, model))
-    reset_optimizer = _optimizer_reset(model)
+    reset_optimizer = optimizer_reset(model)
     weights = rewound = start["weights"]
     kernel_masks, last, results = start["masks"], None, []
     for number in (0, levels) if one_shot else range(levels + 1):
@@ -219,7 +219,7 @@ def _level(model, number, record):
     return Level(number, num_active, sparsity, kernel_masks, record["metrics"])
 
 
-def _optimizer_reset(model):
+def optimizer_reset(model):
     """A function that sets the optimizer of a compiled model to what it is now."""
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None:
