@@ -247,11 +247,11 @@ def _check_units(model, layer, after, is_last):
         _check_kernels(model, each)
     if is_last:
         return
-    if not _treats_units_alike(dense.activation, dense.units):
+    if not treats_units_alike(dense.activation, (dense.units,)):
         _refuse(model, f"with the activation of layer {layer.name!r}")
     for each in after:
         is_normalisation = isinstance(each, keras.layers.BatchNormalization)
-        if not is_normalisation and (each.weights or not _treats_units_alike(each, dense.units)):
+        if not is_normalisation and (each.weights or not treats_units_alike(each, (dense.units,))):
             _refuse(model, f"with layer {each.name!r} of class {type(each).__name__}")
 
 
@@ -265,14 +265,21 @@ def _check_call(model, result):
         _refuse(model, f"of class {type(model).__name__}, with a `call` of its own")
 
 
-def _treats_units_alike(function, units):
-    """Whether each output is the same function of one input: shifted inputs, shifted outputs."""
-    x = np.random.default_rng(0).normal(size=(2, units)).astype("float32")
-    shifted = np.concatenate([np.full((2, 1), 9, "float32"), x[:, :-1]], axis=1)
+def treats_units_alike(function, shape):
+    """Whether each output is the same function of one input: shifted inputs, shifted outputs.
+
+    Args:
+        function: Layer or function of a tensor, which may change all axes but the last, the units.
+        shape: Tuple of integers, that of one example.
+    """
+    x = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
+    first = np.full((*x.shape[:-1], 1), 9, "float32")
+    shifted = np.concatenate([first, x[..., :-1]], axis=-1)
     y, z = (
         keras.ops.convert_to_numpy(keras.ops.cast(function(v), "float32")) for v in (x, shifted)
     )
-    return y.shape == x.shape and np.allclose(y[:, :-1], z[:, 1:], rtol=1e-4, atol=1e-6)
+    has_all = y.shape[-1:] == x.shape[-1:]
+    return has_all and np.allclose(y[..., :-1], z[..., 1:], rtol=1e-4, atol=1e-6)
 
 
 def _copy_state(layer, new_layer, columns):

@@ -1,0 +1,138 @@
+"""What selected units of a layer are to imitate: the layer itself, or the whole network.
+
+Units have shares, which sum to 1; in the layer as it is, each has the same. See `select_units`.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+# Of the units that a first-order approximation ranks highest, so many are evaluated exactly.
+_NUM_EXACT = 5
+
+
+class LocalImitation:
+    """The discrepancy `(a - u) @ G @ (a - u)`, where `u` is `1 / N` for each unit.
+
+    `G[i, j]` is the mean over the examples of the product of the contributions of units i and j.
+    """
+
+    def __init__(self, model, link, inputs):
+        source = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+        features = keras.Model(source, link.next_layer.input)
+        products, num_examples = 0, 0
+        for batch in tf.data.Dataset.from_tensor_slices(inputs).batch(256):
+            x = features(batch, training=False)
+            rows = link.rows(x)
+            products += rows.T @ rows
+            num_examples += len(x)
+        places, units, _ = link.kernel.shape
+        kernel = link.kernel.reshape(places * units, -1)
+        gram = (products * (kernel @ kernel.T)).reshape(places, units, places, units)
+        self._gram = gram.sum(axis=(0, 2)) * units**2 / num_examples
+
+    def best(self, shares, candidates, fixed_rate):
+        """The best step of one of the candidates: the new shares, and their discrepancy."""
+        shared = self._gram @ shares
+        residual = shared - self._gram.mean(axis=1)
+        # Along `unit - shares` the discrepancy changes by `2 * rate * slope + rate**2 * curvature`.
+        slopes = residual - shares @ residual
+        curvatures = self._gram.diagonal() - 2 * shared + shares @ shared
+        if fixed_rate is None:
+            is_curved = curvatures > 1e-12 * self._gram.diagonal().max()
+            rates = np.where(is_curved, -slopes / np.where(is_curved, curvatures, 1), 0)
+            rates = np.clip(rates, _lowest_rates(shares), 1)
+        else:
+            rates = np.full(len(shares), fixed_rate)
+        changes = 2 * rates * slopes + rates**2 * curvatures
+        unit = candidates[np.argmin(changes[candidates])]
+        new_shares = _step(shares, unit, rates[unit])
+        return new_shares, self._value(new_shares)
+
+    def _value(self, shares):
+        difference = shares - 1 / len(shares)
+        return max(float(difference @ self._gram @ difference), 0.0)
+
+
+class GlobalImitation:
+    """The loss of a network whose next kernel is scaled by the shares."""
+
+    def __init__(self, model, link, inputs, targets, loss, score):
+        self._is_exact = score == "exact"
+        variable = link.next_layer.kernel
+        shape, dtype = variable.shape, variable.dtype
+        scaled = tf.constant(link.kernel * link.num_units, dtype)
+        inputs = tf.nest.map_structure(tf.convert_to_tensor, inputs)
+        loss = _squared_norm if loss is None else keras.losses.get(loss)
+
+        def outputs():
+            return tf.cast(model(inputs, training=False), "float32")
+
+        targets = outputs() if targets is None else tf.convert_to_tensor(targets)
+
+        @tf.function
+        def value(shares):
+            variable.assign(tf.reshape(scaled * shares[:, tf.newaxis], shape))
+            return tf.reduce_mean(loss(targets, outputs()))
+
+        @tf.function
+        def gradient(shares):
+            with tf.GradientTape() as tape:
+                tape.watch(variable.value)
+                result = value(shares)
+            by_kernel = tape.gradient(result, variable.value)
+            return tf.reduce_sum(tf.reshape(by_kernel, scaled.shape) * scaled, axis=(0, 2))
+
+        self._value = lambda shares: float(value(tf.constant(shares, dtype)))
+        self._gradient = lambda shares: gradient(tf.constant(shares, dtype)).numpy()
+
+    def best(self, shares, candidates, fixed_rate):
+        """The best step of one of the candidates: the new shares, and their loss."""
+        if shares.any() and not self._is_exact:
+            candidates = self._most_promising(shares, candidates, fixed_rate)
+        steps = [
+            _step(shares, unit, rate)
+            for unit in candidates
+            for rate in ([fixed_rate] if fixed_rate else _rates(shares, unit))
+        ]
+        values = [self._value(each) for each in steps]
+        index = int(np.argmin(values))
+        return steps[index], values[index]
+
+    def _most_promising(self, shares, candidates, fixed_rate):
+        gradient = self._gradient(shares)
+        slopes = gradient - shares @ gradient
+        rate = fixed_rate or _usual_rate(shares)
+        changes = rate * slopes
+        if fixed_rate is None:
+            changes = np.minimum(changes, np.maximum(_lowest_rates(shares), -rate) * slopes)
+        return candidates[np.argsort(changes[candidates], kind="stable")[:_NUM_EXACT]]
+
+
+def _step(shares, unit, rate):
+    new_shares = (1 - rate) * shares
+    new_shares[unit] += rate
+    new_shares[new_shares < 1e-7] = 0  # what rounding leaves of a unit that is deleted
+    return new_shares / new_shares.sum()
+
+
+def _lowest_rates(shares):
+    """The rates that delete units; a unit alone stays."""
+    is_alone = shares >= 1
+    return np.where(is_alone, 0, -shares / np.where(is_alone, 1, 1 - shares))
+
+
+def _usual_rate(shares):
+    return 1 / (np.count_nonzero(shares) + 1)
+
+
+def _rates(shares, unit):
+    """Rates to try: around the usual one, up and down, and the one that deletes the unit."""
+    rates = _usual_rate(shares) * np.array([2, 1, 0.5, 0.25])
+    lowest = _lowest_rates(shares)[unit]
+    down = [rate for rate in (lowest, *-rates) if lowest <= rate < 0]
+    return [*rates, *down]
+
+
+def _squared_norm(targets, outputs):
+    return tf.reduce_sum((targets - outputs) ** 2) / tf.cast(tf.shape(outputs)[0], "float32")

@@ -1,0 +1,230 @@
+"""Units of a layer and the weights that belong to them: models that keep some units only."""
+
+import dataclasses
+import itertools
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from rigl_tf.compact import treats_units_alike
+from rigl_tf.layers import without_build_configs
+from rigl_tf.rebuild import copy_of_layer, copy_state, is_clonable, rebuild
+
+_RULE = (
+    "Units are selected in a plain (not wrapped: `rigl_tf.strip` it before) Dense or Conv2D layer "
+    "whose outputs go to one other such layer, the next of a chain, past nothing but layers that "
+    "treat each unit alike: activations, pooling, BatchNormalization, DepthwiseConv2D, Flatten."
+)
+_KERNEL_LAYERS = (keras.layers.Dense, keras.layers.Conv2D)
+
+
+def keep_units(model, selections):
+    """A smaller model with the selected units of some layers.
+
+    What leads from a unit to the next layer is multiplied by its weight, times the number of units
+    that there were. Biases stay as they are, and so does everything else.
+
+    Args:
+        model: The built Sequential or Functional `keras.Model` that units were selected in. It is
+            not changed.
+        selections: `{layer name: Selection}`, see `select_units`.
+
+    Returns:
+        A new, uncompiled model of plain dense layers, with the same layer names.
+
+    Raises:
+        ValueError: If a layer is none whose units can be selected, or its selection is that of
+            another layer.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)), keras.layers.Dense(20, "relu", name="hidden"),
+    ...     keras.layers.Dense(3)])
+    >>> inputs = np.random.default_rng(0).normal(size=(50, 4))
+    >>> selection = rigl_tf.lottery.select_units(model, "hidden", inputs, num_units=8)
+    >>> small = keep_units(model, {"hidden": selection})
+    >>> [layer.units for layer in small.layers]
+    [8, 3]
+    """
+    links = {name: link_of(model, name) for name in selections}
+    for name, selection in selections.items():
+        _check_selection(name, selection, links[name].num_units)
+
+    def smaller(layer):
+        if layer.name not in links or layer is not links[layer.name].layer:
+            return copy_of_layer(layer)
+        config = without_build_configs(layer.get_config())
+        size = "units" if isinstance(layer, keras.layers.Dense) else "filters"
+        return type(layer).from_config({**config, size: len(selections[layer.name].units)})
+
+    result = rebuild(model, smaller)
+    weights = {}
+    for name, selection in selections.items():
+        _keep(weights, links[name], selection)
+    for layer, new_layer in zip(model.layers, result.layers, strict=True):
+        if layer.name in weights:
+            new_layer.set_weights(weights[layer.name])
+        elif isinstance(layer, keras.layers.Layer):
+            copy_state(layer, new_layer)
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """How the units of a layer reach the next one.
+
+    Attributes:
+        layer: The Dense or Conv2D layer.
+        between: The layers after it, without a connection from one unit to another.
+        next_layer: The Dense or Conv2D layer that takes what they send.
+    """
+
+    layer: keras.layers.Layer
+    between: tuple
+    next_layer: keras.layers.Layer
+
+    @property
+    def num_units(self):
+        return self.layer.kernel.shape[-1]
+
+    @property
+    def kernel(self):
+        """The kernel of the next layer: `(places of a unit, units, outputs)`.
+
+        A unit has a place in the kernel for each pixel of a convolution, or of what was flattened.
+        """
+        kernel = keras.ops.convert_to_numpy(self.next_layer.kernel).astype("float64")
+        return kernel.reshape(-1, self.num_units, kernel.shape[-1])
+
+    def rows(self, x):
+        """What the kernel of the next layer is multiplied by: one row for each example and pixel.
+
+        Args:
+            x: Tensor, the inputs of the next layer.
+
+        Returns:
+            Array, of as many columns as the kernel has rows.
+        """
+        next_layer = self.next_layer
+        if isinstance(next_layer, keras.layers.Conv2D):
+            x = tf.image.extract_patches(
+                x,
+                [1, *next_layer.kernel_size, 1],
+                [1, *next_layer.strides, 1],
+                [1, *next_layer.dilation_rate, 1],
+                next_layer.padding.upper(),
+            )
+        x = np.asarray(tf.cast(x, "float64"))
+        return x.reshape(-1, x.shape[-1])
+
+
+def link_of(model, name):
+    """The `Link` of a layer; a `ValueError` if there is none."""
+    if not isinstance(model, keras.Model) or not is_clonable(model) or not model.built:
+        raise ValueError(
+            f"{_RULE} The model is a built Sequential or Functional one. Received: {model!r}"
+        )
+    sources, outputs = _graph(model)
+    layer = model.get_layer(name)
+    _check_kernel_layer(layer)
+    _check(treats_units_alike(layer.activation, _shape(layer.output)), name, "mixes its units")
+    between = []
+    while True:
+        last = between[-1] if between else layer
+        _check(last.name not in outputs, last.name, "is an output of the model")
+        takers = [other for other, names in sources.items() if last.name in names]
+        _check(len(takers) == 1, last.name, f"is followed by {len(takers)} layers")
+        _check(len(sources[takers[0]]) == 1, takers[0], "takes more than one input")
+        following = next((each for each in model.layers if each.name == takers[0]), None)
+        _check(following is not None, takers[0], "is an operation, no layer")
+        if isinstance(following, _KERNEL_LAYERS):
+            _check_kernel_layer(following)
+            return Link(layer, tuple(between), following)
+        _check(_keeps_units_apart(following), following.name, "mixes units")
+        between.append(following)
+
+
+def _keep(weights, link, selection):
+    """Takes the weights of the selected units: `weights` is `{layer name: list of arrays}`."""
+
+    def of(layer):
+        return weights.setdefault(layer.name, layer.get_weights())
+
+    def taken(array, axis):
+        places = np.arange(array.shape[axis] // link.num_units)[:, np.newaxis]
+        return np.take(array, (places * link.num_units + selection.units).ravel(), axis)
+
+    weights[link.layer.name] = [taken(array, -1) for array in of(link.layer)]
+    for layer in link.between:
+        if _is_depthwise(layer):
+            kernel, *bias = of(layer)
+            weights[layer.name] = [taken(kernel, -2), *(taken(array, -1) for array in bias)]
+        elif layer.weights:
+            weights[layer.name] = [taken(array, -1) for array in of(layer)]
+    kernel, *bias = of(link.next_layer)
+    kernel = taken(kernel, -2)
+    factors = np.tile(selection.weights * link.num_units, kernel.shape[-2] // len(selection.units))
+    weights[link.next_layer.name] = [kernel * factors[:, np.newaxis], *bias]
+
+
+def _keeps_units_apart(layer):
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return layer.axis in (-1, len(layer.input.shape) - 1)
+    if _is_depthwise(layer):
+        return layer.depth_multiplier == 1 and layer.data_format == "channels_last"
+    if isinstance(layer, keras.layers.Flatten):
+        return layer.data_format == "channels_last"
+    return not layer.weights and treats_units_alike(layer, _shape(layer.input))
+
+
+def _is_depthwise(layer):
+    return type(layer) is keras.layers.DepthwiseConv2D
+
+
+def _shape(tensor):
+    return tuple(size or 8 for size in tensor.shape[1:])
+
+
+def _graph(model):
+    """From which layers each one takes its tensors, a name for each tensor; and the last layers."""
+    if isinstance(model, keras.Sequential):
+        names = [layer.name for layer in model.layers]
+        return {name: [before] for before, name in itertools.pairwise(names)}, names[-1:]
+    config = model.get_config()
+    sources = {entry["name"]: _sources(entry["inbound_nodes"]) for entry in config["layers"]}
+    return sources, keras.tree.flatten(config["output_layers"])
+
+
+def _sources(value):
+    if isinstance(value, dict) and "keras_history" in value:
+        return [value["keras_history"][0]]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [name for each in value for name in _sources(each)]
+    return []
+
+
+def _check_kernel_layer(layer):
+    """Refuses other layers, and kernels in parts: of quantised layers, LoRA, grouped filters."""
+    is_plain = type(layer) in _KERNEL_LAYERS and len(layer.weights) == 1 + layer.use_bias
+    _check(is_plain, layer.name, f"of class {type(layer).__name__}")
+    if isinstance(layer, keras.layers.Conv2D):
+        is_whole = layer.groups == 1 and layer.data_format == "channels_last"
+        _check(is_whole, layer.name, "has groups of filters, or channels first")
+
+
+def _check_selection(name, selection, num_units):
+    units = np.asarray(selection.units)
+    if not len(units) or units.max() >= num_units or len(units) != len(selection.weights):
+        raise ValueError(
+            "A selection must be that of its layer, with one unit at least. Received: "
+            f"layer {name!r} of {num_units} units, and units={units.tolist()}"
+        )
+
+
+def _check(is_so, name, reason):
+    if not is_so:
+        raise ValueError(f"{_RULE} Received: layer {name!r} {reason}")
