@@ -1,0 +1,213 @@
+"""What sanity checks take away from a pruner: labels, pixels, data, positions, weights."""
+
+import functools
+from numbers import Integral, Real
+
+import keras
+import numpy as np
+
+from rigl_tf import distributions, masks, pruning
+
+
+def corrupt_labels(labels, probability, num_classes, seed=0):
+    """Replaces labels by random ones.
+
+    Reference:
+
+    - [Su et al., 2020](https://arxiv.org/abs/2009.11094), with a probability of 1
+
+    Args:
+        labels: Array of integers.
+        probability: Number in `[0, 1]`. Each label is replaced with this probability, by any of
+            the classes with equal probability, its own class too.
+        num_classes: Integer >= 1.
+        seed: Integer >= 0. The result is a function of it.
+
+    Returns:
+        A new array of the same shape and dtype.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+
+    >>> bool((corrupt_labels(np.array([7, 7, 7, 7]), 1.0, num_classes=3) < 3).all())
+    True
+    """
+    labels = np.asarray(labels)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"`labels` must be integers. Received: dtype={labels.dtype}")
+    if not isinstance(probability, Real) or not 0 <= probability <= 1:
+        raise ValueError(
+            f"`probability` must be a number in [0, 1]. Received: probability={probability!r}"
+        )
+    if not isinstance(num_classes, Integral) or num_classes < 1:
+        raise ValueError(
+            f"`num_classes` must be an integer >= 1. Received: num_classes={num_classes!r}"
+        )
+    rng = np.random.default_rng(seed)
+    chosen = rng.random(labels.shape) < probability
+    drawn = rng.integers(num_classes, size=labels.shape)
+    return np.where(chosen, drawn, labels).astype(labels.dtype)
+
+
+def shuffle_pixels(images, seed=0):
+    """Permutes the entries of each image, channels and all, each image in a way of its own.
+
+    Reference:
+
+    - [Su et al., 2020](https://arxiv.org/abs/2009.11094), always together with random labels
+
+    Args:
+        images: Array of shape `(number, ...)`.
+        seed: Integer >= 0. The permutations are a function of it.
+
+    Returns:
+        A new array of the same shape and dtype.
+
+    Example:
+
+    >>> sorted(shuffle_pixels(np.arange(6).reshape(1, 2, 3)).ravel().tolist())
+    [0, 1, 2, 3, 4, 5]
+    """
+    images = np.asarray(images)
+    rows = images.reshape(len(images), -1)
+    return np.random.default_rng(seed).permuted(rows, axis=1).reshape(images.shape)
+
+
+def half_dataset(data):
+    """The first half of the examples.
+
+    Args:
+        data: Tuple of arrays of one length, such as `(inputs, labels)`.
+
+    Returns:
+        Tuple of arrays, `floor(length / 2)` long.
+
+    Example:
+
+    >>> half_dataset((np.array([10, 20, 30, 40]), np.array([1, 2, 3, 4])))
+    (array([10, 20]), array([1, 2]))
+    """
+    return tuple(np.asarray(array)[: len(array) // 2] for array in data)
+
+
+def rearrange_masks(kernel_masks, seed=0):
+    """Permutes each mask: the counts stay, everything else that was found is gone.
+
+    A random ticket with the counts of another ticket is the same.
+
+    Reference:
+
+    - [Su et al., 2020](https://arxiv.org/abs/2009.11094), layerwise rearranging
+
+    Args:
+        kernel_masks: `{kernel path: mask}` as from `rigl_tf.get_masks`.
+        seed: Integer >= 0. The permutations are a function of it and of the index of the mask.
+
+    Returns:
+        New masks, for `rigl_tf.set_masks`.
+
+    Example:
+
+    >>> mask = rearrange_masks({"kernel": np.array([[True, False], [False, False]])})["kernel"]
+    >>> mask.shape, int(mask.sum())
+    ((2, 2), 1)
+    """
+    return {
+        path: np.random.default_rng((seed, index))
+        .permutation(np.ravel(mask))
+        .reshape(np.shape(mask))
+        for index, (path, mask) in enumerate(kernel_masks.items())
+    }
+
+
+def shuffle_weights(model, seed=0):
+    """Permutes the active weights of each sparse kernel among themselves, in place.
+
+    Masks, biases and dense weights stay as they are.
+
+    Reference:
+
+    - [Su et al., 2020](https://arxiv.org/abs/2009.11094), layerwise weight shuffling
+
+    Args:
+        model: A built sparse `keras.Model`.
+        seed: Integer >= 0. The permutations are a function of it and of the kernel's index.
+
+    Raises:
+        ValueError: If the model has no sparse kernel.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    >>> model = rigl_tf.sparsify(model, sparsity=0.75)
+    >>> shuffle_weights(model, seed=1)
+    """
+    kernels = masks.sparse_kernels(model)
+    if not kernels:
+        raise ValueError(
+            "Weights are shuffled among the active connections of a sparse model. "
+            f"Received: model={model.name!r}, without sparse kernels"
+        )
+    for index, kernel in enumerate(kernels.values()):
+        values = np.array(keras.ops.convert_to_numpy(kernel))
+        active = np.asarray(masks.mask_of(kernel), dtype=bool)
+        values[active] = _permuted(values[active], seed, index)
+        kernel.assign(values)
+
+
+def random_ticket(model, sparsity, residual, linear_density=0.3, seed=0):
+    """Masks that nothing was learned for: random ones, with the counts of the smart ratio.
+
+    Reference:
+
+    - [Su et al., 2020](https://arxiv.org/abs/2009.11094), random tickets
+
+    Args:
+        model: A built sparse `keras.Model`, made with `sparsify(model, 0.0)`.
+        sparsity, residual, linear_density: See `rigl_tf.distributions.smart_ratio`. For a ticket
+            with other counts there is `rigl_tf.pruning.random_masks`.
+        seed: Integer. See `rigl_tf.pruning.random_masks`.
+
+    Returns:
+        `{kernel path: mask}`, for `rigl_tf.set_masks`.
+
+    Example:
+
+    >>> layers = [keras.layers.Conv2D(16, 3), keras.layers.Flatten(), keras.layers.Dense(2)]
+    >>> model = keras.Sequential([keras.Input((3, 3, 1)), *layers])
+    >>> ticket = random_ticket(rigl_tf.sparsify(model, 0.0), 0.8, residual=False)
+    >>> [int(mask.sum()) for mask in ticket.values()]
+    [26, 9]
+    """
+    distribution = _smart(residual, linear_density)
+    return pruning.random_masks(model, sparsity, distribution, seed)
+
+
+def hybrid_ticket(model, sparsity, residual, linear_density=0.3):
+    """Masks of the largest weights of a trained model, with the counts of the smart ratio.
+
+    Reference:
+
+    - [Su et al., 2020](https://arxiv.org/abs/2009.11094), hybrid tickets: the weights stay, and
+      the learning rate is rewound
+
+    Args:
+        model: A built sparse `keras.Model`, trained.
+        sparsity, residual, linear_density: See `rigl_tf.distributions.smart_ratio`.
+
+    Returns:
+        `{kernel path: mask}`, for `rigl_tf.set_masks`.
+    """
+    return pruning.magnitude_masks(model, sparsity, _smart(residual, linear_density))
+
+
+def _permuted(values, seed, index):
+    return np.random.default_rng((seed, index)).permutation(values)
+
+
+def _smart(residual, linear_density):
+    return functools.partial(
+        distributions.smart_ratio, residual=residual, linear_density=linear_density
+    )

@@ -1,0 +1,281 @@
+"""Pruning and fine-tuning, the alternative to a lottery ticket; ADMM pruning."""
+
+import dataclasses
+import functools
+import math
+from numbers import Integral, Real
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from rigl_tf import distributions, masks, selection
+from rigl_tf.lottery.levels import Records, restore, shapes_of, state_of
+from rigl_tf.lottery.tickets import optimizer_reset
+from rigl_tf.pruning import magnitude_masks
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuned:
+    """What `prune_and_fine_tune` did.
+
+    Attributes:
+        masks: `{kernel path: mask}`.
+        metrics: `{name: what train returned}`, in the order of the trainings.
+    """
+
+    masks: dict
+    metrics: dict
+
+
+def prune_and_fine_tune(
+    model,
+    train,
+    sparsity,
+    pruning="iterative",
+    *,
+    distribution="uniform",
+    prune_fraction=0.2,
+    num_updates=10,
+    rho=1e-3,
+    directory=None,
+):
+    """Trains, prunes the smallest weights, and goes on from the trained weights: P&F.
+
+    A lottery ticket goes back to its initial weights instead. Compare them with the same `pruning`,
+    and with as many epochs in all.
+
+    - `"one_shot"`: `"dense"`, pruning to `sparsity`, `"fine_tune"`;
+    - `"iterative"`: `"dense"`, pruning of `prune_fraction` of the weights that are left,
+      `"iterative_1"`, pruning, `"iterative_2"` and so on; the last training, after pruning to
+      `sparsity`, is `"fine_tune"`;
+    - `"admm"`: `"dense"`, then `"admm_1"` to `"admm_<num_updates>"` with the penalty of `ADMM`,
+      updated after each; pruning to `sparsity`, `"fine_tune"`.
+
+    If the model is compiled, the optimizer starts each training as it was when this function was
+    called.
+
+    Reference:
+
+    - [Liu et al., 2021](https://arxiv.org/abs/2102.11068): `"fine_tune"` takes the epochs and the
+      learning rates of `"dense"`. How many epochs the trainings between them take is not said.
+
+    Args:
+        model: A built sparse `keras.Model`, made with `sparsify(model, 0.0)`. In the end it has the
+            fine-tuned weights.
+        train: Function `train(model, name) -> metrics` that trains the model in place, from the
+            weights that it has. `name` is one of the names above: the trainings with other names
+            than `"dense"` and `"fine_tune"` may be shorter.
+        sparsity: Share of zeros, in `(0, 1)`, see `rigl_tf.sparsify`.
+        pruning: `"iterative"`, `"one_shot"` or `"admm"`.
+        distribution: See `rigl_tf.sparsify`. In the paper, as with `"uniform"`, all layers but the
+            first have the same sparsity.
+        prune_fraction: Number in `(0, 1)`, for `"iterative"`.
+        num_updates: Integer >= 1, for `"admm"`.
+        rho: Number > 0, for `"admm"`, see `ADMM`.
+        directory: Path, or `None`. The weights after each training are kept there, and a training
+            is not done again.
+
+    Returns:
+        A `FineTuned`, with `masks` and `metrics`.
+
+    Raises:
+        ValueError: If an argument is out of its range, the model has no sparse kernel, or
+            `directory` has results of other settings.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    >>> model = rigl_tf.sparsify(model, sparsity=0.0)
+    >>> def train(model, name):
+    ...     model.compile(keras.optimizers.SGD(0.1), "mse")
+    ...     return model.fit(np.ones((20, 8)), np.zeros((20, 4)), verbose=0).history["loss"][-1]
+    >>> result = prune_and_fine_tune(model, train, sparsity=0.3)
+    >>> list(result.metrics)
+    ['dense', 'iterative_1', 'fine_tune']
+    """
+    _check(model, sparsity, pruning, prune_fraction, num_updates)
+    settings = {
+        "pruning": pruning,
+        "sparsity": float(sparsity),
+        "distribution": distribution if isinstance(distribution, str) else "a function",
+        "prune_fraction": float(prune_fraction),
+        "num_updates": int(num_updates),
+        "rho": float(rho),
+        "shapes": shapes_of(model),
+    }
+    records = Records(directory, settings)
+    reset_optimizer = optimizer_reset(model)
+    metrics = {}
+
+    def run(name):
+        reset_optimizer()
+        record = records.once(name, functools.partial(_trained, model, train, name))
+        restore(model, record["weights"], record["masks"])
+        metrics[name] = record["metrics"]
+
+    def prune(share):
+        masks.set_masks(model, magnitude_masks(model, share, distribution))
+
+    run("dense")
+    if pruning == "iterative":
+        for number, share in enumerate(_levels(sparsity, prune_fraction), start=1):
+            prune(share)
+            run(f"iterative_{number}")
+    elif pruning == "admm":
+        with ADMM(model, sparsity, distribution, rho) as admm:
+            for number in range(1, num_updates + 1):
+                run(f"admm_{number}")
+                admm.update()
+    prune(sparsity)
+    run("fine_tune")
+    return FineTuned(masks.get_masks(model), metrics)
+
+
+class ADMM:
+    """Draws weights to a sparse network while they are trained.
+
+    As long as it is open, it adds `rho / 2 * sum((W - Z + U) ** 2)` of each sparse kernel `W` to
+    the model's losses, which `model.fit` adds to its own; a custom loop must add `model.losses`.
+    `update` is the other half of the method: `Z` becomes what is left of `W + U` when it is pruned,
+    and `U` grows by `W - Z`. At first `Z` is the pruned `W`, and `U` is 0. After it, prune with
+    `rigl_tf.pruning.magnitude_masks`.
+
+    Reference:
+
+    - [Zhang et al., 2018](https://arxiv.org/abs/1804.03294). The authors' code for LeNet-5 takes
+      `rho=1e-4` and Adam, with an update every few epochs.
+
+    Args:
+        model: A built sparse `keras.Model`. Its masks stay as they are.
+        sparsity: Share of zeros of `Z`, in `[0, 1)`.
+        distribution: How the kernels share the sparsity, see `rigl_tf.sparsify`. Kernels of
+            sparsity 0 have no penalty.
+        rho: Number > 0, the strength of the penalty.
+
+    Raises:
+        ValueError: If an argument is out of its range, or the model has no sparse kernel.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    >>> model = rigl_tf.sparsify(model, sparsity=0.0)
+    >>> model.compile("adam", "mse")
+    >>> with ADMM(model, sparsity=0.75, rho=0.1) as admm:
+    ...     for _ in range(3):
+    ...         history = model.fit(np.ones((20, 8)), np.zeros((20, 4)), verbose=0)
+    ...         admm.update()
+    >>> rigl_tf.set_masks(model, rigl_tf.pruning.magnitude_masks(model, 0.75))
+    """
+
+    def __init__(self, model, sparsity, distribution="uniform", rho=1e-3):
+        kernels = masks.sparse_kernels(model)
+        _check_sparse(model, kernels)
+        if not isinstance(rho, Real) or isinstance(rho, bool) or not 0 < rho < math.inf:
+            raise ValueError(f"`rho` must be a finite number > 0. Received: rho={rho!r}")
+        shapes = {path: tuple(kernel.shape) for path, kernel in kernels.items()}
+        shares = distributions.allocate(distribution, shapes, sparsity)
+        self._model = model
+        self._splits = [
+            _Split(kernel, shares[path], rho) for path, kernel in kernels.items() if shares[path]
+        ]
+
+    def __enter__(self):
+        for split in self._splits:
+            split.kernel.regularizer = split
+        self._trace_anew()
+        return self
+
+    def __exit__(self, *_):
+        for split in self._splits:
+            split.kernel.regularizer = split.regularizer
+        self._trace_anew()
+
+    def update(self):
+        """Moves `Z` and `U`, once the weights were trained for a while."""
+        for split in self._splits:
+            split.update()
+
+    def gap(self):
+        """How far the weights are from being sparse: `norm(W - Z) / norm(W)`, over all kernels."""
+        pairs = [(split.values(), split.sparse) for split in self._splits]
+        far = sum(np.sum((values - sparse) ** 2, dtype="float64") for values, sparse in pairs)
+        return math.sqrt(far / sum(np.sum(values**2, dtype="float64") for values, _ in pairs))
+
+    def _trace_anew(self):
+        # A training step that was traced before knows nothing of a penalty that came or went.
+        self._model.train_function = None
+
+
+class _Split:
+    """The variables of one kernel, `Z` and `U`; called by Keras as its regularizer."""
+
+    def __init__(self, kernel, sparsity, rho):
+        self.kernel = kernel
+        self.regularizer = kernel.regularizer
+        self.rho = rho
+        size = math.prod(kernel.shape)
+        self.num_active = size - distributions.num_zeros(size, sparsity)
+        self.sparse = self._projected(self.values())
+        self.dual = np.zeros_like(self.sparse)
+        with masks.strategy_of(kernel).scope():
+            self.target = keras.Variable(self.sparse, trainable=False, dtype="float32")
+
+    def __call__(self, kernel):
+        far = tf.cast(kernel, tf.float32) - tf.convert_to_tensor(self.target)
+        penalty = self.rho / 2 * tf.reduce_sum(far**2)
+        return penalty if self.regularizer is None else penalty + self.regularizer(kernel)
+
+    def values(self):
+        return keras.ops.convert_to_numpy(self.kernel).astype("float32")
+
+    def update(self):
+        values = self.values()
+        self.sparse = self._projected(values + self.dual)
+        self.dual = self.dual + values - self.sparse
+        self.target.assign(self.sparse - self.dual)
+
+    def _projected(self, values):
+        return np.where(selection.top_k_mask(np.abs(values), self.num_active), values, 0)
+
+
+def _trained(model, train, name):
+    metrics = train(model, name)
+    return {**state_of(model), "metrics": metrics}
+
+
+def _levels(sparsity, prune_fraction):
+    """The sparsities before the last one, each of which leaves `1 - prune_fraction` of the one
+    before."""
+    levels = []
+    share = prune_fraction
+    while share < sparsity:
+        levels.append(share)
+        share = 1 - (1 - prune_fraction) ** (len(levels) + 1)
+    return levels
+
+
+def _check_sparse(model, kernels):
+    if not kernels:
+        raise ValueError(
+            "Pruning needs a built sparse model: make one with `rigl_tf.sparsify(model, 0.0)`. "
+            f"Received: model={model.name!r}, without sparse kernels"
+        )
+
+
+def _check(model, sparsity, pruning, prune_fraction, num_updates):
+    _check_sparse(model, masks.sparse_kernels(model))
+    if not distributions.check_sparsity(sparsity) > 0:
+        raise ValueError(f"`sparsity` must be above 0. Received: sparsity={sparsity!r}")
+    choices = ("iterative", "one_shot", "admm")
+    if pruning not in choices:
+        raise ValueError(f"`pruning` must be one of {choices}. Received: pruning={pruning!r}")
+    if not isinstance(prune_fraction, Real) or not 0 < prune_fraction < 1:
+        raise ValueError(
+            "`prune_fraction` must be a number between 0 and 1. "
+            f"Received: prune_fraction={prune_fraction!r}"
+        )
+    if not isinstance(num_updates, Integral) or num_updates < 1:
+        raise ValueError(
+            f"`num_updates` must be an integer >= 1. Received: num_updates={num_updates!r}"
+        )

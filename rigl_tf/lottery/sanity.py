@@ -1,0 +1,233 @@
+"""Does a pruner need what it is given? It is taken away, and the ticket is trained again."""
+
+import dataclasses
+import functools
+import math
+import statistics
+from collections.abc import Mapping
+from numbers import Integral, Real
+
+from rigl_tf import masks
+from rigl_tf.lottery import corruption
+from rigl_tf.lottery.jackpot import check_percent
+from rigl_tf.lottery.levels import Records, restore, state_of
+
+CHECKS = (
+    "corrupted labels",
+    "corrupted pixels and labels",
+    "half data",
+    "rearranged masks",
+    "shuffled weights",
+    "random ticket",
+)
+_TICKET = "ticket"
+
+
+@dataclasses.dataclass(frozen=True)
+class SanityTable:
+    """Which checks a pruner passes. `print` shows a Markdown table.
+
+    Attributes:
+        accuracies: `{run: [accuracy in percent, of each seed]}`; the first run is `"ticket"`.
+        threshold: Number, in percentage points.
+    """
+
+    accuracies: dict
+    threshold: float
+
+    def drop(self, check):
+        """By how much the accuracy is below the ticket's: mean, and standard deviation or `None`.
+
+        Of each seed the ticket and the check are compared, then the mean is taken.
+        """
+        pairs = zip(self.accuracies[_TICKET], self.accuracies[check], strict=True)
+        return _mean_and_spread([ticket - other for ticket, other in pairs])
+
+    def passed(self, check):
+        """Whether the accuracy drops clearly."""
+        mean, spread = self.drop(check)
+        return mean > max(self.threshold, spread or 0.0)
+
+    def __str__(self):
+        lines = ["| run | accuracy, % | drop, points | check |", "|---|---|---|---|"]
+        for run, values in self.accuracies.items():
+            cells = [run, _text(*_mean_and_spread(values)), "", ""]
+            if run != _TICKET:
+                cells[2:] = _text(*self.drop(run)), "passed" if self.passed(run) else "failed"
+            lines.append(f"| {' | '.join(cells)} |")
+        number = len(self.accuracies[_TICKET])
+        rule = f"Passed: the accuracy drops by more than {self.threshold:g} points"
+        if number > 1:
+            rule += f", and by more than its standard deviation over {number} seeds."
+        else:
+            rule += ". One seed: how far another would be from it is not known."
+        return "\n".join([*lines, "", rule])
+
+
+def sanity_check(
+    build,
+    prune,
+    train,
+    data,
+    num_classes,
+    *,
+    checks=CHECKS,
+    seeds=(0, 1, 2),
+    threshold=0.5,
+    directory=None,
+):
+    """Tells whether a pruner needs the data, the connections and the weights that it has.
+
+    A ticket is found and trained; then again with something of it destroyed. If the accuracy drops
+    clearly the pruner passes the check: it had made use of that. The checks:
+
+    - `"corrupted labels"`: the pruner, not the training after it, sees random labels;
+    - `"corrupted pixels and labels"`: and images with shuffled pixels;
+    - `"half data"`: the pruner sees the first half of the examples;
+    - `"rearranged masks"`: the mask of each kernel is permuted;
+    - `"shuffled weights"`: the active weights of each kernel are permuted;
+    - `"random ticket"`: a random ticket with the same counts, from the initial weights.
+
+    The authors find that initial tickets (the masks of SNIP, GraSP or the lottery ticket, with
+    initial weights) fail, and partially trained ones (with weights rewound to a later step, or
+    with the learning rate rewound) pass. For an initial ticket `"rearranged masks"` and `"random
+    ticket"` are two draws of the same.
+
+    Reference:
+
+    - [Su et al., 2020](https://arxiv.org/abs/2009.11094). That a drop is clear if it is above
+      `threshold` and its own standard deviation is the choice of this library.
+
+    Args:
+        build: Function `build(seed) -> model`: a new sparse model, made with `sparsify(model,
+            0.0)`, with initial weights that are a function of the seed.
+        prune: Function `prune(model, data) -> masks`, with `data` as below. It may train the model.
+            Training starts from the initial weights, unless it returns `(masks, weights)`, with
+            weights as from `model.get_weights()`. Return all of them, not only those that the masks
+            select, or else rearranged masks select zeros.
+        train: Function `train(model, name) -> accuracy` in percent. It trains the model from the
+            weights that it has, on true data; it should compile it. `name` is the name of a check,
+            or `"ticket"`, and the seed: `"half data, seed 0"`.
+        data: Pair of arrays `(inputs, labels)`, the labels integers. It goes to `prune` only.
+        num_classes: Integer, the number of classes.
+        checks: The checks to run; names as above.
+        seeds: Integers >= 0. Each has its own initial weights and its own random choices.
+        threshold: Number >= 0, in percentage points.
+        directory: Path, or `None`. Each accuracy is kept there, and not computed again: have one
+            for each pruner.
+
+    Returns:
+        A `SanityTable`.
+
+    Raises:
+        ValueError: If an argument is out of its range, `prune` returns no masks of this model, or
+            `train` no accuracy in percent.
+
+    Example:
+
+    >>> x, y = np.random.default_rng(0).normal(size=(60, 8)), np.arange(60) % 3
+    >>> def build(seed):
+    ...     keras.utils.set_random_seed(seed)
+    ...     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+    ...     return rigl_tf.sparsify(model, 0.0)
+    >>> def train(model, name):
+    ...     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    ...                   metrics=["accuracy"])
+    ...     return 100 * model.fit(x, y, verbose=0).history["accuracy"][-1]
+    >>> def prune(model, data):
+    ...     return rigl_tf.pruning.magnitude_masks(model, 0.5)
+    >>> table = sanity_check(
+    ...     build, prune, train, (x, y), 3, checks=["corrupted labels"], seeds=[0])
+    >>> table.passed("corrupted labels")  # the weights alone decide
+    False
+    """
+    _check(data, num_classes, checks, seeds, threshold)
+    records = Records(directory, {"protocol": "sanity_check", "num_classes": int(num_classes)})
+    runs = (_TICKET, *checks)
+    accuracies = {run: [] for run in runs}
+    for seed in seeds:
+        find = functools.cache(functools.partial(_find, build, prune, num_classes, data, seed))
+        for run in runs:
+            name = f"{run}, seed {seed}"
+            compute = functools.partial(_run, build, find, train, run, seed, name)
+            record = records.once(name.replace(", ", "-").replace(" ", "-"), compute)
+            accuracies[run].append(record["metrics"])
+    return SanityTable(accuracies, threshold)
+
+
+def _run(build, find, train, run, seed, name):
+    """The accuracy of one run, as a record."""
+    is_of_data = run in ("corrupted labels", "corrupted pixels and labels", "half data")
+    initial, weights, kernel_masks = find(run if is_of_data else _TICKET)
+    if run in ("rearranged masks", "random ticket"):
+        # Two independent draws.
+        draw = 2 * seed + (run == "random ticket")
+        kernel_masks = corruption.rearrange_masks(dict(enumerate(kernel_masks)), draw).values()
+    model = build(seed)
+    restore(model, initial if run == "random ticket" else weights, kernel_masks)
+    if run == "shuffled weights":
+        corruption.shuffle_weights(model, seed)
+    accuracy = train(model, name)
+    if not isinstance(accuracy, Real) or not 0 <= accuracy <= 100:
+        raise ValueError(
+            f"`train` must return an accuracy in percent. Received: {accuracy!r} for {name!r}"
+        )
+    if run == _TICKET:
+        check_percent([accuracy])
+    return {"metrics": float(accuracy)}
+
+
+def _find(build, prune, num_classes, data, seed, run):
+    """What a pruner finds in (maybe corrupted) data: initial weights, weights, masks."""
+    model = build(seed)
+    initial = state_of(model)["weights"]
+    found = prune(model, _corrupted(run, data, num_classes, seed))
+    kernel_masks, weights = found if isinstance(found, tuple) else (found, None)
+    if not isinstance(kernel_masks, Mapping):
+        raise ValueError(
+            "`prune` must return masks, `{kernel path: mask}`, or a tuple of masks and weights. "
+            f"Received: {type(kernel_masks).__name__}"
+        )
+    if weights is None:
+        weights = initial
+    else:
+        model.set_weights(weights)
+        weights = state_of(model)["weights"]
+    masks.set_masks(model, kernel_masks)
+    return initial, weights, list(masks.get_masks(model).values())
+
+
+def _corrupted(run, data, num_classes, seed):
+    inputs, labels = data
+    if run == "half data":
+        return corruption.half_dataset(data)
+    if run.startswith("corrupted"):
+        labels = corruption.corrupt_labels(labels, 1.0, num_classes, seed)
+    if "pixels" in run:
+        inputs = corruption.shuffle_pixels(inputs, seed)
+    return inputs, labels
+
+
+def _mean_and_spread(values):
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def _text(mean, spread):
+    return f"{mean:.2f}" if spread is None else f"{mean:.2f} ± {spread:.2f}"
+
+
+def _check(data, num_classes, checks, seeds, threshold):
+    if not isinstance(data, (tuple, list)) or len(data) != 2 or len(data[0]) != len(data[1]):
+        raise ValueError(
+            "`data` must be a pair of arrays `(inputs, labels)` of one length. "
+            f"Received: {type(data).__name__}"
+        )
+    corruption.corrupt_labels(data[1][:1], 1.0, num_classes)
+    unknown = [check for check in checks if check not in CHECKS]
+    if unknown or not checks or isinstance(checks, str):
+        raise ValueError(f"`checks` must be some of {list(CHECKS)}. Received: checks={checks!r}")
+    is_list = not isinstance(seeds, Integral) and len(set(seeds)) == len(seeds) > 0
+    if not is_list or not all(isinstance(seed, Integral) and seed >= 0 for seed in seeds):
+        raise ValueError(f"`seeds` must be different integers >= 0. Received: seeds={seeds!r}")
+    if not isinstance(threshold, Real) or not 0 <= threshold < math.inf:
+        raise ValueError(f"`threshold` must be a number >= 0. Received: threshold={threshold!r}")

@@ -1,0 +1,218 @@
+"""Tests of `rigl_tf.lottery.fine_tuning`: what is pruned when, and two steps of ADMM by hand."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import rigl_tf
+from rigl_tf import lottery
+from rigl_tf.lottery import ADMM
+
+layers = keras.layers
+
+
+def linear(*weights, **arguments):
+    """One output, whose kernel are these weights."""
+    model = keras.Sequential(
+        [keras.Input((len(weights),)), layers.Dense(1, use_bias=False, **arguments)]
+    )
+    model = rigl_tf.sparsify(model, 0.0)
+    kernel_of(model).assign(np.array(weights, "float32")[:, None])
+    return model
+
+
+def kernel_of(model):
+    (kernel,) = rigl_tf.masks.sparse_kernels(model).values()
+    return kernel
+
+
+def values_of(model):
+    return kernel_of(model).numpy().ravel().tolist()
+
+
+def nothing(targets, outputs):
+    return 0.0 * tf.reduce_sum(outputs)
+
+
+class Training:
+    """Notes what it sees, and adds 1 to every active weight."""
+
+    def __init__(self, stop_at=None):
+        self.stop_at = stop_at
+        self.seen = {}
+
+    def __call__(self, model, name):
+        if name == self.stop_at:
+            raise RuntimeError("stop")
+        self.seen[name] = values_of(model)
+        kernel = kernel_of(model)
+        kernel.assign(rigl_tf.masks.masked(kernel + 1, rigl_tf.masks.mask_of(kernel)))
+        return len(self.seen)
+
+
+def test_one_shot():
+    model, train = linear(1, -4, 3, 2), Training()
+    got = lottery.prune_and_fine_tune(model, train, 0.5, "one_shot")
+    # Trained: 2, -3, 4, 3. The two largest, of equals the first.
+    assert train.seen == {"dense": [1, -4, 3, 2], "fine_tune": [0, -3, 4, 0]}
+    assert values_of(model) == [0, -2, 5, 0]
+    assert got.metrics == {"dense": 1, "fine_tune": 2}
+    assert [mask.ravel().tolist() for mask in got.masks.values()] == [[False, True, True, False]]
+
+
+def test_iterative():
+    # Of ten weights: 0.2, 1 - 0.8^2 = 0.36, 1 - 0.8^3 = 0.488, 0.5 pruned, rounded down.
+    model, train = linear(*range(1, 11)), Training()
+    lottery.prune_and_fine_tune(model, train, 0.5)
+    num_zeros = {name: values.count(0) for name, values in train.seen.items()}
+    assert num_zeros == {
+        "dense": 0,
+        "iterative_1": 2,
+        "iterative_2": 3,
+        "iterative_3": 4,
+        "fine_tune": 5,
+    }
+    assert train.seen["fine_tune"] == [0] * 5 + [10, 11, 12, 13, 14]
+    # Less than one round: as in one shot.
+    train = Training()
+    lottery.prune_and_fine_tune(linear(1, 2, 3, 4), train, 0.5, prune_fraction=0.5)
+    assert list(train.seen) == ["dense", "fine_tune"]
+
+
+def test_layers_are_pruned_alike_and_the_first_is_not():
+    model = keras.Sequential([keras.Input((8,)), *[layers.Dense(n) for n in (6, 10, 5)]])
+    model = rigl_tf.sparsify(model, 0.0)
+    got = lottery.prune_and_fine_tune(model, lambda model, name: None, 0.8, "one_shot")
+    # 48 weights; 60 and 50, of which 48 and 40 are pruned.
+    assert [int(mask.sum()) for mask in got.masks.values()] == [48, 12, 10]
+    got = lottery.prune_and_fine_tune(
+        model, lambda model, name: None, 0.9, "admm", distribution="erk", num_updates=1
+    )
+    assert sum(int(mask.sum()) for mask in got.masks.values()) == pytest.approx(16, abs=3)
+
+
+def test_admm_by_hand():
+    model = linear(3, 1)
+    model.compile(keras.optimizers.SGD(1.0), nothing)
+    fit = {"x": np.ones((4, 2)), "y": np.ones((4, 1)), "batch_size": 4, "verbose": 0}
+    assert model.fit(**fit).history["loss"] == [0]
+    with ADMM(model, 0.5, rho=0.5) as admm:
+        # Z = (3, 0), U = 0: the penalty is 0.25 * 1, its gradient 0.5 * (0, 1).
+        assert model.fit(**fit).history["loss"] == [0.25]
+        assert values_of(model) == [3, 0.5]
+        assert admm.gap() == pytest.approx(np.sqrt(0.25 / 9.25))
+        admm.update()
+        # Z = (3, 0), U = (0, 0.5): 0.25 * (0.5 - 0 + 0.5)^2, and the gradient is 0.5 * (0, 1).
+        assert model.fit(**fit).history["loss"] == [0.25]
+        assert values_of(model) == [3, 0]
+        admm.update()
+        # U stays: 0.25 * 0.5^2, the gradient is 0.5 * (0, 0.5).
+        assert model.fit(**fit).history["loss"] == [0.0625]
+        assert values_of(model) == [3, -0.25]
+        # W + U = (3, 0.25) -> Z = (3, 0), U = (0, 0.25): (-0.25 + 0.25)^2.
+        admm.update()
+        assert model.fit(**fit).history["loss"] == [0]
+    assert model.fit(**fit).history["loss"] == [0]
+    kernel_of(model).assign([[3.0], [1.0]])
+    assert model.fit(**fit).history["loss"] == [0]
+    assert values_of(model) == [3, 1]
+
+
+def test_admm_keeps_a_regularizer_and_leaves_dense_kernels_alone():
+    model = linear(3, 1, kernel_regularizer=keras.regularizers.L2(0.5))
+    regularizer = kernel_of(model).regularizer
+    with ADMM(model, 0.5, rho=2.0):
+        (loss,) = model.losses
+        assert float(loss) == 0.5 * (9 + 1) + 1
+    assert kernel_of(model).regularizer is regularizer
+    with pytest.raises(RuntimeError, match="stop"), ADMM(model, 0.5):
+        raise RuntimeError("stop")
+    (loss,) = model.losses
+    assert float(loss) == 5
+    deep = keras.Sequential([keras.Input((8,)), layers.Dense(6), layers.Dense(10)])
+    with ADMM(rigl_tf.sparsify(deep, 0.0), 0.5) as admm:
+        assert len(admm._model.losses) == 1
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_admm_makes_weights_small_before_they_go(policy):
+    keras.config.set_dtype_policy(policy)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(256, 8)).astype("float32")
+    y = x @ np.array([2, -2, 1.5, 1, 0.3, 0.2, -0.2, 0.1], "float32")[:, None]
+    gaps = []
+
+    def train(model, name):
+        model.compile(keras.optimizers.SGD(0.05), "mse")
+        model.fit(x, y, epochs=3, verbose=0)
+        if name.startswith("admm"):
+            values = np.sort(abs(np.array(values_of(model))))
+            gaps.append(float(np.linalg.norm(values[:4]) / np.linalg.norm(values)))
+
+    model = linear(*[0.1] * 8)
+    got = lottery.prune_and_fine_tune(model, train, 0.5, "admm", num_updates=3, rho=2.0)
+    assert list(got.metrics) == ["dense", "admm_1", "admm_2", "admm_3", "fine_tune"]
+    # Of a small weight w, 2 (v - w) + 2 (v + U) = 0 leaves v = w / 2, which becomes U; then w / 4
+    # is left, then w / 8. Norms of the small and of the large ones: sqrt(0.18) and sqrt(11.25).
+    assert gaps == pytest.approx(np.sqrt(0.18 / 11.25) / np.array([2, 4, 8]), rel=0.15)
+    (mask,) = got.masks.values()
+    assert mask.ravel().tolist() == [True] * 4 + [False] * 4
+    np.testing.assert_allclose(np.array(values_of(model)[:4]), [2, -2, 1.5, 1], atol=0.1)
+
+
+@pytest.mark.parametrize("pruning", ["iterative", "admm"])
+def test_goes_on_where_it_was_stopped(pruning, tmp_path):
+    arguments = {"sparsity": 0.5, "pruning": pruning, "num_updates": 3, "rho": 0.5}
+
+    def make():
+        return linear(1, -6, 3, 2, 5, 4, 8, 7, -9, 10)
+
+    model, train = make(), Training()
+    whole = lottery.prune_and_fine_tune(model, train, **arguments)
+    with pytest.raises(RuntimeError, match="stop"):
+        lottery.prune_and_fine_tune(
+            make(), Training(stop_at=f"{pruning}_2"), **arguments, directory=tmp_path
+        )
+    again, rest = make(), Training()
+    rest.seen.update(dict.fromkeys(["dense", f"{pruning}_1"]))
+    got = lottery.prune_and_fine_tune(again, rest, **arguments, directory=tmp_path)
+    assert got.metrics == whole.metrics
+    assert values_of(again) == values_of(model)
+    assert [*rest.seen][2:] == [*train.seen][2:]
+    assert rest.seen["fine_tune"] == train.seen["fine_tune"]
+    with pytest.raises(ValueError, match=r"sparsity=0.6 \(there: 0.5\)"):
+        lottery.prune_and_fine_tune(
+            make(), train, **arguments | {"sparsity": 0.6}, directory=tmp_path
+        )
+
+
+def test_schedules_of_a_compiled_model_start_again():
+    model = linear(3, 1)
+    model.compile(keras.optimizers.SGD(0.0), nothing)
+    steps = []
+
+    def train(model, name):
+        steps.append(int(model.optimizer.iterations))
+        model.fit(np.ones((6, 2)), np.ones((6, 1)), 2, verbose=0)
+
+    lottery.prune_and_fine_tune(model, train, 0.5, "admm", num_updates=1)
+    assert steps == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sparsity": 0.0}, "sparsity=0.0"),
+        ({"sparsity": 1.0}, "sparsity=1.0"),
+        ({"pruning": "magic"}, "pruning='magic'"),
+        ({"prune_fraction": 1}, "prune_fraction=1"),
+        ({"num_updates": 0}, "num_updates=0"),
+        ({"pruning": "admm", "rho": 0}, "rho=0"),
+        ({"model": keras.Sequential(name="dense")}, "model='dense', without sparse kernels"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    right = {"model": linear(1, 2), "train": lambda model, name: None, "sparsity": 0.5}
+    with pytest.raises(ValueError, match=f"Received: {message}"):
+        lottery.prune_and_fine_tune(**right | arguments)
