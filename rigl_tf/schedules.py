@@ -214,3 +214,56 @@ class LearningRateDropFraction(_DropFraction):
     def from_config(cls, config):
         learning_rate = keras.saving.deserialize_keras_object(config["learning_rate"])
         return cls(config["drop_fraction"], learning_rate)
+
+
+@keras.saving.register_keras_serializable(package="rigl_tf")
+class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
+    """A learning rate that rises from 0 on, for schedules that have no warm-up of their own.
+
+    `learning_rate(step) * min(1, step / warmup_steps)`: the steps of the warm-up are among those
+    of the schedule, none is put off.
+
+    Reference:
+
+    - [Frankle et al., 2020](https://arxiv.org/abs/1912.05671): with it, networks are stable from
+      an earlier step on, see `rigl_tf.analysis.instability`.
+
+    Args:
+        learning_rate: A `keras.optimizers.schedules.LearningRateSchedule`, or a number.
+        warmup_steps: Integer >= 1, in steps.
+
+    Example:
+
+    >>> decay = keras.optimizers.schedules.PiecewiseConstantDecay([100], [0.5, 0.25])
+    >>> schedule = WarmUp(decay, warmup_steps=10)
+    >>> [float(schedule(step)) for step in (0, 5, 10, 101)]
+    [0.0, 0.25, 0.5, 0.25]
+    """
+
+    def __init__(self, learning_rate, warmup_steps):
+        is_schedule = isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule)
+        if not is_schedule and not isinstance(learning_rate, Real):
+            raise ValueError(
+                "`learning_rate` must be a `keras.optimizers.schedules.LearningRateSchedule` or a "
+                f"number. Received: learning_rate={learning_rate!r}"
+            )
+        if not isinstance(warmup_steps, Integral) or warmup_steps < 1:
+            raise ValueError(
+                f"`warmup_steps` must be an integer >= 1. Received: warmup_steps={warmup_steps!r}"
+            )
+        self.learning_rate = learning_rate
+        self.warmup_steps = warmup_steps
+
+    def __call__(self, step):
+        rate = self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate
+        share = tf.cast(step, tf.float32) / self.warmup_steps
+        return tf.cast(rate, tf.float32) * tf.minimum(share, 1.0)
+
+    def get_config(self):
+        learning_rate = keras.saving.serialize_keras_object(self.learning_rate)
+        return {"learning_rate": learning_rate, "warmup_steps": self.warmup_steps}
+
+    @classmethod
+    def from_config(cls, config):
+        learning_rate = keras.saving.deserialize_keras_object(config["learning_rate"])
+        return cls(learning_rate, config["warmup_steps"])

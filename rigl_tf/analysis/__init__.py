@@ -8,6 +8,7 @@ from rigl_tf.analysis.hessian import (
     hessian_density,
     hessian_eigenvalues,
 )
+from rigl_tf.analysis.instability import Instability, estimate_statistics, instability
 from rigl_tf.analysis.predictions import (
     SolutionDistance,
     disagreement,
@@ -20,6 +21,7 @@ from rigl_tf.analysis.similarity import WeightCorrelation, get_kernels, weight_c
 __all__ = [
     "GradientFlow",
     "GradientNorms",
+    "Instability",
     "SolutionDistance",
     "SpectralDensity",
     "WeightCorrelation",
@@ -27,11 +29,13 @@ __all__ = [
     "disagreement",
     "ensemble_accuracy",
     "error_barrier",
+    "estimate_statistics",
     "get_kernels",
     "gradient_norms",
     "hessian",
     "hessian_density",
     "hessian_eigenvalues",
+    "instability",
     "interpolate",
     "repel",
     "solution_distance",

@@ -1,0 +1,205 @@
+"""Instability analysis: whether two trainings from one state end in the same linear valley."""
+
+import dataclasses
+from numbers import Integral, Real
+
+import keras
+import numpy as np
+
+from rigl_tf.analysis.connectivity import error_barrier, interpolate
+from rigl_tf.masks import set_masks
+from rigl_tf.rebuild import leaves
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Instability:
+    """How unstable a network is to the noise of training, from one step on.
+
+    Attributes:
+        step: Integer, the step that both trainings began at.
+        coefficients: List of floats, where the errors were taken: 0 is the first solution.
+        errors: List of floats, what `evaluate` returned there.
+        barrier: Float, the highest error less the mean of the two ends: the instability.
+        is_stable: Whether the barrier is lower than the threshold.
+        solutions: The weights of the two solutions, each as from `model.get_weights()`.
+    """
+
+    step: int
+    coefficients: list
+    errors: list
+    barrier: float
+    is_stable: bool
+    solutions: tuple
+
+
+def instability(
+    model, train, evaluate, step=0, threshold=0.02, masks=None, data_seeds=(0, 1), num_points=30
+):
+    """Trains twice from the same state with other data orders, and looks at the line between.
+
+    Both trainings begin with the same variables of the model (weights, moving statistics, states
+    of random seeds, masks) and, if it is compiled, of its optimizer. The network is stable at this
+    step if the error barrier between the two solutions is lower than the threshold.
+
+    The paper compares 3 data orders for each of 3 initialisations. A subnetwork found by
+    `rigl_tf.lottery.find_ticket` is stable from an earlier step on than the dense network, or
+    never, and matches the accuracy of the dense one where it is stable. Training is stable from
+    earlier on with larger batches, or a warm-up such as `rigl_tf.schedules.WarmUp`: choose them in
+    `train`.
+
+    Moving statistics of batch normalisation are interpolated like weights, and those are not the
+    statistics of the network on the way. To have them estimated anew at each point, the ends among
+    them, call `estimate_statistics` in `evaluate`. Unconfirmed: what the paper did there.
+
+    Reference:
+
+    - [Frankle et al., 2020](https://arxiv.org/abs/1912.05671), section 2
+
+    Args:
+        model: A built `keras.Model` with the weights of step `step`. It is afterwards what it was
+            before.
+        train: Function `train(model, data_seed, from_step) -> None` that trains the model in place,
+            from this step of the schedule to the end, in the data order of the seed. What it
+            returns is ignored.
+        evaluate: Function of the model, `evaluate(model) -> error`: the share of test images in the
+            wrong class, a number from 0 to 1.
+        step: Integer >= 0, handed to `train`.
+        threshold: Float >= 0, in the unit of the errors.
+        masks: `{kernel path: mask}`, those of a ticket: set before each training, see
+            `rigl_tf.set_masks`. Defaults to the masks that the model has, if any.
+        data_seeds: Two different seeds.
+        num_points: Integer >= 2. The errors are taken at so many even points of the line.
+
+    Returns:
+        An `Instability`, with `errors`, `barrier` and `is_stable`.
+
+    Raises:
+        ValueError: If an argument is out of its range, masks are not the model's, or errors are no
+            finite numbers.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((2,)), keras.layers.Dense(8), keras.layers.BatchNormalization(),
+    ...     keras.layers.ReLU(), keras.layers.Dense(2)])
+    >>> x = np.random.default_rng(0).normal(size=(64, 2))
+    >>> y = (x[:, 0] > x[:, 1]).astype(int)
+    >>> order = tf.data.Dataset.from_tensor_slices((x, y))
+    >>> def train(model, data_seed, from_step):
+    ...     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([20], [0.1, 0.01])
+    ...     optimizer = keras.optimizers.SGD(rigl_tf.schedules.WarmUp(schedule, 10))
+    ...     optimizer.iterations.assign(from_step)
+    ...     model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+    ...     batches = order.shuffle(64, seed=data_seed).batch(32).repeat().take(30 - from_step)
+    ...     model.fit(batches, shuffle=False, verbose=0)
+    >>> def evaluate(model):
+    ...     estimate_statistics(model, order.batch(32))
+    ...     return 1 - np.mean(np.argmax(model(x), axis=1) == y)
+    >>> result = instability(model, train, evaluate, num_points=5)
+    >>> len(result.errors), result.barrier >= 0
+    (5, True)
+    """
+    _check(step, threshold, data_seeds, num_points)
+    before = _state(model)
+    try:
+        if masks is not None:
+            set_masks(model, masks)
+        start = _state(model)
+        solutions = []
+        for seed in data_seeds:
+            _restore(start)
+            train(model, seed, step)
+            solutions.append(model.get_weights())
+        coefficients = np.linspace(0, 1, num_points).tolist()
+        errors = interpolate(model, *solutions, evaluate, coefficients)
+    finally:
+        _restore(before)
+    barrier = error_barrier(errors)
+    errors = [float(error) for error in errors]
+    return Instability(
+        int(step), coefficients, errors, barrier, barrier < threshold, tuple(solutions)
+    )
+
+
+def estimate_statistics(model, data):
+    """Estimates the moving statistics of batch normalisation anew, for the weights as they are.
+
+    They become the plain mean over the batches of what training mode computes for each. Nothing
+    else in the model changes. Layers that are not trainable keep their statistics, as in training.
+
+    Args:
+        model: A built `keras.Model`; without BatchNormalization nothing happens.
+        data: Iterable of batches of training data, each `inputs` or `(inputs, targets)`, such as a
+            `tf.data.Dataset` that ends. Take batches as large as in training.
+
+    Raises:
+        ValueError: If there is no batch.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((1,)), keras.layers.BatchNormalization()])
+    >>> estimate_statistics(model, [np.array([[1.0], [3.0]]), np.array([[6.0], [6.0]])])
+    >>> [float(array[0]) for array in model.get_weights()[2:]]  # means 2, 6; variances 1, 0
+    [4.0, 0.5]
+    """
+    normalisations = [layer for layer in _normalisations(model) if layer.trainable]
+    if not normalisations:
+        return
+    momenta = [layer.momentum for layer in normalisations]
+    moving = {
+        id(each) for layer in normalisations for each in (layer.moving_mean, layer.moving_variance)
+    }
+    others = [(each, np.array(each)) for each in model.variables if id(each) not in moving]
+    num_batches = 0
+    try:
+        for batch in data:
+            for layer in normalisations:
+                # So that each batch has the same share in the end.
+                layer.momentum = num_batches / (num_batches + 1)
+            model(batch[0] if isinstance(batch, tuple) else batch, training=True)
+            num_batches += 1
+    finally:
+        for layer, momentum in zip(normalisations, momenta, strict=True):
+            layer.momentum = momentum
+        _restore(others)
+    if not num_batches:
+        raise ValueError("`data` must have one batch at least. Received: none")
+
+
+def _normalisations(model):
+    for layer, _ in leaves(model):
+        while isinstance(layer, keras.layers.Wrapper):
+            layer = layer.layer
+        if isinstance(layer, keras.layers.BatchNormalization):
+            yield layer
+
+
+def _state(model):
+    """The variables of a model and of its optimizer, and their values."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        variables = model.variables
+    else:
+        if not optimizer.built:
+            with model.distribute_strategy.scope():
+                optimizer.build(model.trainable_variables)
+        variables = [*model.variables, *optimizer.variables]
+    return [(variable, np.array(variable)) for variable in variables]
+
+
+def _restore(state):
+    for variable, value in state:
+        variable.assign(value)
+
+
+def _check(step, threshold, data_seeds, num_points):
+    for name, value, least in (("step", step, 0), ("num_points", num_points, 2)):
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"`{name}` must be an integer >= {least}. Received: {name}={value!r}")
+    if not isinstance(threshold, Real) or not threshold >= 0:
+        raise ValueError(f"`threshold` must be a number >= 0. Received: threshold={threshold!r}")
+    if len(data_seeds) != 2 or data_seeds[0] == data_seeds[1]:
+        raise ValueError(
+            "`data_seeds` must be two different seeds, for two data orders. "
+            f"Received: data_seeds={data_seeds!r}"
+        )
