@@ -207,6 +207,25 @@ def test_a_pruner_that_trains_and_rewinds():
     assert passed == {"half data": False, "shuffled weights": True}
 
 
+def test_what_the_pruner_sees():
+    seen = []
+
+    def prune(model, data):
+        seen.append(data)
+        return by_weights(model, data)
+
+    lottery.sanity_check(make_model, prune, lambda model, name: 50, (X, Y), 6, seeds=[2])
+    # Once true data, for all checks that do without others.
+    (x, y), (same, labels), (shuffled, others), half = seen
+    for got, want in ((x, X), (y, Y), (same, X), (np.sort(shuffled), np.sort(X))):
+        np.testing.assert_array_equal(got, want)
+    for got in (labels, others):
+        np.testing.assert_array_equal(got, lottery.corrupt_labels(Y, 1.0, 6, seed=2))
+    assert (shuffled != X).mean() > 0.7
+    for got, want in zip(half, (X, Y), strict=True):
+        np.testing.assert_array_equal(got, want[:100])
+
+
 def test_what_training_starts_from():
     """Of an initial ticket the initial weights; a random one has them in any case."""
     seen = {}

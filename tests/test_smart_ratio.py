@@ -152,6 +152,8 @@ def shapes_of(name):
 def test_the_networks_of_the_paper(name, decay):
     shapes = shapes_of(name)
     assert len(shapes) == {"resnet32": 32, "vgg19": 17}[name]
+    num_inputs = [shape[-2] for shape in shapes.values()]
+    assert num_inputs == sorted(num_inputs)  # In the order of the forward pass.
     sizes = [math.prod(shape) for shape in shapes.values()]
     for sparsity in (0.5, 0.9, 0.95, 0.98):
         # Where many layers overflow, the code's float32 loses single weights of two million.

@@ -199,6 +199,14 @@ def hybrid_ticket(model, sparsity, residual, linear_density=0.3):
 
     Returns:
         `{kernel path: mask}`, for `rigl_tf.set_masks`.
+
+    Example:
+
+    >>> layers = [keras.layers.Conv2D(16, 3), keras.layers.Flatten(), keras.layers.Dense(2)]
+    >>> model = keras.Sequential([keras.Input((3, 3, 1)), *layers])
+    >>> ticket = hybrid_ticket(rigl_tf.sparsify(model, 0.0), 0.8, residual=False)
+    >>> [int(mask.sum()) for mask in ticket.values()]
+    [26, 9]
     """
     return pruning.magnitude_masks(model, sparsity, _smart(residual, linear_density))
 

@@ -101,10 +101,11 @@ def sanity_check(
     Args:
         build: Function `build(seed) -> model`: a new sparse model, made with `sparsify(model,
             0.0)`, with initial weights that are a function of the seed.
-        prune: Function `prune(model, data) -> masks`, with `data` as below. It may train the model.
-            Training starts from the initial weights, unless it returns `(masks, weights)`, with
-            weights as from `model.get_weights()`. Return all of them, not only those that the masks
-            select, or else rearranged masks select zeros.
+        prune: Function `prune(model, data) -> masks`, with `data` as below. It may train the model,
+            as in `find_ticket(model, train_on(data), levels=10)[-1].masks`. Training starts from
+            the initial weights, unless it returns `(masks, weights)`, with weights as from
+            `model.get_weights()`. Return all of them, not only those that the masks select, or
+            else rearranged masks select zeros.
         train: Function `train(model, name) -> accuracy` in percent. It trains the model from the
             weights that it has, on true data; it should compile it. `name` is the name of a check,
             or `"ticket"`, and the seed: `"half data, seed 0"`.
