@@ -207,8 +207,8 @@ class ADMM:
         self._model.train_function = None
 
 
-class _Split:
-    """The variables of one kernel, `Z` and `U`; called by Keras as its regularizer."""
+class _Split(keras.regularizers.Regularizer):
+    """The variables of one kernel, `Z` and `U`; its regularizer while they are in use."""
 
     def __init__(self, kernel, sparsity, rho):
         self.kernel = kernel
