@@ -45,12 +45,14 @@ def test_one_learning_rate(values, holds, name):
     assert verdict.verdict == name
 
 
-@pytest.mark.parametrize("tenth", range(500, 1000, 7))
-def test_thresholds_are_exact_in_tenths(tenth):
-    # In floats 50.1 - 49.6 is more than .5 and 57.1 - 56.6 is not.
-    ticket, half_less = tenth / 10, (tenth - 5) / 10
-    assert not judge(ticket=ticket, random=half_less).conditions[2].holds
-    assert judge(dense=ticket, ticket=half_less).conditions[3].holds
+@pytest.mark.parametrize("threshold", [1, 3, 5, 7])
+def test_thresholds_are_exact_in_tenths(threshold):
+    # In floats 92.3 - 92.0 is less than .3, and 50.1 - 50.0 more than .1.
+    for tenth in (923, 641, 640, 501, 777):
+        ticket, other = tenth / 10, (tenth - threshold) / 10
+        limit = threshold / 10
+        assert not judge(ticket=ticket, random=other, clear=limit).conditions[2].holds
+        assert judge(dense=ticket, ticket=other, similar=limit).conditions[3].holds
 
 
 def test_each_condition_has_a_learning_rate_of_its_own():
@@ -318,6 +320,8 @@ def test_bad_protocols_are_refused_in_a_sentence(tmp_path):
         protocol(rates=[])
     with pytest.raises(ValueError, match=r"`seeds` must be different numbers.*seeds=\[1, 1\]"):
         protocol(seeds=[1, 1])
+    with pytest.raises(ValueError, match=r"`levels` must be an integer >= 1\. Received: levels=0"):
+        protocol(levels=0)
     with pytest.raises(ValueError, match=r"one at least; by default.*highest sparsity is 0\.5"):
         protocol(levels=1)
     with pytest.raises(ValueError, match=r"`judged_levels` must be among 1 to 2"):

@@ -148,7 +148,7 @@ def _name(conditions):
 
 
 def _difference(a, b):
-    # 92.3 - 91.8 is 0.5, not the 0.5000000000000000 and a bit that floats make of it.
+    # 92.3 - 92.0 is 0.3, not the 0.29999999999999716 that floats make of it.
     return round(a - b, 9)
 
 

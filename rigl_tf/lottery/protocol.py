@@ -11,7 +11,7 @@ from rigl_tf import masks
 from rigl_tf.lottery.jackpot import check_percent, judge_ticket
 from rigl_tf.lottery.levels import Records, read, replace_file, restore, shapes_of, state_of
 from rigl_tf.lottery.report import has_residual, report
-from rigl_tf.lottery.tickets import find_ticket, optimizer_reset, prune
+from rigl_tf.lottery.tickets import check_arguments, find_ticket, optimizer_reset, prune
 
 
 def jackpot_protocol(
@@ -103,16 +103,18 @@ def jackpot_protocol(
     seeds = _check_numbers("seeds", seeds, Integral)
     directory = pathlib.Path(directory).expanduser()
     model = build(seeds[0])
+    check_arguments(model, levels, prune_fraction, scope, rewind_step)
     pruning = {"prune_fraction": prune_fraction, "scope": scope}
     sparsities = _judged(model, levels, pruning, judged_levels, min_sparsity)
     pruning["levels"] = levels
+    small = small_dense, functools.cache(functools.partial(_width, small_dense, seeds[0]))
     table = {}
     for rate in learning_rates:
         for seed in seeds:
             path = directory / f"rate-{rate}-seed-{seed}"
             fit = functools.partial(_fit, train, rate, seed)
             both = seed, max(seeds) + 1 + seeds.index(seed)
-            cell = _cell(build, fit, small_dense, both, path, pruning, sparsities, rewind_step)
+            cell = _cell(build, fit, small, both, path, pruning, sparsities, rewind_step)
             for kind, level, value in cell:
                 table.setdefault((kind, level), {}).setdefault(rate, []).append(value)
             check_percent(_accuracies(table))
@@ -133,7 +135,7 @@ def jackpot_protocol(
     return rows
 
 
-def _cell(build, fit, small_dense, seeds, directory, pruning, judged, rewind_step):
+def _cell(build, fit, small, seeds, directory, pruning, judged, rewind_step):
     """All trainings with one learning rate and seed, as triples `(kind, level, accuracy)`.
 
     Among them is the size of the ticket and of the small network, as `"num_parameters"`.
@@ -164,9 +166,9 @@ def _cell(build, fit, small_dense, seeds, directory, pruning, judged, rewind_ste
         ):
             yield kind, level, accuracy(kind, level, _masked, model, weights, kernel_masks)
         size = _num_parameters(model, one_shot)
-        small = accuracy("small-dense", level, _small, small_dense, seed, size)
-        yield "small dense", level, small["accuracy"]
-        yield "num_parameters", level, (size, small["num_parameters"])
+        narrow = accuracy("small-dense", level, _small, *small, seed, size)
+        yield "small dense", level, narrow["accuracy"]
+        yield "num_parameters", level, (size, narrow["num_parameters"])
     if rewind_step:
         restore(model, start["weights"], start["masks"])
         path = directory / "rewinding"
@@ -198,19 +200,22 @@ def _masked(fit, model, weights, kernel_masks):
     return {"metrics": accuracy}
 
 
-def _small(fit, small_dense, seed, num_parameters):
-    """Trains the widest network with at most so many parameters, found by bisection."""
-    low, high, model = 0.0, 1.0, None
-    for _ in range(12):
-        width = (low + high) / 2
-        candidate = small_dense(width, seed)
-        if _num_parameters(candidate) <= num_parameters:
-            low, model = width, candidate
-        else:
-            high = width
-    model = candidate if model is None else model
+def _small(fit, small_dense, width_of, seed, num_parameters):
+    model = small_dense(width_of(num_parameters), seed)
     size = _num_parameters(model)
     return {"metrics": {"accuracy": fit(model), "num_parameters": size}}
+
+
+def _width(small_dense, seed, num_parameters):
+    """The largest width with at most so many parameters, by bisection; else one near 0."""
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        width = (low + high) / 2
+        if _num_parameters(small_dense(width, seed)) <= num_parameters:
+            low = width
+        else:
+            high = width
+    return low or high
 
 
 def _reinitialised(build, start, seed, other_seed):

@@ -130,7 +130,7 @@ def find_ticket(
     ...     model.fit(x, y, 4, epochs=4, initial_epoch=epoch, callbacks=[rewind], verbose=0)
     >>> ticket = find_ticket(model, train, levels=2, rewind_step=5)[-1]
     """
-    _check(model, levels, prune_fraction, scope, rewind_step, rewind)
+    check_arguments(model, levels, prune_fraction, scope, rewind_step, rewind)
     settings = {
         "prune_fraction": float(prune_fraction),
         "scope": scope,
@@ -236,7 +236,8 @@ def optimizer_reset(model):
     return reset
 
 
-def _check(model, levels, prune_fraction, scope, rewind_step, rewind):
+def check_arguments(model, levels, prune_fraction, scope, rewind_step, rewind="weights"):
+    """Raises a `ValueError` unless these are what `find_ticket` takes."""
     if not masks.sparse_kernels(model):
         raise ValueError(
             "A ticket is found in a built sparse model: make one with `rigl_tf.sparsify(model, "
