@@ -1,8 +1,11 @@
 """Tests of `rigl_tf.analysis.gradient_flow`: gradients by hand, and updates that are known."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import rigl_tf
 from rigl_tf import analysis
@@ -96,6 +99,26 @@ def test_norms_before_and_after_updates(around):
     assert got == [(3, norm(3), norm(4)), (6, norm(6), norm(7))]
     assert (kernels.history[3][1] != kernels.history[4][1]).any()
     assert history["gradient_norm"] == [norm(0), norm(4)]
+
+
+@pytest.mark.parametrize("fit_within_scope", [False, True])
+def test_two_replicas(fit_within_scope):
+    def norms(strategy):
+        keras.utils.set_random_seed(0)
+        flow = analysis.GradientFlow((X, Y), every=4)
+        with strategy.scope():
+            model = linear()
+            optimizer = rigl_tf.RigL(optimizers.SGD(0.1), 7, update_frequency=3)
+        with strategy.scope() if fit_within_scope else contextlib.nullcontext():
+            fit(model, optimizer, [flow])
+        return [(step, norms.total) for step, norms in flow.history], [
+            (step, before.total, after.total) for step, before, after in flow.updates
+        ]
+
+    one = norms(tf.distribute.get_strategy())
+    two = norms(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    for got, want in zip(two, one, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_a_static_mask_a_dense_optimizer_and_no_updates():

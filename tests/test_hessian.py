@@ -49,7 +49,7 @@ def test_unequal_batches_are_the_mean_of_the_examples():
     np.testing.assert_allclose(analysis.hessian(model, parts, "mse"), whole, atol=1e-6)
 
 
-def test_more_rows_than_are_computed_at_once():
+def test_several_outputs_by_hand():
     """Five outputs: a block for each of them, of the inputs that are active there."""
     model = linear(5, sparsity=0.3, use_bias=False)
     active = np.argwhere(active_of(model))
@@ -140,6 +140,17 @@ def test_extreme_eigenvalues_in_few_steps_and_the_trace():
     np.testing.assert_array_equal(again.values, density.values)
     other = analysis.hessian_density(model, (X, LABELS), LOSS, num_steps=12, seed=1)
     assert not np.isin(other.values, density.values).all()
+
+
+def test_a_recurrent_network():
+    """Its second derivatives go through loops in the graph."""
+    dense = keras.Sequential([keras.Input((3, 2)), layers.SimpleRNN(3)])
+    model, x = rigl_tf.sparsify(dense, 0.5), X.reshape(12, 3, 2)
+    exact = analysis.hessian_eigenvalues(model, (x, LABELS), LOSS)
+    assert len(exact) == sum(mask.sum() for mask in rigl_tf.get_masks(model).values()) + 3
+    assert exact[-1] > 0.05
+    density = analysis.hessian_density(model, (x, LABELS), LOSS)
+    np.testing.assert_allclose(density.values[[0, -1]], exact[[0, -1]], atol=1e-4)
 
 
 def test_lanczos_stops_when_the_space_is_closed():

@@ -16,9 +16,9 @@ MASK = np.array([[1, 1, 0], [1, 0, 0], [1, 0, 0], [0, 0, 0]], bool)
 
 
 def limit_of(mask, **arguments):
-    """The limit of the uniform distribution of each entry: 200 draws come near it."""
+    """The limit of the uniform distribution of each entry: 80 draws come near it."""
     initializer = SparseVarianceScaling(distribution="uniform", **arguments)
-    values = [initializer(mask, (seed, 1)).numpy() for seed in range(200)]
+    values = [initializer(mask, (seed, 1)).numpy() for seed in range(80)]
     assert (np.min(values, axis=0)[mask] < 0).all()
     return np.max(np.abs(values), axis=0)
 
@@ -26,7 +26,7 @@ def limit_of(mask, **arguments):
 def assert_limits(got, variances):
     want = np.sqrt(3 * np.asarray(variances))
     assert (got <= want * (1 + 1e-6)).all()
-    np.testing.assert_allclose(got, want, rtol=0.05)
+    np.testing.assert_allclose(got, want, rtol=0.08)
 
 
 @pytest.mark.parametrize(

@@ -152,9 +152,9 @@ class GradientFlow(keras.callbacks.Callback):
 
     def _step(self):
         if self._sparse is None:
-            return int(self.model.optimizer.iterations)
+            return int(tf.convert_to_tensor(self.model.optimizer.iterations))
         # Its iterations stand still at update steps.
-        return int(self._sparse.step) if self._sparse.built else 0
+        return int(tf.convert_to_tensor(self._sparse.step)) if self._sparse.built else 0
 
 
 class _Measure:
@@ -170,7 +170,7 @@ class _Measure:
         self._data = batches(data)
         self._loss = keras.losses.get(loss)
         self._weights = masks.by_path(model.trainable_variables)
-        self._gradients = tf.function(self._gradients_of_batch, reduce_retracing=True)
+        self._gradients = tf.function(self._on_a_replica, reduce_retracing=True)
 
     def __call__(self):
         with untouched_state(self._model):
@@ -185,6 +185,14 @@ class _Measure:
             for path, gradient in zip(self._weights, sums, strict=True)
         }
         return GradientNorms(float(tf.norm(list(by_weight.values()))), by_weight)
+
+    def _on_a_replica(self, inputs, targets):
+        if not tf.distribute.in_cross_replica_context():
+            return self._gradients_of_batch(inputs, targets)
+        # In the scope of a strategy variables have gradients only on replicas; all do the same.
+        strategy = tf.distribute.get_strategy()
+        gradients = strategy.run(self._gradients_of_batch, (inputs, targets))
+        return [strategy.experimental_local_results(each)[0] for each in gradients]
 
     def _gradients_of_batch(self, inputs, targets):
         values = [weight.value for weight in self._weights.values()]

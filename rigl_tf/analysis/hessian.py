@@ -11,9 +11,6 @@ import tensorflow as tf
 from rigl_tf import masks
 from rigl_tf.analysis.gradient_flow import batches
 
-# Rows of the Hessian that are computed at once.
-_ROWS = 16
-
 
 class SpectralDensity(NamedTuple):
     """An estimate of a spectrum: eigenvalues, and which share of the spectrum each stands for.
@@ -32,9 +29,10 @@ def hessian(model, data, loss, max_size=6000):
     """The Hessian of the mean loss with respect to the active connections and dense weights.
 
     The rows are those of all trainable weights in their order, such as biases, in sparse kernels
-    only those of active connections. To have the inactive ones in it, too, make them active at
-    zero with `rigl_tf.set_masks` before. The network computes as in inference (a loss that does
-    not change from call to call), and regularisation losses are left out.
+    only those of active connections; each costs two or three gradients. To have the inactive ones
+    in it, too, make them active at zero with `rigl_tf.set_masks` before. The network computes as
+    in inference (a loss that does not change from call to call), and regularisation losses are
+    left out.
 
     Reference:
 
@@ -67,10 +65,8 @@ def hessian(model, data, loss, max_size=6000):
             f"Received: model={model.name!r} with {second.size}"
         )
     matrix = np.empty((second.size, second.size))
-    for first in range(0, second.size, _ROWS):
-        # Always so many rows, as TensorFlow compiles for each number of them.
-        products = second.times(np.eye(_ROWS, second.size, first))
-        matrix[first : first + _ROWS] = products[: second.size - first]
+    for index in range(second.size):
+        matrix[index] = second.times(np.eye(1, second.size, index)[0])
     matrix += matrix.T.copy()  # float32 products are not quite symmetric
     matrix /= 2
     return matrix
@@ -158,7 +154,7 @@ def _lanczos(times, start, num_steps):
     vector = start / np.linalg.norm(start)
     for step in range(num_steps):
         basis[step] = vector
-        following = times(vector[None])[0]
+        following = times(vector)
         scale = np.linalg.norm(following)
         diagonal.append(float(vector @ following))
         for _ in range(2):  # once leaves an error that grows
@@ -187,43 +183,40 @@ class _Hessian:
                 "A Hessian needs a built model with trainable weights. "
                 f"Received: model={model.name!r}, without"
             )
-        self._products = tf.function(self._products_of_batch)
+        self._product = tf.function(self._product_of_batch)
 
-    def times(self, vectors):
-        """The products with each row of `vectors`, in float64."""
-        vectors = tf.constant(vectors, tf.float32)
+    def times(self, vector):
+        """The product with a vector, in float64."""
+        vector = tf.constant(vector, tf.float32)
         num = sum(len(targets) for _, targets in self._data)
-        products = sum(
-            self._products(inputs, targets, vectors).numpy().astype("float64") * len(targets) / num
+        product = sum(
+            self._product(inputs, targets, vector).numpy().astype("float64") * len(targets) / num
             for inputs, targets in self._data
         )
-        if not np.isfinite(products).all():
+        if not np.isfinite(product).all():
             raise ValueError(
                 "The Hessian must be finite. "
                 f"Received: model={self._model.name!r}, whose second derivatives are NaN or inf"
             )
-        return products
+        return product
 
-    def _products_of_batch(self, inputs, targets, vectors):
+    def _product_of_batch(self, inputs, targets, vector):
         values = [weight.value for weight in self._weights]
         with tf.GradientTape() as outer:
             with tf.GradientTape() as tape:
                 mean_loss = tf.reduce_mean(self._loss(targets, self._model(inputs, training=False)))
             gradients = tape.gradient(mean_loss, values, unconnected_gradients="zero")
-            projected = tf.linalg.matvec(vectors, self._rows_of(gradients, 1)[0])
-        # The derivative of `v . gradient` is `H v`.
-        if vectors.shape[0] == 1:
-            return self._rows_of(outer.gradient(projected, values, unconnected_gradients="zero"), 1)
-        rows = outer.jacobian(projected, values, unconnected_gradients="zero")
-        return self._rows_of(rows, vectors.shape[0])
+            along = tf.reduce_sum(vector * self._flat(gradients))
+        # The gradient of `vector . gradient` is `H vector`.
+        return self._flat(outer.gradient(along, values, unconnected_gradients="zero"))
 
-    def _rows_of(self, tensors, num_rows):
-        """What stands at the weights that are trained, each row of all tensors in one vector."""
+    def _flat(self, tensors):
+        """What stands at the weights that are trained, in one vector."""
         parts = [
-            tf.gather(tf.reshape(tensor, [num_rows, -1]), active, axis=1)
+            tf.gather(tf.reshape(tensor, [-1]), active)
             for tensor, active in zip(tensors, self._active, strict=True)
         ]
-        return tf.concat([tf.cast(part, tf.float32) for part in parts], axis=1)
+        return tf.concat([tf.cast(part, tf.float32) for part in parts], axis=0)
 
 
 def _active_indices(weight):
