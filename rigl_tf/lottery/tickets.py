@@ -85,9 +85,10 @@ def find_ticket(
     Args:
         model: A built sparse `keras.Model`, made with `sparsify(model, 0.0)`.
         train: Function `train(model, level) -> metrics` that trains the model to the end in place;
-            `level` is an integer. With `rewind_step > 0` it is `train(model, level, rewind)`: hand
-            `rewind` to `model.fit(..., callbacks=[rewind])`, or call `rewind.record(num_steps)`
-            after each step of your own loop; begin at `rewind.start_step`, as in the example.
+            `level` is an integer, the metrics are numbers, in lists or dictionaries. With
+            `rewind_step > 0` it is `train(model, level, rewind)`: hand `rewind` to
+            `model.fit(..., callbacks=[rewind])`, or call `rewind.record(num_steps)` after each step
+            of your own loop; begin at `rewind.start_step`, as in the example.
         levels: Integer >= 1, how many times to prune. Trainings are one more.
         prune_fraction: Share of the active connections that a level prunes, in `(0, 1)`.
         scope: `"global"` ranks the connections of all sparse kernels together; with `"layerwise"`
@@ -96,7 +97,7 @@ def find_ticket(
         one_shot: Whether to prune once, to the counts that `levels` prunings have.
         directory: Path, or `None`. Finished levels are kept there: a run that was stopped goes on
             at the first unfinished one, also to more `levels`, and a finished one is never trained
-            again. The initial weights are kept too, and those of `model` not looked at.
+            again. The initial weights are kept too: they count, whatever weights `model` has then.
         rewind: `"weights"`; or `"learning_rate"`, which keeps the trained weights and only starts
             the schedule again, at `rewind_step`.
 
