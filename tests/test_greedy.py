@@ -8,6 +8,8 @@ import models
 import rigl_tf
 from rigl_tf import lottery
 from rigl_tf.lottery import Selection, keep_units, select_units
+from rigl_tf.lottery.imitation import GlobalImitation
+from rigl_tf.lottery.units import link_of
 
 layers = keras.layers
 
@@ -93,6 +95,27 @@ def test_a_unit_can_be_deleted():
     np.testing.assert_allclose(got.discrepancies, [50, 25, 12.5, 0], atol=1e-6)
     assert got.num_units == [1, 2, 3, 2]
     np.testing.assert_allclose(shares(got, 5), [0, 0.5, 0, 0.5, 0], atol=1e-6)
+
+
+def best_global_step(contributions, shares):
+    model = sum_of(*contributions)
+    imitation = GlobalImitation(model, link_of(model, "hidden"), ONE, None, None, "taylor")
+    return imitation.best(np.array(shares), np.arange(len(shares)), None)
+
+
+def test_shares_that_should_fall_are_ranked_too():
+    # The sum is 1 and should be 0. The steepest ways: up with -8, then down with 4, at -1/3.
+    contributions = [-8, 4, 0.9, 0.9, 0.8, 0.7, 0.4, 0.3]
+    new_shares, value = best_global_step(contributions, [0.25, 0.75, *[0] * 6])
+    np.testing.assert_allclose(new_shares, [1 / 3, 2 / 3, *[0] * 6])
+    assert value == pytest.approx(0, abs=1e-6)
+
+
+def test_the_global_imitation_can_delete():
+    # The sum is 0.4 and should be 0: nothing but the second unit is as good.
+    new_shares, value = best_global_step([4, 0, -4], [0.1, 0.9, 0])
+    assert new_shares.tolist() == [0, 1, 0]
+    assert value == pytest.approx(0, abs=1e-6)
 
 
 def test_duplicates_are_left_out():
@@ -206,7 +229,7 @@ def test_the_smaller_model_has_the_discrepancy(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_units_once_are_the_layer(kind):
     model, x = make(kind)
-    selection = select_units(model, "hidden", x, num_units=8, tolerance=0, repetition=False)
+    selection = select_units(model, "hidden", x, tolerance=0, repetition=False)
     size = model.get_layer("hidden").kernel.shape[-1]
     assert selection.num_units == list(range(1, size + 1))
     small = keep_units(model, {"hidden": selection})
@@ -320,6 +343,17 @@ def with_skip():
     return keras.Model(x, layers.Dense(2, name="last")(outputs))
 
 
+@pytest.mark.parametrize("imitate", ["local", "global"])
+def test_several_inputs(imitate):
+    inputs = {"a": keras.Input((4,), name="a"), "b": keras.Input((3,), name="b")}
+    hidden = layers.Dense(6, "relu", name="hidden")(layers.Concatenate()(list(inputs.values())))
+    model = keras.Model(inputs, layers.Dense(2)(hidden))
+    x = {"a": normal(10, 4), "b": normal(10, 3, seed=1)}
+    selection = select_units(model, "hidden", x, tolerance=0, imitate=imitate, repetition=False)
+    small = keep_units(model, {"hidden": selection})
+    np.testing.assert_allclose(small(x), model(x), rtol=1e-5, atol=1e-6)
+
+
 def test_inside_a_residual_block():
     model, x = with_skip(), normal(10, 4)
     selection = select_units(model, "inner", x, tolerance=0, repetition=False)
@@ -366,7 +400,12 @@ def test_layers_without_a_next_one_are_refused(make_model, layer, message):
         ({"max_steps": True}, "max_steps=True"),
         ({"imitate": "teacher"}, "imitate='teacher'"),
         ({"score": "guess"}, "score='guess'"),
+        ({"num_units": 4}, "num_units=4, and layer 'hidden' of 3 units"),
+        ({"loss": "mse"}, "those of the global imitation"),
+        ({"targets": np.ones(4)}, "those of the global imitation"),
         ({"inputs": normal(0, 4)}, "one example at least"),
+        ({"inputs": [normal(4, 4)]}, "Received: list"),
+        ({"inputs": 3.0}, "Received: float"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):

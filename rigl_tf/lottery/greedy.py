@@ -75,14 +75,16 @@ def select_units(
     - [Ye et al., 2020](https://arxiv.org/abs/2003.01794), the earlier paper
 
     Args:
-        model: A built Sequential or Functional `keras.Model` without sparse wrappers. It is not
-            changed.
+        model: A built Sequential or Functional `keras.Model` without sparse wrappers, a chain or
+            not. It is not changed.
         layer: Name of a Dense or Conv2D layer whose outputs go to one other such layer. Between
             them may stand layers that treat each unit alike (activations, pooling, Dropout),
-            BatchNormalization, DepthwiseConv2D and Flatten. The rest of the model may be anything.
-        inputs: A batch of inputs as the model takes them. The global imitation evaluates it as a
-            whole; the local one needs memory for the square of the rows of the next kernel.
-        num_units: Integer >= 1. Stops with so many units.
+            BatchNormalization, DepthwiseConv2D and Flatten: so the expansions of MobileNetV2 are
+            such layers, too.
+        inputs: Array of inputs, or a tuple or dictionary of arrays, as the model takes them. The
+            global imitation evaluates all at once; the local one needs memory for the square of
+            the rows of the next kernel.
+        num_units: Integer >= 1, at most the units of the layer. Stops with so many units.
         tolerance: Float >= 0. Stops at this discrepancy. `num_units`, `tolerance` or both.
         imitate: `"local"` or `"global"`.
         repetition: Whether a unit that was selected may be selected again.
@@ -118,9 +120,11 @@ def select_units(
     _check_counts(num_units=num_units, num_candidates=num_candidates, max_steps=max_steps)
     _check_end(num_units, tolerance)
     link = link_of(model, layer)
-    _check_inputs(inputs)
+    inputs = _arrays(inputs)
+    _check_size(num_units, layer, link)
     own = keras.ops.convert_to_numpy(link.next_layer.kernel)
     if imitate == "local":
+        _check_local(targets, loss)
         objective = LocalImitation(model, link, inputs)
     else:
         _check_outputs(model)
@@ -188,10 +192,32 @@ def _check_end(num_units, tolerance):
         )
 
 
-def _check_inputs(inputs):
-    lengths = [len(each) for each in tf.nest.flatten(tf.nest.map_structure(np.asarray, inputs))]
-    if 0 in lengths or not lengths:
+def _arrays(inputs):
+    arrays = tf.nest.map_structure(np.asarray, inputs)
+    if isinstance(inputs, list) or any(not each.shape for each in tf.nest.flatten(arrays)):
+        raise ValueError(
+            "`inputs` must be an array, or a tuple or dictionary of arrays. "
+            f"Received: {type(inputs).__name__}"
+        )
+    if not all(len(each) for each in tf.nest.flatten(arrays)):
         raise ValueError("`inputs` must have one example at least. Received: none")
+    return arrays
+
+
+def _check_size(num_units, layer, link):
+    if num_units is not None and num_units > link.num_units:
+        raise ValueError(
+            "`num_units` must be at most the units of the layer. "
+            f"Received: num_units={num_units}, and layer {layer!r} of {link.num_units} units"
+        )
+
+
+def _check_local(targets, loss):
+    if targets is not None or loss is not None:
+        raise ValueError(
+            '`targets` and `loss` are those of the global imitation: `imitate="global"`. '
+            "Received: imitate='local'"
+        )
 
 
 def _check_outputs(model):
