@@ -152,6 +152,7 @@ def fit(
     first_epoch=0,
     jit_compile=True,
     validate=False,
+    steps_per_execution=None,
 ):
     """Trains a classifier, whose outputs are logits.
 
@@ -164,6 +165,8 @@ def fit(
         jit_compile: Whether XLA compiles the steps. On CPUs that is faster for Dense layers, and
             slower for convolutions.
         validate: Whether to evaluate the test data after every epoch.
+        steps_per_execution: Integer, a divisor of the steps of an epoch, by default the largest up
+            to 50; 1 for callbacks that look between steps.
 
     Returns:
         The `keras.callbacks.History`.
@@ -175,7 +178,7 @@ def fit(
         metrics=["accuracy"],
         jit_compile=jit_compile,
         # A divisor, so that an execution never takes batches of the next epoch.
-        steps_per_execution=max(n for n in range(1, 51) if steps % n == 0),
+        steps_per_execution=steps_per_execution or max(n for n in range(1, 51) if steps % n == 0),
     )
     return model.fit(
         batches(data.x_train, data.y_train, batch_size, epochs, seed, first_epoch, augment),
