@@ -1,6 +1,5 @@
 """Tests of `scripts.experiments`, and each experiment for a few steps on small data."""
 
-import csv
 import gzip
 
 import numpy as np
@@ -8,15 +7,9 @@ import pytest
 import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
-from test_scripts import run
+from running import rows_of, run
 
 from scripts import ablations, cifar_table, compression, experiments, language_table, results
-
-
-def rows_of(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
 
 # What the experiments share.
 

@@ -1,41 +1,10 @@
 """Runs the scripts on the landscape and on the input pixels: a few steps, small data."""
 
-import csv
-
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
+from running import rows_of, run
 
 from scripts import input_pixels, landscape
-
-
-def run(script, *arguments):
-    """Runs a script as its command line does. The flags are gone afterwards."""
-    with flagsaver.flagsaver():
-        script._define_flags()
-        flags.FLAGS([script.__name__, *arguments])
-        script.main([script.__name__])
-
-
-@pytest.fixture
-def mnist_dir(tmp_path):
-    """Data like MNIST: 2000 and 100 images, each class with another bright row."""
-    generator = np.random.default_rng(0)
-    arrays = {}
-    for split, size in (("train", 2000), ("test", 100)):
-        labels = generator.integers(0, 10, size)
-        images = generator.integers(0, 50, (size, 28, 28))
-        images[np.arange(size), 2 * labels + 4] += 200
-        arrays |= {f"x_{split}": images.astype("uint8"), f"y_{split}": labels.astype("uint8")}
-    (tmp_path / "data").mkdir()
-    np.savez(tmp_path / "data" / "mnist.npz", **arrays)
-    return tmp_path / "data"
-
-
-def rows_of(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def numbers(text):

@@ -1,6 +1,5 @@
 """Runs the scripts with their flags: a few steps, small data. See also test_train.py."""
 
-import csv
 import json
 
 import keras
@@ -8,18 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
-from absl.testing import flagsaver
+from running import rows_of, run
 
 from scripts import benchmark, demo, mnist_table, plain_tensorflow
-
-
-def run(script, *arguments):
-    """Runs a script as its command line does. The flags are gone afterwards."""
-    with flagsaver.flagsaver():
-        script._define_flags()
-        flags.FLAGS([script.__name__, *arguments])
-        script.main([script.__name__])
-
 
 # The demo.
 
@@ -145,21 +135,6 @@ def test_peak_memory(kind, monkeypatch, capsys):
 # The MNIST table.
 
 
-@pytest.fixture
-def mnist_dir(tmp_path):
-    """Data like MNIST: 2000 and 100 images, each class with another bright row."""
-    generator = np.random.default_rng(0)
-    arrays = {}
-    for split, size in (("train", 2000), ("test", 100)):
-        labels = generator.integers(0, 10, size)
-        images = generator.integers(0, 50, (size, 28, 28))
-        images[np.arange(size), 2 * labels + 4] += 200
-        arrays |= {f"x_{split}": images.astype("uint8"), f"y_{split}": labels.astype("uint8")}
-    (tmp_path / "data").mkdir()
-    np.savez(tmp_path / "data" / "mnist.npz", **arrays)
-    return tmp_path / "data"
-
-
 def test_mnist_table(mnist_dir, tmp_path, capsys, monkeypatch):
     output_dir = tmp_path / "out"
     arguments = [
@@ -174,8 +149,7 @@ def test_mnist_table(mnist_dir, tmp_path, capsys, monkeypatch):
     csv_file, table, plot = (
         output_dir / f"mnist_lenet_300_100.{suffix}" for suffix in ("csv", "md", "png")
     )
-    with csv_file.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(csv_file)
     known = [(row["method"], row["sparsity"], row["seed"], row["epochs"]) for row in rows]
     assert known == [("dense", "0.0", "3", "2"), ("rigl", "0.9", "3", "2")]
     assert all(float(row["accuracy"]) > 50 for row in rows)
