@@ -12,6 +12,7 @@ from scripts.protocols import claims
 FLAGS = flags.FLAGS
 
 _SIMILAR = _CLEAR = 0.5
+_MATCHING = 0.2
 
 
 class Found:
@@ -123,7 +124,7 @@ def _matches(found):
     matching = [
         found.sparsities[level]
         for level in found.judged
-        if statistics.mean(found.of("LT-IMP", level, rate)) >= dense - 0.2
+        if round(dense - statistics.mean(found.of("LT-IMP", level, rate)), 6) <= _MATCHING
     ]
     seen = f"up to {_percents(matching[-1:])}" if matching else "at no sparsity"
     return claims.verdict(max(matching, default=0) >= 0.8, seen)
@@ -165,7 +166,7 @@ _CLAIMS = [
     ),
     (
         _FRANKLE,
-        "Tickets of 80 % and more are as good as the dense network (within 0.2)",
+        f"Tickets of 80 % and more are as good as the dense network (within {_MATCHING})",
         _matches,
     ),
     (_FRANKLE, "Tickets are better than reinitialised ones", _better_than("RR-IMP")),
