@@ -1,0 +1,263 @@
+"""Gradient flow in sparse networks, and whether lottery tickets re-learn the pruned solution.
+
+    python -m scripts.lottery --protocol=gradient_flow --data_dir=DATA
+
+trains LeNet-300-100 at 98 % and LeNet5 at 95 % sparsity (ERK): static masks and RigL from three
+initialisations; networks that are pruned; the ticket of the first of them from its initial weights,
+and from new ones. 11 rows for each case and seed; on one core about 12 minutes each with
+LeNet-300-100 and 20 with LeNet5, and for the Hessians of the first seed 10 more. Expect RigL to
+raise the gradient norm, and a ticket to end where the pruned network did.
+"""
+
+import dataclasses
+import functools
+
+import keras
+import numpy as np
+
+import rigl_tf
+from rigl_tf import analysis
+from rigl_tf.initializers import SparseVarianceScaling, initialize
+from scripts import experiments, methods
+from scripts.protocols import networks, pages
+
+NAME = "lottery_gradient_flow"
+KEY = ("case", "seed", "network", "init", "epochs", "examples")
+CASES = {
+    name: networks.CASES[name]
+    for name in ("mnist_lenet_300_100", "fashion_mnist_lenet_300_100", "mnist_lenet5")
+}
+SPARSITY = {"lenet_300_100": 0.98, "lenet5": 0.95}
+# Whose connections He's initialisation counts: see `SparseVarianceScaling`.
+INITS = ("dense", "layer", "neuron")
+# Pruned networks and tickets, and scratch trainings from He's weights: so many of each.
+NUM_RUNS = 3
+NUM_HELD_OUT = 1000
+COEFFICIENTS = np.linspace(-0.2, 1.2, 15)
+SPECTRUM_SEED = 0
+SPECTRA = (("static", "dense"), ("static", "neuron"), ("rigl", "dense"), ("ticket", "dense"))
+UPDATE_SEEN = 0.35  # of the training: the mask update before and after which it is computed
+POINTS = ("start", "before_update", "after_update", "end")
+# Eigenvalues are counted in these bins; the one in the middle has those about zero.
+_POSITIVE_EDGES = np.logspace(-4, 3, 29)
+EDGES = np.concatenate([-_POSITIVE_EDGES[::-1], _POSITIVE_EDGES])
+_EXACT = ("lenet5",)  # 2,400 rows; LeNet-300-100 has 5,700
+_NUM_IN_HESSIAN = 500
+_LANCZOS_STEPS = 80
+_NUM_INTERVALS = 60  # of the training: mask updates and measurements are so far apart
+_OTHER_START = 1000  # added to the seed, for other weights
+
+_LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def wanted(case, seed):
+    pairs = [(network, init) for network in ("static", "rigl") for init in INITS]
+    pairs += [("pruned", "dense"), ("ticket", "dense"), *(("scratch", init) for init in INITS)]
+    return [
+        {"case": case, "seed": seed, "network": network, "init": init} | pages.setting(CASES[case])
+        for network, init in pairs
+    ]
+
+
+def seconds(run):
+    case, network = CASES[run["case"]], run["network"]
+    spectra = 150 * len(_points(run))
+    return 10 + spectra + 1.5 * _num_runs(network, run["init"]) * case.seconds * case.epochs
+
+
+def _num_runs(network, init):
+    return NUM_RUNS if network not in ("static", "rigl") and init == "dense" else 1
+
+
+def _points(run):
+    """Where in the training the Hessian is computed."""
+    if run["seed"] != SPECTRUM_SEED or (run["network"], run["init"]) not in SPECTRA:
+        return ()
+    return POINTS if run["network"] == "rigl" else ("start", "end")
+
+
+@dataclasses.dataclass
+class Trained:
+    """A network that was trained, as arrays: the model itself is not kept."""
+
+    accuracy: float
+    states: dict  # the weights at some of `POINTS`
+    logits: np.ndarray
+    norms: list  # (step, gradient norm)
+    updates: list  # (step, norm before, norm after)
+
+
+def _he(init):
+    return SparseVarianceScaling(2.0, "fan_in", "normal", init)
+
+
+def _build(case, seed, sparsity, init="dense"):
+    dense = networks.build(case, seed)
+    return rigl_tf.sparsify(dense, sparsity, initializer=_he(init), seed=seed)
+
+
+def _train(case, model, method, seed, watch=True):
+    steps = networks.total_steps(case)
+    frequency = max(1, steps // _NUM_INTERVALS)
+    data = networks.data_of(case)
+    optimizer = methods.wrap_optimizer(
+        method,
+        networks.sgd(case),
+        steps,
+        SPARSITY[case.network],
+        update_frequency=frequency,
+        seed=seed,
+    )
+    held_out = data.x_test[:NUM_HELD_OUT], data.y_test[:NUM_HELD_OUT]
+    flow = analysis.GradientFlow(held_out, every=frequency)
+    update = _AroundStep(frequency * max(1, int(UPDATE_SEEN * (steps // frequency))))
+    watching = {"callbacks": [flow, update], "steps_per_execution": 1} if watch else {}
+    states = {"start": model.get_weights()}
+    accuracy = networks.train(case, model, seed, optimizer, **watching)
+    return Trained(
+        accuracy,
+        {**states, **update.states, "end": model.get_weights()},
+        model.predict(data.x_test, batch_size=1000, verbose=0),
+        [(step, norms.total) for step, norms in flow.history],
+        [(step, before.total, after.total) for step, before, after in flow.updates],
+    )
+
+
+class _AroundStep(keras.callbacks.Callback):
+    """Keeps the weights before and after a step, counted from 0 over all epochs."""
+
+    def __init__(self, step):
+        super().__init__()
+        self._step = step
+        self._now = 0
+        self.states = {}
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self._now == self._step:
+            self.states["before_update"] = self.model.get_weights()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._now == self._step:
+            self.states["after_update"] = self.model.get_weights()
+        self._now += 1
+
+
+@functools.lru_cache(maxsize=1)
+def _pruned(name, seed, epochs, examples):
+    """The pruned network that the ticket is of."""
+    model = _build(CASES[name], seed, 0.0)
+    return _train(CASES[name], model, "pruning", seed), rigl_tf.get_masks(model)
+
+
+def run(run):
+    case, seed, network = CASES[run["case"]], run["seed"], run["network"]
+    if network in ("static", "rigl"):
+        model = _build(case, seed, SPARSITY[case.network], run["init"])
+        return _row(case, run, model, [_train(case, model, network, seed)])
+    pruned, masks = _pruned(*(run[key] for key in ("case", "seed", "epochs", "examples")))
+    if network == "pruned":
+        trainings = [pruned]
+        for number in range(1, NUM_RUNS):
+            other = seed + _OTHER_START * number
+            model = _build(case, other, 0.0)
+            trainings.append(_train(case, model, "pruning", other, watch=False))
+        return _row(case, run, None, trainings)
+    trainings = []
+    for number in range(_num_runs(network, run["init"])):
+        model = _with_masks(case, seed, run, pruned, masks)
+        order = seed + _OTHER_START * number
+        trainings.append(_train(case, model, "static", order, watch=not number))
+    return _row(case, run, model, trainings, pruned)
+
+
+def _with_masks(case, seed, run, pruned, masks):
+    """The masks of the pruned network: on the weights that it had at first, or on new ones."""
+    if run["network"] == "ticket":
+        model = _build(case, seed, 0.0)
+        model.set_weights(pruned.states["start"])
+        rigl_tf.set_masks(model, masks)
+        return model
+    model = _build(case, seed + _OTHER_START, 0.0)
+    rigl_tf.set_masks(model, masks)
+    initialize(model, _he(run["init"]), seed + _OTHER_START)
+    return model
+
+
+def _row(case, run, model, trainings, pruned=None):
+    """The columns of some trainings from the same masks and weights; `model` is of the last."""
+    first = trainings[0]
+    return {
+        "accuracy": first.accuracy,
+        "accuracies": " ".join(f"{each.accuracy:g}" for each in trainings),
+        **_similarity(case, trainings),
+        **_to_pruned(case, model, first, pruned),
+        "norms": pages.to_text(first.norms),
+        "updates": pages.to_text(first.updates),
+        **{f"spectrum_{point}": "" for point in POINTS},
+        **{
+            f"spectrum_{point}": spectrum(case, model, first.states[point])
+            for point in _points(run)
+        },
+    }
+
+
+def _similarity(case, trainings):
+    """How much the networks differ in what they predict, and what an ensemble of them gains."""
+    logits = [each.logits for each in trainings]
+    if len(logits) == 1:
+        return dict.fromkeys(("disagreement", "ensemble_accuracy"), "")
+    pairs = [(a, b) for number, a in enumerate(logits) for b in logits[:number]]
+    disagreement = np.mean([analysis.disagreement(*pair) for pair in pairs])
+    accuracy = analysis.ensemble_accuracy(logits, networks.data_of(case).y_test)
+    return {"disagreement": float(disagreement), "ensemble_accuracy": round(100 * accuracy, 3)}
+
+
+def _to_pruned(case, model, trained, pruned):
+    """How far a network is from the pruned one: predictions, weights, errors on the line."""
+    names = ("start_cosine", "end_cosine", "start_l2", "end_l2")
+    if pruned is None:
+        return dict.fromkeys(("pruned_disagreement", *names, "errors_to_pruned"), "")
+    end = pruned.states["end"]
+    distances = [
+        analysis.solution_distance(model, trained.states[point], end) for point in ("start", "end")
+    ]
+    values = [each.cosine for each in distances] + [each.l2 for each in distances]
+    errors = analysis.interpolate(
+        model,
+        trained.states["end"],
+        end,
+        lambda model: 100 - networks.test_accuracy(case, model),
+        COEFFICIENTS,
+    )
+    return {
+        "pruned_disagreement": analysis.disagreement(trained.logits, pruned.logits),
+        **dict(zip(names, values, strict=True)),
+        "errors_to_pruned": " ".join(f"{error:.5g}" for error in errors),
+    }
+
+
+def spectrum(case, model, weights):
+    """The spectrum of the Hessian at some weights, as text.
+
+    The smallest and the largest eigenvalue, and the share of all in each bin of `EDGES`: exact, or
+    by the Lanczos method for the larger network.
+    """
+    model.set_weights(weights)  # the masks are among them
+    data = networks.data_of(case)
+    examples = data.x_train[:_NUM_IN_HESSIAN], data.y_train[:_NUM_IN_HESSIAN]
+    if case.network in _EXACT:
+        values, shares = analysis.hessian_eigenvalues(model, examples, _LOSS), None
+    else:
+        values, shares = analysis.hessian_density(model, examples, _LOSS, _LANCZOS_STEPS)
+    inside = np.clip(values, EDGES[0], EDGES[-1])
+    counts, _ = np.histogram(inside, EDGES, weights=shares)
+    numbers = [values[0], values[-1], *(counts / counts.sum())]
+    return " ".join(f"{number:.3g}" for number in numbers)
+
+
+def report(rows):
+    from scripts.protocols import gradient_flow_page
+
+    rows = pages.current(rows, CASES)
+    experiments.write_page(NAME, gradient_flow_page.lines(rows), "scripts.lottery")
+    gradient_flow_page.plot(rows)

@@ -1,0 +1,328 @@
+"""The page and the plot of gradient flow and of what tickets learn."""
+
+import pathlib
+import statistics
+
+import numpy as np
+
+from rigl_tf import analysis
+from scripts import experiments, results
+from scripts.protocols import gradient_flow as protocol
+from scripts.protocols import pages
+
+_LARGER = 1.1  # a norm larger by this factor counts as larger, where noise would decide
+_NO_BARRIER = 2.0  # percentage points of test error
+_INSIDE = (protocol.COEFFICIENTS > -1e-9) & (protocol.COEFFICIENTS < 1 + 1e-9)
+
+
+def start_norm(row):
+    """The gradient norm before the first step."""
+    return pages.from_text(row["norms"])[0][1]
+
+
+def mean_norm(row):
+    """The mean gradient norm over the training, the first step left out."""
+    later = [norm for _, norm in pages.from_text(row["norms"])[1:]]
+    return statistics.mean(later) if later else start_norm(row)
+
+
+def changes(row):
+    """The relative change of the norm at each mask update."""
+    return [after / before - 1 for _, before, after in pages.from_text(row["updates"])]
+
+
+def barrier(row):
+    """The barrier of the test error on the line to the pruned network, in percentage points."""
+    return analysis.error_barrier(_errors(row)[_INSIDE])
+
+
+def negative_share(text):
+    """The share of a spectrum that is clearly below zero."""
+    _, _, *shares = map(float, text.split())
+    return sum(shares[: len(shares) // 2])
+
+
+def _errors(row):
+    return np.array(list(map(float, row["errors_to_pruned"].split())))
+
+
+def _gain(row):
+    """What the ensemble has over the mean of its networks, in percentage points."""
+    return row["ensemble_accuracy"] - statistics.mean(map(float, str(row["accuracies"]).split()))
+
+
+def _claims(network):
+    """The paper's claims, as functions; `network(name, init)` is a row of one case and seed."""
+    dense = network("pruned", "dense")
+    static, aware = network("static", "dense"), network("static", "neuron")
+    rigl, ticket = network("rigl", "dense"), network("ticket", "dense")
+    scratch = network("scratch", "dense")
+    return {
+        "Sparse networks have a poor gradient flow at initialisation: the norm is below the dense "
+        "network's": lambda: start_norm(static) < start_norm(dense),
+        "Sparsity-aware initialisation (per neuron) raises it": lambda: (
+            start_norm(aware) > start_norm(static)
+        ),
+        "… and static training with it is more accurate": lambda: (
+            aware["accuracy"] > static["accuracy"]
+        ),
+        "RigL has a better gradient flow during training than static masks": lambda: (
+            mean_norm(rigl) > mean_norm(static)
+        ),
+        "A mask update of RigL raises the norm, on average": lambda: (
+            statistics.mean(changes(rigl)) > 0
+        ),
+        "RigL is more accurate than static masks": lambda: rigl["accuracy"] > static["accuracy"],
+        "A ticket does not improve gradient flow: its norms are not above those of its masks on "
+        "new weights": lambda: mean_norm(ticket) <= _LARGER * mean_norm(scratch),
+        "A ticket is more accurate than its masks on new weights": lambda: (
+            ticket["accuracy"] > scratch["accuracy"]
+        ),
+        "A ticket starts and ends nearer to the pruned solution (cosine)": lambda: all(
+            ticket[f"{point}_cosine"] > scratch[f"{point}_cosine"] for point in ("start", "end")
+        ),
+        "A ticket ends in the basin of the pruned solution: no barrier": lambda: (
+            barrier(ticket) < _NO_BARRIER
+        ),
+        "… and its masks on new weights do not": lambda: barrier(scratch) >= _NO_BARRIER,
+        "A ticket re-learns the function of the pruned network: it disagrees with it less than "
+        "scratch, and than pruned networks with each other": lambda: (
+            ticket["pruned_disagreement"]
+            < min(scratch["pruned_disagreement"], dense["disagreement"])
+        ),
+        "The cost is novelty: tickets disagree with each other less than scratch trainings do, and "
+        "gain less by an ensemble": lambda: (
+            ticket["disagreement"] < scratch["disagreement"] and _gain(ticket) < _gain(scratch)
+        ),
+    }
+
+
+def _verdicts(rows):
+    outcomes = {}
+    for of_one in _groups(rows):
+        for claim, holds in _claims(lambda *key, of_one=of_one: of_one.get(key)).items():
+            outcomes.setdefault(claim, []).append(holds)
+    complete = len(protocol.wanted(next(iter(protocol.CASES)), 0))
+    whole = [len(of_one) == complete for of_one in _groups(rows)]
+    lines = ["| claim of the paper | here |", "| --- | --- |"]
+    for claim, tests in outcomes.items():
+        found = [holds() for holds, is_whole in zip(tests, whole, strict=True) if is_whole]
+        lines.append(f"| {claim} | {pages.verdict(found)} |")
+    return [
+        *lines,
+        "| Its figures of the Hessian's spectrum | not judged: what the paper concludes from them "
+        "could not be read; ours are below |",
+        "| The same of ResNet-50 and VGG on ImageNet and CIFAR-10 | not testable here: too large "
+        "for two cores |",
+    ]
+
+
+def _groups(rows):
+    """For each case and seed `{(network, init): row}`."""
+    groups = {}
+    for row in rows:
+        of_one = groups.setdefault((row["case"], row["seed"]), {})
+        of_one[row["network"], row["init"]] = row
+    return list(groups.values())
+
+
+def lines(rows):
+    return [
+        "# Gradient flow in sparse networks, and what lottery tickets learn",
+        "",
+        'Evci, Ioannou, Keskin and Dauphin, "Gradient Flow in Sparse Neural Networks and How '
+        'Lottery Tickets Win" (AAAI 2022, arXiv 2010.03533).',
+        "",
+        *_verdicts(rows),
+        "",
+        "Counted are the cases and seeds of which all networks are trained. Norms over training "
+        f"count as above another if larger by {_LARGER - 1:.0%} in the claim about tickets; a "
+        f"barrier is {_NO_BARRIER:g} percentage points of test error above the mean of the ends.",
+        "",
+        f"![Gradient norms, spectra, errors on the line]({protocol.NAME}.png)",
+        "",
+        "## Protocol",
+        "",
+        *_protocol(rows),
+        "",
+        *_flow_section(rows),
+        *_similarity_section(rows),
+        *_spectrum_section(rows),
+    ]
+
+
+def _protocol(rows):
+    seeds = sorted({row["seed"] for row in rows})
+    epochs = " or ".join(str(number) for number in sorted({row["epochs"] for row in rows}))
+    runs = protocol.NUM_RUNS
+    return [
+        f"Seeds {seeds}, mean ± standard deviation. LeNet-300-100 at 98 %, LeNet5 at 95 % (ERK), "
+        f"{epochs} epochs, batch 100, SGD 0.1, Nesterov momentum 0.9, cosine decay, L2 1e-4; masks "
+        "of RigL change 60 times in a training of which the last quarter is left out. Norms are "
+        f"those of the active connections' gradients on {protocol.NUM_HELD_OUT} test examples, "
+        "without L2, measured as often.",
+        "",
+        "Initialisation is He's: `dense` counts all connections, `layer` the mean of the active "
+        "ones of a layer's neurons, `neuron` the active ones of each neuron. `pruned` starts dense "
+        "and is pruned gradually; `ticket` has its final masks on its initial weights; `scratch` "
+        f"has these masks on new weights. Of `pruned` ({runs} starts), `ticket` and `scratch, "
+        f"dense` ({runs} orders of the examples from the same start) {runs} networks each are "
+        "compared; the paper has five.",
+    ]
+
+
+def _table(head, cells):
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " --- |" * (len(head) - 1)]
+    return lines + ["| " + " | ".join(row) + " |" for row in cells]
+
+
+def _by_network(rows, case):
+    """`{"network, init": rows of all seeds}` of a case, in the order of `wanted`."""
+    found = {}
+    for row in rows:
+        if row["case"] == case:
+            found.setdefault((row["network"], row["init"]), []).append(row)
+    order = [(run["network"], run["init"]) for run in protocol.wanted(case, 0)]
+    return {", ".join(key): found[key] for key in order if key in found}
+
+
+def _flow_section(rows):
+    lines = ["## Gradient flow and accuracy", ""]
+    head = ["network", "test accuracy (%)", "norm at the start", "mean norm over training"]
+    head += ["change of the norm at updates (%)", "updates that raise it (%)"]
+    for case in dict.fromkeys(row["case"] for row in rows):
+        cells = []
+        for name, found in _by_network(rows, case).items():
+            moved = [changes(row) for row in found if row["updates"] and row["network"] == "rigl"]
+            cells.append(
+                [
+                    name,
+                    pages.spread([row["accuracy"] for row in found]),
+                    pages.spread(map(start_norm, found), 3),
+                    pages.spread(map(mean_norm, found), 3),
+                    pages.spread([100 * statistics.mean(each) for each in moved], 1),
+                    pages.spread([100 * np.mean(np.array(each) > 0) for each in moved], 0),
+                ]
+            )
+        lines += [f"{case}:", "", *_table(head, cells), ""]
+    return lines
+
+
+def _similarity_section(rows):
+    lines = [
+        "## What tickets learn",
+        "",
+        "Disagreements in percent of the test images; cosines to the pruned solution, at the start "
+        "and at the end; the barrier on the line to it in percentage points of test error.",
+        "",
+    ]
+    head = ["network", "test accuracy (%)", "ensemble (%)", "disagreement"]
+    head += ["disagreement with pruned", "cosine, start", "cosine, end", "barrier"]
+    for case in dict.fromkeys(row["case"] for row in rows):
+        cells = []
+        for name, found in _by_network(rows, case).items():
+            if found[0]["network"] in ("static", "rigl"):
+                continue
+            with_line = [row for row in found if row["errors_to_pruned"]]
+            cells.append(
+                [
+                    name,
+                    pages.spread([row["accuracy"] for row in found]),
+                    pages.spread([row["ensemble_accuracy"] for row in found]),
+                    *(
+                        pages.spread([100 * row[key] for row in found if row[key] != ""])
+                        for key in ("disagreement", "pruned_disagreement")
+                    ),
+                    *(pages.spread([r[f"{point}_cosine"] for r in found]) for point in _ENDS),
+                    pages.spread(map(barrier, with_line)),
+                ]
+            )
+        lines += [f"{case}:", "", *_table(head, cells), ""]
+    return lines
+
+
+_ENDS = ("start", "end")
+
+
+def _spectra(rows):
+    """`(row, point, text)` of each spectrum that there is."""
+    return [
+        (row, point, row[f"spectrum_{point}"])
+        for row in rows
+        for point in protocol.POINTS
+        if row[f"spectrum_{point}"]
+    ]
+
+
+def _spectrum_section(rows):
+    cells = []
+    for row, point, text in _spectra(rows):
+        smallest, largest, *_ = text.split()
+        share = f"{100 * negative_share(text):.1f}"
+        name = f"{row['network']}, {row['init']}"
+        cells.append([row["case"], name, point.replace("_", " "), smallest, largest, share])
+    head = ["case", "network", "where", "smallest", "largest", f"below -{_POSITIVE:g} (%)"]
+    return [
+        "## Hessian spectra",
+        "",
+        f"Of the active weights and the biases, seed {protocol.SPECTRUM_SEED}, by 500 training "
+        "examples, without L2: exact for LeNet5, by 80 Lanczos steps for LeNet-300-100. The update "
+        f"is one of RigL at {protocol.UPDATE_SEEN:.0%} of the training.",
+        "",
+        *_table(head, cells),
+    ]
+
+
+_POSITIVE = protocol.EDGES[len(protocol.EDGES) // 2]
+
+
+def plot(rows):
+    """For each case: norms over the steps, spectra of the first seed, errors on the line."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    path = pathlib.Path(experiments.FLAGS.output_dir) / f"{protocol.NAME}.png"
+    size = {"figsize": (16, 4.2 * len(cases)), "squeeze": False}
+    with results.figure(path, nrows=len(cases), ncols=3, **size) as grid:
+        for case, axes in zip(cases, grid, strict=True):
+            of_case = [row for row in rows if row["case"] == case]
+            _plot_norms(axes[0], case, of_case)
+            _plot_spectra(axes[1], case, of_case)
+            _plot_line(axes[2], case, of_case)
+            for each in axes:
+                each.grid(alpha=0.3)
+                if each.get_legend_handles_labels()[0]:
+                    each.legend(fontsize="x-small")
+
+
+def _plot_norms(axes, case, rows):
+    for name, found in _by_network(rows, case).items():
+        if found[0]["init"] == "layer":
+            continue
+        curves = np.array([pages.from_text(row["norms"]) for row in found])
+        axes.plot(curves[0, :, 0], curves[:, :, 1].mean(axis=0), label=name)
+    axes.set(title=case, xlabel="step", ylabel="gradient norm", yscale="log")
+
+
+def _plot_spectra(axes, case, rows):
+    """Those after the training and around the update; the others are in the table."""
+    drawn = [each for each in _spectra(rows) if each[1] != "start"]
+    ends = [float(number) for _, _, text in drawn for number in text.split()[:2]]
+    for number, (row, point, text) in enumerate(drawn):
+        _, _, *shares = map(float, text.split())
+        label = f"{row['network']}, {row['init']}: {point.replace('_', ' ')}"
+        style = "--" if point == "before_update" else "-"
+        axes.stairs(shares, protocol.EDGES, label=label, color=f"C{number}", linestyle=style)
+    axes.set_xscale("symlog", linthresh=_POSITIVE)
+    axes.set(title=case, xlabel="eigenvalue of the Hessian", ylabel="share", yscale="log")
+    axes.set_ylim(1e-4, 100)  # room for the legend
+    if drawn:
+        axes.set_xlim(2 * min(0, *ends) - _POSITIVE, 2 * max(0, *ends) + _POSITIVE)
+        axes.set_xticks([-1e-1, -1e-3, 0, 1e-3, 1e-1, 1e1])
+
+
+def _plot_line(axes, case, rows):
+    for name, found in _by_network(rows, case).items():
+        errors = [_errors(row) for row in found if row["errors_to_pruned"]]
+        if errors:
+            axes.plot(protocol.COEFFICIENTS, np.mean(errors, axis=0), label=name)
+    axes.set(title=case, xlabel="from the network (0) to the pruned one (1)")
+    axes.set_ylabel("test error (%)")
