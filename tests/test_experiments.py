@@ -138,7 +138,8 @@ def test_cifar_table(data_dir, tmp_path):
     assert (tmp_path / "cifar10_resnet20.png").stat().st_size > 1000
 
 
-def test_compression(data_dir, tmp_path):
+def test_compression(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(compression, "_L2", (1e-4,))
     run(
         compression,
         f"--data_dir={data_dir}",
@@ -158,7 +159,7 @@ def test_compression(data_dir, tmp_path):
     # 2352 + 3270 + 1000 connections at most, two FLOPs each.
     assert float(first["kflops"]) <= 13.25
     assert (
-        f"| RigL+ | seed 1 | {second['architecture']} |"
+        f"| RigL+ | L2 0.0001, seed 1 | {second['architecture']} |"
         in (tmp_path / "compression.md").read_text()
     )
 
