@@ -316,7 +316,7 @@ def _plot(cases, path):
         for row, (case, found) in zip(grid, cases.items(), strict=True):
             for axes, (column, title) in zip(row, titles.items(), strict=True):
                 _plot_column(axes, found, column)
-                axes.set(title=f"{case}: {title}", xlabel="sparsity")
+                axes.set(title=f"{case}:\n{title}", xlabel="sparsity")
             row[0].set(ylabel="barrier (% of error)")
             row[2].set(ylabel="test accuracy (%)")
             row[0].legend()

@@ -81,8 +81,10 @@ class Found:
         return [
             self.sparsities[level]
             for level in self.judged
-            for verdict in (self.judge(way, level) for way in ("IMP", "OMP"))
-            if verdict and verdict.verdict in names
+            if any(
+                verdict and verdict.verdict in names
+                for verdict in (self.judge(way, level) for way in ("IMP", "OMP"))
+            )
         ]
 
 
@@ -314,4 +316,4 @@ def _plot_case(axes, found, rate):
     axes.set_xticks(ticks, [_percents([found.sparsities[level]]) for level in ticks])
     axes.set(xlabel="sparsity", ylim=(lowest - 1, None))
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower left", fontsize="small")
