@@ -25,6 +25,7 @@ def define_flags(epochs, seeds=("0", "1", "2")):
     flags.DEFINE_list("seeds", list(seeds), "Seeds to run.")
     flags.DEFINE_integer("epochs", epochs, "Epochs of each run.", lower_bound=1)
     flags.DEFINE_integer("max_examples", None, "Train and test on the first examples only.")
+    flags.DEFINE_bool("only_report", False, "Make the page of the runs that there are, run none.")
     flags.DEFINE_string("part", "0/1", "The part of the runs to do: `1/3` is the second of three.")
     flags.register_validator(
         "part",
@@ -61,7 +62,7 @@ def run_all(rows, wanted, do, seconds):
         do: Function that gets a run and returns the other columns of its row.
         seconds: Function that gets a run and returns what it takes on two cores, about.
     """
-    todo = [run for run in wanted if run not in rows]
+    todo = [] if FLAGS.only_report else [run for run in wanted if run not in rows]
     part, num_parts = map(int, FLAGS.part.split("/"))
     todo = todo[part::num_parts]
     minutes = sum(map(seconds, todo)) / 60

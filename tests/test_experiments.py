@@ -82,6 +82,10 @@ def test_runs_are_done_once_and_in_parts(given, capsys):
     assert done == [1, 3]
     assert capsys.readouterr().out.startswith("2 runs to do, about 2 minutes")
     given.part = "0/1"
+    given.only_report = True
+    experiments.run_all(experiments.store("e", ("seed",)), wanted, do, lambda run: 60)
+    assert done == [1, 3]
+    given.only_report = False
     rows = experiments.store("e", ("seed",))
     experiments.run_all(rows, wanted, do, lambda run: 60)
     assert done == [1, 3, 0, 2, 4]
