@@ -1,0 +1,177 @@
+"""The lottery protocols on gradient flow and on greedy selection: a few steps, small data."""
+
+import statistics
+
+import numpy as np
+import pytest
+from running import rows_of, run
+
+from scripts import lottery
+from scripts.protocols import (
+    gradient_flow,
+    gradient_flow_page,
+    greedy,
+    greedy_page,
+    networks,
+    pages,
+)
+
+_CASE = "mnist_lenet_300_100"
+
+
+def run_protocol(protocol, data_dir, output_dir, monkeypatch, *arguments):
+    networks._load.cache_clear()
+    monkeypatch.setattr(protocol, "CASES", {_CASE: protocol.CASES[_CASE]})
+    name = protocol.__name__.rsplit(".", 1)[-1]
+    directories = f"--data_dir={data_dir}", f"--output_dir={output_dir}"
+    run(lottery, f"--protocol={name}", *directories, "--seeds=0", "--epochs=1", *arguments)
+    page = (output_dir / f"{protocol.NAME}.md").read_text()
+    assert (output_dir / f"{protocol.NAME}.png").stat().st_size > 1000
+    return rows_of(output_dir / f"{protocol.NAME}.csv"), page
+
+
+# Gradient flow.
+
+
+@pytest.mark.slow
+def test_gradient_flow(mnist_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(gradient_flow, "INITS", ("dense", "neuron"))
+    monkeypatch.setattr(gradient_flow, "NUM_RUNS", 2)
+    monkeypatch.setattr(gradient_flow, "COEFFICIENTS", np.linspace(0, 1, 3))
+    monkeypatch.setattr(gradient_flow_page, "_INSIDE", np.ones(3, bool))
+    monkeypatch.setattr(gradient_flow, "SPECTRA", (("rigl", "dense"),))
+    monkeypatch.setattr(gradient_flow, "_LANCZOS_STEPS", 3)
+    monkeypatch.setattr(gradient_flow, "NUM_HELD_OUT", 50)
+    rows, page = run_protocol(gradient_flow, mnist_dir, tmp_path, monkeypatch, "--max_examples=300")
+    kinds = [(row["network"], row["init"]) for row in rows]
+    assert kinds == [
+        *(("static", init) for init in ("dense", "neuron")),
+        *(("rigl", init) for init in ("dense", "neuron")),
+        ("pruned", "dense"),
+        ("ticket", "dense"),
+        *(("scratch", init) for init in ("dense", "neuron")),
+    ]
+    of = dict(zip(kinds, rows, strict=True))
+    # 3 steps; mask updates at each but the first.
+    norms = pages.from_text(of["rigl", "dense"]["norms"])
+    assert [step for step, _ in norms] == [0, 1, 2]
+    updates = pages.from_text(of["rigl", "dense"]["updates"])
+    assert [(step, before) for step, before, _ in updates] == norms[1:]
+    assert not of["static", "dense"]["updates"]
+    # The same masks and weights at first, so the same norm.
+    assert pages.from_text(of["static", "dense"]["norms"])[0] == norms[0]
+    # On the line to the pruned network the ends are these two.
+    for name in ("ticket", "scratch"):
+        errors = [float(error) for error in of[name, "dense"]["errors_to_pruned"].split()]
+        ends = [100 - float(of[key]["accuracy"]) for key in ((name, "dense"), ("pruned", "dense"))]
+        assert [errors[0], errors[-1]] == pytest.approx(ends, abs=0.01)
+    assert float(of["ticket", "dense"]["start_cosine"]) > 0.8
+    assert abs(float(of["scratch", "dense"]["start_cosine"])) < 0.1
+    assert 0 < float(of["ticket", "dense"]["disagreement"]) < 1
+    points = [point for row in rows for point in gradient_flow.POINTS if row[f"spectrum_{point}"]]
+    assert points == list(gradient_flow.POINTS)
+    smallest, largest, *shares = map(float, of["rigl", "dense"]["spectrum_end"].split())
+    assert smallest < largest
+    assert sum(shares) == pytest.approx(1, abs=0.02)
+
+    mean = statistics.mean(norm for _, norm in pages.from_text(of["static", "neuron"]["norms"])[1:])
+    accuracy = float(of["static", "neuron"]["accuracy"])
+    assert f"| static, neuron | {accuracy:.2f} ± 0.00 | " in page
+    assert f" | {mean:.3f} ± 0.000 | – | – |" in page
+    aware, static = (float(of["static", init]["accuracy"]) for init in ("neuron", "dense"))
+    says = "confirmed (1 of 1)" if aware > static else "not confirmed (0 of 1)"
+    assert f"| … and static training with it is more accurate | {says} |" in page
+
+
+def test_the_numbers_of_the_gradient_flow_page():
+    row = {"norms": "0:9 1:1 2:3", "updates": "1:2:3 2:4:4"}
+    assert gradient_flow_page.start_norm(row) == 9
+    assert gradient_flow_page.mean_norm(row) == 2
+    assert gradient_flow_page.changes(row) == [0.5, 0]
+    # From -0.2 to 1.2: the ends of the line are the third and the third last.
+    errors = [50, 50, 4, *[5] * 8, 9, 6, 50, 50]
+    row = {"errors_to_pruned": " ".join(map(str, errors))}
+    assert gradient_flow_page.barrier(row) == 9 - (4 + 6) / 2
+    num_bins = len(gradient_flow.EDGES) - 1
+    shares = [0.25, *[0] * (num_bins // 2 - 1), 0.5, *[0] * (num_bins // 2 - 1), 0.25]
+    text = " ".join(map(str, (-1, 1, *shares)))
+    assert gradient_flow_page.negative_share(text) == 0.25
+
+
+# Greedy selection.
+
+
+def test_greedy(mnist_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(greedy, "SIZES", {"lenet_300_100": (2, 6)})
+    monkeypatch.setattr(greedy, "METHODS", ("local", "random"))
+    monkeypatch.setattr(greedy, "NUM_EXAMPLES", 100)
+    rows, page = run_protocol(greedy, mnist_dir, tmp_path, monkeypatch, "--max_examples=300")
+    assert [(row["method"], row["num_units"]) for row in rows] == [
+        (method, size) for method in greedy.METHODS for size in ("6", "2")
+    ]
+    of = {(row["method"], row["num_units"]): row for row in rows}
+    for method, objective in (
+        ("local", "local"),
+        *(("random", objective) for objective in greedy.OBJECTIVES),
+    ):
+        # What the selection says and what we measure of its result are the same.
+        curve = dict(pages.from_text(of[method, "6"][f"{objective}_curve"]))
+        assert [*curve] == [1, 2, 3, 4, 5, 6]
+        for size in ("2", "6"):
+            measured = float(of[method, size][f"{objective}_discrepancy"])
+            assert curve[int(size)] == pytest.approx(measured, rel=1e-3)
+    row = of["random", "2"]
+    cells = " → ".join(f"{float(row[c]):.2f} ± 0.00" for c in ("accuracy", "fine_tuned_accuracy"))
+    assert f"| random | {cells} | " in page
+    below = [
+        float(of["local", size]["local_discrepancy"])
+        < float(of["random", size]["local_discrepancy"])
+        for size in ("2", "6")
+    ]
+    claim = "Greedy units are below random ones, local imitation"
+    assert f"| {claim} | {pages.verdict(below)} |" in page
+    fit = greedy_page.fits(pages.from_text(of["local", "6"]["local_curve"]))
+    assert f"| {_CASE} | local | local | {fit['exponential']:.3f} ± 0.000 |" in page
+
+
+def test_fits():
+    counts = range(1, 20)
+    exponential = greedy_page.fits([(n, 3 * np.exp(-0.25 * n)) for n in counts])
+    assert exponential["exponential"] == pytest.approx(1)
+    assert exponential["rate"] == pytest.approx(0.25)
+    assert exponential["power"] < 0.95
+    power = greedy_page.fits([(n, 3 / n**2) for n in counts])
+    assert power["power"] == pytest.approx(1)
+    assert power["exponent"] == pytest.approx(2)
+    assert power["exponential"] < 0.95
+    # Half of the slope is missing: 1 - (1 - 1 / 2) ** 2.
+    assert power["1/n"] == pytest.approx(0.75)
+    assert greedy_page.fits([(1, 0.5), (2, 0.25), (3, 0.0)]) is None
+
+
+# What pages share.
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "says"),
+    [
+        ([True, True], "confirmed (2 of 2)"),
+        ([False], "not confirmed (0 of 1)"),
+        ([True, False], "confirmed in part (1 of 2)"),
+        ([], "not run"),
+    ],
+)
+def test_verdict(outcomes, says):
+    assert pages.verdict(outcomes) == says
+
+
+def test_spread():
+    assert pages.spread([1.0, "", 3.0], 1) == "2.0 ± 1.4"
+    assert pages.spread([2.0]) == "2.00 ± 0.00"
+    assert pages.spread([]) == pages.spread([""]) == "–"
+
+
+def test_series_in_a_column():
+    pairs = [(0.0, 1.5), (6000.0, 1e-7)]
+    assert pages.to_text(pairs) == "0:1.5 6000:1e-07"
+    assert pages.from_text(pages.to_text(pairs)) == pairs
