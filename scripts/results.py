@@ -172,7 +172,7 @@ def provenance(module):
     flags = [
         "--data_dir=DATA" if flag.startswith("--data_dir=") else flag
         for flag in sys.argv[1:]
-        if not flag.startswith("--output_dir=")
+        if not flag.startswith(("--output_dir=", "--only_report", "--part="))
     ]
     command = " ".join(["python -m", module, *flags])
     facts = ", ".join(f"{name} {value}" for name, value in versions().items())
