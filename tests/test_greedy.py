@@ -434,3 +434,16 @@ def test_selections_of_other_layers_are_refused(units, weights):
 def test_selections_have_public_names():
     assert lottery.select_units is select_units
     assert lottery.keep_units is keep_units
+
+
+def test_global_imitation_goes_on_from_a_unit_that_does_nothing():
+    """The best first unit is a dead one: any other has 200 times its weight, far too much."""
+    model = keras.Sequential(
+        [keras.Input((30,)), keras.layers.Dense(200, "relu", name="hidden"), keras.layers.Dense(10)]
+    )
+    model.layers[0].bias.assign(np.where(np.arange(200) == 7, -1000.0, 0.0))
+    inputs = np.random.default_rng(0).normal(size=(50, 30)).astype("float32")
+    found = lottery.select_units(model, "hidden", inputs, num_units=5, imitate="global")
+    assert 7 in found.units
+    assert len(found.units) == 5
+    assert found.discrepancies[-1] < found.discrepancies[0]

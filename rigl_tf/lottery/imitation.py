@@ -127,8 +127,15 @@ def _usual_rate(shares):
 
 
 def _rates(shares, unit):
-    """Rates to try: around the usual one, up and down, and the one that deletes the unit."""
-    rates = _usual_rate(shares) * np.array([2, 1, 0.5, 0.25])
+    """Rates to try: around the usual one, up and down, and the one that deletes the unit.
+
+    A unit that is alone has `N` times its weight, so that small rates move far, too: they go on
+    to a quarter of `1 / N`.
+    """
+    rates = [2, 1, 0.5, 0.25]
+    while rates[-1] * _usual_rate(shares) > 1 / len(shares):
+        rates.append(rates[-1] / 4)
+    rates = _usual_rate(shares) * np.array(rates)
     lowest = _lowest_rates(shares)[unit]
     down = [rate for rate in (lowest, *-rates) if lowest <= rate < 0]
     return [*rates, *down]

@@ -66,7 +66,7 @@ def build(case, seed, sparsity=None, **sparsify_arguments):
     """
     keras.utils.set_random_seed(seed)
     keras.backend.clear_session()
-    return another(case, sparsity, **sparsify_arguments)
+    return another(case, sparsity, **{"seed": seed, **sparsify_arguments})
 
 
 def another(case, sparsity=None, width=1.0, **sparsify_arguments):
