@@ -119,7 +119,8 @@ def _report(rows, missing):
         _METHODS,
         title="CIFAR-10, ResNet-20, a short schedule",
         xlabel="sparsity",
-        ylabel="test accuracy (%)",
+        ylabel="test error (%)",
+        as_error=True,
     )
 
 

@@ -104,7 +104,8 @@ def _report(name, rows):
         order,
         title=title,
         xlabel="sparsity",
-        ylabel="test accuracy (%)",
+        ylabel="test error (%)",
+        as_error=True,
     )
 
 

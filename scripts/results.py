@@ -100,23 +100,35 @@ def mean_table(rows, series, x, y, order):
     return "\n".join(lines)
 
 
-def plot_means(rows, series, x, y, path, order, title, xlabel, ylabel):
-    """Draws mean ± standard deviation over x, a line for each series; x = 0 across the plot."""
+def plot_means(rows, series, x, y, path, order, title, xlabel, ylabel, as_error=False):
+    """Draws mean ± standard deviation over x, a line for each series; x = 0 across the plot.
+
+    With `as_error` it draws `100 - y`, on a logarithmic axis.
+    """
+    if as_error:
+        rows = [{**row, y: 100 - row[y]} for row in rows]
     values = means(rows, series, x, y)
     ticks = sorted({key[1] for key in values if key[1] > 0})
     with figure(path) as axes:
-        for name in order:
+        for number, name in enumerate(order):
+            style = ("-", "--", ":")[number // 10 % 3]
             points = sorted((key[1], *value) for key, value in values.items() if key[0] == name)
             if len(points) == 1 and points[0][0] == 0:
                 axes.axhline(points[0][1], color="black", linestyle="--", label=name)
             elif points:
                 xs, ys, errors, _ = zip(*points, strict=True)
                 positions = [ticks.index(value) for value in xs]
-                axes.errorbar(positions, ys, errors, marker="o", capsize=3, label=name)
+                axes.errorbar(
+                    positions, ys, errors, marker="o", capsize=3, label=name, linestyle=style
+                )
         axes.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-        axes.grid(alpha=0.3)
-        axes.legend()
+        if as_error:
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3, which="both")
+        # Many lines leave no room between them.
+        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "fontsize": "small"}
+        axes.legend(**(beside if len(axes.get_legend_handles_labels()[1]) > 6 else {}))
 
 
 @contextlib.contextmanager
