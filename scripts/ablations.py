@@ -10,6 +10,7 @@ sparsity it trains LeNet-5 at 95 %: 27 runs of 5 epochs, 30 s each. Finished run
 all rows.
 """
 
+import collections
 import math
 import pathlib
 
@@ -170,7 +171,7 @@ def _run(data, run):
     return {"accuracy": found}
 
 
-def _report(rows):
+def _report(rows, missing):
     values = results.means(rows, "study", "setting", "accuracy")
     lines = [
         "# MNIST: what the settings of RigL do",
@@ -190,6 +191,9 @@ def _report(rows):
         if share != 1:
             lines += ["", f"{round(share * FLAGS.epochs)} epochs."]
     lines += ["", f"![Accuracy by setting]({_NAME}.png)", "", *_CLAIMS]
+    if missing:
+        names = ", ".join(f"{study} ({count})" for study, count in missing.items())
+        lines += ["", f"Runs that are still to be done: {names}."]
     experiments.write_page(_NAME, lines, "scripts.ablations")
     _plot(values, pathlib.Path(FLAGS.output_dir) / f"{_NAME}.png")
 
@@ -249,7 +253,8 @@ def main(_):
     experiments.run_all(
         rows, wanted, lambda run: _run(data, run), lambda run: 5 + 2 * run["epochs"]
     )
-    _report([row for row in rows.rows if row["examples"] == len(data.x_train)])
+    missing = collections.Counter(run["study"] for run in wanted if run not in rows)
+    _report([row for row in rows.rows if row["examples"] == len(data.x_train)], missing)
 
 
 if __name__ == "__main__":

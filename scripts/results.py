@@ -163,20 +163,24 @@ def versions():
 
 
 def git_revision():
-    """The commit that is checked out, with `+changes` if the tree differs; `unknown` outside."""
-    here = os.path.dirname(os.path.abspath(__file__))
+    """The commit that is checked out, with `+changes` if the tree differs; `unknown` outside.
+
+    What differs in `results/` is no change: it is what scripts write.
+    """
     try:
-        revision = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+changes", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
+        revision = _git("rev-parse", "--short", "HEAD")
+        changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/results")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return revision.stdout.strip()
+    return f"{revision}+changes" if changes else revision
+
+
+def _git(*arguments):
+    here = os.path.dirname(os.path.abspath(__file__))
+    done = subprocess.run(
+        ["git", *arguments], cwd=here, capture_output=True, text=True, check=True, timeout=10
+    )
+    return done.stdout.strip()
 
 
 def provenance(module):
