@@ -48,7 +48,8 @@ def sparsify(
         model: A `keras.Model`.
         sparsity: Share of zeros over all wrapped kernels, in `[0, 1)`.
         distribution: How the kernels share the sparsity: `"uniform"`, `"erdos_renyi"`, `"erk"`,
-            `"str_resnet50"`, or a callable `fn(shapes, sparsity) -> {path: sparsity}`, see `rigl_tf.distributions`.
+            `"str_resnet50"`, or a callable `fn(shapes, sparsity) -> {path: sparsity}`, see
+            `rigl_tf.distributions`.
         dense_layers: Layers that stay dense, and are no part of `sparsity`: a layer's name (or a
             nested model's), a compiled regular expression that is searched in the paths of
             kernels, a predicate that gets a layer, or a list of these. What is inside a layer
