@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import rigl_tf
 from rigl_tf import analysis
+from scripts import strategies
 
 layers, optimizers = keras.layers, keras.optimizers
 
@@ -116,7 +117,7 @@ def test_two_replicas(fit_within_scope):
         ]
 
     one = norms(tf.distribute.get_strategy())
-    two = norms(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    two = norms(strategies.mirrored("CPU"))
     for got, want in zip(two, one, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
