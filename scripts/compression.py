@@ -113,11 +113,7 @@ def _run(rows, data, run):
     pixels = np.arange(data.x_train[0].size)
     widths = [pixels.size, 300, 100]
     if run["method"] == "RigL+":
-        first = next(
-            row
-            for row in rows.rows
-            if row["method"] == "RigL" and all(row[name] == run[name] for name in _KEY[1:])
-        )
+        first = _row_of({**run, "method": "RigL"}, rows)
         pixels = _from_text(first["pixels"])
         widths = [int(width) for width in first["architecture"].split("-")]
     flat = data._replace(
@@ -127,6 +123,16 @@ def _run(rows, data, run):
     model, columns = train(flat, run, widths)
     live, left = _smaller(model)
     return {**left, **columns, "pixels": _to_text(pixels[live], data.x_train[0].size)}
+
+
+def _row_of(run, rows):
+    for row in rows.rows:
+        if all(row[name] == run[name] for name in _KEY):
+            return row
+    raise ValueError(
+        "RigL+ starts from what RigL left: run RigL before, and share runs by --seeds, not by "
+        f"--part. Received: no row of {run}"
+    )
 
 
 def _to_text(pixels, size):

@@ -168,6 +168,13 @@ def test_compression(data_dir, tmp_path, monkeypatch):
     )
 
 
+def test_rigl_plus_needs_rigl(data_dir, given):
+    given.data_dir = str(data_dir)
+    run = {"method": "RigL+", "seed": 0, "l2": 1e-4, "epochs": 1, "examples": 200}
+    with pytest.raises(ValueError, match="run RigL before, and share runs by --seeds"):
+        compression._run(experiments.store("c", compression._KEY), experiments.load("mnist"), run)
+
+
 def test_live_pixels_as_text():
     pixels = np.array([0, 9, 783])
     np.testing.assert_array_equal(compression._from_text(compression._to_text(pixels, 784)), pixels)
