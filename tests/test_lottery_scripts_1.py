@@ -3,11 +3,10 @@
 import dataclasses
 
 import keras
-import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from running import rows_of, run
+from running import rows_of, run, write_mnist
 
 import models
 from scripts import lottery
@@ -19,15 +18,7 @@ CASE = "mnist_lenet_300_100"
 @pytest.fixture
 def arguments(tmp_path):
     """Of 200 images like MNIST, each class with another bright row; a batch has 20."""
-    generator = np.random.default_rng(0)
-    arrays = {}
-    for split, size in (("train", 200), ("test", 50)):
-        labels = generator.integers(0, 10, size)
-        images = generator.integers(0, 50, (size, 28, 28))
-        images[np.arange(size), 2 * labels + 4] += 200
-        arrays |= {f"x_{split}": images.astype("uint8"), f"y_{split}": labels.astype("uint8")}
-    (tmp_path / "data").mkdir()
-    np.savez(tmp_path / "data" / "mnist.npz", **arrays)
+    write_mnist(tmp_path / "data", 200, 50)
     networks._load.cache_clear()
     yield [f"--data_dir={tmp_path}/data", f"--output_dir={tmp_path}/out", "--epochs=1"]
     networks._load.cache_clear()
