@@ -71,7 +71,8 @@ def run_all(rows, wanted, do, seconds):
         begin = time.monotonic()
         result = do(run)
         took = time.monotonic() - begin
-        rows.add({**run, **result, "seconds": round(took, 1)})
+        revision = f"git-{results.git_revision()}"
+        rows.add({**run, **result, "seconds": round(took, 1), "revision": revision})
         columns = {name: str(value) for name, value in {**run, **result}.items()}
         shown = ", ".join(f"{name} {text}" for name, text in columns.items() if len(text) < 40)
         print(f"{number}/{len(todo)} {shown}: {took:.0f} s", flush=True)
@@ -203,4 +204,6 @@ def accuracy(model, x, y):
 def write_page(name, lines, module):
     """Writes `name`.md into the output directory, the provenance last."""
     path = pathlib.Path(FLAGS.output_dir) / f"{name}.md"
-    path.write_text("\n".join([*lines, "", results.provenance(module)]) + "\n")
+    rows = "The column `revision` of the CSV file has the commit that each run was made with, where"
+    rows = f"{rows} it was recorded; the line below is of this page."
+    path.write_text("\n".join([*lines, "", rows, "", results.provenance(module)]) + "\n")
