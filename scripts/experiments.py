@@ -8,6 +8,7 @@ shared by processes that do a part each (`--part=0/2` and `--part=1/2`).
 import pathlib
 import re
 import time
+from fractions import Fraction
 
 import keras
 import tensorflow as tf
@@ -29,7 +30,7 @@ def define_flags(epochs, seeds=("0", "1", "2")):
     flags.DEFINE_string("part", "0/1", "The part of the runs to do: `1/3` is the second of three.")
     flags.register_validator(
         "part",
-        lambda part: re.fullmatch(r"\d+/\d+", part) and int(part[0]) < int(part.split("/")[1]),
+        lambda part: re.fullmatch(r"\d+/[1-9]\d*", part) and Fraction(part) < 1,
         "--part must be like 1/3, the first number less than the second",
     )
 

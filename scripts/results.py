@@ -84,20 +84,23 @@ def means(rows, series, x, y):
     }
 
 
+def table(head, rows):
+    """The lines of a Markdown table."""
+    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows)]
+    return [lines[0], "|" + " --- |" * len(head), *lines[1:]]
+
+
 def mean_table(rows, series, x, y, order):
     """A Markdown table of mean ± standard deviation, a row for each series, a column for each x."""
     values = means(rows, series, x, y)
     columns = sorted({key[1] for key in values})
-    lines = [
-        f"| {series} | " + " | ".join(f"{x} {column:g}" for column in columns) + " |",
-        "| --- |" + " --- |" * len(columns),
-    ]
+    lines = []
     for name in order:
         cells = [values.get((name, column)) for column in columns]
         if any(cells):
             texts = ["–" if cell is None else f"{cell[0]:.2f} ± {cell[1]:.2f}" for cell in cells]
-            lines.append(f"| {name} | " + " | ".join(texts) + " |")
-    return "\n".join(lines)
+            lines.append([name, *texts])
+    return "\n".join(table([series, *(f"{x} {column:g}" for column in columns)], lines))
 
 
 def plot_means(rows, series, x, y, path, order, title, xlabel, ylabel, as_error=False):

@@ -100,7 +100,7 @@ def test_processes_add_rows_to_the_same_file(tmp_path):
     assert [row["seed"] for row in first.rows] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("part", ["2/2", "1", "a/b", "-1/2"])
+@pytest.mark.parametrize("part", ["2/2", "12/3", "0/0", "1", "a/b", "-1/2"])
 def test_a_part_that_is_none_is_refused(given, part):
     with pytest.raises(flags.IllegalFlagValueError, match="--part must be like 1/3"):
         given.part = part

@@ -179,7 +179,7 @@ def test_statistics_are_means_over_batches_and_nothing_else_changes():
     model = keras.Sequential(
         [keras.Input((1,)), frozen, inner, layers.Dropout(0.5), layers.Dense(1)]
     )
-    before = [np.array(variable) for variable in model.variables]
+    before = [variable.numpy() for variable in model.variables]
     scale = 1 / np.sqrt(1 + frozen.epsilon)
     batches = [np.array([[1.0], [3.0]]), np.array([[5.0], [5.0]]), np.array([[0.0], [0.0]])]
     data = [(batch, None) for batch in batches]

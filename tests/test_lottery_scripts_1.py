@@ -10,7 +10,7 @@ from running import rows_of, run, write_mnist
 
 import models
 from scripts import lottery
-from scripts.protocols import claims, connectivity, networks, tickets
+from scripts.protocols import connectivity, networks, pages, tickets
 
 CASE = "mnist_lenet_300_100"
 
@@ -155,7 +155,7 @@ def test_a_seed_counts_when_all_its_runs_are_done(given, tmp_path):
     page = page_of(tickets, rows[:-1], tmp_path)
     assert "over seeds [0]" in page
     assert "± " not in page.split("## Claims")[1]
-    assert claims.complete(rows[:-1], tickets.KEY, tickets.wanted) == rows[: len(rows) // 2]
+    assert pages.complete(rows[:-1], tickets.KEY, tickets.wanted) == rows[: len(rows) // 2]
     of_other_epochs = [{**row, "epochs": 7} for row in rows]
     assert "over seeds []" in page_of(tickets, of_other_epochs, tmp_path)
 

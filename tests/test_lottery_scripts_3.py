@@ -76,8 +76,8 @@ def test_gradient_flow(mnist_dir, tmp_path, monkeypatch):
 
     mean = statistics.mean(norm for _, norm in pages.from_text(of["static", "neuron"]["norms"])[1:])
     accuracy = float(of["static", "neuron"]["accuracy"])
-    assert f"| static, neuron | {accuracy:.2f} ± 0.00 | " in page
-    assert f" | {mean:.3f} ± 0.000 | – | – |" in page
+    assert f"| static, neuron | {accuracy:.2f} | " in page
+    assert f" | {mean:.3f} | – | – |" in page
     aware, static = (float(of["static", init]["accuracy"]) for init in ("neuron", "dense"))
     says = "confirmed (1 of 1)" if aware > static else "not confirmed (0 of 1)"
     assert f"| … and static training with it is more accurate | {says} |" in page
@@ -121,7 +121,7 @@ def test_greedy(mnist_dir, tmp_path, monkeypatch):
             measured = float(of[method, size][f"{objective}_discrepancy"])
             assert curve[int(size)] == pytest.approx(measured, rel=1e-3)
     row = of["random", "2"]
-    cells = " → ".join(f"{float(row[c]):.2f} ± 0.00" for c in ("accuracy", "fine_tuned_accuracy"))
+    cells = " → ".join(f"{float(row[c]):.2f}" for c in ("accuracy", "fine_tuned_accuracy"))
     assert f"| random | {cells} | " in page
     below = [
         float(of["local", size]["local_discrepancy"])
@@ -129,9 +129,9 @@ def test_greedy(mnist_dir, tmp_path, monkeypatch):
         for size in ("2", "6")
     ]
     claim = "Greedy units are below random ones, local imitation"
-    assert f"| {claim} | {pages.verdict(below)} |" in page
+    assert f"| {claim} | {pages.tally(below)} |" in page
     fit = greedy_page.fits(pages.from_text(of["local", "6"]["local_curve"]))
-    assert f"| {_CASE} | local | local | {fit['exponential']:.3f} ± 0.000 |" in page
+    assert f"| {_CASE} | local | local | {fit['exponential']:.3f} |" in page
 
 
 def test_fits():
@@ -161,13 +161,22 @@ def test_fits():
         ([], "not run"),
     ],
 )
-def test_verdict(outcomes, says):
-    assert pages.verdict(outcomes) == says
+def test_tally(outcomes, says):
+    assert pages.tally(outcomes) == says
+
+
+@pytest.mark.parametrize(
+    ("holds", "says"),
+    [(np.True_, "confirmed (+1)"), (0, "not confirmed (+1)"), (None, "not testable here (+1)")],
+)
+def test_verdict(holds, says):
+    assert pages.verdict(holds, "+1") == says
 
 
 def test_spread():
     assert pages.spread([1.0, "", 3.0], 1) == "2.0 ± 1.4"
-    assert pages.spread([2.0]) == "2.00 ± 0.00"
+    assert pages.spread([1.0, 3.0], sign="+") == "+2.00 ± 1.41"
+    assert pages.spread([2.0]) == "2.00"
     assert pages.spread([]) == pages.spread([""]) == "–"
 
 

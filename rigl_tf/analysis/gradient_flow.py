@@ -126,9 +126,7 @@ class GradientFlow(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         step = self._step()
-        is_update = (
-            self._around_updates and self._sparse and bool(self._sparse.is_update_step(step))
-        )
+        is_update = self._around_updates and self._is_update(step)
         if not is_update and step % self._every:
             return
         norms = self._measure()

@@ -149,7 +149,7 @@ def estimate_statistics(model, data):
     moving = {
         id(each) for layer in normalisations for each in (layer.moving_mean, layer.moving_variance)
     }
-    others = [(each, np.array(each)) for each in model.variables if id(each) not in moving]
+    others = [(each, each.numpy().copy()) for each in model.variables if id(each) not in moving]
     num_batches = 0
     try:
         for batch in data:
@@ -184,7 +184,7 @@ def _state(model):
             with model.distribute_strategy.scope():
                 optimizer.build(model.trainable_variables)
         variables = [*model.variables, *optimizer.variables]
-    return [(variable, np.array(variable)) for variable in variables]
+    return [(variable, variable.numpy().copy()) for variable in variables]
 
 
 def _restore(state):

@@ -6,7 +6,7 @@ import statistics
 from absl import flags
 
 from scripts import experiments, results
-from scripts.protocols import claims
+from scripts.protocols import pages
 
 FLAGS = flags.FLAGS
 
@@ -70,8 +70,8 @@ def _dense_is_stable(found):
     barriers = [found.mean("barrier", setting, 0) for setting in (_PLAIN, found.later)]
     seen = f"{barriers[0]:.1f} from step 0, {barriers[1]:.1f} from {found.later[1]:.0%}"
     if found.plan.case.network == "resnet20":
-        return claims.verdict(barriers[0] >= _STABLE > barriers[1], seen)
-    return claims.verdict(barriers[0] < _STABLE, seen)
+        return pages.verdict(barriers[0] >= _STABLE > barriers[1], seen)
+    return pages.verdict(barriers[0] < _STABLE, seen)
 
 
 def _later_is_stabler(found):
@@ -80,7 +80,7 @@ def _later_is_stabler(found):
         for level in found.plan.levels
     ]
     first, last = map(statistics.mean, zip(*pairs, strict=True))
-    return claims.verdict(last < first, f"{first:.2f} from step 0, {last:.2f} later")
+    return pages.verdict(last < first, f"{first:.2f} from step 0, {last:.2f} later")
 
 
 def _matches_where_stable(found):
@@ -92,14 +92,14 @@ def _matches_where_stable(found):
     num_stable = sum(found.mean("barrier", *ticket) < _STABLE for ticket in tickets)
     seen = f"{sum(agrees)} of {len(agrees)} agree, {num_stable} are stable"
     if num_stable in (0, len(tickets)):
-        return claims.verdict(None, f"all alike: {seen}")
-    return claims.verdict(all(agrees), seen)
+        return pages.verdict(None, f"all alike: {seen}")
+    return pages.verdict(all(agrees), seen)
 
 
 def _rewinding(found):
     gaps = [found.drop(_PLAIN, level) - found.drop(found.later, level) for level in found.pruned]
     text = f"{statistics.mean(gaps):+.2f} from {found.later[1]:.0%} of training"
-    return claims.verdict(statistics.mean(gaps) > 0, text)
+    return pages.verdict(statistics.mean(gaps) > 0, text)
 
 
 def _stabilised(measure):
@@ -108,7 +108,7 @@ def _stabilised(measure):
     def claim(found):
         plain, *others = [(measure(found, setting), setting[0]) for setting in found.from_start]
         seen = ", ".join(f"{value:.2f} {name}" for value, name in [plain, *others])
-        return claims.verdict(all(value < plain[0] for value, _ in others), seen)
+        return pages.verdict(all(value < plain[0] for value, _ in others), seen)
 
     return claim
 
@@ -120,7 +120,7 @@ def _mean_barrier(found, setting):
 def _connected_to_dense(found):
     barriers = [found.mean("barrier_to_dense", s, found.pruned[0]) for s in found.from_start]
     seen = f"{_listed(barriers)} at {found.sparsity(found.pruned[0]):.0%}"
-    return claims.verdict(max(barriers) < _STABLE, seen)
+    return pages.verdict(max(barriers) < _STABLE, seen)
 
 
 def _sparsest_is_not(found):
@@ -128,8 +128,8 @@ def _sparsest_is_not(found):
     barriers = [found.mean("barrier_to_dense", setting, level) for setting in found.from_start]
     seen = f"{_listed(barriers)} at {found.sparsity(level):.1%}"
     if len(found.pruned) == 1:
-        return claims.verdict(None, "one sparsity")
-    return claims.verdict(min(barriers) >= _STABLE, seen)
+        return pages.verdict(None, "one sparsity")
+    return pages.verdict(min(barriers) >= _STABLE, seen)
 
 
 def _same_region(found):
@@ -138,18 +138,18 @@ def _same_region(found):
         for setting in found.from_start
         for level in found.pruned
     ]
-    return claims.verdict(max(angles) < 0.5, f"{min(angles):.2f} to {max(angles):.2f}")
+    return pages.verdict(max(angles) < 0.5, f"{min(angles):.2f} to {max(angles):.2f}")
 
 
 def _repelled(found):
     if not found.plan.repelled:
-        return claims.verdict(None, "not run, for its cost")
+        return pages.verdict(None, "not run, for its cost")
     losses = [
         statistics.mean(_loss(found, name, s, k) for s in found.from_start for k in found.pruned)
         for name in ("ticket", "reinitialised")
     ]
     seen = f"{losses[0]:+.2f}, a reinitialised one {losses[1]:+.2f}"
-    return claims.verdict(losses[0] > _MATCHING and losses[0] > losses[1], seen)
+    return pages.verdict(losses[0] > _MATCHING and losses[0] > losses[1], seen)
 
 
 def _loss(found, name, setting, level):
@@ -212,7 +212,7 @@ def write(name, cases, seeds):
     rows = [
         (paper, text, *(claim(found) for found in cases.values())) for paper, text, claim in _CLAIMS
     ]
-    lines = [*_head(seeds), "## Claims", "", *claims.table(["paper", "claim", *cases], rows)]
+    lines = [*_head(seeds), "## Claims", "", *results.table(["paper", "claim", *cases], rows)]
     lines += ["", *_notes(), "", f"![Barriers over sparsity]({name}.png)"]
     for case, found in cases.items():
         lines += ["", f"## {case}", "", *_about(found.plan), "", *_barrier_table(found)]
@@ -275,13 +275,13 @@ def _barrier_table(found):
         for level in found.plan.levels:
             barriers = found.of("barrier", setting, level)
             row = [setting[0], f"{setting[1]:.0%}", f"{found.sparsity(level):.1%}"]
-            row += [claims.spread(found.of("accuracy", setting, level)), claims.spread(barriers)]
+            row += [pages.spread(found.of("accuracy", setting, level)), pages.spread(barriers)]
             row += [f"{sum(b < _STABLE for b in barriers)} of {len(barriers)}"]
-            row += [claims.spread(found.of("angle", setting, level))]
+            row += [pages.spread(found.of("angle", setting, level))]
             for column in ("barrier_to_dense", "angle_to_dense"):
-                row += [claims.spread(found.of(column, setting, level)) if level else "–"]
+                row += [pages.spread(found.of(column, setting, level)) if level else "–"]
             rows.append(row)
-    return claims.table([*head, "barrier to dense", "d to dense"], rows)
+    return results.table([*head, "barrier to dense", "d to dense"], rows)
 
 
 def _repelled_table(found):
@@ -294,11 +294,11 @@ def _repelled_table(found):
     }
     rows = [
         [setting[0], f"{found.sparsity(level):.1%}"]
-        + [claims.spread(found.of(column, setting, level)) for column in columns]
+        + [pages.spread(found.of(column, setting, level)) for column in columns]
         for setting in found.from_start
         for level in found.pruned
     ]
-    return claims.table(["training", "sparsity", *columns.values()], rows)
+    return results.table(["training", "sparsity", *columns.values()], rows)
 
 
 def _listed(values):

@@ -106,13 +106,14 @@ _CLAIMS = {
 def lines(rows):
     """The lines of the page."""
     cases = {case: of for (case,), of in _groups(rows, "case").items()}
-    claims = ["| claim | " + " | ".join(cases) + " |", "| --- |" + " --- |" * len(cases)]
-    for claim, outcomes in _CLAIMS.items():
-        verdicts = [pages.verdict(outcomes(of)) for of in cases.values()]
-        claims.append(f"| {claim} | " + " | ".join(verdicts) + " |")
+    claims = [
+        [claim, *(pages.tally(outcomes(of)) for of in cases.values())]
+        for claim, outcomes in _CLAIMS.items()
+    ]
     seeds = sorted({row["seed"] for row in rows})
     introduction = _INTRODUCTION.format(seeds=seeds, p=P, weak=_WEAK, similar=_SIMILAR)
-    page = [*introduction.splitlines(), "", *claims, "", *_READING.splitlines(), ""]
+    page = [*introduction.splitlines(), "", *results.table(["claim", *cases], claims), ""]
+    page += [*_READING.splitlines(), ""]
     page += ["![Weight correlation and accuracy over the learning rate](lottery_correlation.png)"]
     for case, of in cases.items():
         epochs = ", ".join(str(epochs) for (epochs,) in _groups(of, "epochs"))
@@ -152,34 +153,38 @@ at any learning rate: those of them that are among the largest can keep R above 
 
 def _rate_table(rows):
     one_shot = [row for row in rows if row["pruning"] == "one_shot"]
-    yield "Weight correlation and accuracy over the learning rate (one-shot pruning):"
-    yield ""
-    heads = [f"R, {name}" for name in _NETWORKS] + [f"{name}, %" for name in _NETWORKS]
-    yield "| sparsity | learning rate | " + " | ".join(heads) + " | ticket wins |"
-    yield "| --- |" + " --- |" * (len(heads) + 2)
-    for (sparsity, rate), of in sorted(_groups(one_shot, "sparsity", "learning_rate").items()):
-        cells = [_spread(of, f"correlation_{name}", 3) for name in _NETWORKS]
-        cells += [_spread(of, name) for name in _NETWORKS]
-        cells.append("yes" if _wins(of) else "no")
-        yield f"| {sparsity:.0%} | {rate:g} | " + " | ".join(cells) + " |"
+    groups = sorted(_groups(one_shot, "sparsity", "learning_rate").items())
+    table = [
+        [
+            f"{sparsity:.0%}",
+            f"{rate:g}",
+            *(_spread(of, f"correlation_{name}", 3) for name in _NETWORKS),
+            *(_spread(of, name) for name in _NETWORKS),
+            "yes" if _wins(of) else "no",
+        ]
+        for (sparsity, rate), of in groups
+    ]
+    head = ["sparsity", "learning rate", *(f"R, {name}" for name in _NETWORKS)]
+    head += [*(f"{name}, %" for name in _NETWORKS), "ticket wins"]
+    text = "Weight correlation and accuracy over the learning rate (one-shot pruning):"
+    return [text, "", *results.table(head, table)]
 
 
 def _pruning_table(rows):
     rate = max(row["learning_rate"] for row in rows)
-    yield (
+    text = (
         f"Pruning and fine-tuning against tickets, learning rate {rate:g}; R of the fine-tuned "
         "weights with the first and with the trained ones:"
     )
-    yield ""
-    heads = ["fine-tuned", *_TRAINED[1:], "R with first", "R with trained"]
-    yield "| sparsity | pruning | " + " | ".join(heads) + " |"
-    yield "| --- |" + " --- |" * (len(heads) + 1)
+    head = ["sparsity", "pruning", "fine-tuned", *_TRAINED[1:], "R with first", "R with trained"]
     groups = _by_pruning(rows)
+    table = []
     for pruning, sparsity in sorted(groups, key=lambda key: (key[1], PRUNINGS.index(key[0]))):
         of = groups[pruning, sparsity]
         cells = [_spread(of, name) for name in _TRAINED]
         cells += [_spread(of, f"correlation_{name}", 3) for name in (FINE_TUNED, "with_trained")]
-        yield f"| {sparsity:.0%} | {pruning.replace('_', '-')} | " + " | ".join(cells) + " |"
+        table.append([f"{sparsity:.0%}", pruning.replace("_", "-"), *cells])
+    return [text, "", *results.table(head, table)]
 
 
 def _spread(rows, column, digits=2):

@@ -104,17 +104,21 @@ def _verdicts(rows):
             outcomes.setdefault(claim, []).append(holds)
     complete = len(protocol.wanted(next(iter(protocol.CASES)), 0))
     whole = [len(of_one) == complete for of_one in _groups(rows)]
-    lines = ["| claim of the paper | here |", "| --- | --- |"]
+    rows = []
     for claim, tests in outcomes.items():
         found = [holds() for holds, is_whole in zip(tests, whole, strict=True) if is_whole]
-        lines.append(f"| {claim} | {pages.verdict(found)} |")
-    return [
-        *lines,
-        "| Its figures of the Hessian's spectrum | not judged: what the paper concludes from them "
-        "could not be read; ours are below |",
-        "| The same of ResNet-50 and VGG on ImageNet and CIFAR-10 | not testable here: too large "
-        "for two cores |",
+        rows.append([claim, pages.tally(found)])
+    rows += [
+        [
+            "Its figures of the Hessian's spectrum",
+            "not judged: what the paper concludes from them could not be read; ours are below",
+        ],
+        [
+            "The same of ResNet-50 and VGG on ImageNet and CIFAR-10",
+            "not testable here: too large for two cores",
+        ],
     ]
+    return results.table(["claim of the paper", "here"], rows)
 
 
 def _groups(rows):
@@ -171,11 +175,6 @@ def _protocol(rows):
     ]
 
 
-def _table(head, cells):
-    lines = ["| " + " | ".join(head) + " |", "| --- |" + " --- |" * (len(head) - 1)]
-    return lines + ["| " + " | ".join(row) + " |" for row in cells]
-
-
 def _by_network(rows, case):
     """`{"network, init": rows of all seeds}` of a case, in the order of `wanted`."""
     found = {}
@@ -204,7 +203,7 @@ def _flow_section(rows):
                     pages.spread([100 * np.mean(np.array(each) > 0) for each in moved], 0),
                 ]
             )
-        lines += [f"{case}:", "", *_table(head, cells), ""]
+        lines += [f"{case}:", "", *results.table(head, cells), ""]
     return lines
 
 
@@ -237,7 +236,7 @@ def _similarity_section(rows):
                     pages.spread(map(barrier, with_line)),
                 ]
             )
-        lines += [f"{case}:", "", *_table(head, cells), ""]
+        lines += [f"{case}:", "", *results.table(head, cells), ""]
     return lines
 
 
@@ -269,7 +268,7 @@ def _spectrum_section(rows):
         "examples, without L2: exact for LeNet5, by 80 Lanczos steps for LeNet-300-100. The update "
         f"is one of RigL at {protocol.UPDATE_SEEN:.0%} of the training.",
         "",
-        *_table(head, cells),
+        *results.table(head, cells),
     ]
 
 

@@ -99,15 +99,14 @@ def _verdicts(rows):
         "The smallest models, fine-tuned: local imitation is better than random and than largest "
         "weights": _is_most_accurate(rows),
     }
-    pairs = [(claim, pages.verdict(outcomes)) for claim, outcomes in claims.items()]
+    pairs = [(claim, pages.tally(outcomes)) for claim, outcomes in claims.items()]
     pairs.append(
         (
             "Better accuracy than other pruning of ResNet-50 and MobileNetV2/V3 on ImageNet",
             "not testable here: no ImageNet on two cores",
         )
     )
-    lines = ["| claim | here |", "| --- | --- |"]
-    return lines + [f"| {claim} | {verdict} |" for claim, verdict in pairs]
+    return results.table(["claim", "here"], pairs)
 
 
 def _is_exponential(rows, method):
@@ -144,23 +143,23 @@ def _is_most_accurate(rows):
 
 
 def _fit_section(rows):
-    lines = [
-        "## Which law",
-        "",
-        "R² of fits to the logarithm of the discrepancy, up to the largest number of units; the "
-        "discrepancy is halved every `ln 2 / b` units by the exponential law.",
-        "",
-        "| case | method | objective | exponential | halved every | power of n | exponent | 1/n |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    table = []
     for case in greedy.CASES:
         of_case = [row for row in rows if row["case"] == case]
         for method in greedy.METHODS:
             for objective in greedy.OBJECTIVES:
                 found = [fits(curve) for curve in curves(of_case, method, objective)]
                 if found := [fit for fit in found if fit]:
-                    lines.append(_fit_row(case, method, objective, found))
-    return lines
+                    table.append(_fit_row(case, method, objective, found))
+    head = ["case", "method", "objective", "exponential", "halved every", "power of n", "exponent"]
+    return [
+        "## Which law",
+        "",
+        "R² of fits to the logarithm of the discrepancy, up to the largest number of units; the "
+        "discrepancy is halved every `ln 2 / b` units by the exponential law.",
+        "",
+        *results.table([*head, "1/n"], table),
+    ]
 
 
 def _fit_row(case, method, objective, found):
@@ -169,8 +168,7 @@ def _fit_row(case, method, objective, found):
 
     halving = [np.log(2) / fit["rate"] for fit in found if fit["rate"] > 0]
     cells = [case, method, objective, mean("exponential"), pages.spread(halving, 1)]
-    cells += [mean("power"), mean("exponent", 2), mean("1/n")]
-    return "| " + " | ".join(cells) + " |"
+    return [*cells, mean("power"), mean("exponent", 2), mean("1/n")]
 
 
 def _accuracy_section(rows):
@@ -181,19 +179,19 @@ def _accuracy_section(rows):
             continue
         dense = pages.spread([row["dense_accuracy"] for row in of_case if _is_first(row)])
         sizes = greedy.SIZES[network.network]
-        lines += [
-            f"{case}, test accuracy in percent: as selected → fine-tuned. Dense: {dense}.",
-            "",
-            "| method | " + " | ".join(f"{size} units" for size in sizes) + " |",
-            "| --- |" + " --- |" * len(sizes),
-        ]
+        table = []
         for method in greedy.METHODS:
             cells = [
                 _accuracies([r for r in of_case if (r["method"], r["num_units"]) == (method, size)])
                 for size in sizes
             ]
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
-        lines.append("")
+            table.append([method, *cells])
+        lines += [
+            f"{case}, test accuracy in percent: as selected → fine-tuned. Dense: {dense}.",
+            "",
+            *results.table(["method", *(f"{size} units" for size in sizes)], table),
+            "",
+        ]
     return lines[:-1] + _stopped_short(rows)
 
 

@@ -23,17 +23,54 @@ def current(rows, cases):
     return sorted(found, key=lambda row: (list(cases).index(row["case"]), row["seed"]))
 
 
-def spread(values, digits=2):
-    """Mean ± standard deviation of those values that there are, as text."""
+def complete(rows, key, wanted):
+    """The rows of those cases and seeds of which every run is done, with the flags as they are.
+
+    Args:
+        rows: List of dictionaries.
+        key: Names of the columns that make a run; `case` and `seed` are among them.
+        wanted: Function `wanted(case, seed)`, the runs.
+    """
+    done = {tuple(row[name] for name in key): row for row in rows}
+    found = []
+    for case, seed in dict.fromkeys((row["case"], row["seed"]) for row in rows):
+        keys = [tuple(run[name] for name in key) for run in wanted(case, seed)]
+        if all(key in done for key in keys):
+            found += [done[key] for key in keys]
+    return found
+
+
+def spread(values, digits=2, sign=""):
+    """Mean ± standard deviation of those values that there are; of one value itself alone."""
     values = [value for value in values if value not in ("", None)]
     if not values:
         return "–"
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
+    mean = f"{statistics.mean(values):{sign}.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
-def verdict(outcomes):
-    """What to say of a claim that was true or not in each of some comparisons."""
+def verdict(holds, seen):
+    """`holds` is a Boolean, or `None` if that cannot be told; `seen` is what the verdict rests on.
+
+    Example:
+
+    >>> verdict(True, "+0.31")
+    'confirmed (+0.31)'
+    """
+    name = {True: "confirmed", False: "not confirmed", None: "not testable here"}[
+        holds if holds is None else bool(holds)
+    ]
+    return f"{name} ({seen})"
+
+
+def tally(outcomes):
+    """What to say of a claim that was true or not in each of some comparisons.
+
+    Example:
+
+    >>> tally([True, False, True])
+    'confirmed in part (2 of 3)'
+    """
     outcomes = list(outcomes)
     if not outcomes:
         return "not run"

@@ -113,12 +113,13 @@ _CLAIMS = {
 def lines(rows):
     """The lines of the page."""
     cases = _by_case(rows)
-    claims = ["| claim | " + " | ".join(cases) + " |", "| --- |" + " --- |" * len(cases)]
-    for claim, outcomes in _CLAIMS.items():
-        verdicts = [pages.verdict(outcomes(found)) for found in cases.values()]
-        claims.append(f"| {claim} | " + " | ".join(verdicts) + " |")
+    claims = [
+        [claim, *(pages.tally(outcomes(found)) for found in cases.values())]
+        for claim, outcomes in _CLAIMS.items()
+    ]
     text = _INTRODUCTION.format(seeds=sorted({row["seed"] for row in rows}), threshold=_THRESHOLD)
-    page = [*text.splitlines(), "", *claims, "", *_READING.splitlines(), ""]
+    page = [*text.splitlines(), "", *results.table(["claim", *cases], claims), ""]
+    page += [*_READING.splitlines(), ""]
     page += ["![By how much accuracies drop, and accuracy over sparsity](lottery_sanity.png)"]
     for case, found in cases.items():
         epochs = {row["epochs"] for row in rows if row["case"] == case}
@@ -167,28 +168,25 @@ have such pixels."""
 
 
 def _accuracy_table(found):
-    dense = pages.spread(found.of("dense", 0.0))
-    head = " | ".join(f"{sparsity:.0%}" for sparsity in found.sparsities)
-    yield f"Accuracy over sparsity; dense: {dense}."
-    yield ""
-    yield f"| ticket | {head} |"
-    yield "| --- |" + " --- |" * len(found.sparsities)
+    rows = []
     for ticket in found.tickets:
         of_ticket = {"": "accuracy", ", its counts at random": "random ticket"}
         for suffix, column in of_ticket.items():
             values = [found.of(ticket, sparsity, column) for sparsity in found.sparsities]
             if any(values):
-                yield f"| {ticket}{suffix} | " + " | ".join(map(pages.spread, values)) + " |"
+                rows.append([ticket + suffix, *map(pages.spread, values)])
+    dense = pages.spread(found.of("dense", 0.0))
+    head = ["ticket", *(f"{sparsity:.0%}" for sparsity in found.sparsities)]
+    return [f"Accuracy over sparsity; dense: {dense}.", "", *results.table(head, rows)]
 
 
 def _check_table(found):
-    yield "By how many points the accuracy drops; **bold** if that is noticed."
-    yield ""
-    yield "| ticket | sparsity | " + " | ".join(CHECKS) + " |"
-    yield "| --- | --- |" + " --- |" * len(CHECKS)
-    for ticket, sparsity, table in found.checked():
-        cells = [_drop(table, check) for check in CHECKS]
-        yield f"| {ticket} | {sparsity:.0%} | " + " | ".join(cells) + " |"
+    rows = [
+        [ticket, f"{sparsity:.0%}", *(_drop(table, check) for check in CHECKS)]
+        for ticket, sparsity, table in found.checked()
+    ]
+    text = "By how many points the accuracy drops; **bold** if that is noticed."
+    return [text, "", *results.table(["ticket", "sparsity", *CHECKS], rows)]
 
 
 def _drop(table, check):

@@ -7,7 +7,7 @@ from absl import flags
 
 from rigl_tf import lottery
 from scripts import experiments, results
-from scripts.protocols import claims
+from scripts.protocols import pages
 
 FLAGS = flags.FLAGS
 
@@ -90,34 +90,34 @@ class Found:
 
 def _no_jackpot(found):
     won = found.prizes(["jackpot"])
-    return claims.verdict(not won, f"jackpot at {_percents(won)}" if won else "none")
+    return pages.verdict(not won, f"jackpot at {_percents(won)}" if won else "none")
 
 
 def _iterative(found):
     gaps = found.gaps("LT-IMP", "LT-OMP")
     is_better = statistics.mean(gaps) > _CLEAR
-    return claims.verdict(is_better == found.plan.residual, claims.spread(gaps, sign="+"))
+    return pages.verdict(is_better == found.plan.residual, pages.spread(gaps, sign="+"))
 
 
 def _learning_rate(found):
     ticket, dense = found.best_rate("LT-IMP"), found.best_rate("dense")
     is_small = ticket < dense
-    return claims.verdict(is_small == found.plan.residual, f"ticket {ticket}, dense {dense}")
+    return pages.verdict(is_small == found.plan.residual, f"ticket {ticket}, dense {dense}")
 
 
 def _initialisation(found):
     small, large = found.plan.learning_rates
     gaps = found.gaps("LT-IMP", "RR-IMP", large)
-    seen = f"{claims.spread(gaps, sign='+')} at {large}"
+    seen = f"{pages.spread(gaps, sign='+')} at {large}"
     if found.best_rate("LT-IMP") == small:
-        return claims.verdict(None, f"prefers {small}; {seen}")
-    return claims.verdict(statistics.mean(gaps) <= _CLEAR, seen)
+        return pages.verdict(None, f"prefers {small}; {seen}")
+    return pages.verdict(statistics.mean(gaps) <= _CLEAR, seen)
 
 
 def _small_rate(found):
     small, large = (found.gaps("LT-IMP", "RR-IMP", rate) for rate in found.plan.learning_rates)
-    seen = f"{claims.spread(small, sign='+')} against {claims.spread(large, sign='+')}"
-    return claims.verdict(statistics.mean(small) > statistics.mean(large), seen)
+    seen = f"{pages.spread(small, sign='+')} against {pages.spread(large, sign='+')}"
+    return pages.verdict(statistics.mean(small) > statistics.mean(large), seen)
 
 
 def _matches(found):
@@ -129,13 +129,13 @@ def _matches(found):
         if round(dense - statistics.mean(found.of("LT-IMP", level, rate)), 6) <= _MATCHING
     ]
     seen = f"up to {_percents(matching[-1:])}" if matching else "at no sparsity"
-    return claims.verdict(max(matching, default=0) >= 0.8, seen)
+    return pages.verdict(max(matching, default=0) >= 0.8, seen)
 
 
 def _better_than(other):
     def claim(found):
         gaps = found.gaps("LT-IMP", other)
-        return claims.verdict(statistics.mean(gaps) > 0, claims.spread(gaps, sign="+"))
+        return pages.verdict(statistics.mean(gaps) > 0, pages.spread(gaps, sign="+"))
 
     return claim
 
@@ -180,10 +180,10 @@ _CLAIMS = [
 def _redundancy(cases):
     pair = [cases.get("mnist_lenet_300_100"), cases.get("mnist_lenet5")]
     if None in pair:
-        return claims.verdict(None, "it takes both networks on MNIST")
+        return pages.verdict(None, "it takes both networks on MNIST")
     large, small = (max(found.prizes(), default=0.0) for found in pair)
     seen = f"LeNet-300-100 {_percents([large])}, LeNet-5 {_percents([small])}"
-    return claims.verdict(large > small if large or small else None, seen)
+    return pages.verdict(large > small if large or small else None, seen)
 
 
 def write(name, cases, seeds):
@@ -202,7 +202,7 @@ def _claims_table(cases):
     rows = [
         (paper, text, *(claim(found) for found in cases.values())) for paper, text, claim in _CLAIMS
     ]
-    return claims.table(["paper", "claim", *cases], rows)
+    return results.table(["paper", "claim", *cases], rows)
 
 
 def _head(seeds):
@@ -262,7 +262,7 @@ def _verdict_table(found):
         ]
         for level in found.judged
     ]
-    return claims.table(["sparsity", *head], rows)
+    return results.table(["sparsity", *head], rows)
 
 
 def _verdict_text(verdict):
@@ -280,11 +280,11 @@ def _accuracy_table(found):
         for rate in found.plan.learning_rates
         for level in sorted(found.sparsities)
     ]
-    return claims.table(["learning rate", "sparsity", *kinds], rows)
+    return results.table(["learning rate", "sparsity", *kinds], rows)
 
 
 def _cell(values):
-    return "–" if values is None else claims.spread(values)
+    return "–" if values is None else pages.spread(values)
 
 
 def _percents(shares):
