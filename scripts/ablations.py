@@ -209,16 +209,14 @@ _CLAIMS = [
 
 def _table(study, found):
     if study == "update":
-        yield "| update every | " + " | ".join(f"drop {f:g}" for f in _DROP_FRACTIONS) + " |"
-        yield "| --- |" + " --- |" * len(_DROP_FRACTIONS)
-        for frequency in _FREQUENCIES:
-            cells = [found.get(f"every {frequency}, {f:g}") for f in _DROP_FRACTIONS]
-            yield f"| {frequency} | " + " | ".join(map(_cell, cells)) + " |"
-        return
-    yield "| setting | accuracy |"
-    yield "| --- | --- |"
-    for setting, value in found.items():
-        yield f"| {setting} | {_cell(value)} |"
+        head = ["update every", *(f"drop {fraction:g}" for fraction in _DROP_FRACTIONS)]
+        cells = [
+            [frequency, *(_cell(found.get(f"every {frequency}, {f:g}")) for f in _DROP_FRACTIONS)]
+            for frequency in _FREQUENCIES
+        ]
+        return results.table(head, cells)
+    cells = [[setting, _cell(value)] for setting, value in found.items()]
+    return results.table(["setting", "accuracy"], cells)
 
 
 def _cell(value):

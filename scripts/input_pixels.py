@@ -18,7 +18,7 @@ from absl import app
 
 import models
 import rigl_tf
-from scripts import experiments, methods
+from scripts import experiments, methods, results
 
 _BATCH_SIZE = 100
 _NAME = "input_pixels"
@@ -104,21 +104,18 @@ def _mean(rows, column, epoch):
 
 def _table(rows, epochs):
     chosen = pictured(epochs)
-    lines = [
-        "| | " + " | ".join(f"epoch {epoch}" for epoch in chosen) + " |",
-        "| --- |" + " --- |" * len(chosen),
-    ]
+    cells = []
     for method in _METHODS:
         of_method = [row for row in rows if row["method"] == method]
         if not of_method:
             continue
         shares = [_mean(of_method, "at_border", epoch) for epoch in chosen]
-        cells = " | ".join(f"{100 * mean:.1f} ± {100 * spread:.1f} %" for mean, spread in shares)
-        lines.append(f"| {method}: connections at the border | {cells} |")
+        texts = [f"{100 * mean:.1f} ± {100 * spread:.1f} %" for mean, spread in shares]
+        cells.append([f"{method}: connections at the border", *texts])
         numbers = [_mean(of_method, "without", epoch) for epoch in chosen]
-        cells = " | ".join(f"{mean:.0f} ± {spread:.0f}" for mean, spread in numbers)
-        lines.append(f"| {method}: pixels without connection | {cells} |")
-    return lines
+        texts = [f"{mean:.0f} ± {spread:.0f}" for mean, spread in numbers]
+        cells.append([f"{method}: pixels without connection", *texts])
+    return results.table(["", *(f"epoch {epoch}" for epoch in chosen)], cells)
 
 
 def _paper(rows, epochs):

@@ -19,7 +19,7 @@ from absl import app
 
 import rigl_tf
 from rigl_tf import analysis
-from scripts import experiments, methods
+from scripts import experiments, methods, results
 
 _BATCH_SIZE = 100
 _NAME = "landscape"
@@ -140,24 +140,22 @@ def rise(losses):
 
 
 def _path_table(rows):
-    lines = [
-        "| path | highest loss | barrier (highest - mean of the ends) | above the worse end |",
-        "| --- | --- | --- | --- |",
-    ]
+    cells = []
     for path in _PATHS:
         losses = [_numbers(row[path]) for row in rows]
         columns = (map(max, losses), map(analysis.error_barrier, losses), map(rise, losses))
-        lines.append(f"| {path} | " + " | ".join(_spread(list(c)) for c in columns) + " |")
-    return lines
+        cells.append([path, *(_spread(list(column)) for column in columns)])
+    head = ["path", "highest loss", "barrier (highest - mean of the ends)", "above the worse end"]
+    return results.table(head, cells)
 
 
 def _training_table(rows):
-    lines = ["| training | training loss | test accuracy (%) |", "| --- | --- | --- |"]
+    cells = []
     for name in _TRAININGS:
         losses = [_numbers(row[name])[-1] for row in rows]
         accuracies = [row[f"accuracy of {name}"] for row in rows]
-        lines.append(f"| {name} | {_spread(losses)} | {_spread(accuracies, 2)} |")
-    return lines
+        cells.append([name, _spread(losses), _spread(accuracies, 2)])
+    return results.table(["training", "training loss", "test accuracy (%)"], cells)
 
 
 def _verdicts(rows):
@@ -194,40 +192,31 @@ def _verdicts(rows):
             lambda row: nearer_to_pruned(row, "rigl from static")
         ),
     }
-    lines = ["| claim of the paper (ResNet-50, ImageNet) | here |", "| --- | --- |"]
-    return lines + [f"| {claim} | {verdict} |" for claim, verdict in claims.items()]
+    return results.table(["claim of the paper (ResNet-50, ImageNet)", "here"], claims.items())
 
 
 def plot(rows, path):
     """Loss along the paths, and over the epochs; the mean of all seeds and each in pale."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5))
     epochs = len(_numbers(rows[0]["static"])) - 1
     over_epochs = {name: np.arange(epochs + 1) for name in _TRAININGS}
     for name in ("static again", "rigl from static"):
         over_epochs[name] = over_epochs[name] + epochs
-    for axes, xs in ((left, dict.fromkeys(_PATHS, _COEFFICIENTS)), (right, over_epochs)):
-        for number, (name, x) in enumerate(xs.items()):
-            curves = np.array([_numbers(row[name]) for row in rows])
-            axes.plot(x, curves.T, color=f"C{number}", alpha=0.25)
-            axes.plot(x, curves.mean(axis=0), color=f"C{number}", label=name)
-        axes.grid(alpha=0.3)
-        axes.set_yscale("log")
-        axes.legend(loc="upper center", ncols=2)
-    left.set(
-        title="from the pruned solution (0) to the static one (1)",
-        xlabel="t",
-        ylabel="training loss",
-        ylim=(None, 4),
-    )
-    right.set(title="training", xlabel="epoch", ylabel="training loss", ylim=(None, 1))
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    with results.figure(path, (12, 4.5), ncols=2) as (left, right):
+        for axes, xs in ((left, dict.fromkeys(_PATHS, _COEFFICIENTS)), (right, over_epochs)):
+            for number, (name, x) in enumerate(xs.items()):
+                curves = np.array([_numbers(row[name]) for row in rows])
+                axes.plot(x, curves.T, color=f"C{number}", alpha=0.25)
+                axes.plot(x, curves.mean(axis=0), color=f"C{number}", label=name)
+            axes.grid(alpha=0.3)
+            axes.set_yscale("log")
+            axes.legend(loc="upper center", ncols=2)
+        left.set(
+            title="from the pruned solution (0) to the static one (1)",
+            xlabel="t",
+            ylabel="training loss",
+            ylim=(None, 4),
+        )
+        right.set(title="training", xlabel="epoch", ylabel="training loss", ylim=(None, 1))
 
 
 def report(rows, epochs, output_dir):

@@ -134,17 +134,15 @@ def _report(rows):
         "fraction 0.1 (cosine); pruning from 30 % to 75 % of training. Seeds "
         f"{sorted({row['seed'] for row in rows})}.",
         "",
-        "| method | steps | bits per character, test | training |",
-        "| --- | --- | --- | --- |",
     ]
     training = results.means(rows, "method", "steps", "train_bits")
+    cells = []
     for method in _METHODS:
         for steps in sorted(key[1] for key in values if key[0] == method):
             mean, deviation, _ = values[method, steps]
-            lines.append(
-                f"| {method} | {steps} | {mean:.3f} ± {deviation:.3f} "
-                f"| {training[method, steps][0]:.3f} |"
-            )
+            bits = f"{mean:.3f} ± {deviation:.3f}"
+            cells.append([method, steps, bits, f"{training[method, steps][0]:.3f}"])
+    lines += results.table(["method", "steps", "bits per character, test", "training"], cells)
     lines += ["", f"![Bits per character]({_NAME}.png)"]
     experiments.write_page(_NAME, lines, "scripts.language_table")
     with results.figure(pathlib.Path(FLAGS.output_dir) / f"{_NAME}.png") as axes:
