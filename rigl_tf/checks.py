@@ -1,4 +1,4 @@
-"""What every distribution asks of its arguments."""
+"""What many functions ask of their arguments, in the words of Keras."""
 
 import math
 from collections.abc import Mapping
@@ -6,6 +6,39 @@ from numbers import Integral, Real
 
 # A density too small for a float would round to a sparsity of 1, an empty kernel.
 LARGEST_SPARSITY = math.nextafter(1.0, 0.0)
+
+
+def check_integers(least=None, **values):
+    """Raises a `ValueError` that names the first value that is no integer, or below `least`.
+
+    Example:
+
+    >>> check_integers(1, steps=0)
+    Traceback (most recent call last):
+        ...
+    ValueError: `steps` must be an integer >= 1. Received: steps=0
+    """
+    for name, value in values.items():
+        is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+        if not is_integer or (least is not None and value < least):
+            rule = "an integer" if least is None else f"an integer >= {least}"
+            raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}")
+
+
+def check_choice(choices, **values):
+    """Raises a `ValueError` that names the first value that is none of these strings.
+
+    Example:
+
+    >>> check_choice(["global", "layerwise"], scope="all")
+    Traceback (most recent call last):
+        ...
+    ValueError: `scope` must be one of ['global', 'layerwise']. Received: scope='all'
+    """
+    for name, value in values.items():
+        if not isinstance(value, str) or value not in choices:
+            known = list(choices)
+            raise ValueError(f"`{name}` must be one of {known}. Received: {name}={value!r}")
 
 
 def check_sparsity(value, name="sparsity"):

@@ -10,10 +10,10 @@ biases and normalisation are no part of it.
 import collections
 import math
 from collections.abc import Mapping
-from numbers import Integral, Real
+from numbers import Real
 
 from rigl_tf import str_lists
-from rigl_tf.checks import LARGEST_SPARSITY, check_shapes, check_sparsity
+from rigl_tf.checks import LARGEST_SPARSITY, check_integers, check_shapes, check_sparsity
 from rigl_tf.smart_ratio import smart_ratio
 
 __all__ = [
@@ -48,8 +48,7 @@ def num_zeros(size, sparsity):
     >>> num_zeros(100, 0.29)  # in floats 0.29 * 100 = 28.999999999999996
     28
     """
-    if not isinstance(size, Integral) or size < 0:
-        raise ValueError(f"`size` must be an integer >= 0. Received: size={size!r}")
+    check_integers(0, size=size)
     return math.floor(check_sparsity(sparsity) * int(size))
 
 

@@ -14,6 +14,7 @@ import rich.table
 import tensorflow as tf
 
 from rigl_tf import flops
+from rigl_tf.checks import check_choice
 from rigl_tf.inputs import batch_of, signature
 from rigl_tf.layers import all_layers
 from rigl_tf.sparsify import strip
@@ -148,8 +149,7 @@ def export(model, path, format="saved_model", inputs=None):
 
 
 def _check(model, path, format):
-    if format not in _FORMATS:
-        raise ValueError(f"`format` must be one of {list(_FORMATS)}. Received: format={format!r}")
+    check_choice(_FORMATS, format=format)
     if format == "keras" and path.suffix != ".keras":
         raise ValueError(f"`path` must end with '.keras'. Received: path={str(path)!r}")
     file = next((parent for parent in path.parents if parent.is_file()), None)

@@ -2,11 +2,12 @@
 
 import fractions
 import math
-from numbers import Integral, Real
+from numbers import Real
 
 import tensorflow as tf
 
 from rigl_tf import masks, uses
+from rigl_tf.checks import check_choice, check_integers
 from rigl_tf.costs import Cost, KernelCost
 from rigl_tf.eligibility import dense_reason
 from rigl_tf.inputs import concrete
@@ -127,21 +128,16 @@ def training_flops(dense, sparse, method, update_frequency=100):
     for name, value in {"dense": dense, "sparse": sparse}.items():
         if not isinstance(value, Real) or not value >= 0:
             raise ValueError(f"`{name}` must be a number of FLOPs. Received: {name}={value!r}")
-    if not isinstance(update_frequency, Integral) or update_frequency < 1:
-        raise ValueError(
-            "`update_frequency` must be an integer >= 1. "
-            f"Received: update_frequency={update_frequency!r}"
-        )
+    check_integers(1, update_frequency=update_frequency)
+    methods = ["dense", *_SPARSE_THROUGHOUT, *_DENSE_GRADIENT, *_DENSE_GRADIENT_AT_UPDATES]
+    check_choice(methods, method=method)
     if method == "dense":
         return 3 * dense
     if method in _SPARSE_THROUGHOUT:
         return 3 * sparse
     if method in _DENSE_GRADIENT:
         return 2 * sparse + dense
-    if method in _DENSE_GRADIENT_AT_UPDATES:
-        return (3 * sparse * update_frequency + 2 * sparse + dense) / (update_frequency + 1)
-    known = ["dense", *_SPARSE_THROUGHOUT, *_DENSE_GRADIENT, *_DENSE_GRADIENT_AT_UPDATES]
-    raise ValueError(f"`method` must be one of {known}. Received: method={method!r}")
+    return (3 * sparse * update_frequency + 2 * sparse + dense) / (update_frequency + 1)
 
 
 def _kernel_cost(kernel, multiplications, unknown):

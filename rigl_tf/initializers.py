@@ -1,12 +1,13 @@
 """Sparsity-aware initialisation: the variance of a weight by the connections that there are."""
 
 import math
-from numbers import Integral, Real
+from numbers import Real
 
 import keras
 import tensorflow as tf
 
 from rigl_tf import masks
+from rigl_tf.checks import check_choice, check_integers
 from rigl_tf.layers import layers_of_weights
 
 _MODES = ("fan_in", "fan_out", "fan_avg")
@@ -61,9 +62,9 @@ class SparseVarianceScaling:
         is_number = isinstance(scale, Real) and not isinstance(scale, bool)
         if not is_number or not 0 < scale < math.inf:
             raise ValueError(f"`scale` must be a finite number > 0. Received: scale={scale!r}")
-        _check_one_of("mode", mode, _MODES)
-        _check_one_of("distribution", distribution, _DISTRIBUTIONS)
-        _check_one_of("fans", fans, _FANS)
+        check_choice(_MODES, mode=mode)
+        check_choice(_DISTRIBUTIONS, distribution=distribution)
+        check_choice(_FANS, fans=fans)
         self.scale = scale
         self.mode = mode
         self.distribution = distribution
@@ -153,8 +154,7 @@ def initialize(model, initializer, seed=0):
     8
     """
     check(initializer)
-    if not isinstance(seed, Integral):
-        raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")
+    check_integers(seed=seed)
     kernels = masks.sparse_kernels(model)
     if not kernels:
         raise ValueError(
@@ -227,10 +227,3 @@ def _axes_of_equation(equation):
     into = tuple(axis for axis, letter in enumerate(kernel) if letter not in outputs)
     out = tuple(axis for axis, letter in enumerate(kernel) if letter not in inputs)
     return into, out
-
-
-def _check_one_of(name, value, allowed):
-    if value not in allowed:
-        raise ValueError(
-            f"`{name}` must be one of {', '.join(map(repr, allowed))}. Received: {name}={value!r}"
-        )

@@ -13,6 +13,7 @@ from numbers import Integral
 import tensorflow as tf
 
 from rigl_tf import selection
+from rigl_tf.checks import check_integers
 
 
 def top_k_of_tiles(tile, num_tiles, k, dtype="float32"):
@@ -45,7 +46,7 @@ def top_k_of_tiles(tile, num_tiles, k, dtype="float32"):
     >>> scores.numpy().tolist(), indices.numpy().tolist()
     ([9.0, 5.0, 4.0, 3.0], [5, 4, 2, 0])
     """
-    _check_positive(num_tiles=num_tiles, k=k)
+    check_integers(1, num_tiles=num_tiles, k=k)
 
     def merge(number, scores, indices):
         # What was found before comes first: of equal keys, `top_k` takes the first ones.
@@ -136,7 +137,7 @@ def largest_gradients(
     >>> int(np.sum(rigl_tf.get_masks(model)["hidden/kernel"]))
     12
     """
-    _check_positive(k=k, tile_rows=1 if tile_rows is None else tile_rows)
+    check_integers(1, k=k, tile_rows=1 if tile_rows is None else tile_rows)
     inputs, output_gradients, kept_mask = map(
         tf.convert_to_tensor, (inputs, output_gradients, kept_mask)
     )
@@ -216,7 +217,7 @@ class _Window:
                 f"dimensions. Received: {name}={value}"
             )
         for each in values:
-            _check_positive(**{name: each})
+            check_integers(1, **{name: each})
         return values
 
     def pad(self, inputs, padding):
@@ -267,9 +268,3 @@ class _Window:
             strided.insert(0, slice(None, None, self._strides[dimension]))
         view = tf.slice(inputs, [0, *begin], [tf.shape(inputs)[0], *size])
         return tf.reshape(view[(slice(None), *strided)], [-1, num_channels])
-
-
-def _check_positive(**arguments):
-    for name, value in arguments.items():
-        if not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"`{name}` must be an integer >= 1. Received: {name}={value!r}")

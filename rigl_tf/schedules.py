@@ -1,10 +1,12 @@
 """When masks are updated, and how much of them."""
 
 import math
-from numbers import Integral, Real
+from numbers import Real
 
 import keras
 import tensorflow as tf
+
+from rigl_tf.checks import check_integers
 
 
 def is_update_step(step, begin_step, end_step, update_frequency):
@@ -42,11 +44,8 @@ def drop_fraction_schedule(drop_fraction, begin_step, end_step):
 
 def check_update_steps(begin_step, end_step, update_frequency):
     """Raises a `ValueError` unless the three are integers that make sense together."""
-    steps = {"begin_step": begin_step, "end_step": end_step, "update_frequency": update_frequency}
-    for name, value in steps.items():
-        least = 1 if name == "update_frequency" else 0
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-            raise ValueError(f"`{name}` must be an integer >= {least}. Received: {name}={value!r}")
+    check_integers(0, begin_step=begin_step, end_step=end_step)
+    check_integers(1, update_frequency=update_frequency)
     if end_step <= begin_step:
         raise ValueError(
             "`end_step` must be greater than `begin_step`. "
@@ -247,10 +246,7 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
                 "`learning_rate` must be a `keras.optimizers.schedules.LearningRateSchedule` or a "
                 f"number. Received: learning_rate={learning_rate!r}"
             )
-        if not isinstance(warmup_steps, Integral) or warmup_steps < 1:
-            raise ValueError(
-                f"`warmup_steps` must be an integer >= 1. Received: warmup_steps={warmup_steps!r}"
-            )
+        check_integers(1, warmup_steps=warmup_steps)
         self.learning_rate = learning_rate
         self.warmup_steps = warmup_steps
 

@@ -4,7 +4,7 @@ import math
 from fractions import Fraction
 from numbers import Real
 
-from rigl_tf.checks import check_shapes, check_sparsity
+from rigl_tf.checks import check_choice, check_shapes, check_sparsity
 
 # The density of a layer, up to a factor, by its number from the first layer and from the last.
 _DECAYS = {
@@ -127,8 +127,7 @@ def _check_arguments(linear_density, decay):
             "`linear_density` must be a number in (0, 1] or None. "
             f"Received: linear_density={linear_density!r}"
         )
-    if decay not in _DECAYS:
-        raise ValueError(f"`decay` must be one of {list(_DECAYS)}. Received: decay={decay!r}")
+    check_choice(_DECAYS, decay=decay)
 
 
 def _check_budget(shapes, linear, num_active, sparsity, linear_density):

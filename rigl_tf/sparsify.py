@@ -1,12 +1,12 @@
 """From a dense Keras model to a sparse one, and back to plain Keras layers."""
 
 import functools
-from numbers import Integral
 
 import keras
 
 from rigl_tf import distributions, initializers, masks
 from rigl_tf.allocation import NO_KERNEL, Allocation
+from rigl_tf.checks import check_integers
 from rigl_tf.eligibility import Choice
 from rigl_tf.rebuild import (
     build_like,
@@ -155,8 +155,7 @@ def _check_arguments(model, sparsity, distribution, from_zeros, seed):
     else:
         distributions.check_sparsity(sparsity)
     distributions.get(distribution)
-    if not isinstance(seed, Integral):
-        raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")
+    check_integers(seed=seed)
     wrapped = any(isinstance(layer, SparseWrapper) for layer, _ in leaves(model))
     if wrapped or masks.sparse_kernels(model):
         raise ValueError(

@@ -263,9 +263,9 @@ def test_bad_arguments_of_train_bezier():
         train(start=[])
     with pytest.raises(ValueError, match=r"`end` .* of shape \(3, 1\) for \(2, 1\)"):
         train(end=column(1, 2, 3))
-    with pytest.raises(ValueError, match="`steps` must be an integer of at least 1"):
+    with pytest.raises(ValueError, match="`steps` must be an integer >= 1"):
         train(steps=0)
-    with pytest.raises(ValueError, match="`degree` must be an integer of at least 2"):
+    with pytest.raises(ValueError, match="`degree` must be an integer >= 2"):
         train(degree=1)
     with pytest.raises(ValueError, match="must be the path of a sparse kernel"):
         train(masks={"nowhere": np.ones((2, 1), bool)})

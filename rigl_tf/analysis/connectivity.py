@@ -1,12 +1,12 @@
 """Paths between two solutions: the straight line, Bézier curves, and the barrier on the way."""
 
 import math
-from numbers import Integral
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from rigl_tf.checks import check_integers
 from rigl_tf.masks import MaskConstraint, check_masks, masked, sparse_kernels
 
 
@@ -183,8 +183,8 @@ def train_bezier(
     end = check_weights(model, "end", end)
     if not isinstance(data, tf.data.Dataset):
         raise ValueError(f"`data` must be a `tf.data.Dataset` of batches. Received: {type(data)}")
-    _check_range("steps", steps, 1)
-    _check_range("degree", degree, 2)
+    check_integers(1, steps=steps)
+    check_integers(2, degree=degree)
     masks = check_masks(model, masks or {})
     by_id = {id(kernel): masks.get(path) for path, kernel in sparse_kernels(model).items()}
     trainable = {id(variable) for variable in model.trainable_variables}
@@ -297,10 +297,3 @@ def check_weights(model, name, weights):
             f"{len(wanted)} arrays. Received: {len(received)} arrays, of shape {first}"
         )
     return arrays
-
-
-def _check_range(name, value, lowest):
-    if not isinstance(value, Integral) or value < lowest:
-        raise ValueError(
-            f"`{name}` must be an integer of at least {lowest}. Received: {name}={value!r}"
-        )

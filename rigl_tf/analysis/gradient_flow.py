@@ -1,13 +1,13 @@
 """Gradient flow: how large the gradients of the active connections are, and how updates move it."""
 
 import contextlib
-from numbers import Integral
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
 from rigl_tf import masks
+from rigl_tf.checks import check_integers
 from rigl_tf.optimizers import SparseOptimizer
 from rigl_tf.optimizers.slots import optimizers_within
 
@@ -102,8 +102,7 @@ class GradientFlow(keras.callbacks.Callback):
 
     def __init__(self, data, loss=None, every=100, around_updates=True):
         super().__init__()
-        if not isinstance(every, Integral) or every < 1:
-            raise ValueError(f"`every` must be an integer > 0. Received: every={every!r}")
+        check_integers(1, every=every)
         self._data = batches(data)
         self._loss = loss
         self._every = every

@@ -1,7 +1,6 @@
 """The Hessian of the loss with respect to what a sparse network trains, and its spectrum."""
 
 import math
-from numbers import Integral
 from typing import NamedTuple
 
 import keras
@@ -10,6 +9,7 @@ import tensorflow as tf
 
 from rigl_tf import masks
 from rigl_tf.analysis.gradient_flow import batches
+from rigl_tf.checks import check_integers
 
 
 class SpectralDensity(NamedTuple):
@@ -131,9 +131,7 @@ def hessian_density(model, data, loss, num_steps=80, num_probes=1, seed=0):
     >>> round(float(density.values[-1]), 4)
     10.0
     """
-    for name, value in (("num_steps", num_steps), ("num_probes", num_probes)):
-        if not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"`{name}` must be an integer > 0. Received: {name}={value!r}")
+    check_integers(1, num_steps=num_steps, num_probes=num_probes)
     second = _Hessian(model, data, loss)
     values, weights = [], []
     for probe in range(num_probes):

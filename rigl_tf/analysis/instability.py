@@ -1,12 +1,13 @@
 """Instability analysis: whether two trainings from one state end in the same linear valley."""
 
 import dataclasses
-from numbers import Integral, Real
+from numbers import Real
 
 import keras
 import numpy as np
 
 from rigl_tf.analysis.connectivity import error_barrier, interpolate
+from rigl_tf.checks import check_integers
 from rigl_tf.masks import set_masks
 from rigl_tf.rebuild import leaves
 
@@ -193,9 +194,8 @@ def _restore(state):
 
 
 def _check(step, threshold, data_seeds, num_points):
-    for name, value, least in (("step", step, 0), ("num_points", num_points, 2)):
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-            raise ValueError(f"`{name}` must be an integer >= {least}. Received: {name}={value!r}")
+    check_integers(0, step=step)
+    check_integers(2, num_points=num_points)
     if not isinstance(threshold, Real) or not threshold >= 0:
         raise ValueError(f"`threshold` must be a number >= 0. Received: threshold={threshold!r}")
     if len(data_seeds) != 2 or data_seeds[0] == data_seeds[1]:

@@ -1,12 +1,13 @@
 """What sanity checks take away from a pruner: labels, pixels, data, positions, weights."""
 
 import functools
-from numbers import Integral, Real
+from numbers import Real
 
 import keras
 import numpy as np
 
 from rigl_tf import distributions, masks, pruning
+from rigl_tf.checks import check_integers
 
 
 def corrupt_labels(labels, probability, num_classes, seed=0):
@@ -41,10 +42,7 @@ def corrupt_labels(labels, probability, num_classes, seed=0):
         raise ValueError(
             f"`probability` must be a number in [0, 1]. Received: probability={probability!r}"
         )
-    if not isinstance(num_classes, Integral) or num_classes < 1:
-        raise ValueError(
-            f"`num_classes` must be an integer >= 1. Received: num_classes={num_classes!r}"
-        )
+    check_integers(1, num_classes=num_classes)
     rng = np.random.default_rng(seed)
     chosen = rng.random(labels.shape) < probability
     drawn = rng.integers(num_classes, size=labels.shape)

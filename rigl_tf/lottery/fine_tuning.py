@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import math
-from numbers import Integral, Real
+from numbers import Real
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection
+from rigl_tf.checks import check_choice, check_integers
 from rigl_tf.lottery.levels import Records, restore, shapes_of, state_of
 from rigl_tf.lottery.tickets import optimizer_reset
 from rigl_tf.pruning import magnitude_masks
@@ -267,15 +268,10 @@ def _check(model, sparsity, pruning, prune_fraction, num_updates):
     _check_sparse(model, masks.sparse_kernels(model))
     if not distributions.check_sparsity(sparsity) > 0:
         raise ValueError(f"`sparsity` must be above 0. Received: sparsity={sparsity!r}")
-    choices = ("iterative", "one_shot", "admm")
-    if pruning not in choices:
-        raise ValueError(f"`pruning` must be one of {choices}. Received: pruning={pruning!r}")
+    check_choice(("iterative", "one_shot", "admm"), pruning=pruning)
     if not isinstance(prune_fraction, Real) or not 0 < prune_fraction < 1:
         raise ValueError(
             "`prune_fraction` must be a number between 0 and 1. "
             f"Received: prune_fraction={prune_fraction!r}"
         )
-    if not isinstance(num_updates, Integral) or num_updates < 1:
-        raise ValueError(
-            f"`num_updates` must be an integer >= 1. Received: num_updates={num_updates!r}"
-        )
+    check_integers(1, num_updates=num_updates)

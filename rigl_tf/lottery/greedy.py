@@ -1,12 +1,13 @@
 """Greedy forward selection: which units of a trained layer are enough."""
 
 import dataclasses
-from numbers import Integral, Real
+from numbers import Real
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from rigl_tf.checks import check_choice, check_integers
 from rigl_tf.lottery.imitation import GlobalImitation, LocalImitation
 from rigl_tf.lottery.units import link_of
 
@@ -116,8 +117,10 @@ def select_units(
     >>> selection.discrepancies == sorted(selection.discrepancies, reverse=True)
     True
     """
-    _check_choices(imitate=(imitate, "local", "global"), score=(score, "taylor", "exact"))
-    _check_counts(num_units=num_units, num_candidates=num_candidates, max_steps=max_steps)
+    check_choice(("local", "global"), imitate=imitate)
+    check_choice(("taylor", "exact"), score=score)
+    counts = {"num_units": num_units, "num_candidates": num_candidates, "max_steps": max_steps}
+    check_integers(1, **{name: n for name, n in counts.items() if n is not None})
     _check_end(num_units, tolerance)
     link = link_of(model, layer)
     inputs = _arrays(inputs)
@@ -168,19 +171,6 @@ def _select(objective, size, is_enough, repetition, num_candidates, max_steps, g
             break
     units = np.flatnonzero(shares)
     return Selection(units, shares[units], discrepancies, num_units)
-
-
-def _check_choices(**choices):
-    for name, (value, *allowed) in choices.items():
-        if value not in allowed:
-            raise ValueError(f"`{name}` must be one of {allowed}. Received: {name}={value!r}")
-
-
-def _check_counts(**counts):
-    for name, value in counts.items():
-        is_count = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
-        if value is not None and not is_count:
-            raise ValueError(f"`{name}` must be an integer >= 1. Received: {name}={value!r}")
 
 
 def _check_end(num_units, tolerance):

@@ -1,12 +1,13 @@
 """Lottery tickets: train, prune the smallest weights, rewind, again."""
 
 import functools
-from numbers import Integral, Real
+from numbers import Real
 
 import keras
 import numpy as np
 
 from rigl_tf import distributions, masks, pruning
+from rigl_tf.checks import check_choice, check_integers
 from rigl_tf.lottery.levels import Level, Records, restore, shapes_of, state_of
 
 
@@ -244,15 +245,12 @@ def check_arguments(model, levels, prune_fraction, scope, rewind_step, rewind="w
             "A ticket is found in a built sparse model: make one with `rigl_tf.sparsify(model, "
             f"0.0)`. Received: model={model.name!r}, without sparse kernels"
         )
-    for name, value, least in (("levels", levels, 1), ("rewind_step", rewind_step, 0)):
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-            raise ValueError(f"`{name}` must be an integer >= {least}. Received: {name}={value!r}")
+    check_integers(1, levels=levels)
+    check_integers(0, rewind_step=rewind_step)
     if not isinstance(prune_fraction, Real) or not 0 < prune_fraction < 1:
         raise ValueError(
             "`prune_fraction` must be a number between 0 and 1. "
             f"Received: prune_fraction={prune_fraction!r}"
         )
-    choices = {"scope": ("global", "layerwise"), "rewind": ("weights", "learning_rate")}
-    for name, value in (("scope", scope), ("rewind", rewind)):
-        if value not in choices[name]:
-            raise ValueError(f"`{name}` must be one of {choices[name]}. Received: {name}={value!r}")
+    check_choice(("global", "layerwise"), scope=scope)
+    check_choice(("weights", "learning_rate"), rewind=rewind)

@@ -1,12 +1,13 @@
 """SparseOptimizer: trains the active connections and, at update steps, moves them."""
 
 import math
-from numbers import Integral, Real
+from numbers import Real
 
 import keras
 import tensorflow as tf
 
 from rigl_tf import schedules, selection
+from rigl_tf.checks import check_integers
 from rigl_tf.optimizers import draws, growth
 from rigl_tf.optimizers.slots import optimizers_within
 from rigl_tf.optimizers.training import SparseTraining
@@ -88,8 +89,7 @@ class SparseOptimizer(SparseTraining):
                 "`inner_optimizer` must be a dense optimizer. "
                 f"Received: inner_optimizer={inner_optimizer!r}"
             )
-        if not isinstance(seed, Integral):
-            raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")
+        check_integers(seed=seed)
         schedules.check_update_steps(begin_step, end_step, update_frequency)
         drop_schedule = schedules.drop_fraction_schedule(drop_fraction, begin_step, end_step)
         average = gradient_momentum is not None

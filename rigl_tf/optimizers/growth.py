@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from rigl_tf.checks import check_choice
 from rigl_tf.optimizers import draws
 
 
@@ -58,11 +59,7 @@ _INITIAL = {
 
 def check(grow_init):
     """Raises a `ValueError` unless `grow_init` is one of those that there are."""
-    if not isinstance(grow_init, str) or grow_init not in _INITIAL:
-        raise ValueError(
-            f"`grow_init` must be one of {', '.join(map(repr, _INITIAL))}. "
-            f"Received: grow_init={grow_init!r}"
-        )
+    check_choice(_INITIAL, grow_init=grow_init)
 
 
 def initial_values(grow_init, kernel, mask, gradient, initial_std, seed):
