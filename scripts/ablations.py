@@ -91,7 +91,7 @@ STUDIES = {
 }
 
 
-def _train(data, model, method, run, epochs, **arguments):
+def _train(data, model, method, run, epochs, jit_compile=True, **arguments):
     """Trains and returns the test accuracy; for `arguments` see `methods.wrap_optimizer`."""
     total_steps = epochs * experiments.steps_per_epoch(data, _BATCH_SIZE)
     learning_rate = keras.optimizers.schedules.CosineDecay(0.1, total_steps)
@@ -109,7 +109,9 @@ def _train(data, model, method, run, epochs, **arguments):
         seed=run["seed"],
         **arguments,
     )
-    experiments.fit(model, optimizer, data, _BATCH_SIZE, epochs, run["seed"])
+    experiments.fit(
+        model, optimizer, data, _BATCH_SIZE, epochs, run["seed"], jit_compile=jit_compile
+    )
     return experiments.accuracy(model, data.x_test, data.y_test)
 
 
@@ -151,7 +153,7 @@ def _with_distribution(data, run):
     method, distribution = run["setting"].split(", ")
     dense = models.lenet5(input_shape=data.x_train.shape[1:], l2=5e-5)
     model = rigl_tf.sparsify(dense, 0.95, distribution, seed=run["seed"])
-    return _train(data, model, method, run, run["epochs"])
+    return _train(data, model, method, run, run["epochs"], jit_compile=False)
 
 
 def _run(data, run):
