@@ -161,8 +161,9 @@ def _protocol(rows):
     runs = protocol.NUM_RUNS
     return [
         f"Seeds {seeds}, mean ± standard deviation. LeNet-300-100 at 98 %, LeNet5 at 95 % (ERK), "
-        f"{epochs} epochs, batch 100, SGD 0.1, Nesterov momentum 0.9, cosine decay, L2 1e-4; masks "
-        "of RigL change 60 times in a training of which the last quarter is left out. Norms are "
+        f"{epochs} epochs, batch 100, SGD 0.1 (LeNet5: 0.05), Nesterov momentum 0.9, cosine decay, "
+        "L2 1e-4; masks of RigL change 60 times in a training of which the last quarter is left "
+        "out. Norms are "
         f"those of the active connections' gradients on {protocol.NUM_HELD_OUT} test examples, "
         "without L2, measured as often.",
         "",

@@ -67,8 +67,9 @@ def lines(rows):
         "## Protocol",
         "",
         f"Seeds {seeds}, mean ± standard deviation. Each network is trained densely "
-        f"({_epochs(rows)} epochs, batch 100, SGD 0.1, Nesterov momentum 0.9, cosine decay); units "
-        f"of `{greedy.LAYER}` are selected by the first {greedy.NUM_EXAMPLES} training examples; "
+        f"({_epochs(rows)} epochs, batch 100, SGD 0.1 (LeNet-5: 0.05), Nesterov momentum 0.9, "
+        f"cosine decay); units of `{greedy.LAYER}` are selected by the first "
+        f"{greedy.NUM_EXAMPLES} training examples; "
         f"the small dense model is fine-tuned for {greedy.FINE_TUNING:.0%} of the epochs (one at "
         "least), from a tenth of the learning rate. The local objective is the change of the next "
         "layer's outputs, the global one that of the logits, both relative to the squared norm of "
