@@ -8,6 +8,7 @@ shared by processes that do a part each (`--part=0/2` and `--part=1/2`).
 import pathlib
 import re
 import time
+import weakref
 from fractions import Fraction
 
 import keras
@@ -175,14 +176,9 @@ def fit(
         The `keras.callbacks.History`.
     """
     steps = steps_per_epoch(data, batch_size)
-    model.compile(
-        optimizer,
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-        jit_compile=jit_compile,
-        # A divisor, so that an execution never takes batches of the next epoch.
-        steps_per_execution=steps_per_execution or max(n for n in range(1, 51) if steps % n == 0),
-    )
+    # A divisor, so that an execution never takes batches of the next epoch.
+    steps_per_execution = steps_per_execution or max(n for n in range(1, 51) if steps % n == 0)
+    compile_classifier(model, optimizer, jit_compile, steps_per_execution)
     return model.fit(
         batches(data.x_train, data.y_train, batch_size, epochs, seed, first_epoch, augment),
         initial_epoch=first_epoch,
@@ -194,6 +190,34 @@ def fit(
         shuffle=False,
         verbose=0,
     )
+
+
+_compiled = weakref.WeakKeyDictionary()
+
+
+def compile_classifier(model, optimizer, jit_compile, steps_per_execution):
+    """Compiles a model, or only gives its SGD a new start if it is compiled in this way already.
+
+    To compile a training step with XLA takes longer than some epochs of a small network.
+    """
+    is_sgd = type(optimizer) is keras.optimizers.SGD
+    config = {**optimizer.get_config(), "name": None} if is_sgd else id(optimizer)
+    # A penalty that came since is not in what was compiled.
+    regularizers = [weight.regularizer for weight in model.trainable_weights]
+    how = (config, jit_compile, steps_per_execution, regularizers)
+    if is_sgd and _compiled.get(model) == how:
+        optimizer.build(model.trainable_variables)
+        for variable, new in zip(model.optimizer.variables, optimizer.variables, strict=True):
+            variable.assign(new)
+        return
+    model.compile(
+        optimizer,
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=jit_compile,
+        steps_per_execution=steps_per_execution,
+    )
+    _compiled[model] = how
 
 
 def accuracy(model, x, y):

@@ -2,6 +2,7 @@
 
 import gzip
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,7 +10,15 @@ from absl import flags
 from absl.testing import flagsaver
 from running import rows_of, run
 
-from scripts import ablations, cifar_table, compression, experiments, language_table, results
+from scripts import (
+    ablations,
+    cifar_table,
+    compression,
+    datasets,
+    experiments,
+    language_table,
+    results,
+)
 
 # What the experiments share.
 
@@ -112,6 +121,30 @@ def test_no_whole_batch(given):
         experiments.steps_per_epoch(data, 10)
 
 
+def test_a_network_is_compiled_once_and_its_optimizer_begins_anew():
+    generator = np.random.default_rng(0)
+    arrays = [generator.normal(size=(20, 3)), np.arange(20) % 2]
+    data = datasets.Dataset(*arrays, *arrays, 2, "noise")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="dense")])
+    start = model.get_weights()
+
+    def trained(rate=0.1):
+        model.set_weights(start)
+        optimizer = keras.optimizers.SGD(rate, momentum=0.9)
+        experiments.fit(model, optimizer, data, 5, epochs=2, seed=0)
+        return model.get_weights()[0], model.train_function
+
+    first, step = trained()
+    again, same_step = trained()
+    np.testing.assert_array_equal(again, first)
+    assert same_step is step
+    faster, other_step = trained(rate=0.2)
+    assert other_step is not step
+    assert (faster != first).any()
+    model.get_layer("dense").kernel.regularizer = keras.regularizers.L2(1.0)
+    assert np.abs(trained(rate=0.2)[0]).sum() < np.abs(faster).sum()
+
+
 # The experiments.
 
 
@@ -166,6 +199,27 @@ def test_compression(data_dir, tmp_path, monkeypatch):
         f"| RigL+ | L2 0.0001, seed 1 | {second['architecture']} |"
         in (tmp_path / "compression.md").read_text()
     )
+
+
+def test_which_of_the_published_numbers_are_hit():
+    rows = [
+        {
+            "method": "RigL",
+            "l2": 1e-4,
+            "kflops": 12.6 + 0.1 * seed,
+            "bytes": 32_000 + seed,
+            "error_best": 1.4 + 0.1 * seed,
+            "error_last": 1.5,
+        }
+        for seed in (-1, 1)
+    ]
+    rows[0]["error_last"] = 1.6
+    table = "\n".join(compression._against_the_paper(rows))
+    assert "| RigL | kflops | 12.6 | 12.60 | +0.0 | hit |" in table
+    assert "| RigL | bytes | 31,914 | 32,000 | +60.8 | missed |" in table
+    assert "| RigL | error_best | 1.44 | 1.40 | -0.3 | hit |" in table
+    assert "RigL+ |" not in table
+    assert compression._against_the_paper(rows[:1]) == []
 
 
 def test_rigl_plus_needs_rigl(data_dir, given):

@@ -206,7 +206,7 @@ def test_correlation(mnist_dir, tmp_path, monkeypatch):
 
     monkeypatch.setattr(correlation, "_train_ticket", spy)
     rows, page = run_protocol("correlation", mnist_dir, tmp_path, "--epochs=1")
-    assert [float(row["learning_rate"]) for row in rows] == [0.001, 0.1]
+    assert [float(row["learning_rate"]) for row in rows] == [0.0005, 0.05]
     # Two steps leave the weights about where they were.
     assert float(rows[0]["correlation_dense"]) > 0.9
     assert all(float(row["correlation_ticket"]) > 0.2 for row in rows)
@@ -224,7 +224,7 @@ def test_correlation(mnist_dir, tmp_path, monkeypatch):
     shown = [row[name] for name in ("fine_tune", "rewound", "ticket", "reinitialised")]
     assert cells_of(page, "70%", "admm")[:4] == [f"{float(x):.2f}" for x in shown]
     shown = [rows[0][f"correlation_{name}"] for name in ("dense", "ticket", "reinitialised")]
-    assert cells_of(page, "70%", "0.001")[:3] == [f"{float(x):.3f}" for x in shown]
+    assert cells_of(page, "70%", "0.0005")[:3] == [f"{float(x):.3f}" for x in shown]
 
 
 def _correlation_row(pruning, rate, **columns):

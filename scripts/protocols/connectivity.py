@@ -17,7 +17,6 @@ import functools
 import math
 import pathlib
 
-import keras
 import numpy as np
 from absl import flags
 
@@ -125,10 +124,9 @@ class Training:
         optimizer = networks.sgd(case, warmup_epochs=self._warmup_epochs)
         optimizer.iterations.assign(start)
         parts = math.gcd(self.step, self.total)
-        model.compile(
+        experiments.compile_classifier(
+            model,
             optimizer,
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=["accuracy"],
             jit_compile=case.network == "lenet_300_100",
             steps_per_execution=max(n for n in range(1, 51) if parts % n == 0),
         )
@@ -261,6 +259,7 @@ def _from_start(training, masks, seed, start, known=()):
     rigl_tf.set_masks(model, masks)
     analysis.repel(model, known)
     training(model, seed)
+    analysis.repel(model, ())  # the next network may be the same object
     accuracy = networks.test_accuracy(training.case, model)
     if not known:
         return accuracy, None

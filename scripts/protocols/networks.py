@@ -60,14 +60,23 @@ def data_of(case):
     return _load(case.dataset, FLAGS.max_examples)
 
 
-def build(case, seed, sparsity=None, **sparsify_arguments):
+def build(case, seed, sparsity=None, **arguments):
     """A new network, dense; or made by `rigl_tf.sparsify`, if a sparsity is given.
 
-    Everything of the network before is forgotten, so it must not be used any more.
+    Those before must not be used any more. It may be one of them with new weights: then the
+    training step that was compiled for it serves again.
     """
     keras.utils.set_random_seed(seed)
     keras.backend.clear_session()
-    return another(case, sparsity, **{"seed": seed, **sparsify_arguments})
+    model = another(case, sparsity, **{"seed": seed, **arguments})
+    if arguments or sparsity:
+        return model
+    first = _first.setdefault((case.network, case.dataset, case.l2, sparsity), model)
+    first.set_weights(model.get_weights())
+    return first
+
+
+_first = {}
 
 
 def another(case, sparsity=None, width=1.0, **sparsify_arguments):

@@ -85,8 +85,8 @@ def wanted(case, seed):
     trained += [(kind, level) for level in plan.compared for kind in plan.rivals]
     return [
         {"case": case, "learning_rate": rate, "seed": seed, "kind": kind, "level": level, **same}
-        for kind, level in trained
         for rate in plan.learning_rates
+        for kind, level in trained
     ]
 
 
