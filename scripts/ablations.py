@@ -12,24 +12,19 @@ all rows.
 
 import collections
 import math
-import pathlib
 
 import keras
 from absl import app, flags
 
 import models
 import rigl_tf
-from scripts import experiments, methods, results
+from scripts import ablations_page, experiments, methods
 
 _BATCH_SIZE = 100
 _NAME = "ablations"
 _KEY = ("study", "setting", "seed", "epochs", "examples")
 _SPARSITY = 0.98
 _END_FRACTION = 0.75
-_FREQUENCIES = (50, 100, 500, 1000)
-_DROP_FRACTIONS = (0.1, 0.3, 0.5)
-_DISTRIBUTIONS = ("uniform", "erdos_renyi", "erk")
-_DISTRIBUTED = ("static", "set", "rigl")
 
 FLAGS = flags.FLAGS
 
@@ -40,8 +35,8 @@ def _define_flags():
 
 
 def _grid():
-    for frequency in _FREQUENCIES:
-        for fraction in _DROP_FRACTIONS:
+    for frequency in ablations_page.FREQUENCIES:
+        for fraction in ablations_page.DROP_FRACTIONS:
             arguments = {"update_frequency": frequency, "drop_fraction": fraction}
             yield f"every {frequency}, {fraction:g}", arguments
 
@@ -85,7 +80,11 @@ STUDIES = {
     "lottery": ("starting from a lottery ticket", list(_LOTTERY), 1.0),
     "distribution": (
         "distribution of the sparsity (LeNet-5, 95 %, learning rate 0.05)",
-        [f"{method}, {name}" for method in _DISTRIBUTED for name in _DISTRIBUTIONS],
+        [
+            f"{method}, {name}"
+            for method in ablations_page.DISTRIBUTED
+            for name in ablations_page.DISTRIBUTIONS
+        ],
         0.5,
     ),
 }
@@ -174,68 +173,6 @@ def _run(data, run):
     return {"accuracy": found}
 
 
-def _report(rows, missing):
-    values = results.means(rows, "study", "setting", "accuracy")
-    lines = [
-        "# MNIST: what the settings of RigL do",
-        "",
-        "Test accuracy in percent after the last epoch, mean ± standard deviation over seeds "
-        f"{sorted({row['seed'] for row in rows})}. LeNet-300-100 at 98 % (ERK), {FLAGS.epochs} "
-        "epochs, batch 100, SGD 0.1, Nesterov momentum 0.9, cosine decay, L2 1e-4; unless the "
-        "setting says otherwise, masks are updated every 100 steps until 75 % of training, drop "
-        "fraction 0.3 (cosine), and grown connections start at zero.",
-    ]
-    for study, (title, settings, share) in STUDIES.items():
-        found = {s: values[study, s] for s in settings if (study, s) in values}
-        if not found:
-            continue
-        heading = f"## {title[0].upper()}{title[1:]}"
-        lines += ["", heading, "", *_table(study, found)]
-        if share != 1:
-            lines += ["", f"{round(share * FLAGS.epochs)} epochs."]
-    lines += ["", f"![Accuracy by setting]({_NAME}.png)", "", *_CLAIMS]
-    if missing:
-        names = ", ".join(f"{study} ({count})" for study, count in missing.items())
-        lines += ["", f"Runs that are still to be done: {names}."]
-    experiments.write_page(_NAME, lines, "scripts.ablations")
-    _plot(values, pathlib.Path(FLAGS.output_dir) / f"{_NAME}.png")
-
-
-_CLAIMS = [
-    "The paper (appendix; ResNet-50 and WRN-22-2): an update every 100 steps with a drop fraction "
-    "of 0.3 or 0.5 is best, and every 1000 is not much worse; cosine and inverse power schedules "
-    "differ little; no start of grown connections is better than zero; ERK is best for all "
-    "methods; a lottery ticket is no good start for static training, and RigL trains as well from "
-    "random masks."
-]
-
-
-def _table(study, found):
-    if study == "update":
-        head = ["update every", *(f"drop {fraction:g}" for fraction in _DROP_FRACTIONS)]
-        cells = [
-            [frequency, *(_cell(found.get(f"every {frequency}, {f:g}")) for f in _DROP_FRACTIONS)]
-            for frequency in _FREQUENCIES
-        ]
-        return results.table(head, cells)
-    cells = [[setting, _cell(value)] for setting, value in found.items()]
-    return results.table(["setting", "accuracy"], cells)
-
-
-def _cell(value):
-    return "–" if value is None else f"{value[0]:.2f} ± {value[1]:.2f}"
-
-
-def _plot(values, path):
-    with results.figure(path, figsize=(7, 0.3 * len(values) + 1)) as axes:
-        labels = [f"{study}: {setting}" for study, setting in values]
-        mean, deviation, _ = zip(*values.values(), strict=True)
-        axes.errorbar(mean, labels, xerr=deviation, fmt="o", capsize=3)
-        axes.invert_yaxis()
-        axes.set(title="MNIST: settings of RigL", xlabel="test accuracy (%)")
-        axes.grid(alpha=0.3)
-
-
 def main(_):
     data = experiments.load("mnist")
     rows = experiments.store(_NAME, _KEY)
@@ -255,7 +192,8 @@ def main(_):
         rows, wanted, lambda run: _run(data, run), lambda run: 5 + 2 * run["epochs"]
     )
     missing = collections.Counter(run["study"] for run in wanted if run not in rows)
-    _report([row for row in rows.rows if row["examples"] == len(data.x_train)], missing)
+    finished = [row for row in rows.rows if row["examples"] == len(data.x_train)]
+    ablations_page.write(_NAME, finished, STUDIES, missing)
 
 
 if __name__ == "__main__":
