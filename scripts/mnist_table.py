@@ -88,7 +88,7 @@ def _report(name, rows):
         "Pruning goes from dense to sparse between 30 % and 75 % of training. SNIP and GraSP score "
         "the first 1000 training examples, kernel by kernel. "
         "Small-dense has as many kernel weights as the sparse networks active ones. "
-        "`2x` trains twice as long, all schedules stretched.",
+        "`2x` trains twice as long, all schedules stretched (`--multipliers=2,5 --methods=rigl`).",
         "",
         table,
         "",
