@@ -122,6 +122,17 @@ def train(train_tokens, test_tokens, run, width):
     }
 
 
+def _against_the_paper(values):
+    """Which method is better than which; `values` are those of `results.means`."""
+    bits = {method: value[0] for (method, _), value in values.items()}
+    order = ", ".join(sorted(bits.keys() - {"dense"}, key=bits.get))
+    yield (
+        "The paper, after 200,000 steps on WikiText-103, has pruning best, RigL second and static "
+        f"last. Here, from the best to the worst: {order}. In so few steps none is trained to the "
+        "end."
+    )
+
+
 def _report(rows):
     values = results.means(rows, "method", "steps", "bits")
     lines = [
@@ -145,7 +156,7 @@ def _report(rows):
             bits = f"{mean:.3f} ± {deviation:.3f}"
             cells.append([method, steps, bits, f"{training[method, steps][0]:.3f}"])
     lines += results.table(["method", "steps", "bits per character, test", "training"], cells)
-    lines += ["", f"![Bits per character]({_NAME}.png)"]
+    lines += ["", *_against_the_paper(values), "", f"![Bits per character]({_NAME}.png)"]
     experiments.write_page(_NAME, lines, "scripts.language_table")
     with results.figure(pathlib.Path(FLAGS.output_dir) / f"{_NAME}.png") as axes:
         longest = {method: max(k[1] for k in values if k[0] == method) for method, _ in values}
