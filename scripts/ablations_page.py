@@ -5,6 +5,7 @@ import pathlib
 from absl import flags
 
 from scripts import experiments, results
+from scripts.results import with_spread
 
 FREQUENCIES = (50, 100, 500, 1000)
 DROP_FRACTIONS = (0.1, 0.3, 0.5)
@@ -66,12 +67,12 @@ def _every(values, frequency):
 def _hundred_is_best(values):
     best = _best(values, "update")
     mine = _every(values, 100)
-    return _at_least(mine, best), f"{_cell(mine)}, the best of all {_cell(best)}"
+    return _at_least(mine, best), f"{with_spread(mine)}, the best of all {with_spread(best)}"
 
 
 def _thousand_is_not_bad(values):
     seldom, often = _every(values, 1000), _every(values, 100)
-    return _at_least(seldom, often, 2 * _LITTLE), f"{_cell(seldom)} and {_cell(often)}"
+    return _at_least(seldom, often, 2 * _LITTLE), f"{with_spread(seldom)} and {with_spread(often)}"
 
 
 def _schedules_are_alike(values):
@@ -83,7 +84,7 @@ def _schedules_are_alike(values):
 def _zero_is_best(values):
     zero = values["grow_init", "zeros"]
     best = _best(values, "grow_init")
-    return _at_least(zero, best), f"{_cell(zero)}, the best of all {_cell(best)}"
+    return _at_least(zero, best), f"{with_spread(zero)}, the best of all {with_spread(best)}"
 
 
 def _erk_is_best(values):
@@ -99,7 +100,7 @@ def _ticket(way, other, is_better):
     def claim(values):
         ticket, random = values["lottery", _TICKET[way]], values["lottery", other]
         holds = _at_least(random, ticket) and not (is_better and _at_least(ticket, random))
-        return holds, f"{_cell(random)} and {_cell(ticket)}"
+        return holds, f"{with_spread(random)} and {with_spread(ticket)}"
 
     return claim
 
@@ -149,16 +150,15 @@ def _table(study, found):
     if study == "update":
         head = ["update every", *(f"drop {fraction:g}" for fraction in DROP_FRACTIONS)]
         cells = [
-            [frequency, *(_cell(found.get(f"every {frequency}, {f:g}")) for f in DROP_FRACTIONS)]
+            [
+                frequency,
+                *(with_spread(found.get(f"every {frequency}, {f:g}")) for f in DROP_FRACTIONS),
+            ]
             for frequency in FREQUENCIES
         ]
         return results.table(head, cells)
-    cells = [[setting, _cell(value)] for setting, value in found.items()]
+    cells = [[setting, with_spread(value)] for setting, value in found.items()]
     return results.table(["setting", "accuracy"], cells)
-
-
-def _cell(value):
-    return "–" if value is None else f"{value[0]:.2f} ± {value[1]:.2f}"
 
 
 def _plot(values, path):

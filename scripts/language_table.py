@@ -152,8 +152,7 @@ def _report(rows):
     cells = []
     for method in _METHODS:
         for steps in sorted(key[1] for key in values if key[0] == method):
-            mean, deviation, _ = values[method, steps]
-            bits = f"{mean:.3f} ± {deviation:.3f}"
+            bits = results.with_spread(values[method, steps], 3)
             cells.append([method, steps, bits, f"{training[method, steps][0]:.3f}"])
     lines += results.table(["method", "steps", "bits per character, test", "training"], cells)
     lines += ["", *_against_the_paper(values), "", f"![Bits per character]({_NAME}.png)"]

@@ -90,6 +90,20 @@ def table(head, rows):
     return [lines[0], "|" + " --- |" * len(head), *lines[1:]]
 
 
+def with_spread(value, digits=2):
+    """One of `means` as text: mean ± standard deviation, the mean alone of one row, `None`: –.
+
+    Example:
+
+    >>> with_spread((1.5, 0.25, 3)), with_spread((1.5, 0.0, 1))
+    ('1.50 ± 0.25', '1.50')
+    """
+    if value is None:
+        return "–"
+    mean, deviation, number = value
+    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if number > 1 else "")
+
+
 def mean_table(rows, series, x, y, order):
     """A Markdown table of mean ± standard deviation, a row for each series, a column for each x."""
     values = means(rows, series, x, y)
@@ -98,8 +112,7 @@ def mean_table(rows, series, x, y, order):
     for name in order:
         cells = [values.get((name, column)) for column in columns]
         if any(cells):
-            texts = ["–" if cell is None else f"{cell[0]:.2f} ± {cell[1]:.2f}" for cell in cells]
-            lines.append([name, *texts])
+            lines.append([name, *map(with_spread, cells)])
     return "\n".join(table([series, *(f"{x} {column:g}" for column in columns)], lines))
 
 
