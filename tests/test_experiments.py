@@ -12,6 +12,7 @@ from running import rows_of, run
 
 from scripts import (
     ablations,
+    ablations_page,
     cifar_table,
     compression,
     datasets,
@@ -220,6 +221,18 @@ def test_which_of_the_published_numbers_are_hit():
     assert "| RigL | error_best | 1.44 | 1.40 | -0.3 | hit |" in table
     assert "RigL+ |" not in table
     assert compression._against_the_paper(rows[:1]) == []
+
+
+@pytest.mark.parametrize(("ticket", "says"), [(95.0, "confirmed"), (98.0, "not confirmed")])
+def test_claims_of_the_ablations(ticket, says):
+    values = {
+        ("lottery", "lottery masks and weights, static"): (ticket, 0.1, 3),
+        ("lottery", "random masks, RigL"): (96.5, 0.1, 3),
+    }
+    lines = ablations_page._claims(values)
+    claim = "RigL from random masks is better than static training of a ticket"
+    assert f"| {claim} | {says} (96.50 ± 0.10 and {ticket:.2f} ± 0.10) |" in lines
+    assert "| ERK is the best distribution for all methods | still to be run |" in lines
 
 
 def test_rigl_plus_needs_rigl(data_dir, given):

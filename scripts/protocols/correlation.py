@@ -14,13 +14,11 @@ learning rate is large enough, and fine-tuning to be better than the ticket then
 
 import dataclasses
 import functools
-import pathlib
 
 import keras
 
 import rigl_tf
 from rigl_tf import analysis, distributions, lottery
-from scripts import experiments
 from scripts.protocols import correlation_page, networks, pages
 from scripts.protocols.correlation_page import FINE_TUNED, PRUNINGS, P
 
@@ -163,8 +161,4 @@ def _correlation(before, after, masks=None):
 
 
 def report(rows):
-    rows = pages.current(rows, {name: plan.case for name, plan in CASES.items()})
-    lines = correlation_page.lines(rows)
-    experiments.write_page(NAME, lines, "scripts.lottery")
-    if rows:
-        correlation_page.plot(rows, pathlib.Path(networks.FLAGS.output_dir) / f"{NAME}.png")
+    pages.write(NAME, rows, {name: plan.case for name, plan in CASES.items()}, correlation_page)

@@ -1,7 +1,9 @@
 """What the pages of the protocols share: which rows count, means, verdicts, series in a column."""
 
+import pathlib
 import statistics
 
+from scripts import experiments
 from scripts.protocols import networks
 
 
@@ -38,6 +40,14 @@ def complete(rows, key, wanted):
         if all(key in done for key in keys):
             found += [done[key] for key in keys]
     return found
+
+
+def write(name, rows, cases, page):
+    """Writes the page and the plot of a module with `lines(rows)` and `plot(rows, path)`."""
+    rows = current(rows, cases)
+    experiments.write_page(name, page.lines(rows), "scripts.lottery")
+    if rows:
+        page.plot(rows, pathlib.Path(networks.FLAGS.output_dir) / f"{name}.png")
 
 
 def spread(values, digits=2, sign=""):

@@ -16,7 +16,6 @@ initial tickets to notice nothing.
 
 import dataclasses
 import functools
-import pathlib
 import zlib
 
 import keras
@@ -25,7 +24,6 @@ import numpy as np
 import rigl_tf
 from rigl_tf import distributions, lottery, pruning
 from rigl_tf.lottery.sanity import CHECKS
-from scripts import experiments
 from scripts.protocols import networks, pages, sanity_page
 from scripts.protocols.sanity_page import HYBRID, INITIAL, PARTIALLY_TRAINED
 
@@ -157,11 +155,7 @@ def run(run):
 
 
 def report(rows):
-    rows = pages.current(rows, {name: plan.case for name, plan in CASES.items()})
-    lines = sanity_page.lines(rows)
-    experiments.write_page(NAME, lines, "scripts.lottery")
-    if rows:
-        sanity_page.plot(rows, pathlib.Path(networks.FLAGS.output_dir) / f"{NAME}.png")
+    pages.write(NAME, rows, {name: plan.case for name, plan in CASES.items()}, sanity_page)
 
 
 def _find(plan, run, model, pair):
@@ -175,7 +169,7 @@ def _find(plan, run, model, pair):
         find = pruning.snip_masks if ticket == "SNIP" else pruning.grasp_masks
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         return find(model, _sample(plan.case, pair, seed), sparsity, loss), start
-    found = _pretrained(plan.case, seed, pair)
+    found = _pretrained(plan.case, seed, pair)  # maybe in this very model: see `networks.build`
     model.set_weights(found["trained"])
     distribution = _distribution(plan, "quadratic") if ticket == HYBRID else None
     found_masks = pruning.magnitude_masks(model, sparsity, distribution)
