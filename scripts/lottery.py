@@ -35,13 +35,10 @@ def main(_):
         raise app.UsageError(
             f"--cases must be some of {', '.join(protocol.CASES)}. Received: {', '.join(unknown)}"
         )
-    wanted = [
-        run
-        for seed in map(int, FLAGS.seeds)
-        for case in cases
-        for run in protocol.wanted(case, seed)
-    ]
-    experiments.run_all(rows, wanted, protocol.run, protocol.seconds)
+    if not FLAGS.only_report:  # to know what is wanted takes the data
+        seeds = map(int, FLAGS.seeds)
+        wanted = [run for seed in seeds for case in cases for run in protocol.wanted(case, seed)]
+        experiments.run_all(rows, wanted, protocol.run, protocol.seconds)
     protocol.report(rows.rows)
 
 

@@ -83,6 +83,12 @@ def test_tickets(arguments, case, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("0 runs to do")
     assert len(rows_of(tmp_path / "out" / "lottery_tickets.csv")) == len(rows)
 
+    # A page takes no data but that of its cases.
+    unknown = dataclasses.replace(plan, case=dataclasses.replace(case, dataset="unknown"))
+    monkeypatch.setattr(tickets, "CASES", {CASE: plan, "other": unknown})
+    run(lottery, *arguments, "--only_report")
+    assert cells_of((tmp_path / "out" / "lottery_tickets.md").read_text(), "0.2 | 91.0 %") == cells
+
 
 @pytest.fixture
 def given(arguments):

@@ -9,6 +9,7 @@ from running import rows_of, run
 from scripts import lottery
 from scripts.protocols import (
     gradient_flow,
+    gradient_flow_claims,
     gradient_flow_page,
     greedy,
     greedy_page,
@@ -38,7 +39,7 @@ def test_gradient_flow(mnist_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(gradient_flow, "INITS", ("dense", "neuron"))
     monkeypatch.setattr(gradient_flow, "NUM_RUNS", 2)
     monkeypatch.setattr(gradient_flow, "COEFFICIENTS", np.linspace(0, 1, 3))
-    monkeypatch.setattr(gradient_flow_page, "_INSIDE", np.ones(3, bool))
+    monkeypatch.setattr(gradient_flow_claims, "_INSIDE", np.ones(3, bool))
     monkeypatch.setattr(gradient_flow, "SPECTRA", (("rigl", "dense"),))
     monkeypatch.setattr(gradient_flow, "_LANCZOS_STEPS", 3)
     monkeypatch.setattr(gradient_flow, "NUM_HELD_OUT", 50)
@@ -85,13 +86,13 @@ def test_gradient_flow(mnist_dir, tmp_path, monkeypatch):
 
 def test_the_numbers_of_the_gradient_flow_page():
     row = {"norms": "0:9 1:1 2:3", "updates": "1:2:3 2:4:4"}
-    assert gradient_flow_page.start_norm(row) == 9
-    assert gradient_flow_page.mean_norm(row) == 2
-    assert gradient_flow_page.changes(row) == [0.5, 0]
+    assert gradient_flow_claims.start_norm(row) == 9
+    assert gradient_flow_claims.mean_norm(row) == 2
+    assert gradient_flow_claims.changes(row) == [0.5, 0]
     # From -0.2 to 1.2: the ends of the line are the third and the third last.
     errors = [50, 50, 4, *[5] * 8, 9, 6, 50, 50]
     row = {"errors_to_pruned": " ".join(map(str, errors))}
-    assert gradient_flow_page.barrier(row) == 9 - (4 + 6) / 2
+    assert gradient_flow_claims.barrier(row) == 9 - (4 + 6) / 2
     num_bins = len(gradient_flow.EDGES) - 1
     shares = [0.25, *[0] * (num_bins // 2 - 1), 0.5, *[0] * (num_bins // 2 - 1), 0.25]
     text = " ".join(map(str, (-1, 1, *shares)))

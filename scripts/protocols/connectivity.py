@@ -23,7 +23,7 @@ from absl import flags
 import rigl_tf
 from rigl_tf import analysis, lottery
 from scripts import experiments
-from scripts.protocols import connectivity_page, networks, pages
+from scripts.protocols import connectivity_claims, connectivity_page, networks, pages
 
 FLAGS = flags.FLAGS
 
@@ -275,7 +275,7 @@ def _text(errors):
 def report(rows):
     rows = pages.complete(rows, KEY, wanted)
     cases = {
-        case: connectivity_page.Found(plan, [row for row in rows if row["case"] == case])
+        case: connectivity_claims.Found(plan, [row for row in rows if row["case"] == case])
         for case, plan in CASES.items()
         if case in {row["case"] for row in rows}
     }

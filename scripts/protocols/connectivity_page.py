@@ -1,4 +1,4 @@
-"""The page of `scripts.protocols.connectivity`: claims, barriers, repelled tickets, their plot."""
+"""The page of `scripts.protocols.connectivity`: barriers, repelled tickets and their plot."""
 
 import pathlib
 import statistics
@@ -7,212 +7,14 @@ from absl import flags
 
 from scripts import experiments, results
 from scripts.protocols import pages
+from scripts.protocols.connectivity_claims import CLAIMS, STABLE
 
 FLAGS = flags.FLAGS
-
-_STABLE = 2.0  # percent of error, the threshold of Frankle et al.
-_MATCHING = 0.2  # percent, a drop of accuracy that is none
-
-
-class Found:
-    """The rows of one case.
-
-    Attributes:
-        plan: Its `Plan`.
-        settings: Those of the plan, pairs of how it is trained and the share rewound to.
-        pruned: The levels of pruning, without the dense network.
-    """
-
-    def __init__(self, plan, rows):
-        self.plan = plan
-        self.settings = plan.settings
-        self.pruned = [level for level in plan.levels if level]
-        self._rows = rows
-
-    def rows(self, setting, level):
-        """One for each seed."""
-        key = (*setting, level)
-        return [r for r in self._rows if (r["training"], r["rewind"], r["level"]) == key]
-
-    def of(self, column, setting, level):
-        """The values of a column, one for each seed."""
-        return [row[column] for row in self.rows(setting, level)]
-
-    def mean(self, column, setting, level):
-        return statistics.mean(self.of(column, setting, level))
-
-    def drop(self, setting, level):
-        """By how much the ticket is worse than the dense network, both from the same step."""
-        dense, ticket = (self.mean("accuracy", setting, k) for k in (0, level))
-        return round(dense - ticket, 6)
-
-    def mean_drop(self, setting):
-        return statistics.mean(self.drop(setting, level) for level in self.pruned)
-
-    def sparsity(self, level):
-        return self.rows(self.settings[0], level)[0]["sparsity"]
-
-    @property
-    def from_start(self):
-        """The settings that rewind to step 0; the first is ordinary training."""
-        return [setting for setting in self.settings if not setting[1]]
-
-    @property
-    def later(self):
-        """Ordinary training, rewound to the last of the steps."""
-        return max(s for s in self.settings if s[0] == "plain")
-
-
-_PLAIN = ("plain", 0)
-
-
-def _dense_is_stable(found):
-    barriers = [found.mean("barrier", setting, 0) for setting in (_PLAIN, found.later)]
-    seen = f"{barriers[0]:.1f} from step 0, {barriers[1]:.1f} from {found.later[1]:.0%}"
-    if found.plan.case.network == "resnet20":
-        return pages.verdict(barriers[0] >= _STABLE > barriers[1], seen)
-    return pages.verdict(barriers[0] < _STABLE, seen)
-
-
-def _later_is_stabler(found):
-    pairs = [
-        [found.mean("barrier", setting, level) for setting in (_PLAIN, found.later)]
-        for level in found.plan.levels
-    ]
-    first, last = map(statistics.mean, zip(*pairs, strict=True))
-    return pages.verdict(last < first, f"{first:.2f} from step 0, {last:.2f} later")
-
-
-def _matches_where_stable(found):
-    tickets = [(setting, level) for setting in found.settings for level in found.pruned]
-    agrees = [
-        (found.mean("barrier", *ticket) < _STABLE) == (found.drop(*ticket) <= _MATCHING)
-        for ticket in tickets
-    ]
-    num_stable = sum(found.mean("barrier", *ticket) < _STABLE for ticket in tickets)
-    seen = f"{sum(agrees)} of {len(agrees)} agree, {num_stable} are stable"
-    if num_stable in (0, len(tickets)):
-        return pages.verdict(None, f"all alike: {seen}")
-    return pages.verdict(all(agrees), seen)
-
-
-def _rewinding(found):
-    gaps = [found.drop(_PLAIN, level) - found.drop(found.later, level) for level in found.pruned]
-    text = f"{statistics.mean(gaps):+.2f} from {found.later[1]:.0%} of training"
-    return pages.verdict(statistics.mean(gaps) > 0, text)
-
-
-def _stabilised(measure):
-    """Whether each way of stable training lowers a measure of tickets from step 0."""
-
-    def claim(found):
-        plain, *others = [(measure(found, setting), setting[0]) for setting in found.from_start]
-        seen = ", ".join(f"{value:.2f} {name}" for value, name in [plain, *others])
-        return pages.verdict(all(value < plain[0] for value, _ in others), seen)
-
-    return claim
-
-
-def _mean_barrier(found, setting):
-    return statistics.mean(found.mean("barrier", setting, level) for level in found.pruned)
-
-
-def _connected_to_dense(found):
-    barriers = [found.mean("barrier_to_dense", s, found.pruned[0]) for s in found.from_start]
-    seen = f"{_listed(barriers)} at {found.sparsity(found.pruned[0]):.0%}"
-    return pages.verdict(max(barriers) < _STABLE, seen)
-
-
-def _sparsest_is_not(found):
-    level = found.pruned[-1]
-    barriers = [found.mean("barrier_to_dense", setting, level) for setting in found.from_start]
-    seen = f"{_listed(barriers)} at {found.sparsity(level):.1%}"
-    if len(found.pruned) == 1:
-        return pages.verdict(None, "one sparsity")
-    return pages.verdict(min(barriers) >= _STABLE, seen)
-
-
-def _same_region(found):
-    angles = [
-        found.mean("angle_to_dense", setting, level)
-        for setting in found.from_start
-        for level in found.pruned
-    ]
-    return pages.verdict(max(angles) < 0.5, f"{min(angles):.2f} to {max(angles):.2f}")
-
-
-def _repelled(found):
-    if not found.plan.repelled:
-        return pages.verdict(None, "not run, for its cost")
-    losses = [
-        statistics.mean(_loss(found, name, s, k) for s in found.from_start for k in found.pruned)
-        for name in ("ticket", "reinitialised")
-    ]
-    seen = f"{losses[0]:+.2f}, a reinitialised one {losses[1]:+.2f}"
-    return pages.verdict(losses[0] > _MATCHING and losses[0] > losses[1], seen)
-
-
-def _loss(found, name, setting, level):
-    return found.mean(name, setting, level) - found.mean(f"{name}_repelled", setting, level)
-
-
-_FRANKLE, _MAENE = "Frankle et al.", "Maene et al."
-_CLAIMS = [
-    (
-        _FRANKLE,
-        "The dense network is stable: LeNet from the first step on, ResNet-20 only later "
-        "(barrier below 2 %)",
-        _dense_is_stable,
-    ),
-    (_FRANKLE, "From a later step on, training is more stable (mean barrier)", _later_is_stabler),
-    (
-        _FRANKLE,
-        "A ticket matches the dense network (within 0.2) if it is stable, and only then",
-        _matches_where_stable,
-    ),
-    (
-        "Frankle et al., Ma et al.",
-        "Rewinding to an early step is better than to step 0 (mean gain of accuracy, less that of "
-        "the dense network)",
-        _rewinding,
-    ),
-    (
-        _MAENE,
-        "Large batches or a warm-up make tickets from step 0 more stable (mean barrier)",
-        _stabilised(_mean_barrier),
-    ),
-    (
-        _MAENE,
-        "With these, tickets from step 0 lose less accuracy against the dense network (mean drop)",
-        _stabilised(Found.mean_drop),
-    ),
-    (
-        _MAENE,
-        "The ticket of medium sparsity is linearly connected to the dense solution (barriers of "
-        "the trainings, below 2 %)",
-        _connected_to_dense,
-    ),
-    (_MAENE, "The sparsest is not", _sparsest_is_not),
-    (
-        _MAENE,
-        "Tickets train back to the region of the dense solution (angular distance, 1 if "
-        "orthogonal: below 0.5)",
-        _same_region,
-    ),
-    (
-        _MAENE,
-        "A ticket that is repelled from there loses accuracy, and more than a reinitialised one",
-        _repelled,
-    ),
-]
 
 
 def write(name, cases, seeds):
     """Writes the page and the plot; `cases` is `{name: Found}`."""
-    rows = [
-        (paper, text, *(claim(found) for found in cases.values())) for paper, text, claim in _CLAIMS
-    ]
-    lines = [*_head(seeds), "## Claims", "", *results.table(["paper", "claim", *cases], rows)]
+    lines = [*_head(seeds), "## Claims", "", *pages.claims_table(CLAIMS, cases)]
     lines += ["", *_notes(), "", f"![Barriers over sparsity]({name}.png)"]
     for case, found in cases.items():
         lines += ["", f"## {case}", "", *_about(found.plan), "", *_barrier_table(found)]
@@ -276,7 +78,7 @@ def _barrier_table(found):
             barriers = found.of("barrier", setting, level)
             row = [setting[0], f"{setting[1]:.0%}", f"{found.sparsity(level):.1%}"]
             row += [pages.spread(found.of("accuracy", setting, level)), pages.spread(barriers)]
-            row += [f"{sum(b < _STABLE for b in barriers)} of {len(barriers)}"]
+            row += [f"{sum(b < STABLE for b in barriers)} of {len(barriers)}"]
             row += [pages.spread(found.of("angle", setting, level))]
             for column in ("barrier_to_dense", "angle_to_dense"):
                 row += [pages.spread(found.of(column, setting, level)) if level else "–"]
@@ -299,10 +101,6 @@ def _repelled_table(found):
         for level in found.pruned
     ]
     return results.table(["training", "sparsity", *columns.values()], rows)
-
-
-def _listed(values):
-    return ", ".join(f"{value:.1f}" for value in values)
 
 
 def _plot(cases, path):
@@ -331,6 +129,6 @@ def _plot_column(axes, found, column):
         means = list(map(statistics.mean, values))
         axes.errorbar(levels, means, deviations, marker="o", capsize=3, label=label)
     if column != "accuracy":
-        axes.axhline(_STABLE, color="black", linestyle=":")
+        axes.axhline(STABLE, color="black", linestyle=":")
     axes.set_xticks(levels, [f"{found.sparsity(level):.1%}" for level in levels])
     axes.grid(alpha=0.3)

@@ -5,102 +5,25 @@ import statistics
 
 import numpy as np
 
-from rigl_tf import analysis
 from scripts import experiments, results
 from scripts.protocols import gradient_flow as protocol
 from scripts.protocols import pages
-
-_LARGER = 1.1  # a norm larger by this factor counts as larger, where noise would decide
-_NO_BARRIER = 2.0  # percentage points of test error
-_INSIDE = (protocol.COEFFICIENTS > -1e-9) & (protocol.COEFFICIENTS < 1 + 1e-9)
-
-
-def start_norm(row):
-    """The gradient norm before the first step."""
-    return pages.from_text(row["norms"])[0][1]
-
-
-def mean_norm(row):
-    """The mean gradient norm over the training, the first step left out."""
-    later = [norm for _, norm in pages.from_text(row["norms"])[1:]]
-    return statistics.mean(later) if later else start_norm(row)
-
-
-def changes(row):
-    """The relative change of the norm at each mask update."""
-    return [after / before - 1 for _, before, after in pages.from_text(row["updates"])]
-
-
-def barrier(row):
-    """The barrier of the test error on the line to the pruned network, in percentage points."""
-    return analysis.error_barrier(_errors(row)[_INSIDE])
-
-
-def negative_share(text):
-    """The share of a spectrum that is clearly below zero."""
-    _, _, *shares = map(float, text.split())
-    return sum(shares[: len(shares) // 2])
-
-
-def _errors(row):
-    return np.array(list(map(float, row["errors_to_pruned"].split())))
-
-
-def _gain(row):
-    """What the ensemble has over the mean of its networks, in percentage points."""
-    return row["ensemble_accuracy"] - statistics.mean(map(float, str(row["accuracies"]).split()))
-
-
-def _claims(network):
-    """The paper's claims, as functions; `network(name, init)` is a row of one case and seed."""
-    dense = network("pruned", "dense")
-    static, aware = network("static", "dense"), network("static", "neuron")
-    rigl, ticket = network("rigl", "dense"), network("ticket", "dense")
-    scratch = network("scratch", "dense")
-    return {
-        "Sparse networks have a poor gradient flow at initialisation: the norm is below the dense "
-        "network's": lambda: start_norm(static) < start_norm(dense),
-        "Sparsity-aware initialisation (per neuron) raises it": lambda: (
-            start_norm(aware) > start_norm(static)
-        ),
-        "… and static training with it is more accurate": lambda: (
-            aware["accuracy"] > static["accuracy"]
-        ),
-        "RigL has a better gradient flow during training than static masks": lambda: (
-            mean_norm(rigl) > mean_norm(static)
-        ),
-        "A mask update of RigL raises the norm, on average": lambda: (
-            statistics.mean(changes(rigl)) > 0
-        ),
-        "RigL is more accurate than static masks": lambda: rigl["accuracy"] > static["accuracy"],
-        "A ticket does not improve gradient flow: its norms are not above those of its masks on "
-        "new weights": lambda: mean_norm(ticket) <= _LARGER * mean_norm(scratch),
-        "A ticket is more accurate than its masks on new weights": lambda: (
-            ticket["accuracy"] > scratch["accuracy"]
-        ),
-        "A ticket starts and ends nearer to the pruned solution (cosine)": lambda: all(
-            ticket[f"{point}_cosine"] > scratch[f"{point}_cosine"] for point in ("start", "end")
-        ),
-        "A ticket ends in the basin of the pruned solution: no barrier": lambda: (
-            barrier(ticket) < _NO_BARRIER
-        ),
-        "… and its masks on new weights do not": lambda: barrier(scratch) >= _NO_BARRIER,
-        "A ticket re-learns the function of the pruned network: it disagrees with it less than "
-        "scratch, and than pruned networks with each other": lambda: (
-            ticket["pruned_disagreement"]
-            < min(scratch["pruned_disagreement"], dense["disagreement"])
-        ),
-        "The cost is novelty: tickets disagree with each other less than scratch trainings do, and "
-        "gain less by an ensemble": lambda: (
-            ticket["disagreement"] < scratch["disagreement"] and _gain(ticket) < _gain(scratch)
-        ),
-    }
+from scripts.protocols.gradient_flow_claims import (
+    LARGER,
+    NO_BARRIER,
+    barrier,
+    changes,
+    claims,
+    errors,
+    mean_norm,
+    start_norm,
+)
 
 
 def _verdicts(rows):
     outcomes = {}
     for of_one in _groups(rows):
-        for claim, holds in _claims(lambda *key, of_one=of_one: of_one.get(key)).items():
+        for claim, holds in claims(lambda *key, of_one=of_one: of_one.get(key)).items():
             outcomes.setdefault(claim, []).append(holds)
     complete = len(protocol.wanted(next(iter(protocol.CASES)), 0))
     whole = [len(of_one) == complete for of_one in _groups(rows)]
@@ -140,8 +63,8 @@ def lines(rows):
         *_verdicts(rows),
         "",
         "Counted are the cases and seeds of which all networks are trained. Norms over training "
-        f"count as above another if larger by {_LARGER - 1:.0%} in the claim about tickets; a "
-        f"barrier is {_NO_BARRIER:g} percentage points of test error above the mean of the ends.",
+        f"count as above another if larger by {LARGER - 1:.0%} in the claim about tickets; a "
+        f"barrier is {NO_BARRIER:g} percentage points of test error above the mean of the ends.",
         "",
         f"![Gradient norms, spectra, errors on the line]({protocol.NAME}.png)",
         "",
@@ -254,6 +177,12 @@ def _spectra(rows):
     ]
 
 
+def negative_share(text):
+    """The share of a spectrum that is clearly below zero."""
+    _, _, *shares = map(float, text.split())
+    return sum(shares[: len(shares) // 2])
+
+
 def _spectrum_section(rows):
     cells = []
     for row, point, text in _spectra(rows):
@@ -321,8 +250,8 @@ def _plot_spectra(axes, case, rows):
 
 def _plot_line(axes, case, rows):
     for name, found in _by_network(rows, case).items():
-        errors = [_errors(row) for row in found if row["errors_to_pruned"]]
-        if errors:
-            axes.plot(protocol.COEFFICIENTS, np.mean(errors, axis=0), label=name)
+        curves = [errors(row) for row in found if row["errors_to_pruned"]]
+        if curves:
+            axes.plot(protocol.COEFFICIENTS, np.mean(curves, axis=0), label=name)
     axes.set(title=case, xlabel="from the network (0) to the pruned one (1)")
     axes.set_ylabel("test error (%)")

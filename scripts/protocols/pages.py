@@ -3,7 +3,7 @@
 import pathlib
 import statistics
 
-from scripts import experiments
+from scripts import experiments, results
 from scripts.protocols import networks
 
 
@@ -87,6 +87,20 @@ def tally(outcomes):
     count = sum(map(bool, outcomes))
     text = {len(outcomes): "confirmed", 0: "not confirmed"}.get(count, "confirmed in part")
     return f"{text} ({count} of {len(outcomes)})"
+
+
+def claims_table(claims, cases):
+    """A table of claims and verdicts.
+
+    Args:
+        claims: List of triples: the paper, the claim, a function that gets a case and returns the
+            verdict.
+        cases: `{name: case}`, a column each.
+    """
+    rows = [
+        (paper, text, *(claim(found) for found in cases.values())) for paper, text, claim in claims
+    ]
+    return results.table(["paper", "claim", *cases], rows)
 
 
 def to_text(pairs):

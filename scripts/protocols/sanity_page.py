@@ -209,7 +209,7 @@ def plot(rows, path):
             right.set(title=case, xlabel="sparsity (%)", ylabel="test accuracy (%)")
             for axes in (left, right):
                 axes.grid(alpha=0.3)
-                axes.legend(fontsize="x-small", loc="lower left")
+                axes.legend(fontsize="x-small")
 
 
 def _plot_drops(axes, found):

@@ -20,7 +20,7 @@ from absl import flags
 import models
 import rigl_tf
 from rigl_tf import lottery
-from scripts.protocols import networks, pages, tickets_page
+from scripts.protocols import networks, pages, tickets_claims, tickets_page
 
 FLAGS = flags.FLAGS
 
@@ -143,7 +143,7 @@ def _ticket(plan, run, train, one_shot):
 def report(rows):
     rows = pages.complete(rows, KEY, wanted)
     found = {
-        case: tickets_page.Found(plan, [row for row in rows if row["case"] == case])
+        case: tickets_claims.Found(plan, [row for row in rows if row["case"] == case])
         for case, plan in CASES.items()
         if case in {row["case"] for row in rows}
     }

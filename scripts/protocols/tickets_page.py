@@ -1,194 +1,27 @@
-"""The page of `scripts.protocols.tickets`: claims, verdicts, accuracies and their plot."""
+"""The page of `scripts.protocols.tickets`: verdicts, accuracies and their plot."""
 
 import pathlib
 import statistics
 
 from absl import flags
 
-from rigl_tf import lottery
 from scripts import experiments, results
 from scripts.protocols import pages
+from scripts.protocols.tickets_claims import CLAIMS, CLEAR, SIMILAR, percents, redundancy
 
 FLAGS = flags.FLAGS
-
-_SIMILAR = _CLEAR = 0.5
-_MATCHING = 0.2
-
-
-class Found:
-    """The accuracies of one case.
-
-    Attributes:
-        plan: Its `Plan`.
-        judged: The compared levels whose sparsity is not trivial.
-        sparsities: `{level: sparsity}`.
-    """
-
-    def __init__(self, plan, rows):
-        self.plan = plan
-        self._accuracies = {}
-        self.sparsities = {}
-        for row in rows:
-            key = row["kind"], row["level"], row["learning_rate"]
-            self._accuracies.setdefault(key, []).append(row["accuracy"])
-            self.sparsities[row["level"]] = row["sparsity"]
-        self.judged = [level for level in self.plan.compared if self.sparsities[level] >= 0.6]
-
-    def of(self, kind, level, rate):
-        """The accuracies of all seeds; `None` if that is not trained."""
-        if kind == "dense":
-            kind, level = "LT-IMP", 0
-        return self._accuracies.get((kind, level, rate))
-
-    def best_rate(self, kind):
-        def mean(rate):
-            of_levels = [statistics.mean(self.of(kind, level, rate)) for level in self.judged]
-            return statistics.mean(of_levels)
-
-        return max(self.plan.learning_rates, key=mean)
-
-    def gaps(self, kind, other, rate=None):
-        """For each seed, by how much `kind` is better: the mean over the judged levels.
-
-        Each is taken at `rate`, or at the rate that is the best for it.
-        """
-        of_levels = [
-            [
-                a - b
-                for a, b in zip(
-                    self.of(kind, level, rate or self.best_rate(kind)),
-                    self.of(other, level, rate or self.best_rate(other)),
-                    strict=True,
-                )
-            ]
-            for level in self.judged
-        ]
-        return [statistics.mean(values) for values in zip(*of_levels, strict=True)]
-
-    def judge(self, way, level, rates=None):
-        """The `Verdict`, of all learning rates together or of some; `None` if RR is not trained."""
-        rates = rates or self.plan.learning_rates
-        kinds = ("dense", f"LT-{way}", f"RR-{way}")
-        of_rates = {rate: tuple(self.of(kind, level, rate) for kind in kinds) for rate in rates}
-        if None in of_rates[rates[0]]:
-            return None
-        small = max((self.of("small dense", level, rate) for rate in rates), key=statistics.mean)
-        sparsity = self.sparsities[level]
-        return lottery.judge_ticket(of_rates, sparsity, small, similar=_SIMILAR, clear=_CLEAR)
-
-    def prizes(self, names=("jackpot", "secondary")):
-        """The sparsities at which a ticket wins one of these."""
-        return [
-            self.sparsities[level]
-            for level in self.judged
-            if any(
-                verdict and verdict.verdict in names
-                for verdict in (self.judge(way, level) for way in ("IMP", "OMP"))
-            )
-        ]
-
-
-def _no_jackpot(found):
-    won = found.prizes(["jackpot"])
-    return pages.verdict(not won, f"jackpot at {_percents(won)}" if won else "none")
-
-
-def _iterative(found):
-    gaps = found.gaps("LT-IMP", "LT-OMP")
-    is_better = statistics.mean(gaps) > _CLEAR
-    return pages.verdict(is_better == found.plan.residual, pages.spread(gaps, sign="+"))
-
-
-def _learning_rate(found):
-    ticket, dense = found.best_rate("LT-IMP"), found.best_rate("dense")
-    is_small = ticket < dense
-    return pages.verdict(is_small == found.plan.residual, f"ticket {ticket}, dense {dense}")
-
-
-def _initialisation(found):
-    small, large = found.plan.learning_rates
-    gaps = found.gaps("LT-IMP", "RR-IMP", large)
-    seen = f"{pages.spread(gaps, sign='+')} at {large}"
-    if found.best_rate("LT-IMP") == small:
-        return pages.verdict(None, f"prefers {small}; {seen}")
-    return pages.verdict(statistics.mean(gaps) <= _CLEAR, seen)
-
-
-def _small_rate(found):
-    small, large = (found.gaps("LT-IMP", "RR-IMP", rate) for rate in found.plan.learning_rates)
-    seen = f"{pages.spread(small, sign='+')} against {pages.spread(large, sign='+')}"
-    return pages.verdict(statistics.mean(small) > statistics.mean(large), seen)
-
-
-def _matches(found):
-    rate = found.best_rate("LT-IMP")
-    dense = statistics.mean(found.of("dense", 0, rate))
-    matching = [
-        found.sparsities[level]
-        for level in found.judged
-        if round(dense - statistics.mean(found.of("LT-IMP", level, rate)), 6) <= _MATCHING
-    ]
-    seen = f"up to {_percents(matching[-1:])}" if matching else "at no sparsity"
-    return pages.verdict(max(matching, default=0) >= 0.8, seen)
-
-
-def _better_than(other):
-    def claim(found):
-        gaps = found.gaps("LT-IMP", other)
-        return pages.verdict(statistics.mean(gaps) > 0, pages.spread(gaps, sign="+"))
-
-    return claim
-
-
-_MA, _FRANKLE = "Ma et al.", "Frankle and Carbin"
-_CLAIMS = [
-    (_MA, "There is no jackpot ticket", _no_jackpot),
-    (
-        _MA,
-        "Guideline 1: iterative pruning is clearly better than one-shot in residual networks, and "
-        "in others it is not (LT-IMP − LT-OMP)",
-        _iterative,
-    ),
-    (
-        _MA,
-        "Guideline 2: tickets of residual networks prefer a smaller learning rate than the dense "
-        "network, others do not",
-        _learning_rate,
-    ),
-    (
-        _MA,
-        "Guideline 4: where a ticket prefers the large learning rate, its initial weights do not "
-        "matter (LT-IMP − RR-IMP is not clear)",
-        _initialisation,
-    ),
-    (
-        _MA,
-        "Initial weights matter more at the small learning rate (LT-IMP − RR-IMP)",
-        _small_rate,
-    ),
-    (
-        _FRANKLE,
-        f"Tickets of 80 % and more are as good as the dense network (within {_MATCHING})",
-        _matches,
-    ),
-    (_FRANKLE, "Tickets are better than reinitialised ones", _better_than("RR-IMP")),
-    (_FRANKLE, "Tickets are better than random ones", _better_than("random")),
-    (_FRANKLE, "Iterative pruning is better than one-shot", _better_than("LT-OMP")),
-]
-
-
-def _redundancy(cases):
-    pair = [cases.get("mnist_lenet_300_100"), cases.get("mnist_lenet5")]
-    if None in pair:
-        return pages.verdict(None, "it takes both networks on MNIST")
-    large, small = (max(found.prizes(), default=0.0) for found in pair)
-    seen = f"LeNet-300-100 {_percents([large])}, LeNet-5 {_percents([small])}"
-    return pages.verdict(large > small if large or small else None, seen)
 
 
 def write(name, cases, seeds):
     """Writes the page and the plot; `cases` is `{name: Found}`."""
-    lines = [*_head(seeds), "## Claims", "", *_claims_table(cases), "", *_other_claims(cases)]
+    lines = [
+        *_head(seeds),
+        "## Claims",
+        "",
+        *pages.claims_table(CLAIMS, cases),
+        "",
+        *_other_claims(cases),
+    ]
     lines += ["", f"![Accuracy over sparsity]({name}.png)"]
     for case, found in cases.items():
         lines += ["", f"## {case}", "", *_about(found.plan), "", *_verdict_table(found), ""]
@@ -196,13 +29,6 @@ def write(name, cases, seeds):
     experiments.write_page(name, lines, "scripts.lottery")
     if cases:
         _plot(cases, pathlib.Path(FLAGS.output_dir) / f"{name}.png")
-
-
-def _claims_table(cases):
-    rows = [
-        (paper, text, *(claim(found) for found in cases.values())) for paper, text, claim in _CLAIMS
-    ]
-    return results.table(["paper", "claim", *cases], rows)
 
 
 def _head(seeds):
@@ -222,7 +48,7 @@ def _head(seeds):
         "trained for as many epochs as the dense one, by SGD with Nesterov momentum 0.9 and a "
         "cosine decay.",
         "",
-        f'"Similar" is a drop of {_SIMILAR} at most, and "clear" a gap of more than {_CLEAR} '
+        f'"Similar" is a drop of {SIMILAR} at most, and "clear" a gap of more than {CLEAR} '
         "points, the paper's numbers for CIFAR-10; for MNIST it has none, and half a point is a "
         "lot there. The gaps in the table of claims are means over the sparsities from 60 % on, "
         "each kind of network at the learning rate that is the best for it unless said otherwise.",
@@ -233,7 +59,7 @@ def _head(seeds):
 def _other_claims(cases):
     return [
         "- Ma et al., guideline 3, the more redundant network keeps a prize up to a higher "
-        f"sparsity: {_redundancy(cases)}.",
+        f"sparsity: {redundancy(cases)}.",
         "- Ma et al., on large data sets OMP is better than IMP and a small learning rate is bad: "
         "not testable here (Tiny-ImageNet and ImageNet take days of two cores).",
         "- Ma et al., rewinding to early weights is better than to the first: see "
@@ -257,7 +83,7 @@ def _verdict_table(found):
     head = [f"{way}, {f'{rates[0]} alone' if rates else 'both rates'}" for way, rates in ways]
     rows = [
         [
-            _percents([found.sparsities[level]]),
+            percents([found.sparsities[level]]),
             *(_verdict_text(found.judge(way, level, rates)) for way, rates in ways),
         ]
         for level in found.judged
@@ -275,7 +101,7 @@ def _verdict_text(verdict):
 def _accuracy_table(found):
     kinds = ("LT-IMP", *found.plan.rivals)
     rows = [
-        [rate, _percents([found.sparsities[level]])]
+        [rate, percents([found.sparsities[level]])]
         + [_cell(found.of(kind, level, rate)) for kind in kinds]
         for rate in found.plan.learning_rates
         for level in sorted(found.sparsities)
@@ -285,10 +111,6 @@ def _accuracy_table(found):
 
 def _cell(values):
     return "–" if values is None else pages.spread(values)
-
-
-def _percents(shares):
-    return ", ".join(f"{100 * share:.1f} %" for share in shares)
 
 
 def _plot(cases, path):
@@ -313,7 +135,7 @@ def _plot_case(axes, found, rate):
         if kind != "small dense":
             lowest = min(lowest, *means)
     ticks = sorted(set(found.sparsities) - {0})
-    axes.set_xticks(ticks, [_percents([found.sparsities[level]]) for level in ticks])
+    axes.set_xticks(ticks, [percents([found.sparsities[level]]) for level in ticks])
     axes.set(xlabel="sparsity", ylim=(lowest - 1, None))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left", fontsize="small")
