@@ -162,7 +162,10 @@ def test_a_seed_counts_when_all_its_runs_are_done(given, tmp_path):
     page = page_of(tickets, rows[:-1], tmp_path)
     assert "over seeds [0]" in page
     assert "± " not in page.split("## Claims")[1]
-    assert pages.complete(rows[:-1], tickets.KEY, tickets.wanted) == rows[: len(rows) // 2]
+    assert (
+        pages.complete(rows[:-1], tickets.KEY, tickets.CASES, tickets.wanted)
+        == rows[: len(rows) // 2]
+    )
     of_other_epochs = [{**row, "epochs": 7} for row in rows]
     assert "over seeds []" in page_of(tickets, of_other_epochs, tmp_path)
 

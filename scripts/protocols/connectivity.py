@@ -273,7 +273,7 @@ def _text(errors):
 
 
 def report(rows):
-    rows = pages.complete(rows, KEY, wanted)
+    rows = pages.complete(rows, KEY, CASES, wanted)
     cases = {
         case: connectivity_claims.Found(plan, [row for row in rows if row["case"] == case])
         for case, plan in CASES.items()

@@ -161,4 +161,4 @@ def _correlation(before, after, masks=None):
 
 
 def report(rows):
-    pages.write(NAME, rows, {name: plan.case for name, plan in CASES.items()}, correlation_page)
+    pages.write(NAME, pages.complete(rows, KEY, CASES, wanted), correlation_page)

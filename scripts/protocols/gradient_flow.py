@@ -18,7 +18,7 @@ import numpy as np
 import rigl_tf
 from rigl_tf import analysis
 from rigl_tf.initializers import SparseVarianceScaling, initialize
-from scripts import experiments, methods
+from scripts import methods
 from scripts.protocols import networks, pages
 
 NAME = "lottery_gradient_flow"
@@ -258,6 +258,4 @@ def spectrum(case, model, weights):
 def report(rows):
     from scripts.protocols import gradient_flow_page
 
-    rows = pages.current(rows, CASES)
-    experiments.write_page(NAME, gradient_flow_page.lines(rows), "scripts.lottery")
-    gradient_flow_page.plot(rows)
+    pages.write(NAME, pages.complete(rows, KEY, CASES, wanted), gradient_flow_page)

@@ -43,47 +43,43 @@ def _gain(row):
     return row["ensemble_accuracy"] - statistics.mean(map(float, str(row["accuracies"]).split()))
 
 
-def claims(network):
-    """The paper's claims, as functions; `network(name, init)` is a row of one case and seed."""
-    dense = network("pruned", "dense")
-    static, aware = network("static", "dense"), network("static", "neuron")
-    rigl, ticket = network("rigl", "dense"), network("ticket", "dense")
-    scratch = network("scratch", "dense")
+def claims(of_one):
+    """Whether the paper's claims hold; `of_one` is `{(network, init): row}` of a case and seed."""
+    dense = of_one["pruned", "dense"]
+    static, aware = of_one["static", "dense"], of_one["static", "neuron"]
+    rigl, ticket = of_one["rigl", "dense"], of_one["ticket", "dense"]
+    scratch = of_one["scratch", "dense"]
     return {
         "Sparse networks have a poor gradient flow at initialisation: the norm is below the dense "
-        "network's": lambda: start_norm(static) < start_norm(dense),
-        "Sparsity-aware initialisation (per neuron) raises it": lambda: (
+        "network's": start_norm(static) < start_norm(dense),
+        "Sparsity-aware initialisation (per neuron) raises it": (
             start_norm(aware) > start_norm(static)
         ),
-        "… and static training with it is more accurate": lambda: (
-            aware["accuracy"] > static["accuracy"]
-        ),
-        "RigL has a better gradient flow during training than static masks": lambda: (
+        "… and static training with it is more accurate": aware["accuracy"] > static["accuracy"],
+        "RigL has a better gradient flow during training than static masks": (
             mean_norm(rigl) > mean_norm(static)
         ),
-        "A mask update of RigL raises the norm, on average": lambda: (
-            statistics.mean(changes(rigl)) > 0
-        ),
-        "RigL is more accurate than static masks": lambda: rigl["accuracy"] > static["accuracy"],
+        "A mask update of RigL raises the norm, on average": statistics.mean(changes(rigl)) > 0,
+        "RigL is more accurate than static masks": rigl["accuracy"] > static["accuracy"],
         "A ticket does not improve gradient flow: its norms are not above those of its masks on "
-        "new weights": lambda: mean_norm(ticket) <= LARGER * mean_norm(scratch),
-        "A ticket is more accurate than its masks on new weights": lambda: (
+        "new weights": mean_norm(ticket) <= LARGER * mean_norm(scratch),
+        "A ticket is more accurate than its masks on new weights": (
             ticket["accuracy"] > scratch["accuracy"]
         ),
-        "A ticket starts and ends nearer to the pruned solution (cosine)": lambda: all(
+        "A ticket starts and ends nearer to the pruned solution (cosine)": all(
             ticket[f"{point}_cosine"] > scratch[f"{point}_cosine"] for point in ("start", "end")
         ),
-        "A ticket ends in the basin of the pruned solution: no barrier": lambda: (
+        "A ticket ends in the basin of the pruned solution: no barrier": (
             barrier(ticket) < NO_BARRIER
         ),
-        "… and its masks on new weights do not": lambda: barrier(scratch) >= NO_BARRIER,
+        "… and its masks on new weights do not": barrier(scratch) >= NO_BARRIER,
         "A ticket re-learns the function of the pruned network: it disagrees with it less than "
-        "scratch, and than pruned networks with each other": lambda: (
+        "scratch, and than pruned networks with each other": (
             ticket["pruned_disagreement"]
             < min(scratch["pruned_disagreement"], dense["disagreement"])
         ),
         "The cost is novelty: tickets disagree with each other less than scratch trainings do, and "
-        "gain less by an ensemble": lambda: (
+        "gain less by an ensemble": (
             ticket["disagreement"] < scratch["disagreement"] and _gain(ticket) < _gain(scratch)
         ),
     }

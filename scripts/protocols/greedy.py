@@ -14,7 +14,6 @@ import keras
 import numpy as np
 
 from rigl_tf import lottery
-from scripts import experiments
 from scripts.protocols import networks, pages
 
 NAME = "lottery_greedy"
@@ -169,6 +168,4 @@ def _baseline(model, measure, method, num_units, seed):
 def report(rows):
     from scripts.protocols import greedy_page
 
-    rows = pages.current(rows, CASES)
-    experiments.write_page(NAME, greedy_page.lines(rows), "scripts.lottery")
-    greedy_page.plot(rows)
+    pages.write(NAME, pages.complete(rows, KEY, CASES, wanted), greedy_page)

@@ -1,10 +1,8 @@
 """The page and the plot of the greedy selection."""
 
-import pathlib
-
 import numpy as np
 
-from scripts import experiments, results
+from scripts import results
 from scripts.protocols import greedy, pages
 
 # The smallest relative discrepancy that counts: below it is rounding.
@@ -214,10 +212,9 @@ def _stopped_short(rows):
     return ["", "The selection ended before (no step helped, or too many): " + "; ".join(texts)]
 
 
-def plot(rows):
+def plot(rows, path):
     """For each case: the local and the global discrepancy, and the accuracy after fine-tuning."""
     cases = [case for case in greedy.CASES if any(row["case"] == case for row in rows)]
-    path = pathlib.Path(experiments.FLAGS.output_dir) / f"{greedy.NAME}.png"
     size = {"figsize": (14, 3.8 * len(cases)), "squeeze": False}
     with results.figure(path, nrows=len(cases), ncols=3, **size) as grid:
         for case, axes in zip(cases, grid, strict=True):

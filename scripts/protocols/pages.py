@@ -12,39 +12,27 @@ def setting(case):
     return {"epochs": case.epochs, "examples": len(networks.data_of(case).x_train)}
 
 
-def current(rows, cases):
-    """The rows whose epochs and examples are those of the flags; `cases` is `{name: Case}`."""
-    found = []
-    for name in {row["case"] for row in rows} & cases.keys():
-        columns = setting(cases[name])
-        found += [
-            row
-            for row in rows
-            if row["case"] == name and all(row[key] == columns[key] for key in columns)
-        ]
-    return sorted(found, key=lambda row: (list(cases).index(row["case"]), row["seed"]))
-
-
-def complete(rows, key, wanted):
+def complete(rows, key, cases, wanted):
     """The rows of those cases and seeds of which every run is done, with the flags as they are.
 
     Args:
         rows: List of dictionaries.
         key: Names of the columns that make a run; `case` and `seed` are among them.
+        cases: The names of all cases, in the order that they get.
         wanted: Function `wanted(case, seed)`, the runs.
     """
     done = {tuple(row[name] for name in key): row for row in rows}
     found = []
-    for case, seed in dict.fromkeys((row["case"], row["seed"]) for row in rows):
+    pairs = {(row["case"], row["seed"]) for row in rows}
+    for case, seed in sorted(pairs, key=lambda pair: (list(cases).index(pair[0]), pair[1])):
         keys = [tuple(run[name] for name in key) for run in wanted(case, seed)]
         if all(key in done for key in keys):
             found += [done[key] for key in keys]
     return found
 
 
-def write(name, rows, cases, page):
+def write(name, rows, page):
     """Writes the page and the plot of a module with `lines(rows)` and `plot(rows, path)`."""
-    rows = current(rows, cases)
     experiments.write_page(name, page.lines(rows), "scripts.lottery")
     if rows:
         page.plot(rows, pathlib.Path(networks.FLAGS.output_dir) / f"{name}.png")

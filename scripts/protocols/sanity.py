@@ -155,7 +155,7 @@ def run(run):
 
 
 def report(rows):
-    pages.write(NAME, rows, {name: plan.case for name, plan in CASES.items()}, sanity_page)
+    pages.write(NAME, pages.complete(rows, KEY, CASES, wanted), sanity_page)
 
 
 def _find(plan, run, model, pair):

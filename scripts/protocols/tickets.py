@@ -141,7 +141,7 @@ def _ticket(plan, run, train, one_shot):
 
 
 def report(rows):
-    rows = pages.complete(rows, KEY, wanted)
+    rows = pages.complete(rows, KEY, CASES, wanted)
     found = {
         case: tickets_claims.Found(plan, [row for row in rows if row["case"] == case])
         for case, plan in CASES.items()
