@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import rigl_tf
 from rigl_tf import analysis
+from scripts import strategies
 
 layers = keras.layers
 
@@ -273,5 +274,8 @@ def test_bad_arguments_of_train_bezier():
         train(data=[1])
     with pytest.raises(ValueError, match="`data` must have a batch at least"):
         train(data=EYE.take(0))
+    scope = strategies.mirrored("CPU").scope()
+    with scope, pytest.raises(ValueError, match=r"one device.*the scope of MirroredStrategy"):
+        train()
     with pytest.raises(ValueError, match=r"`control_points\[0\]` must be the weights"):
         analysis.interpolate(model, column(0, 0), column(1, 1), len, control_points=[column(1)])

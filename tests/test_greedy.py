@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import models
 import rigl_tf
@@ -10,6 +11,7 @@ from rigl_tf import lottery
 from rigl_tf.lottery import Selection, keep_units, select_units
 from rigl_tf.lottery.imitation import GlobalImitation
 from rigl_tf.lottery.units import link_of
+from scripts import strategies
 
 layers = keras.layers
 
@@ -429,6 +431,18 @@ def test_selections_of_other_layers_are_refused(units, weights):
     selection = Selection(np.array(units, int), np.array(weights), [0.0], [len(units)])
     with pytest.raises(ValueError, match="A selection must be that of its layer"):
         keep_units(chain_with(), {"hidden": selection})
+
+
+@pytest.mark.parametrize("imitate", ["local", "global"])
+def test_within_the_scope_of_a_strategy(imitate):
+    def select(strategy):
+        keras.utils.set_random_seed(0)
+        with strategy.scope():
+            return select_units(dense_chain(), "hidden", normal(20, 5), 3, imitate=imitate)
+
+    one, two = map(select, (tf.distribute.get_strategy(), strategies.mirrored("CPU")))
+    np.testing.assert_array_equal(two.units, one.units)
+    np.testing.assert_allclose(two.weights, one.weights, rtol=1e-5)
 
 
 def test_selections_have_public_names():

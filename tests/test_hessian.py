@@ -1,5 +1,7 @@
 """Tests of `rigl_tf.analysis.hessian`: Hessians that are known by hand, and by differences."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import tensorflow as tf
 
 import rigl_tf
 from rigl_tf import analysis
+from scripts import strategies
 
 layers = keras.layers
 
@@ -183,3 +186,14 @@ def test_lanczos_stops_when_the_space_is_closed():
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=f"Received: {message}"):
         call()
+
+
+@pytest.mark.parametrize("within_scope", [False, True])
+def test_two_replicas(within_scope):
+    strategy = strategies.mirrored("CPU")
+    with strategy.scope():
+        model = linear()
+    inputs = np.column_stack([X[:, active_of(model)[:, 0]], np.ones(12)])
+    with strategy.scope() if within_scope else contextlib.nullcontext():
+        got = analysis.hessian(model, (X, Y), "mse")
+    np.testing.assert_allclose(got, 2 / 12 * inputs.T @ inputs, rtol=1e-5, atol=1e-6)

@@ -167,8 +167,9 @@ def train_bezier(
         `control_points` of `interpolate`.
 
     Raises:
-        ValueError: If an argument is out of its range, `data` is no data set or empty, or weights
-            or masks are not those of such a model.
+        ValueError: If an argument is out of its range, `data` is no data set or empty, weights or
+            masks are not those of such a model, or it is called within the scope of a
+            `tf.distribute.Strategy`.
 
     Example:
 
@@ -181,6 +182,11 @@ def train_bezier(
     """
     start = check_weights(model, "start", start)
     end = check_weights(model, "end", end)
+    if tf.distribute.in_cross_replica_context():
+        raise ValueError(
+            "`train_bezier` trains on one device. Received: a call within the scope of "
+            f"{type(tf.distribute.get_strategy()).__name__}"
+        )
     if not isinstance(data, tf.data.Dataset):
         raise ValueError(f"`data` must be a `tf.data.Dataset` of batches. Received: {type(data)}")
     check_integers(1, steps=steps)

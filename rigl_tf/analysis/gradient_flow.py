@@ -1,12 +1,14 @@
 """Gradient flow: how large the gradients of the active connections are, and how updates move it."""
 
 import contextlib
+import functools
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
 from rigl_tf import masks
+from rigl_tf.analysis.replicas import on_a_replica
 from rigl_tf.checks import check_integers
 from rigl_tf.optimizers import SparseOptimizer
 from rigl_tf.optimizers.slots import optimizers_within
@@ -167,7 +169,8 @@ class _Measure:
         self._data = batches(data)
         self._loss = keras.losses.get(loss)
         self._weights = masks.by_path(model.trainable_variables)
-        self._gradients = tf.function(self._on_a_replica, reduce_retracing=True)
+        gradients = functools.partial(on_a_replica, self._gradients_of_batch)
+        self._gradients = tf.function(gradients, reduce_retracing=True)
 
     def __call__(self):
         with untouched_state(self._model):
@@ -182,14 +185,6 @@ class _Measure:
             for path, gradient in zip(self._weights, sums, strict=True)
         }
         return GradientNorms(float(tf.norm(list(by_weight.values()))), by_weight)
-
-    def _on_a_replica(self, inputs, targets):
-        if not tf.distribute.in_cross_replica_context():
-            return self._gradients_of_batch(inputs, targets)
-        # In the scope of a strategy variables have gradients only on replicas; all do the same.
-        strategy = tf.distribute.get_strategy()
-        gradients = strategy.run(self._gradients_of_batch, (inputs, targets))
-        return [strategy.experimental_local_results(each)[0] for each in gradients]
 
     def _gradients_of_batch(self, inputs, targets):
         values = [weight.value for weight in self._weights.values()]

@@ -1,5 +1,6 @@
 """The Hessian of the loss with respect to what a sparse network trains, and its spectrum."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from rigl_tf import masks
 from rigl_tf.analysis.gradient_flow import batches
+from rigl_tf.analysis.replicas import on_a_replica
 from rigl_tf.checks import check_integers
 
 
@@ -181,7 +183,7 @@ class _Hessian:
                 "A Hessian needs a built model with trainable weights. "
                 f"Received: model={model.name!r}, without"
             )
-        self._product = tf.function(self._product_of_batch)
+        self._product = tf.function(functools.partial(on_a_replica, self._product_of_batch))
 
     def times(self, vector):
         """The product with a vector, in float64."""

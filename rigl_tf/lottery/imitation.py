@@ -7,6 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from rigl_tf.analysis.replicas import on_a_replica
+
 # Of the units that a first-order approximation ranks highest, so many are evaluated exactly.
 _NUM_EXACT = 5
 
@@ -70,18 +72,28 @@ class GlobalImitation:
 
         targets = outputs() if targets is None else tf.convert_to_tensor(targets)
 
+        def scale(shares):
+            variable.assign(tf.reshape(scaled * shares[:, tf.newaxis], shape))
+
+        def mean_loss():
+            return tf.reduce_mean(loss(targets, outputs()))
+
+        def kernel_gradient():
+            with tf.GradientTape() as tape:
+                tape.watch(variable.value)
+                result = mean_loss()
+            return tape.gradient(result, variable.value)
+
         @tf.function
         def value(shares):
-            variable.assign(tf.reshape(scaled * shares[:, tf.newaxis], shape))
-            return tf.reduce_mean(loss(targets, outputs()))
+            scale(shares)
+            return mean_loss()
 
         @tf.function
         def gradient(shares):
-            with tf.GradientTape() as tape:
-                tape.watch(variable.value)
-                result = value(shares)
-            by_kernel = tape.gradient(result, variable.value)
-            return tf.reduce_sum(tf.reshape(by_kernel, scaled.shape) * scaled, axis=(0, 2))
+            scale(shares)
+            by_kernel = tf.reshape(on_a_replica(kernel_gradient), scaled.shape)
+            return tf.reduce_sum(by_kernel * scaled, axis=(0, 2))
 
         self._value = lambda shares: float(value(tf.constant(shares, dtype)))
         self._gradient = lambda shares: gradient(tf.constant(shares, dtype)).numpy()
