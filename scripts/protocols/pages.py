@@ -23,11 +23,11 @@ def complete(rows, key, cases, wanted):
     """
     done = {tuple(row[name] for name in key): row for row in rows}
     found = []
-    pairs = {(row["case"], row["seed"]) for row in rows}
-    for case, seed in sorted(pairs, key=lambda pair: (list(cases).index(pair[0]), pair[1])):
-        keys = [tuple(run[name] for name in key) for run in wanted(case, seed)]
-        if all(key in done for key in keys):
-            found += [done[key] for key in keys]
+    for case in cases:
+        for seed in sorted({row["seed"] for row in rows if row["case"] == case}):
+            keys = [tuple(run[name] for name in key) for run in wanted(case, seed)]
+            if all(key in done for key in keys):
+                found += [done[key] for key in keys]
     return found
 
 
