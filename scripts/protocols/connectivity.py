@@ -279,4 +279,4 @@ def report(rows):
         for case, plan in CASES.items()
         if case in {row["case"] for row in rows}
     }
-    connectivity_page.write(NAME, cases, sorted({row["seed"] for row in rows}))
+    connectivity_page.write(NAME, cases, pages.seeds(rows))

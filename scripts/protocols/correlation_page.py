@@ -110,7 +110,7 @@ def lines(rows):
         [claim, *(pages.tally(outcomes(of)) for of in cases.values())]
         for claim, outcomes in _CLAIMS.items()
     ]
-    seeds = sorted({row["seed"] for row in rows})
+    seeds = pages.seeds(rows)
     introduction = _INTRODUCTION.format(seeds=seeds, p=P, weak=_WEAK, similar=_SIMILAR)
     page = [*introduction.splitlines(), "", *results.table(["claim", *cases], claims), ""]
     page += [*_READING.splitlines(), ""]

@@ -73,7 +73,7 @@ def lines(rows):
 
 
 def _protocol(rows):
-    seeds = sorted({row["seed"] for row in rows})
+    seeds = pages.seeds(rows)
     epochs = " or ".join(str(number) for number in sorted({row["epochs"] for row in rows}))
     runs = protocol.NUM_RUNS
     return [

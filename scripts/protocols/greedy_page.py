@@ -44,7 +44,7 @@ def curves(rows, method, objective):
 
 
 def lines(rows):
-    seeds = sorted({row["seed"] for row in rows})
+    seeds = pages.seeds(rows)
     return [
         "# Greedy forward selection: how few units do what all did",
         "",

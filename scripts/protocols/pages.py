@@ -38,6 +38,23 @@ def write(name, rows, page):
         page.plot(rows, pathlib.Path(networks.FLAGS.output_dir) / f"{name}.png")
 
 
+def seeds(rows):
+    """The seeds of the rows, as text; of each case, if they are not the same.
+
+    Example:
+
+    >>> seeds([{"case": "a", "seed": 0}, {"case": "a", "seed": 1}, {"case": "b", "seed": 0}])
+    '[0, 1] (a), [0] (b)'
+    """
+    found = {}
+    for row in rows:
+        found.setdefault(row["case"], set()).add(row["seed"])
+    texts = {case: str(sorted(of_case)) for case, of_case in found.items()}
+    if len(set(texts.values())) > 1:
+        return ", ".join(f"{text} ({case})" for case, text in texts.items())
+    return next(iter(texts.values()), "[]")
+
+
 def spread(values, digits=2, sign=""):
     """Mean ± standard deviation of those values that there are; of one value itself alone."""
     values = [value for value in values if value not in ("", None)]

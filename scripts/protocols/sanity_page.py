@@ -117,7 +117,7 @@ def lines(rows):
         [claim, *(pages.tally(outcomes(found)) for found in cases.values())]
         for claim, outcomes in _CLAIMS.items()
     ]
-    text = _INTRODUCTION.format(seeds=sorted({row["seed"] for row in rows}), threshold=_THRESHOLD)
+    text = _INTRODUCTION.format(seeds=pages.seeds(rows), threshold=_THRESHOLD)
     page = [*text.splitlines(), "", *results.table(["claim", *cases], claims), ""]
     page += [*_READING.splitlines(), ""]
     page += ["![By how much accuracies drop, and accuracy over sparsity](lottery_sanity.png)"]

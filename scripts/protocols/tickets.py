@@ -147,4 +147,4 @@ def report(rows):
         for case, plan in CASES.items()
         if case in {row["case"] for row in rows}
     }
-    tickets_page.write(NAME, found, sorted({row["seed"] for row in rows}))
+    tickets_page.write(NAME, found, pages.seeds(rows))
