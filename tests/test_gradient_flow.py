@@ -79,9 +79,10 @@ class Kernels(keras.callbacks.Callback):
         return self.model.trainable_weights[0].numpy(), mask
 
 
-def fit(model, optimizer, callbacks, **arguments):
+def fit(model, optimizer, callbacks, epochs=2, **arguments):
     model.compile(optimizer, "mse", **arguments)
-    return model.fit(X, Y, batch_size=2, epochs=2, shuffle=False, verbose=0, callbacks=callbacks)
+    fit_arguments = {"batch_size": 2, "epochs": epochs, "shuffle": False, "verbose": 0}
+    return model.fit(X, Y, callbacks=callbacks, **fit_arguments)
 
 
 @pytest.mark.parametrize("around", [lambda inner: inner, optimizers.LossScaleOptimizer])
@@ -102,11 +103,12 @@ def test_norms_before_and_after_updates(around):
     assert history["gradient_norm"] == [norm(0), norm(4)]
 
 
+@pytest.mark.parametrize("loss", ["mse", keras.losses.MeanSquaredError()])
 @pytest.mark.parametrize("fit_within_scope", [False, True])
-def test_two_replicas(fit_within_scope):
+def test_two_replicas(fit_within_scope, loss):
     def norms(strategy):
         keras.utils.set_random_seed(0)
-        flow = analysis.GradientFlow((X, Y), every=4)
+        flow = analysis.GradientFlow((X, Y), loss, every=4)
         with strategy.scope():
             model = linear()
             optimizer = rigl_tf.RigL(optimizers.SGD(0.1), 7, update_frequency=3)
@@ -159,10 +161,45 @@ def test_training_is_not_disturbed():
         np.testing.assert_array_equal(one, other)
 
 
+def test_updates_of_steps_that_overflow_come_later():
+    steps = optimizers.LossScaleOptimizer(
+        rigl_tf.RigL(optimizers.SGD(0.1), 7, update_frequency=2), 2.0**14, dynamic_growth_steps=1
+    )
+    model = linear(dtype="mixed_float16")
+    flow = analysis.GradientFlow((X, Y))
+    fit(model, steps, [flow], epochs=3)
+    assert int(steps.inner_optimizer.step) < 12  # some did overflow
+    assert [step for step, *_ in flow.updates] == [2, 4, 6]
+
+
+def test_a_step_of_several_batches_is_measured_once():
+    flow = analysis.GradientFlow((X, Y), every=1)
+    fit(linear(), optimizers.SGD(0.1, gradient_accumulation_steps=4), [flow], epochs=2)
+    assert [step for step, _ in flow.history] == [0, 1]
+
+
+def test_several_outputs():
+    inputs = keras.Input((6,))
+    outputs = {name: layers.Dense(3, name=name)(inputs) for name in "ab"}
+    model = rigl_tf.sparsify(keras.Model(inputs, outputs), 0.5)
+
+    def loss(targets, outputs):
+        return sum(tf.reduce_mean((targets[k] - outputs[k]) ** 2) for k in "ab")
+
+    targets = {"a": Y, "b": Y[::-1]}
+    got = analysis.gradient_norms(model, (X, targets), loss).by_weight
+    masks = rigl_tf.get_masks(model)
+    for path, kernel in zip(masks, model.trainable_weights[::2], strict=True):
+        y = targets[path.split("/")[-2]]
+        want = np.linalg.norm(gradient_of(kernel.numpy(), y=y) * masks[path])
+        assert got[path] == pytest.approx(want, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: analysis.gradient_norms(linear(), [], "mse"), "none"),
+        (lambda: analysis.gradient_norms(linear(), (X, Y), None), "loss=None"),
         (lambda: analysis.gradient_norms(linear(), [X], "mse"), "a batch of type ndarray"),
         (lambda: analysis.gradient_norms(keras.Sequential(), (X, Y), "mse"), "model='seq"),
         (lambda: analysis.GradientFlow((X, Y), every=0), "every=0"),

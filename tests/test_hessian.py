@@ -166,6 +166,15 @@ def test_lanczos_stops_when_the_space_is_closed():
     np.testing.assert_allclose(density.values, [0.5, 2.0], rtol=1e-5)
 
 
+def test_a_recurrent_network_that_keeps_its_state():
+    model = keras.Sequential(
+        [keras.Input((3, 2), batch_size=4), layers.SimpleRNN(3, stateful=True), layers.Dense(1)]
+    )
+    data = (np.ones((4, 3, 2), "float32"), np.ones((4, 1), "float32"))
+    first = analysis.hessian(model, data, "mse")
+    np.testing.assert_array_equal(analysis.hessian(model, data, "mse"), first)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -179,6 +188,8 @@ def test_lanczos_stops_when_the_space_is_closed():
             "model=.* without",
         ),
         (lambda: analysis.hessian(linear(), (X * np.inf, Y), "mse"), "model=.* whose"),
+        (lambda: analysis.hessian(linear(), (X, Y), "mse", max_size=None), "max_size=None"),
+        (lambda: analysis.hessian_density(linear(), (X, Y), "mse", seed=0.5), "seed=0.5"),
         (lambda: analysis.hessian_density(linear(), (X, Y), "mse", num_steps=0), "num_steps=0"),
         (lambda: analysis.hessian_density(linear(), (X, Y), "mse", num_probes=0), "num_probes=0"),
     ],
@@ -188,12 +199,13 @@ def test_bad_arguments(call, message):
         call()
 
 
+@pytest.mark.parametrize("loss", ["mse", keras.losses.MeanSquaredError()])
 @pytest.mark.parametrize("within_scope", [False, True])
-def test_two_replicas(within_scope):
+def test_two_replicas(within_scope, loss):
     strategy = strategies.mirrored("CPU")
     with strategy.scope():
         model = linear()
     inputs = np.column_stack([X[:, active_of(model)[:, 0]], np.ones(12)])
     with strategy.scope() if within_scope else contextlib.nullcontext():
-        got = analysis.hessian(model, (X, Y), "mse")
+        got = analysis.hessian(model, (X, Y), loss)
     np.testing.assert_allclose(got, 2 / 12 * inputs.T @ inputs, rtol=1e-5, atol=1e-6)

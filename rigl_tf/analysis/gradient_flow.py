@@ -1,6 +1,5 @@
 """Gradient flow: how large the gradients of the active connections are, and how updates move it."""
 
-import contextlib
 import functools
 from typing import NamedTuple
 
@@ -8,8 +7,8 @@ import keras
 import tensorflow as tf
 
 from rigl_tf import masks
-from rigl_tf.analysis.replicas import on_a_replica
 from rigl_tf.checks import check_integers
+from rigl_tf.objective import batches, mean_loss, on_a_replica, untouched_state
 from rigl_tf.optimizers import SparseOptimizer
 from rigl_tf.optimizers.slots import optimizers_within
 
@@ -39,15 +38,18 @@ def gradient_norms(model, data, loss):
 
     Args:
         model: A built `keras.Model`, sparse or dense.
-        data: A pair `(inputs, targets)`, or an iterable of such batches.
-        loss: A Keras loss, its name, or a function of targets and outputs.
+        data: A pair `(inputs, targets)`, or an iterable of such batches. With `mixed_float16`,
+            small gradients of a mean over thousands of examples become 0: give smaller batches.
+        loss: A Keras loss, its name, or a function of targets and outputs; it is averaged over the
+            examples. Of a model with several outputs, a function of all of them.
 
     Returns:
         A named pair: `total`, the norm of all gradients together; `by_weight`, the norm of each
         trainable weight, `{path: norm}`.
 
     Raises:
-        ValueError: If `data` is empty or holds no pairs, or the model has no trainable weight.
+        ValueError: If `data` is empty, endless or holds no pairs, the loss is none, or the model
+            has no trainable weight.
 
     Example:
 
@@ -56,7 +58,7 @@ def gradient_norms(model, data, loss):
     >>> gradient_norms(model, (np.array([[3.0, 4.0]]), np.array([[0.5]])), "mse").total
     5.0
     """
-    return _Measure(model, data, loss)()
+    return _Measure(model, batches(data), loss)()
 
 
 class GradientFlow(keras.callbacks.Callback):
@@ -124,23 +126,27 @@ class GradientFlow(keras.callbacks.Callback):
         self._sparse = sparse[0] if sparse else None
         loss = self.model.loss if self._loss is None else self._loss
         self._measure = _Measure(self.model, self._data, loss)
+        self._last_step = None
 
     def on_train_batch_begin(self, batch, logs=None):
         step = self._step()
+        is_new = step != self._last_step  # it stands still while gradients are accumulated
+        is_regular = is_new and not step % self._every
         is_update = self._around_updates and self._is_update(step)
-        if not is_update and step % self._every:
+        self._last_step = step
+        if not is_update and not is_regular:
             return
         norms = self._measure()
-        if not step % self._every:
+        if is_regular:
             self.history.append((step, norms))
         if is_update:
             self._before = norms
 
     def on_train_batch_end(self, batch, logs=None):
-        if self._before is not None:
-            # One step back: it is the update's own.
-            self.updates.append((self._step() - 1, self._before, self._measure()))
-            self._before = None
+        # A step that overflows in float16 is no step, and its update is still to come.
+        if self._before is not None and self._step() > self._last_step:
+            self.updates.append((self._last_step, self._before, self._measure()))
+        self._before = None
 
     def on_epoch_end(self, epoch, logs=None):
         if logs is not None and self.history:
@@ -157,7 +163,7 @@ class GradientFlow(keras.callbacks.Callback):
 
 
 class _Measure:
-    """The gradient norms of one model on one set of data, as a function to call again."""
+    """The gradient norms of one model on some batches, as a function to call again."""
 
     def __init__(self, model, data, loss):
         if not model.trainable_variables:
@@ -166,8 +172,8 @@ class _Measure:
                 f"Received: model={model.name!r}, without"
             )
         self._model = model
-        self._data = batches(data)
-        self._loss = keras.losses.get(loss)
+        self._data = data
+        self._mean_loss = mean_loss(loss)
         self._weights = masks.by_path(model.trainable_variables)
         gradients = functools.partial(on_a_replica, self._gradients_of_batch)
         self._gradients = tf.function(gradients, reduce_retracing=True)
@@ -175,10 +181,8 @@ class _Measure:
     def __call__(self):
         with untouched_state(self._model):
             sums = [tf.zeros(weight.shape, weight.dtype) for weight in self._weights.values()]
-            num = sum(len(targets) for _, targets in self._data)
-            for inputs, targets in self._data:
+            for inputs, targets, share in self._data:
                 found = self._gradients(inputs, targets)
-                share = len(targets) / num
                 sums = [total + share * each for total, each in zip(sums, found, strict=True)]
         by_weight = {
             path: float(tf.norm(tf.cast(gradient, tf.float32)))
@@ -189,8 +193,8 @@ class _Measure:
     def _gradients_of_batch(self, inputs, targets):
         values = [weight.value for weight in self._weights.values()]
         with tf.GradientTape() as tape:
-            mean_loss = tf.reduce_mean(self._loss(targets, self._model(inputs, training=True)))
-        gradients = tape.gradient(mean_loss, values, unconnected_gradients="zero")
+            loss = self._mean_loss(targets, self._model(inputs, training=True))
+        gradients = tape.gradient(loss, values, unconnected_gradients="zero")
         pairs = zip(gradients, self._weights.values(), strict=True)
         return [active_only(tf.convert_to_tensor(each), weight) for each, weight in pairs]
 
@@ -199,35 +203,3 @@ def active_only(values, weight):
     """`values` of a weight, zero where the connections of a sparse kernel are inactive."""
     mask = masks.mask_of(weight)
     return values if mask is None else masks.masked(values, mask)
-
-
-def batches(data):
-    """`data`, a pair `(inputs, targets)` or an iterable of such batches, as a list of pairs.
-
-    Raises:
-        ValueError: If there is none, or something that is no such pair.
-    """
-    is_pair = isinstance(data, tuple) and len(data) == 2
-    found = [data] if is_pair else list(data)
-    for batch in found:
-        if not isinstance(batch, tuple) or len(batch) != 2:
-            raise ValueError(
-                "`data` must be a pair `(inputs, targets)` or batches that are such pairs. "
-                f"Received: a batch of type {type(batch).__name__}"
-            )
-    if not found:
-        raise ValueError("`data` must have a batch at least. Received: none")
-    return [(inputs, tf.convert_to_tensor(targets)) for inputs, targets in found]
-
-
-@contextlib.contextmanager
-def untouched_state(model):
-    """Gives moving statistics, seeds and the like their values back; masks never change here."""
-    of_masks = {id(masks.mask_of(k)) for k in masks.sparse_kernels(model).values()}
-    state = [each for each in model.non_trainable_variables if id(each) not in of_masks]
-    before = [tf.identity(each.value) for each in state]
-    try:
-        yield
-    finally:
-        for variable, value in zip(state, before, strict=True):
-            variable.assign(value)

@@ -4,14 +4,12 @@ import functools
 import math
 from typing import NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from rigl_tf import masks
-from rigl_tf.analysis.gradient_flow import batches
-from rigl_tf.analysis.replicas import on_a_replica
 from rigl_tf.checks import check_integers
+from rigl_tf.objective import batches, mean_loss, on_a_replica, untouched_state
 
 
 class SpectralDensity(NamedTuple):
@@ -43,14 +41,16 @@ def hessian(model, data, loss, max_size=6000):
     Args:
         model: A built `keras.Model`, sparse or dense.
         data: A pair `(inputs, targets)`, or an iterable of such batches.
-        loss: A Keras loss, its name, or a function of targets and outputs.
+        loss: A Keras loss, its name, or a function of targets and outputs; it is averaged over the
+            examples. Of a model with several outputs, a function of all of them.
         max_size: Integer, the number of rows that is not too large.
 
     Returns:
         A symmetric array of shape `(n, n)`, in float64.
 
     Raises:
-        ValueError: If the model is too large, or `data` is empty or holds no pairs.
+        ValueError: If the model is too large, `data` is empty, endless or holds no pairs, or the
+            loss is none.
 
     Example:
 
@@ -59,6 +59,7 @@ def hessian(model, data, loss, max_size=6000):
     array([[2., 4.],
            [4., 8.]])
     """
+    check_integers(1, max_size=max_size)
     second = _Hessian(model, data, loss)
     if second.size > max_size:
         raise ValueError(
@@ -124,7 +125,8 @@ def hessian_density(model, data, loss, num_steps=80, num_probes=1, seed=0):
         A `SpectralDensity`, a named pair of `values`, ascending, and `weights`, their shares.
 
     Raises:
-        ValueError: If an argument is out of its range, or `data` is empty or holds no pairs.
+        ValueError: If an argument is out of its range, the loss is none, or `data` is empty,
+            endless or holds no pairs.
 
     Example:
 
@@ -134,6 +136,7 @@ def hessian_density(model, data, loss, num_steps=80, num_probes=1, seed=0):
     10.0
     """
     check_integers(1, num_steps=num_steps, num_probes=num_probes)
+    check_integers(seed=seed)
     second = _Hessian(model, data, loss)
     values, weights = [], []
     for probe in range(num_probes):
@@ -173,7 +176,7 @@ class _Hessian:
     def __init__(self, model, data, loss):
         self._model = model
         self._data = batches(data)
-        self._loss = keras.losses.get(loss)
+        self._mean_loss = mean_loss(loss)
         self._weights = model.trainable_variables
         self._active = [_active_indices(weight) for weight in self._weights]
         self._sizes = [len(active) for active in self._active]
@@ -188,11 +191,11 @@ class _Hessian:
     def times(self, vector):
         """The product with a vector, in float64."""
         vector = tf.constant(vector, tf.float32)
-        num = sum(len(targets) for _, targets in self._data)
-        product = sum(
-            self._product(inputs, targets, vector).numpy().astype("float64") * len(targets) / num
-            for inputs, targets in self._data
-        )
+        with untouched_state(self._model):  # recurrent layers may keep theirs in inference, too
+            product = sum(
+                self._product(inputs, targets, vector).numpy().astype("float64") * share
+                for inputs, targets, share in self._data
+            )
         if not np.isfinite(product).all():
             raise ValueError(
                 "The Hessian must be finite. "
@@ -204,8 +207,8 @@ class _Hessian:
         values = [weight.value for weight in self._weights]
         with tf.GradientTape() as outer:
             with tf.GradientTape() as tape:
-                mean_loss = tf.reduce_mean(self._loss(targets, self._model(inputs, training=False)))
-            gradients = tape.gradient(mean_loss, values, unconnected_gradients="zero")
+                loss = self._mean_loss(targets, self._model(inputs, training=False))
+            gradients = tape.gradient(loss, values, unconnected_gradients="zero")
             along = tf.reduce_sum(vector * self._flat(gradients))
         # The gradient of `vector . gradient` is `H vector`.
         return self._flat(outer.gradient(along, values, unconnected_gradients="zero"))

@@ -3,14 +3,18 @@
 Units have shares, which sum to 1; in the layer as it is, each has the same. See `select_units`.
 """
 
+import math
+
 import keras
 import numpy as np
 import tensorflow as tf
 
-from rigl_tf.analysis.replicas import on_a_replica
+from rigl_tf.objective import mean_loss, on_a_replica
 
 # Of the units that a first-order approximation ranks highest, so many are evaluated exactly.
 _NUM_EXACT = 5
+# Of the inputs of the next kernel, so many numbers are in memory at once.
+_MAX_SIZE = 2**24
 
 
 class LocalImitation:
@@ -22,13 +26,15 @@ class LocalImitation:
     def __init__(self, model, link, inputs):
         source = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
         features = keras.Model(source, link.next_layer.input)
+        places, units, _ = link.kernel.shape
         products, num_examples = 0, 0
         for batch in tf.data.Dataset.from_tensor_slices(inputs).batch(256):
             x = features(batch, training=False)
-            rows = link.rows(x)
-            products += rows.T @ rows
+            step = max(1, _MAX_SIZE // (math.prod(x.shape[1:-1]) * places * units))
+            for start in range(0, len(x), step):
+                rows = link.rows(x[start : start + step])
+                products += rows.T @ rows
             num_examples += len(x)
-        places, units, _ = link.kernel.shape
         kernel = link.kernel.reshape(places * units, -1)
         gram = (products * (kernel @ kernel.T)).reshape(places, units, places, units)
         self._gram = gram.sum(axis=(0, 2)) * units**2 / num_examples
@@ -65,29 +71,32 @@ class GlobalImitation:
         shape, dtype = variable.shape, variable.dtype
         scaled = tf.constant(link.kernel * link.num_units, dtype)
         inputs = tf.nest.map_structure(tf.convert_to_tensor, inputs)
-        loss = _squared_norm if loss is None else keras.losses.get(loss)
 
         def outputs():
             return tf.cast(model(inputs, training=False), "float32")
 
-        targets = outputs() if targets is None else tf.convert_to_tensor(targets)
+        own = outputs()
+        targets = own if targets is None else _checked_targets(targets, own, loss)
+
+        loss = _squared_norm if loss is None else mean_loss(loss)
+        _check_loss(loss, targets, own)
 
         def scale(shares):
             variable.assign(tf.reshape(scaled * shares[:, tf.newaxis], shape))
 
-        def mean_loss():
-            return tf.reduce_mean(loss(targets, outputs()))
+        def loss_now():
+            return loss(targets, outputs())
 
         def kernel_gradient():
             with tf.GradientTape() as tape:
                 tape.watch(variable.value)
-                result = mean_loss()
+                result = loss_now()
             return tape.gradient(result, variable.value)
 
         @tf.function
         def value(shares):
             scale(shares)
-            return mean_loss()
+            return loss_now()
 
         @tf.function
         def gradient(shares):
@@ -119,6 +128,33 @@ class GlobalImitation:
         if fixed_rate is None:
             changes = np.minimum(changes, np.maximum(_lowest_rates(shares), -rate) * slopes)
         return candidates[np.argsort(changes[candidates], kind="stable")[:_NUM_EXACT]]
+
+
+def _checked_targets(targets, outputs, loss):
+    """Targets as a tensor: as many as outputs, and of their shape if no loss is given."""
+    targets = np.asarray(targets)
+    shape = tuple(outputs.shape)
+    if loss is None and targets.shape != shape:
+        raise ValueError(
+            f"Without a `loss`, `targets` must have the shape of the outputs, {shape}. "
+            f"Received: shape={targets.shape}"
+        )
+    if targets.shape[:1] != shape[:1]:
+        raise ValueError(
+            f"`targets` must be one for each of the {shape[0]} inputs. "
+            f"Received: shape={targets.shape}"
+        )
+    return tf.convert_to_tensor(targets.astype("float32") if loss is None else targets)
+
+
+def _check_loss(loss, targets, outputs):
+    try:
+        loss(targets, outputs)
+    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+        raise ValueError(
+            "`loss` must take the targets, by default the outputs of the model. Received: targets "
+            f"of shape {tuple(targets.shape)}, outputs of shape {tuple(outputs.shape)}: {error}"
+        ) from error
 
 
 def _step(shares, unit, rate):
