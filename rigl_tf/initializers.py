@@ -4,6 +4,7 @@ import math
 from numbers import Real
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from rigl_tf import masks
@@ -82,7 +83,12 @@ class SparseVarianceScaling:
 
         Returns:
             Tensor of the mask's shape, in float32; zero where the mask is `False`.
+
+        Raises:
+            ValueError: If `seed` is no pair.
         """
+        if np.shape(seed) != (2,):
+            raise ValueError(f"`seed` must be a pair of integers. Received: seed={seed!r}")
         kernel_mask = tf.convert_to_tensor(kernel_mask, tf.bool)
         into, out = axes or _default_axes(kernel_mask.shape.rank)
         active = tf.cast(kernel_mask, tf.float64)
@@ -180,7 +186,12 @@ def draw(initializer, model, kernel, seed, kernel_mask):
     """The values of one kernel of a model or layer, in its shape and dtype."""
     view, axes = _axes(_layer_of(model, kernel), kernel)
     kernel_mask = tf.convert_to_tensor(kernel_mask)
-    values = initializer(tf.reshape(kernel_mask, view), seed, axes)
+    values = tf.convert_to_tensor(initializer(tf.reshape(kernel_mask, view), seed, axes))
+    if values.shape != tuple(view):
+        raise ValueError(
+            f"`initializer` must return values of the mask's shape {tuple(view)}. "
+            f"Received: shape={tuple(values.shape)}, for {kernel.path!r}"
+        )
     values = tf.cast(tf.reshape(values, kernel.shape), kernel.dtype)
     return masks.masked(values, kernel_mask)
 

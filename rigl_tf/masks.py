@@ -6,6 +6,7 @@ holds the kernel finds the mask. Layers and optimizers meet here and nowhere els
 """
 
 import collections
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -136,6 +137,11 @@ def set_masks(model, masks):
 
 def check_masks(model, masks):
     """`masks` as boolean arrays; raises a `ValueError` unless they fit the model's kernels."""
+    if not isinstance(masks, Mapping):
+        raise ValueError(
+            "`masks` must be a dictionary `{kernel path: mask}`. "
+            f"Received: {type(masks).__name__}"
+        )
     kernels = sparse_kernels(model)
     return {path: _check_mask(kernels, path, mask) for path, mask in masks.items()}
 

@@ -59,19 +59,22 @@ def smart_ratio(shapes, sparsity, residual, linear_density=0.3, *, decay="quadra
     """
     shapes = check_shapes(shapes)
     sparsity = check_sparsity(sparsity)
-    _check_arguments(linear_density, decay)
+    _check_arguments(residual, linear_density, decay)
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+    density = _decimal(linear_density or 0)
     linear = {
-        path: int(_decimal(linear_density) * sizes[path])
+        path: int(density * sizes[path])
         for path, shape in shapes.items()
         if linear_density is not None and len(shape) <= 2
     }
+    # As in the code, not quite the sum of theirs.
+    num_linear = int(density * sum(sizes[path] for path in linear))
     num_active = int(sum(sizes.values()) * (1 - _decimal(sparsity)))
-    _check_budget(shapes, linear, num_active, sparsity, linear_density)
+    _check_budget(shapes, linear, num_linear, num_active, sparsity, linear_density)
     raw = _raw_densities(sizes, residual, decay)
     # A whole number for each kernel, as in the code. (With tiny kernels only, it could be 0.)
     total = sum(int(raw[path] * size) for path, size in sizes.items() if path not in linear)
-    scale = Fraction(num_active - sum(linear.values()), max(total, 1))
+    scale = Fraction(num_active - num_linear, max(total, 1))
     densities = {path: raw[path] * scale for path in sizes}
     if decay != "uniform":
         _pass_on(densities, sizes, linear)
@@ -120,7 +123,9 @@ def _share_of_zeros(size, zeros):
     return share if math.floor(share * size) == zeros else math.nextafter(share, 1.0)
 
 
-def _check_arguments(linear_density, decay):
+def _check_arguments(residual, linear_density, decay):
+    if not isinstance(residual, bool):
+        raise ValueError(f"`residual` must be True or False. Received: residual={residual!r}")
     is_number = isinstance(linear_density, Real) and not isinstance(linear_density, bool)
     if linear_density is not None and not (is_number and 0 < linear_density <= 1):
         raise ValueError(
@@ -130,15 +135,15 @@ def _check_arguments(linear_density, decay):
     check_choice(_DECAYS, decay=decay)
 
 
-def _check_budget(shapes, linear, num_active, sparsity, linear_density):
+def _check_budget(shapes, linear, num_linear, num_active, sparsity, linear_density):
     if len(linear) == len(shapes):
         raise ValueError(
             "`smart_ratio` shares the sparsity out among convolutions: for a network without them "
             f"pass `linear_density=None`. Received: shapes={shapes}"
         )
-    if sum(linear.values()) >= num_active:
+    if num_linear >= num_active:
         raise ValueError(
-            f"The linear layers alone would keep {sum(linear.values())} weights, and all layers "
+            f"The linear layers alone would keep {num_linear} weights, and all layers "
             f"together may keep {num_active}: pass a smaller `linear_density`. "
             f"Received: sparsity={sparsity!r}, linear_density={linear_density!r}"
         )

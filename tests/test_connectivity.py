@@ -1,5 +1,7 @@
 """Tests of `rigl_tf.analysis.connectivity`, mostly on losses whose curves are known by hand."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -257,8 +259,8 @@ def test_bad_arguments_of_train_bezier():
     model = linear()
 
     def train(**changes):
-        arguments = {"start": column(0, 0), "end": column(1, 1), "data": EYE, "steps": 1}
-        analysis.train_bezier(model, loss="mse", optimizer="sgd", **{**arguments, **changes})
+        arguments = {"start": column(0, 0), "end": column(1, 1), "data": EYE, "loss": "mse"}
+        analysis.train_bezier(model, optimizer="sgd", **{**arguments, "steps": 1, **changes})
 
     with pytest.raises(ValueError, match=r"`start` must be the weights.* 1 arrays.* 0 arrays"):
         train(start=[])
@@ -274,8 +276,58 @@ def test_bad_arguments_of_train_bezier():
         train(data=[1])
     with pytest.raises(ValueError, match="`data` must have a batch at least"):
         train(data=EYE.take(0))
+    with pytest.raises(ValueError, match=r"pairs `\(inputs, targets\)`"):
+        train(data=EYE.map(lambda x, y: (x, y, y)))
+    with pytest.raises(ValueError, match="`seed` must be an integer"):
+        train(seed=0.5)
+    with pytest.raises(ValueError, match="Received: loss=None"):
+        train(loss=None)
     scope = strategies.mirrored("CPU").scope()
     with scope, pytest.raises(ValueError, match=r"one device.*the scope of MirroredStrategy"):
         train()
     with pytest.raises(ValueError, match=r"`control_points\[0\]` must be the weights"):
         analysis.interpolate(model, column(0, 0), column(1, 1), len, control_points=[column(1)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"start": None}, "`start` must be the weights"),
+        ({"evaluate": 0}, "`evaluate` must be a function"),
+        ({"coefficients": 5}, "list of finite numbers. Received: 5"),
+        ({"coefficients": [0, math.nan]}, r"list of finite numbers. Received: \[0.0, nan\]"),
+        ({"coefficients": ["a"]}, "list of finite numbers"),
+    ],
+)
+def test_bad_arguments_of_interpolate(arguments, message):
+    right = {"start": column(0, 0), "end": column(1, 1), "evaluate": len}
+    with pytest.raises(ValueError, match=message):
+        analysis.interpolate(linear(), **{**right, **arguments})
+
+
+def test_a_curve_has_two_ends():
+    with pytest.raises(ValueError, match=r"two or more\. Received: 1"):
+        analysis.bezier([1.0], 0.5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "mixed_float16"])
+def test_curves_of_other_types(dtype):
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1, dtype=dtype)])
+    start, end = model.get_weights(), [-weight for weight in model.get_weights()]
+    data = EYE.map(lambda x, y: (x, tf.cast(y, tf.float32)))
+    (point,) = analysis.train_bezier(model, start, end, data, "mse", "sgd", steps=2)
+    for array, first in zip(point, start, strict=True):
+        assert array.dtype == first.dtype
+        assert array.shape == first.shape
+
+
+def test_equal_calls_draw_equal_dropout():
+    model = keras.Sequential(
+        [keras.Input((2,)), layers.Dense(8), layers.Dropout(0.5), layers.Dense(1)]
+    )
+    start, end = model.get_weights(), [-weight for weight in model.get_weights()]
+    first, second = (
+        analysis.train_bezier(model, start, end, EYE, "mse", "sgd", steps=4) for _ in range(2)
+    )
+    for one, other in zip(first[0], second[0], strict=True):
+        np.testing.assert_array_equal(one, other)

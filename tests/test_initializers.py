@@ -294,6 +294,13 @@ def test_config_and_mixed_precision():
             ),
             "seed=0.5",
         ),
+        (lambda: SparseVarianceScaling()(np.ones((3, 4), bool), 0), "seed=0"),
+        (
+            lambda: initialize(
+                rigl_tf.sparsify(make_model(), 0.5), lambda mask, seed, axes: tf.zeros(3)
+            ),
+            r"shape=\(3,\), for",
+        ),
     ],
 )
 def test_bad_arguments(call, message):

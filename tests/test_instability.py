@@ -196,6 +196,60 @@ def test_statistics_are_means_over_batches_and_nothing_else_changes():
     analysis.estimate_statistics(absolute_value(), [])
 
 
+class Block(layers.Layer):
+    """Holds batch normalisation in a layer of one's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.normalisation = layers.BatchNormalization()
+
+    def call(self, inputs, training=None):
+        return self.normalisation(inputs, training=training)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.block = Block()
+
+    def call(self, inputs, training=None):
+        return self.block(inputs, training=training)
+
+
+@pytest.mark.parametrize("make", [Block, Subclassed])
+def test_statistics_of_layers_of_one_s_own(make):
+    inputs = keras.Input((1,))
+    model = keras.Model(inputs, make()(inputs))
+    analysis.estimate_statistics(model, [np.array([[1.0], [3.0]]), np.array([[6.0], [6.0]])])
+    np.testing.assert_allclose(np.ravel(model.get_weights()[2:]), [4, 0.5], rtol=1e-6)
+
+
+def test_a_training_that_diverges():
+    def train(model, data_seed, from_step):
+        if data_seed == 1:
+            model.layers[0].kernel.assign(np.full(model.layers[0].kernel.shape, np.nan))
+
+    with pytest.raises(ValueError, match="NaN or inf after that with data_seed=1"):
+        analysis.instability(absolute_value(), train, error)
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_an_optimizer_that_only_the_first_training_makes(always):
+    model = absolute_value()
+    x = np.ones((4, *model.input_shape[1:]))
+
+    def train(model, data_seed, from_step):
+        if always or getattr(model, "optimizer", None) is None:
+            model.compile("sgd", lambda y, outputs: outputs)
+        model.fit(x, x, verbose=0)
+
+    if always:
+        assert analysis.instability(model, train, error, num_points=2).barrier == 0
+        return
+    with pytest.raises(ValueError, match="`train` must compile the model at each call"):
+        analysis.instability(model, train, error)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -204,6 +258,8 @@ def test_statistics_are_means_over_batches_and_nothing_else_changes():
         ({"threshold": -0.1}, "threshold=-0.1"),
         ({"threshold": float("nan")}, "threshold=nan"),
         ({"data_seeds": (1,)}, r"data_seeds=\(1,\)"),
+        ({"data_seeds": 3}, "data_seeds=3"),
+        ({"masks": [1]}, "Received: list"),
         ({"data_seeds": (1, 1)}, "two different seeds"),
         ({"evaluate": lambda model: None}, "finite numbers"),
     ],

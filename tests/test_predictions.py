@@ -170,8 +170,11 @@ def test_own_regularizers_and_frozen_kernels_stay():
     assert both == pytest.approx(own + 1, rel=1e-5)
     analysis.repel(model, [model.get_weights()], weight=3.0)
     assert float(model.losses[0]) == pytest.approx(own + 3, rel=1e-5)
+    model.layers[0].trainable = True
+    analysis.repel(model, [model.get_weights()], weight=5.0)
+    assert sum(map(float, model.losses)) == pytest.approx(own + 5, rel=1e-5)
     analysis.repel(model, [])
-    assert float(model.losses[0]) == own
+    assert sum(map(float, model.losses)) == own
 
 
 def dense_model():
@@ -184,6 +187,11 @@ def zero_distance():
     return analysis.solution_distance(model, start, solution(model, [None] * 4, [1, 1]))
 
 
+def repel_nan():
+    model = two_kernels()
+    analysis.repel(model, [[array * np.nan for array in model.get_weights()]])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -192,12 +200,17 @@ def zero_distance():
         (lambda: analysis.ensemble_accuracy([], [0]), r"shapes=\[\]"),
         (lambda: analysis.ensemble_accuracy([LOGITS], [0, 1]), r"shape=\(2,\), dtype=int64"),
         (lambda: analysis.ensemble_accuracy([LOGITS], LOGITS[:, 0]), r".*dtype=float64"),
+        (lambda: analysis.ensemble_accuracy([LOGITS], [0, 1, 2, 3]), "labels from 0 to 3"),
+        (lambda: analysis.disagreement(LOGITS * np.nan, LOGITS), r"such of the networks \[0\]"),
+        (lambda: analysis.ensemble_accuracy([LOGITS + np.inf], [0] * 4), "such of the"),
+        (lambda: analysis.solution_distance(two_kernels(), None, []), "0 arrays"),
         (lambda: analysis.solution_distance(dense_model(), [], []), "model='sequential', without"),
         (lambda: analysis.solution_distance(two_kernels(), [], []), "0 arrays"),
         (zero_distance, "norms .* at 0 common connections"),
         (lambda: analysis.repel(dense_model(), []), "model='sequential', without"),
         (lambda: analysis.repel(two_kernels(), [], weight=None), "weight=None"),
         (lambda: analysis.repel(two_kernels(), [[np.ones(3)]]), "1 arrays"),
+        (repel_nan, r"NaN or inf in solutions\[0\]"),
     ],
 )
 def test_bad_arguments(call, message):

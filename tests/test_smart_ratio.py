@@ -60,6 +60,12 @@ class TestByHand:
         # At 0.1: 2790 - 30 = 2760. 2208 of 2000, so 208 go on; 552 + 208 = 760.
         assert counts(0.1, residual=True) == [2000, 760, 30]
 
+    def test_linear_layers_are_taken_away_together(self):
+        # 4 + 4 weights of 15 + 15, but int(30 * 0.3) = 9 are taken away: int(1030 * 0.5) - 9 = 506.
+        shapes = {"conv": (10, 10, 10), "dense1": (3, 5), "dense2": (5, 3)}
+        got = num_active(shapes, smart_ratio(shapes, 0.5, True))
+        assert list(got.values()) == [506, 4, 4]
+
     def test_an_overflow_fills_several_layers(self):
         # Sizes 100, 100, 1000, 10; n = 4; raw 20, 12, 6, and the last is linear: 3 of 10.
         # At 0.6: int(1210 * 0.4) - 3 = 481; 2000 + 1200 + 6000 = 9200.
@@ -191,6 +197,8 @@ def test_as_the_distribution_of_a_model():
     ("arguments", "message"),
     [
         ({"sparsity": 1.0}, "Received: sparsity=1.0"),
+        ({"residual": None}, "Received: residual=None"),
+        ({"residual": "vgg"}, "Received: residual='vgg'"),
         ({"linear_density": 0}, "Received: linear_density=0"),
         ({"linear_density": True}, "Received: linear_density=True"),
         ({"decay": "steep"}, "Received: decay='steep'"),

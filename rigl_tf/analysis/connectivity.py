@@ -1,6 +1,7 @@
 """Paths between two solutions: the straight line, Bézier curves, and the barrier on the way."""
 
 import math
+from collections.abc import Iterable
 
 import keras
 import numpy as np
@@ -8,6 +9,7 @@ import tensorflow as tf
 
 from rigl_tf.checks import check_integers
 from rigl_tf.masks import MaskConstraint, check_masks, masked, sparse_kernels
+from rigl_tf.objective import mean_loss
 
 
 def interpolate(model, start, end, evaluate, coefficients=None, control_points=()):
@@ -39,7 +41,7 @@ def interpolate(model, start, end, evaluate, coefficients=None, control_points=(
         A list of what `evaluate` returned at each coefficient.
 
     Raises:
-        ValueError: If weights are not those of such a model.
+        ValueError: If weights are not those of such a model, or coefficients are no finite numbers.
 
     Example:
 
@@ -50,8 +52,13 @@ def interpolate(model, start, end, evaluate, coefficients=None, control_points=(
     """
     points = {"start": start, **_numbered(control_points), "end": end}
     points = [check_weights(model, name, weights) for name, weights in points.items()]
-    if coefficients is None:
-        coefficients = np.linspace(0, 1, 30)
+    coefficients = np.asarray(np.linspace(0, 1, 30) if coefficients is None else coefficients)
+    if coefficients.ndim != 1 or not _are_finite(coefficients):
+        raise ValueError(
+            f"`coefficients` must be a list of finite numbers. Received: {coefficients.tolist()}"
+        )
+    if not callable(evaluate):
+        raise ValueError(f"`evaluate` must be a function of the model. Received: {evaluate!r}")
     own = model.get_weights()
     results = []
     try:
@@ -112,11 +119,16 @@ def bezier(points, t):
     Returns:
         An array or tensor of the same shape.
 
+    Raises:
+        ValueError: If there are fewer than two points.
+
     Example:
 
     >>> bezier([np.array([0.0, 0.0]), np.array([1.0, 2.0]), np.array([2.0, 0.0])], 0.5)
     array([1., 1.])
     """
+    if len(points) < 2:
+        raise ValueError(f"`points` must be two or more. Received: {len(points)}")
     shares = _shares(len(points) - 1, t)
     return sum(share * point for share, point in zip(shares, points, strict=True))
 
@@ -147,12 +159,12 @@ def train_bezier(
     - [Evci et al., 2020](https://arxiv.org/abs/1911.11134), section 4.3
 
     Args:
-        model: A built `keras.Model`. Its weights are afterwards what they were before.
+        model: A built `keras.Model`. Its variables are afterwards what they were before.
         start: List of arrays as from `model.get_weights()`, the weights at `t = 0`.
         end: The same, at `t = 1`.
         data: `tf.data.Dataset` of batches `(inputs, targets)`. It is repeated.
-        loss: A Keras loss, its name, or a function of targets and outputs. The model's own losses,
-            such as its weight decay, are left out.
+        loss: A Keras loss, its name, or a function of targets and outputs; it is averaged over the
+            examples. The model's own losses, such as its weight decay, are left out.
         optimizer: A new `keras.optimizers.Optimizer`, or its name.
         steps: Integer > 0, the number of batches to train on.
         degree: Integer > 1: 2 for one control point, 3 for two, and so on.
@@ -191,6 +203,8 @@ def train_bezier(
         raise ValueError(f"`data` must be a `tf.data.Dataset` of batches. Received: {type(data)}")
     check_integers(1, steps=steps)
     check_integers(2, degree=degree)
+    check_integers(seed=seed)
+    _check_elements(data)
     masks = check_masks(model, masks or {})
     by_id = {id(kernel): masks.get(path) for path, kernel in sparse_kernels(model).items()}
     trainable = {id(variable) for variable in model.trainable_variables}
@@ -200,11 +214,12 @@ def train_bezier(
         for variable, *points in zip(model.weights, start, *inner, end, strict=True)
         if id(variable) in trainable
     ]
-    own = model.get_weights()
+    own = [(variable, variable.numpy().copy()) for variable in model.variables]
     try:
         _train(model, curves, data, loss, optimizer, steps, seed, jit_compile)
     finally:
-        model.set_weights(own)
+        for variable, value in own:
+            variable.assign(value)
     controls = {id(curve.variable): curve.controls for curve in curves}
     return [
         [
@@ -234,7 +249,7 @@ class _Curve:
 
 def _train(model, curves, data, loss, optimizer, steps, seed, jit_compile):
     """Moves the control points of the curves. The weights of the model are left anywhere."""
-    loss = keras.losses.get(loss)
+    loss = mean_loss(loss)
     optimizer = keras.optimizers.get(optimizer)
     controls = [control for curve in curves for control in curve.controls]
     optimizer.build(controls)
@@ -242,17 +257,17 @@ def _train(model, curves, data, loss, optimizer, steps, seed, jit_compile):
     @tf.function(jit_compile=jit_compile)
     def step(t, inputs, targets):
         for curve in curves:
-            curve.variable.assign(bezier(curve.points, t))
+            curve.variable.assign(bezier(curve.points, tf.cast(t, curve.variable.dtype)))
         with tf.GradientTape() as tape:
-            value = tf.reduce_mean(loss(targets, model(inputs, training=True)))
+            value = loss(targets, model(inputs, training=True))
         gradients = tape.gradient(
             value, [curve.variable.value for curve in curves], unconnected_gradients="zero"
         )
         moves = []
         for curve, gradient in zip(curves, gradients, strict=True):
             gradient = curve.masked(gradient)
-            shares = _shares(len(curve.points) - 1, t)[1:-1]  # dB(t) / d(control point)
-            moves += [share * gradient for share in shares]
+            shares = _shares(len(curve.points) - 1, tf.cast(t, gradient.dtype))
+            moves += [share * gradient for share in shares[1:-1]]  # dB(t) / d(control point)
         optimizer.apply(moves, controls)
 
     @tf.function
@@ -282,6 +297,18 @@ def _line(model, start, end, t):
     ]
 
 
+def _check_elements(data):
+    spec = data.element_spec
+    if not isinstance(spec, tuple) or len(spec) != 2:
+        raise ValueError(
+            f"`data` must be batches that are pairs `(inputs, targets)`. Received: {spec}"
+        )
+
+
+def _are_finite(numbers):
+    return numbers.dtype.kind in "iuf" and np.isfinite(numbers).all()
+
+
 def _is_floating(variable):
     return tf.as_dtype(variable.dtype).is_floating
 
@@ -292,7 +319,7 @@ def _numbered(control_points):
 
 def check_weights(model, name, weights):
     """The arrays of `weights`, which must have the shapes of the model's."""
-    arrays = [np.asarray(array) for array in weights]
+    arrays = [np.asarray(array) for array in weights] if isinstance(weights, Iterable) else []
     wanted = [tuple(variable.shape) for variable in model.weights]
     received = [array.shape for array in arrays]
     if received != wanted:

@@ -8,8 +8,8 @@ import numpy as np
 
 from rigl_tf.analysis.connectivity import error_barrier, interpolate
 from rigl_tf.checks import check_integers
+from rigl_tf.layers import all_layers
 from rigl_tf.masks import set_masks
-from rigl_tf.rebuild import leaves
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,11 +57,11 @@ def instability(
     - [Frankle et al., 2020](https://arxiv.org/abs/1912.05671), section 2
 
     Args:
-        model: A built `keras.Model` with the weights of step `step`. It is afterwards what it was
-            before.
+        model: A built `keras.Model` with the weights of step `step`. Its variables, and those of
+            the optimizer that it was compiled with, are afterwards what they were before.
         train: Function `train(model, data_seed, from_step) -> None` that trains the model in place,
             from this step of the schedule to the end, in the data order of the seed. What it
-            returns is ignored.
+            returns is ignored. If it compiles the model, it must do so at each call.
         evaluate: Function of the model, `evaluate(model) -> error`: the share of test images in the
             wrong class, a number from 0 to 1.
         step: Integer >= 0, handed to `train`.
@@ -75,8 +75,9 @@ def instability(
         An `Instability`, with `errors`, `barrier` and `is_stable`.
 
     Raises:
-        ValueError: If an argument is out of its range, masks are not the model's, or errors are no
-            finite numbers.
+        ValueError: If an argument is out of its range, masks are not the model's, a training ends
+            with weights that are not finite, both go on with an optimizer that only the first one
+            compiled, or errors are no finite numbers.
 
     Example:
 
@@ -106,11 +107,19 @@ def instability(
         if masks is not None:
             set_masks(model, masks)
         start = _state(model)
-        solutions = []
+        solutions, optimizers = [], [getattr(model, "optimizer", None)]
         for seed in data_seeds:
             _restore(start)
             train(model, seed, step)
-            solutions.append(model.get_weights())
+            solutions.append(_finite_weights(model, seed))
+            optimizers.append(getattr(model, "optimizer", None))
+        first, second, third = optimizers
+        if second is third and second is not first:
+            raise ValueError(
+                "`train` must compile the model at each call, or not at all: its second training "
+                "went on with the optimizer of the first. "
+                f"Received: train={train!r}"
+            )
         coefficients = np.linspace(0, 1, num_points).tolist()
         errors = interpolate(model, *solutions, evaluate, coefficients)
     finally:
@@ -125,8 +134,9 @@ def instability(
 def estimate_statistics(model, data):
     """Estimates the moving statistics of batch normalisation anew, for the weights as they are.
 
-    They become the plain mean over the batches of what training mode computes for each. Nothing
-    else in the model changes. Layers that are not trainable keep their statistics, as in training.
+    They become the plain mean over the batches of what training mode computes for each; where a
+    layer is called several times for a batch, its last calls count more. Nothing else in the model
+    changes. Layers that are not trainable keep their statistics, as in training.
 
     Args:
         model: A built `keras.Model`; without BatchNormalization nothing happens.
@@ -143,7 +153,11 @@ def estimate_statistics(model, data):
     >>> [float(array[0]) for array in model.get_weights()[2:]]  # means 2, 6; variances 1, 0
     [4.0, 0.5]
     """
-    normalisations = [layer for layer in _normalisations(model) if layer.trainable]
+    normalisations = [
+        layer
+        for layer in all_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    ]
     if not normalisations:
         return
     momenta = [layer.momentum for layer in normalisations]
@@ -167,12 +181,14 @@ def estimate_statistics(model, data):
         raise ValueError("`data` must have one batch at least. Received: none")
 
 
-def _normalisations(model):
-    for layer, _ in leaves(model):
-        while isinstance(layer, keras.layers.Wrapper):
-            layer = layer.layer
-        if isinstance(layer, keras.layers.BatchNormalization):
-            yield layer
+def _finite_weights(model, seed):
+    weights = model.get_weights()
+    if not all(np.isfinite(w).all() for w in weights if w.dtype.kind not in "OSU"):
+        raise ValueError(
+            "A training must end with finite weights. "
+            f"Received: NaN or inf after that with data_seed={seed!r}"
+        )
+    return weights
 
 
 def _state(model):
@@ -198,7 +214,8 @@ def _check(step, threshold, data_seeds, num_points):
     check_integers(2, num_points=num_points)
     if not isinstance(threshold, Real) or not threshold >= 0:
         raise ValueError(f"`threshold` must be a number >= 0. Received: threshold={threshold!r}")
-    if len(data_seeds) != 2 or data_seeds[0] == data_seeds[1]:
+    is_pair = hasattr(data_seeds, "__len__") and len(data_seeds) == 2
+    if not is_pair or data_seeds[0] == data_seeds[1]:
         raise ValueError(
             "`data_seeds` must be two different seeds, for two data orders. "
             f"Received: data_seeds={data_seeds!r}"

@@ -27,7 +27,7 @@ def disagreement(logits_a, logits_b):
         Float in `[0, 1]`.
 
     Raises:
-        ValueError: If the shapes differ, or are not those of logits.
+        ValueError: If the shapes differ or are not those of logits, or one is NaN or infinite.
 
     Example:
 
@@ -56,8 +56,8 @@ def ensemble_accuracy(logits, labels, from_logits=True):
         Float in `[0, 1]`.
 
     Raises:
-        ValueError: If there is no network, the shapes differ, or they are not those of logits and
-            labels.
+        ValueError: If there is no network, the shapes differ or are not those of logits and labels,
+            logits are NaN or infinite, or labels are no numbers of classes.
 
     Example:
 
@@ -69,10 +69,16 @@ def ensemble_accuracy(logits, labels, from_logits=True):
     labels = np.asarray(labels)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.shape != arrays[0].shape[:1] or labels.dtype.kind not in "iu":
+    num_examples, num_classes = arrays[0].shape
+    if labels.shape != (num_examples,) or labels.dtype.kind not in "iu":
         raise ValueError(
-            f"`labels` must be {len(arrays[0])} integers, one for each example. "
+            f"`labels` must be {num_examples} integers, one for each example. "
             f"Received: shape={labels.shape}, dtype={labels.dtype}"
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"`labels` must be in [0, {num_classes}), as there are so many classes. "
+            f"Received: labels from {labels.min()} to {labels.max()}"
         )
     if from_logits:
         arrays = [tf.nn.softmax(tf.constant(each, tf.float64)).numpy() for each in arrays]
@@ -80,13 +86,19 @@ def ensemble_accuracy(logits, labels, from_logits=True):
 
 
 def _check_logits(logits):
-    arrays = [np.asarray(each) for each in logits]
-    shapes = [each.shape for each in arrays]
-    is_known = arrays and len(set(shapes)) == 1 and len(shapes[0]) == 2
+    shapes = [np.shape(each) for each in logits]
+    is_known = shapes and len(set(shapes)) == 1 and len(shapes[0]) == 2
     if not is_known or shapes[0][0] < 1 or shapes[0][1] < 2:
         raise ValueError(
             "Logits must be arrays of the same shape `(examples, classes)`, with two classes or "
             f"more, of one network at least. Received: shapes={shapes}"
+        )
+    arrays = [np.asarray(each) for each in logits]
+    is_broken = [bool((np.isnan(each) | np.isposinf(each)).any()) for each in arrays]
+    if any(is_broken):
+        raise ValueError(
+            "Logits must be below infinity and not NaN. Received: such of the networks "
+            f"{[index for index, broken in enumerate(is_broken) if broken]}"
         )
     return arrays
 
@@ -180,7 +192,7 @@ def repel(model, solutions, weight=2.0):
 
     Raises:
         ValueError: If the model has no sparse kernel, `weight` is no finite number, or solutions
-            are not the weights of such a model.
+            are not finite weights of such a model.
 
     Example:
 
@@ -201,9 +213,16 @@ def repel(model, solutions, weight=2.0):
             check_weights(model, f"solutions[{k}]", weights) for k, weights in enumerate(solutions)
         )
     ]
-    own = first.regularizer
-    own = own.regularizer if isinstance(own, _Repellent) else own
-    first.regularizer = _Repellent(others, known, weight, own) if known else own
+    for index, arrays in enumerate(known):
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise ValueError(
+                f"Solutions must be finite. Received: NaN or inf in solutions[{index}]"
+            )
+    for kernel in (first, *others):  # another may have been the first
+        if isinstance(kernel.regularizer, _Repellent):
+            kernel.regularizer = kernel.regularizer.regularizer
+    if known:
+        first.regularizer = _Repellent(others, known, weight, first.regularizer)
 
 
 class _Repellent(keras.regularizers.Regularizer):

@@ -71,8 +71,9 @@ def weight_correlation(a, b, p=0.2, *, masks_a=None, masks_b=None, tolerance=0.0
         A `WeightCorrelation`, with `layers`, `total`, `chance` and `verdict`.
 
     Raises:
-        ValueError: If an argument is out of its range, the kernels are not of the same shapes, both
-            are sparse in different places, or `p` asks for more weights than are left.
+        ValueError: If an argument is out of its range, the kernels are not of the same shapes, or
+            not finite, both are sparse in different places, or `p` asks for more weights than are
+            left.
 
     Example:
 
@@ -159,7 +160,15 @@ def _kernels_and_masks(name, network, kernel_masks):
                 f"`masks_{name}` must be masks of the kernels {shapes}. "
                 f"Received: {path!r} of shape {np.shape(mask)}"
             )
+        if not np.isin(mask, (0, 1)).all():
+            raise ValueError(
+                f"`masks_{name}` must hold booleans, or numbers that are 0 or 1. "
+                f"Received: others in that of {path!r}"
+            )
         left[path] = np.asarray(mask, dtype=bool)
+    broken = [path for path, kernel in kernels.items() if not np.isfinite(kernel).all()]
+    if broken:
+        raise ValueError(f"The kernels of `{name}` must be finite. Received: not in {broken}")
     return kernels, left
 
 
