@@ -4,6 +4,7 @@ Each function returns masks, `{kernel path: boolean array}`, for `rigl_tf.set_ma
 nothing.
 """
 
+import math
 from numbers import Real
 
 import keras
@@ -11,6 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection
+from rigl_tf.checks import check_integers
+from rigl_tf.objective import batches, mean_loss, untouched_state
 
 
 def magnitude_masks(model, sparsity, distribution=None):
@@ -27,7 +30,8 @@ def magnitude_masks(model, sparsity, distribution=None):
         `{kernel path: mask}`, with exact counts; of equal scores those with the lower index stay.
 
     Raises:
-        ValueError: If an argument is out of its range, or the model has no sparse kernel.
+        ValueError: If an argument is out of its range, the model has no sparse kernel, or an active
+            weight is not finite.
 
     Example:
 
@@ -37,7 +41,7 @@ def magnitude_masks(model, sparsity, distribution=None):
     >>> int(np.count_nonzero(model.layers[0].layer.kernel))
     8
     """
-    scores = {path: tf.abs(kernel) for path, kernel in _sparse_kernels(model).items()}
+    scores = {path: tf.abs(kernel) for path, kernel in _kernel_values(model).items()}
     return _select(model, scores, sparsity, distribution)
 
 
@@ -52,7 +56,7 @@ def random_masks(model, sparsity, distribution="erk", seed=0):
         `{kernel path: mask}`, with exact counts.
 
     Raises:
-        ValueError: See `magnitude_masks`.
+        ValueError: If an argument is out of its range, or the model has no sparse kernel.
 
     Example:
 
@@ -61,9 +65,10 @@ def random_masks(model, sparsity, distribution="erk", seed=0):
     >>> [int(mask.sum()) for mask in random_masks(model, sparsity=0.75, seed=3).values()]
     [8]
     """
+    check_integers(seed=seed)
     scores = {
         path: tf.random.stateless_uniform(kernel.shape, (seed, index), dtype=tf.float64)
-        for index, (path, kernel) in enumerate(_sparse_kernels(model).items())
+        for index, (path, kernel) in enumerate(_kernel_values(model).items())
     }
     return _select(model, scores, sparsity, distribution)
 
@@ -81,14 +86,16 @@ def snip_masks(model, data, sparsity, loss, distribution=None):
 
     Args:
         model, sparsity, distribution: See `magnitude_masks`.
-        data: A pair `(inputs, targets)`, or an iterable of such batches, of equal sizes.
-        loss: A Keras loss, its name, or a function of targets and outputs.
+        data: A pair `(inputs, targets)`, or an iterable of such batches.
+        loss: A Keras loss, its name, or a function of targets and outputs; it is averaged over the
+            examples. Of a model with several outputs, a function of all of them.
 
     Returns:
         `{kernel path: mask}`, with exact counts.
 
     Raises:
-        ValueError: See `magnitude_masks`; if `data` is empty, or the scores are not finite.
+        ValueError: If an argument is out of its range, `data` is empty, endless or holds no pairs,
+            the model has no sparse kernel, or the scores are not finite, or all 0.
 
     Example:
 
@@ -97,10 +104,10 @@ def snip_masks(model, data, sparsity, loss, distribution=None):
     >>> batch = np.ones((2, 8), "float32"), np.zeros((2, 4), "float32")
     >>> masks = snip_masks(model, batch, sparsity=0.75, loss="mse")
     """
-    kernels = _sparse_kernels(model)
-    gradients = _gradients(model, kernels, _batches(data), loss)
+    kernels = _kernel_values(model)
+    gradients = _gradients(model, kernels, batches(data), loss)
     scores = {path: tf.abs(gradients[path] * kernel) for path, kernel in kernels.items()}
-    return _select(model, _check_finite(scores), sparsity, distribution)
+    return _select(model, _check_not_all_zero(scores), sparsity, distribution)
 
 
 def grasp_masks(model, data, sparsity, loss, distribution=None, temperature=200.0):
@@ -133,87 +140,105 @@ def grasp_masks(model, data, sparsity, loss, distribution=None, temperature=200.
     >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     >>> masks = grasp_masks(model, batch, sparsity=0.75, loss=loss)
     """
-    if not isinstance(temperature, Real) or not temperature > 0:
+    is_number = isinstance(temperature, Real) and not isinstance(temperature, bool)
+    if not is_number or not 0 < temperature < math.inf:
         raise ValueError(
-            f"`temperature` must be a number > 0. Received: temperature={temperature!r}"
+            f"`temperature` must be a finite number > 0. Received: temperature={temperature!r}"
         )
-    kernels = _sparse_kernels(model)
-    batches = _batches(data)
-    first = _gradients(model, kernels, batches, loss, temperature)
-    # The gradient of `g_0 . g`, with `g_0` held fixed, is `H g_0`.
-    products = _gradients(model, kernels, batches, loss, temperature, along=first)
+    kernels = _kernel_values(model)
+    data = batches(data)
+    first = _gradients(model, kernels, data, loss, temperature)
+    products = _gradients(model, kernels, data, loss, temperature, along=first)
     scores = {path: kernel * products[path] for path, kernel in kernels.items()}
-    return _select(model, _check_finite(scores), sparsity, distribution)
+    return _select(model, _check_not_all_zero(scores), sparsity, distribution)
 
 
-def _sparse_kernels(model):
-    kernels = masks.sparse_kernels(model)
+def check_sparse(model):
+    """The sparse kernels of a model, `{path: kernel}`; a `ValueError` if there is none."""
+    is_model = isinstance(model, keras.layers.Layer)
+    kernels = masks.sparse_kernels(model) if is_model else {}
     if not kernels:
         raise ValueError(
-            "Masks can be made for a sparse model: make one with `rigl_tf.sparsify(model, 0.0)`. "
-            f"Received: model={model.name!r}, without sparse kernels"
+            "Pruning needs a built sparse model: make one with `rigl_tf.sparsify(model, 0.0)`. "
+            f"Received: model={model.name if is_model else model!r}, without sparse kernels"
         )
+    return kernels
+
+
+def _kernel_values(model):
     # Of a kernel with a copy on each replica, the first.
     return {
         path: masks.strategy_of(kernel).experimental_local_results(kernel.value)[0]
-        for path, kernel in kernels.items()
+        for path, kernel in check_sparse(model).items()
     }
 
 
-def _batches(data):
-    is_pair = isinstance(data, tuple) and len(data) == 2
-    batches = [data] if is_pair else list(data)
-    if not batches:
-        raise ValueError("`data` must have a batch at least. Received: none")
-    return batches
+def _gradients(model, kernels, data, loss, temperature=1.0, along=None):
+    """Gradients of the mean loss; with `along`, the products of its Hessian with that.
 
+    A power of 2 makes up for the temperature, as small gradients are 0 in float16. It changes no
+    digit, and not the order of the scores.
+    """
+    loss = mean_loss(loss)
+    values = list(kernels.values())
+    scale = 2.0 ** round(math.log2(temperature))
 
-def _gradients(model, kernels, batches, loss, temperature=1.0, along=None):
-    """Gradients of the mean loss; with `along`, of their product with these gradients."""
-    loss = keras.losses.get(loss)
-
-    def one(inputs, targets):
-        values = list(kernels.values())
+    def of_batch(inputs, targets):
         with tf.GradientTape() as outer:
             with tf.GradientTape() as tape:
-                outputs = model(inputs, training=True) / temperature
-                mean_loss = tf.reduce_mean(loss(targets, outputs))
-            gradients = tape.gradient(mean_loss, values)
-            if along is None:
-                return gradients
-            product = tf.add_n(
-                [tf.reduce_sum(along[path] * g) for path, g in zip(kernels, gradients, strict=True)]
-            )
-        return outer.gradient(product, values)
+                outputs = model(inputs, training=True)
+                outputs = tf.nest.map_structure(lambda each: each / temperature, outputs)
+                value = scale * loss(targets, outputs)
+            gradients = tape.gradient(value, values, unconnected_gradients="zero")
+            gradients = [tf.convert_to_tensor(each) for each in gradients]
+        if along is None:
+            return gradients
+        # The gradient of `along . gradients`, with `along` held fixed.
+        products = outer.gradient(
+            gradients,
+            values,
+            output_gradients=[*along.values()],
+            unconnected_gradients="zero",
+        )
+        return [tf.convert_to_tensor(each) for each in products]
 
-    state = [variable.numpy() for variable in model.non_trainable_variables]
-    sums = None
-    for inputs, targets in batches:
-        found = one(inputs, targets)
-        sums = found if sums is None else [a + b for a, b in zip(sums, found, strict=True)]
-    # Batch statistics and seeds are as before.
-    for variable, value in zip(model.non_trainable_variables, state, strict=True):
-        variable.assign(value)
-    return {path: total / len(batches) for path, total in zip(kernels, sums, strict=True)}
+    sums = [tf.zeros(each.shape, each.dtype) for each in values]
+    with untouched_state(model):
+        for inputs, targets, share in data:
+            found = of_batch(inputs, targets)
+            sums = [total + share * each for total, each in zip(sums, found, strict=True)]
+    return dict(zip(kernels, sums, strict=True))
 
 
-def _check_finite(scores):
-    bad = [path for path, score in scores.items() if not np.isfinite(score).all()]
-    if bad:
-        raise ValueError(f"The scores must be finite. Received: NaN or inf in {bad}")
+def _check_not_all_zero(scores):
+    if not any(tf.reduce_any(score != 0) for score in scores.values()):
+        raise ValueError(
+            "Not all scores may be 0, as they are if the loss has no (second) derivative, or one "
+            "that is too small for float16. Received: 0 for every connection"
+        )
     return scores
 
 
 def _select(model, scores, sparsity, distribution):
     """Masks of the highest scores of active connections, in each kernel or in all together."""
     sparsity = distributions.check_sparsity(sparsity)
+    active = masks.get_masks(model)
+    bad = [
+        path
+        for path, score in scores.items()
+        if not tf.reduce_all(tf.math.is_finite(score) | ~active[path])
+    ]
+    if bad:
+        raise ValueError(
+            "The scores must be finite, and so must the weights, the data and the loss; after a "
+            f"training that diverged, they are not. Received: NaN or inf in {bad}"
+        )
     lowest = float("-inf")
-    scores = {
-        path: tf.where(masks.mask_of(kernel).value, scores[path], lowest)
-        for path, kernel in masks.sparse_kernels(model).items()
-    }
+    scores = {path: tf.where(active[path], score, lowest) for path, score in scores.items()}
     if distribution is None:
-        flat = tf.concat([tf.reshape(score, [-1]) for score in scores.values()], axis=0)
+        dtype = keras.backend.result_type(*[score.dtype.name for score in scores.values()])
+        flat = [tf.reshape(tf.cast(score, dtype), [-1]) for score in scores.values()]
+        flat = tf.concat(flat, axis=0)
         size = flat.shape[0]
         chosen = selection.top_k_mask(flat, size - distributions.num_zeros(size, sparsity)).numpy()
         ends = np.cumsum([score.shape.num_elements() for score in scores.values()])[:-1]

@@ -88,6 +88,133 @@ def test_batches_are_averaged():
     np.testing.assert_array_equal(mask, whole)
 
 
+@pytest.mark.parametrize("name", ["snip", "grasp"])
+def test_batches_of_unequal_sizes_are_the_mean_of_the_examples(name):
+    model, function = linear(), getattr(pruning, f"{name}_masks")
+    x = X * np.array([10, 1, 1, 1, 1, 1, 1], "float32")[:, None]
+    (whole,) = function(model, (x, Y), 0.8, "mse").values()
+    (mask,) = function(model, [(x[:1], Y[:1]), (x[1:], Y[1:])], 0.8, "mse").values()
+    np.testing.assert_array_equal(mask, whole)
+
+
+@pytest.mark.parametrize("kind", [list, dict])
+@pytest.mark.parametrize("name", ["snip", "grasp"])
+def test_a_loss_of_several_outputs(name, kind):
+    inputs = keras.Input((6,))
+    heads = [layers.Dense(size, use_bias=False)(inputs) for size in (5, 4)]
+    targets = [Y, numbers((7, 4), seed=2)]
+    first, second = (0, 1) if kind is list else ("a", "b")
+    if kind is dict:
+        heads, targets = (dict(zip("ab", each, strict=True)) for each in (heads, targets))
+    model = rigl_tf.sparsify(keras.Model(inputs, heads), 0.0)
+
+    def loss(targets, outputs):
+        one, two = (squares(targets[each], outputs[each]) for each in (first, second))
+        return one + 3 * two
+
+    def scores(kernel, targets, factor):
+        gradient = factor * X.T @ (X @ kernel - targets)
+        by_weight = gradient if name == "snip" else factor * X.T @ X @ gradient
+        return (kernel * by_weight).ravel()
+
+    one, two = kernels_of(model)
+    both = np.concatenate([scores(one, targets[first], 1), scores(two, targets[second], 3)])
+    temperature = {} if name == "snip" else {"temperature": 1}
+    function = getattr(pruning, f"{name}_masks")
+    masks = function(model, (X, targets), 0.8, loss, **temperature)
+    got = np.concatenate([mask.ravel() for mask in masks.values()])
+    wanted = largest(np.abs(both) if name == "snip" else both, 54 - 43)
+    np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", ["snip", "grasp"])
+def test_a_kernel_that_the_loss_does_not_reach_scores_nothing(name):
+    inputs = keras.Input((6,))
+    heads = [layers.Dense(size, use_bias=False)(inputs) for size in (5, 4)]
+    model = rigl_tf.sparsify(keras.Model(inputs, heads), 0.0)
+    function = getattr(pruning, f"{name}_masks")
+    masks = function(model, (X, Y), 0.8, lambda targets, outputs: squares(targets, outputs[0]))
+    assert [int(mask.sum()) for mask in masks.values()] == [54 - 43, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("snip", [[1, 0], [1, 1], [0, 0], [1, 0]]),
+        ("grasp", [[1, 0], [1, 0], [0, 0], [1, 1]]),
+    ],
+)
+def test_an_embedding(name, wanted):
+    dense = keras.Sequential(
+        [keras.Input((1,), dtype="int32"), layers.Embedding(4, 2, name="table"), layers.Flatten()]
+    )
+    model = rigl_tf.sparsify(dense, 0.0, sparse_layers="table")
+    (kernel,) = rigl_tf.masks.sparse_kernels(model).values()
+    kernel.assign([[5, 1], [3, 2], [9, 9], [5, 1.5]])
+    # Rows 0, 1 and 3 are looked up n = 1, 2 and 3 times. Targets are 0: the gradient is n w, the
+    # Hessian n. Of n w^2, 75, 25, 18 and 8 are the largest; of (n w)^2, 225, 36, 25 and 20.25.
+    x, targets = np.array([[0], [1], [1], [3], [3], [3]]), np.zeros((6, 2), "float32")
+    (mask,) = getattr(pruning, f"{name}_masks")(model, (x, targets), 0.5, squares).values()
+    np.testing.assert_array_equal(mask, np.array(wanted, bool))
+
+
+@pytest.mark.parametrize("name", ["magnitude", "random", "snip", "grasp"])
+def test_kernels_of_different_types(name):
+    dense = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(5, use_bias=False, dtype="float64"),
+            layers.Dense(4, use_bias=False, dtype="float32"),
+        ]
+    )
+    model = rigl_tf.sparsify(dense, 0.0)
+    function = getattr(pruning, f"{name}_masks")
+    if name in ("magnitude", "random"):
+        masks = function(model, 0.7, distribution=None)
+    else:
+        masks = function(model, (X, numbers((7, 4))), 0.7, "mse")
+    both = np.concatenate([mask.ravel() for mask in masks.values()])
+    assert both.sum() == 50 - 35
+    if name == "magnitude":
+        weights = np.concatenate([kernel.ravel() for kernel in kernels_of(model)])
+        np.testing.assert_array_equal(both, largest(np.abs(weights), 15))
+
+
+@pytest.mark.parametrize("name", ["snip", "grasp"])
+def test_half_precision_ranks_as_single_precision(name):
+    """Logits divided by a temperature of 200 have gradients that float16 cannot hold."""
+
+    def masks_of(policy):
+        keras.utils.set_random_seed(0)
+        keras.config.set_dtype_policy(policy)
+        hidden = [layers.Dense(32, "relu"), layers.Dense(32, "relu")]
+        dense = keras.Sequential([keras.Input((6,)), *hidden, layers.Dense(10)])
+        model = rigl_tf.sparsify(dense, 0.0)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        data = numbers((100, 6)), np.arange(100) % 10
+        masks = getattr(pruning, f"{name}_masks")(model, data, 0.9, loss)
+        return np.concatenate([mask.ravel() for mask in masks.values()])
+
+    single, half = masks_of("float32"), masks_of("mixed_float16")
+    assert (single & half).sum() > 0.95 * single.sum()
+
+
+def test_weights_that_are_not_finite():
+    model = linear((6, 5, 4))
+    rigl_tf.set_masks(model, pruning.magnitude_masks(model, 0.5))
+    wanted = pruning.magnitude_masks(model, 0.6)
+    mask = rigl_tf.get_masks(model)["sequential/dense/kernel"]
+    kernel = rigl_tf.masks.sparse_kernels(model)["sequential/dense/kernel"]
+    kernel.assign(np.where(mask, kernel, np.nan))
+    # Of inactive connections they do not count.
+    for path, mask in pruning.magnitude_masks(model, 0.6).items():
+        np.testing.assert_array_equal(mask, wanted[path])
+    kernel.assign(kernel * np.inf)
+    for distribution in (None, all_alike):
+        with pytest.raises(ValueError, match=r"NaN or inf in \['sequential/dense/kernel'\]"):
+            pruning.magnitude_masks(model, 0.6, distribution)
+
+
 def test_the_temperature():
     model = linear()
     labels = np.arange(7) % 5
@@ -150,6 +277,9 @@ def test_batch_statistics_and_dropout_are_left_alone():
     model = rigl_tf.sparsify(keras.Model(inputs, layers.Dense(5)(layers.Dropout(0.5)(x))), 0.0)
     weights = model.get_weights()
     pruning.grasp_masks(model, (X, Y), 0.5, "mse")
+    # Neither after an error on the way.
+    with pytest.raises(ValueError, match="shape"):
+        pruning.snip_masks(model, [(X, Y), (X[:, :3], Y)], 0.5, "mse")
     for weight, same in zip(model.get_weights(), weights, strict=True):
         np.testing.assert_array_equal(weight, same)
 
@@ -159,11 +289,26 @@ def test_batch_statistics_and_dropout_are_left_alone():
     [
         (lambda: pruning.magnitude_masks(linear(), 1.0), "sparsity=1.0"),
         (lambda: pruning.magnitude_masks(linear(), 0.5, "erdos"), "identifier='erdos'"),
+        (lambda: pruning.magnitude_masks("m", 0.5), "model='m', without sparse kernels"),
+        (lambda: pruning.random_masks(linear(), 0.5, seed=0.5), "seed=0.5"),
+        (lambda: pruning.random_masks(linear(), 0.5, seed=None), "seed=None"),
+        (lambda: pruning.random_masks(linear(), 0.5, seed="a"), "seed='a'"),
+        (lambda: pruning.random_masks(linear(), 0.5, seed=True), "seed=True"),
         (lambda: pruning.snip_masks(linear(), [], 0.5, "mse"), "none"),
+        (lambda: pruning.snip_masks(linear(), [X, Y], 0.5, "mse"), "a batch of type ndarray"),
+        (lambda: pruning.grasp_masks(linear(), [(X, Y, Y)], 0.5, "mse"), "a batch of .* length 3"),
+        (lambda: pruning.snip_masks(linear(), (X[:0], Y[:0]), 0.5, "mse"), "shapes="),
+        (lambda: pruning.snip_masks(linear(), (X, Y), 0.5, None), "loss=None"),
+        (lambda: pruning.grasp_masks(linear(), (X, Y), 0.5, "mae"), "0 for every connection"),
+        (lambda: pruning.snip_masks(linear(), (0 * X, Y), 0.5, "mse"), "0 for every connection"),
         (lambda: pruning.snip_masks(linear(), (X, Y * np.nan), 0.5, "mse"), "NaN or inf in"),
         (
             lambda: pruning.grasp_masks(linear(), (X, Y), 0.5, "mse", temperature=0),
             "temperature=0",
+        ),
+        (
+            lambda: pruning.grasp_masks(linear(), (X, Y), 0.5, "mse", temperature=np.inf),
+            "temperature=inf",
         ),
         (
             lambda: pruning.random_masks(keras.Sequential([keras.Input((3,))]), 0.5),
