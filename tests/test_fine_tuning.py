@@ -80,6 +80,38 @@ def test_iterative():
     assert list(train.seen) == ["dense", "fine_tune"]
 
 
+@pytest.mark.parametrize(
+    ("sparsity", "prune_fraction", "num_between"),
+    [(0.36, 0.2, 1), (0.488, 0.2, 2), (0.5904, 0.2, 3), (0.7599, 0.3, 3), (0.75, 0.5, 1)],
+)
+def test_a_sparsity_of_whole_rounds_has_as_many_trainings(sparsity, prune_fraction, num_between):
+    """1 - 0.8^2 = 0.36 is two rounds, though less in floats; the last one is `"fine_tune"`."""
+    got = lottery.prune_and_fine_tune(
+        linear(*range(1, 11)), Training(), sparsity, prune_fraction=prune_fraction
+    )
+    between = [f"iterative_{number + 1}" for number in range(num_between)]
+    assert list(got.metrics) == ["dense", *between, "fine_tune"]
+
+
+def test_a_model_that_is_too_sparse_is_refused():
+    model, train = linear(1, 2, 3, 4, 5), Training()
+    (path,) = rigl_tf.get_masks(model)
+    rigl_tf.set_masks(model, {path: np.array([0, 0, 0, 1, 1])[:, None]})
+    with pytest.raises(ValueError, match=r"2 active connections, of which 3 are to stay"):
+        lottery.prune_and_fine_tune(model, train, 0.4, "one_shot")
+    assert train.seen == {}
+    lottery.prune_and_fine_tune(model, train, 0.8, "one_shot")
+    assert train.seen == {"dense": [0, 0, 0, 4, 5], "fine_tune": [0, 0, 0, 0, 6]}
+
+
+def test_training_that_diverged_is_told():
+    def train(model, name):
+        kernel_of(model).assign([[np.nan], [2.0]])
+
+    with pytest.raises(ValueError, match="training that diverged"):
+        lottery.prune_and_fine_tune(linear(1, 2), train, 0.5)
+
+
 def test_layers_are_pruned_alike_and_the_first_is_not():
     model = keras.Sequential([keras.Input((8,)), *[layers.Dense(n) for n in (6, 10, 5)]])
     model = rigl_tf.sparsify(model, 0.0)
@@ -117,6 +149,23 @@ def test_admm_by_hand():
     kernel_of(model).assign([[3.0], [1.0]])
     assert model.fit(**fit).history["loss"] == [0]
     assert values_of(model) == [3, 1]
+
+
+def test_admm_counts_in_evaluation_as_long_as_it_is_open():
+    model = linear(3, 1)
+    model.compile(keras.optimizers.SGD(1.0), nothing)
+    data = {"x": np.ones((4, 2)), "y": np.ones((4, 1)), "verbose": 0}
+    assert model.evaluate(**data) == 0
+    with ADMM(model, 0.5, rho=0.5):
+        assert model.evaluate(**data) == 0.25
+    assert model.evaluate(**data) == 0
+
+
+def test_gap_without_a_penalty():
+    assert ADMM(linear(3, 1), 0.0).gap() == 0
+    assert ADMM(linear(0, 0), 0.5).gap() == 0
+    # Nothing but the second weight, 1, is far: 1 / sqrt(9 + 1).
+    assert ADMM(linear(3, 1), 0.5).gap() == pytest.approx(10**-0.5)
 
 
 def test_admm_keeps_a_regularizer_and_leaves_dense_kernels_alone():
@@ -170,11 +219,11 @@ def test_goes_on_where_it_was_stopped(pruning, tmp_path):
 
     model, train = make(), Training()
     whole = lottery.prune_and_fine_tune(model, train, **arguments)
+    again, rest = make(), Training()
     with pytest.raises(RuntimeError, match="stop"):
         lottery.prune_and_fine_tune(
-            make(), Training(stop_at=f"{pruning}_2"), **arguments, directory=tmp_path
+            again, Training(stop_at=f"{pruning}_2"), **arguments, directory=tmp_path
         )
-    again, rest = make(), Training()
     rest.seen.update(dict.fromkeys(["dense", f"{pruning}_1"]))
     got = lottery.prune_and_fine_tune(again, rest, **arguments, directory=tmp_path)
     assert got.metrics == whole.metrics
@@ -185,6 +234,33 @@ def test_goes_on_where_it_was_stopped(pruning, tmp_path):
         lottery.prune_and_fine_tune(
             make(), train, **arguments | {"sparsity": 0.6}, directory=tmp_path
         )
+
+
+@pytest.mark.parametrize(
+    ("pruning", "no_part"),
+    [
+        ("one_shot", {"rho": 1e-2, "num_updates": 3, "prune_fraction": 0.5}),
+        ("iterative", {"rho": 1e-2, "num_updates": 3}),
+        ("admm", {"prune_fraction": 0.5}),
+    ],
+)
+def test_settings_are_those_that_play_a_part(pruning, no_part, tmp_path):
+    def run(share, **others):
+        lottery.prune_and_fine_tune(
+            linear(1, 2, 3, 4),
+            lambda model, name: None,
+            0.5,
+            pruning,
+            distribution=lambda shapes, sparsity: dict.fromkeys(shapes, share * sparsity),
+            directory=tmp_path,
+            **others,
+        )
+
+    run(1.0)
+    run(1.0, **no_part)
+    # Another function, of other shares.
+    with pytest.raises(ValueError, match=r"shares=\[.*\[0\.25\]\] \(there: \[.*\[0\.5\]\]\)"):
+        run(0.5)
 
 
 def test_schedules_of_a_compiled_model_start_again():
@@ -209,10 +285,16 @@ def test_schedules_of_a_compiled_model_start_again():
         ({"prune_fraction": 1}, "prune_fraction=1"),
         ({"num_updates": 0}, "num_updates=0"),
         ({"pruning": "admm", "rho": 0}, "rho=0"),
+        ({"pruning": "admm", "rho": float("nan")}, "rho=nan"),
+        ({"pruning": "admm", "rho": "x"}, "rho='x'"),
+        ({"distribution": "erdos"}, "identifier='erdos'"),
+        ({"distribution": lambda shapes, sparsity: {}}, r"\[\], without \['"),
         ({"model": keras.Sequential(name="dense")}, "model='dense', without sparse kernels"),
+        ({"model": "m"}, "model='m', without sparse kernels"),
     ],
 )
 def test_wrong_arguments(arguments, message):
-    right = {"model": linear(1, 2), "train": lambda model, name: None, "sparsity": 0.5}
+    """All are refused before anything is trained."""
+    right = {"model": linear(1, 2), "train": Training(stop_at="dense"), "sparsity": 0.5}
     with pytest.raises(ValueError, match=f"Received: {message}"):
         lottery.prune_and_fine_tune(**right | arguments)

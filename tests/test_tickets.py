@@ -111,6 +111,40 @@ def test_rewinding_of_the_learning_rate_keeps_the_trained_weights():
     np.testing.assert_array_equal(values(model)[1], np.where(np.abs(TWO) >= 12, TWO / 4, 0))
 
 
+def test_rewinding_of_the_learning_rate_takes_no_weights():
+    points = []
+
+    def train(model, level, rewind):
+        points.append(rewind)
+        rewind.record(2)
+        rewind.record(4)  # step 3 is overstepped, and nothing is missed
+
+    lottery.find_ticket(network(), train, 1, rewind_step=3, rewind="learning_rate")
+    assert [(point.start_step, point.state) for point in points] == [(0, None), (3, None)]
+
+
+@pytest.mark.parametrize("scope", ["global", "layerwise"])
+def test_a_kernel_without_connections_stays_without(scope):
+    # Ten and none; a half goes: 10 -> 5 -> 3.
+    model = network()
+    one, two = rigl_tf.get_masks(model)
+    rigl_tf.set_masks(model, {two: np.zeros((5, 1))})
+    found = lottery.find_ticket(model, Halving(), 2, 0.5, scope)
+    assert [level.num_active for level in found] == [10, 5, 3]
+    np.testing.assert_array_equal(found[2].masks[one], np.abs(ONE) >= 8)
+    assert not found[2].masks[two].any()
+
+
+@pytest.mark.parametrize("rewind", ["weights", "learning_rate"])
+def test_training_that_diverged_is_told(rewind):
+    def train(model, level):
+        kernel = next(iter(rigl_tf.masks.sparse_kernels(model).values()))
+        kernel.assign(kernel * np.nan)
+
+    with pytest.raises(ValueError, match=r"training that diverged.*NaN or inf in \['.*one/kernel"):
+        lottery.find_ticket(network(), train, 1, rewind=rewind)
+
+
 @pytest.mark.parametrize("pruning", [{}, {"scope": "layerwise", "rewind": "learning_rate"}])
 def test_a_stopped_run_goes_on_at_the_first_unfinished_level(tmp_path, pruning):
     whole = network()
@@ -164,6 +198,33 @@ def test_a_half_written_level_does_not_count_and_a_damaged_one_is_named(tmp_path
     (tmp_path / "level-001.npz").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"delete the file.*level-001\.npz"):
         lottery.find_ticket(network(), train, 1, 0.5, directory=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("settings.json", b"", "must be as they were written.*settings.json"),
+        ("settings.json", b"[]", "must be as they were written.*settings.json"),
+        ("settings.json", b"\xff", "must be as they were written.*settings.json"),
+        ("level-001.npz", b"", r"delete the file.*level-001\.npz"),
+        ("level-001.npz", None, r"delete the file.*level-001\.npz \(without masks\)"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, name, content, message):
+    lottery.find_ticket(network(), Halving(), 1, 0.5, directory=tmp_path)
+    if content is None:
+        np.savez(tmp_path / name, metrics="1")
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        lottery.find_ticket(network(), Halving(), 1, 0.5, directory=tmp_path)
+
+
+@pytest.mark.parametrize("inside", ["", "below"])
+def test_a_directory_that_is_a_file_is_refused(tmp_path, inside):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=f"must be a directory.*directory='.*file/?{inside}'"):
+        lottery.find_ticket(network(), Halving(), 1, 0.5, directory=tmp_path / "file" / inside)
 
 
 X = np.random.default_rng(0).normal(size=(12, 2)).astype("float32")
@@ -266,6 +327,8 @@ def test_bad_arguments():
         find(rewind="both")
     with pytest.raises(ValueError, match="without sparse kernels"):
         find(keras.Sequential([keras.Input((2,)), layers.Dense(1)]))
+    with pytest.raises(ValueError, match="model='m', without sparse kernels"):
+        find("m")
     with pytest.raises(ValueError, match="that JSON can hold"):
         find(train=lambda model, level: object())
     with pytest.raises(ValueError, match="rewind_step=3, steps told of=0"):

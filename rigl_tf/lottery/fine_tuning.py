@@ -13,7 +13,7 @@ from rigl_tf import distributions, masks, selection
 from rigl_tf.checks import check_choice, check_integers
 from rigl_tf.lottery.levels import Records, restore, shapes_of, state_of
 from rigl_tf.lottery.tickets import optimizer_reset
-from rigl_tf.pruning import magnitude_masks
+from rigl_tf.pruning import check_sparse, magnitude_masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,8 @@ def prune_and_fine_tune(
     - `"one_shot"`: `"dense"`, pruning to `sparsity`, `"fine_tune"`;
     - `"iterative"`: `"dense"`, pruning of `prune_fraction` of the weights that are left,
       `"iterative_1"`, pruning, `"iterative_2"` and so on; the last training, after pruning to
-      `sparsity`, is `"fine_tune"`;
+      `sparsity`, is `"fine_tune"`. The counts of `find_ticket`, which rounds at each level, may
+      differ by a few;
     - `"admm"`: `"dense"`, then `"admm_1"` to `"admm_<num_updates>"` with the penalty of `ADMM`,
       updated after each; pruning to `sparsity`, `"fine_tune"`.
 
@@ -62,8 +63,8 @@ def prune_and_fine_tune(
       learning rates of `"dense"`. How many epochs the trainings between them take is not said.
 
     Args:
-        model: A built sparse `keras.Model`, made with `sparsify(model, 0.0)`. In the end it has the
-            fine-tuned weights.
+        model: A built sparse `keras.Model`, made with `sparsify(model, 0.0)`; no kernel is sparser
+            than what is pruned first. In the end it has the fine-tuned weights.
         train: Function `train(model, name) -> metrics` that trains the model in place, from the
             weights that it has. `name` is one of the names above: the trainings with other names
             than `"dense"` and `"fine_tune"` may be shorter.
@@ -81,8 +82,9 @@ def prune_and_fine_tune(
         A `FineTuned`, with `masks` and `metrics`.
 
     Raises:
-        ValueError: If an argument is out of its range, the model has no sparse kernel, or
-            `directory` has results of other settings.
+        ValueError: If an argument is out of its range, the model has no sparse kernel or is sparser
+            already, a training ends with weights that are not finite, or `directory` has results of
+            other settings.
 
     Example:
 
@@ -95,40 +97,47 @@ def prune_and_fine_tune(
     >>> list(result.metrics)
     ['dense', 'iterative_1', 'fine_tune']
     """
-    _check(model, sparsity, pruning, prune_fraction, num_updates)
+    _check(model, sparsity, pruning, prune_fraction, num_updates, rho)
+    levels = _levels(sparsity, prune_fraction) if pruning == "iterative" else []
+    # Of each kernel, in the order of the prunings.
+    shares = [_shares(model, distribution, level) for level in (*levels, sparsity)]
     settings = {
         "pruning": pruning,
         "sparsity": float(sparsity),
-        "distribution": distribution if isinstance(distribution, str) else "a function",
-        "prune_fraction": float(prune_fraction),
-        "num_updates": int(num_updates),
-        "rho": float(rho),
+        "shares": [list(each.values()) for each in shares],
         "shapes": shapes_of(model),
     }
+    if pruning == "admm":
+        settings |= {"num_updates": int(num_updates), "rho": float(rho)}
     records = Records(directory, settings)
     reset_optimizer = optimizer_reset(model)
     metrics = {}
 
+    def trained(name):
+        if name == "dense":  # not before: of a run that goes on, the masks are on file
+            _check_density(model, shares[0])
+        returned = train(model, name)
+        return {**state_of(model), "metrics": returned}
+
     def run(name):
         reset_optimizer()
-        record = records.once(name, functools.partial(_trained, model, train, name))
+        record = records.once(name, functools.partial(trained, name))
         restore(model, record["weights"], record["masks"])
         metrics[name] = record["metrics"]
 
-    def prune(share):
-        masks.set_masks(model, magnitude_masks(model, share, distribution))
+    def prune(number):
+        masks.set_masks(model, magnitude_masks(model, sparsity, lambda *_: shares[number]))
 
     run("dense")
-    if pruning == "iterative":
-        for number, share in enumerate(_levels(sparsity, prune_fraction), start=1):
-            prune(share)
-            run(f"iterative_{number}")
-    elif pruning == "admm":
-        with ADMM(model, sparsity, distribution, rho) as admm:
-            for number in range(1, num_updates + 1):
-                run(f"admm_{number}")
+    for number in range(len(levels)):
+        prune(number)
+        run(f"iterative_{number + 1}")
+    if pruning == "admm":
+        with ADMM(model, sparsity, lambda *_: shares[-1], rho) as admm:
+            for number in range(num_updates):
+                run(f"admm_{number + 1}")
                 admm.update()
-    prune(sparsity)
+    prune(-1)
     run("fine_tune")
     return FineTuned(masks.get_masks(model), metrics)
 
@@ -137,10 +146,10 @@ class ADMM:
     """Draws weights to a sparse network while they are trained.
 
     As long as it is open, it adds `rho / 2 * sum((W - Z + U) ** 2)` of each sparse kernel `W` to
-    the model's losses, which `model.fit` adds to its own; a custom loop must add `model.losses`.
-    `update` is the other half of the method: `Z` becomes what is left of `W + U` when it is pruned,
-    and `U` grows by `W - Z`. At first `Z` is the pruned `W`, and `U` is 0. After it, prune with
-    `rigl_tf.pruning.magnitude_masks`.
+    the model's losses, which `model.fit` and `model.evaluate` add to their own; a custom loop must
+    add `model.losses`. `update` is the other half of the method: `Z` becomes what is left of
+    `W + U` when it is pruned, and `U` grows by `W - Z`. At first `Z` is the pruned `W`, and `U` is
+    0. After it, prune with `rigl_tf.pruning.magnitude_masks`.
 
     Reference:
 
@@ -170,12 +179,9 @@ class ADMM:
     """
 
     def __init__(self, model, sparsity, distribution="uniform", rho=1e-3):
-        kernels = masks.sparse_kernels(model)
-        _check_sparse(model, kernels)
-        if not isinstance(rho, Real) or isinstance(rho, bool) or not 0 < rho < math.inf:
-            raise ValueError(f"`rho` must be a finite number > 0. Received: rho={rho!r}")
-        shapes = {path: tuple(kernel.shape) for path, kernel in kernels.items()}
-        shares = distributions.allocate(distribution, shapes, sparsity)
+        kernels = check_sparse(model)
+        _check_rho(rho)
+        shares = _shares(model, distribution, sparsity)
         self._model = model
         self._splits = [
             _Split(kernel, shares[path], rho) for path, kernel in kernels.items() if shares[path]
@@ -198,14 +204,19 @@ class ADMM:
             split.update()
 
     def gap(self):
-        """How far the weights are from being sparse: `norm(W - Z) / norm(W)`, over all kernels."""
+        """How far the weights are from being sparse: `norm(W - Z) / norm(W)`.
+
+        Over all kernels with a penalty together; 0 if there is none.
+        """
         pairs = [(split.values(), split.sparse) for split in self._splits]
         far = sum(np.sum((values - sparse) ** 2, dtype="float64") for values, sparse in pairs)
-        return math.sqrt(far / sum(np.sum(values**2, dtype="float64") for values, _ in pairs))
+        whole = sum(np.sum(values**2, dtype="float64") for values, _ in pairs)
+        return math.sqrt(far / whole) if far else 0.0
 
     def _trace_anew(self):
-        # A training step that was traced before knows nothing of a penalty that came or went.
+        # A step that was traced before knows nothing of a penalty that came or went.
         self._model.train_function = None
+        self._model.test_function = None
 
 
 class _Split(keras.regularizers.Regularizer):
@@ -240,9 +251,9 @@ class _Split(keras.regularizers.Regularizer):
         return np.where(selection.top_k_mask(np.abs(values), self.num_active), values, 0)
 
 
-def _trained(model, train, name):
-    metrics = train(model, name)
-    return {**state_of(model), "metrics": metrics}
+def _shares(model, distribution, sparsity):
+    shapes = {path: tuple(kernel.shape) for path, kernel in masks.sparse_kernels(model).items()}
+    return distributions.allocate(distribution, shapes, sparsity)
 
 
 def _levels(sparsity, prune_fraction):
@@ -250,22 +261,14 @@ def _levels(sparsity, prune_fraction):
     before."""
     levels = []
     share = prune_fraction
-    while share < sparsity:
+    while share < sparsity * (1 - 1e-9):  # `1 - 0.8**2` is less than 0.36
         levels.append(share)
         share = 1 - (1 - prune_fraction) ** (len(levels) + 1)
     return levels
 
 
-def _check_sparse(model, kernels):
-    if not kernels:
-        raise ValueError(
-            "Pruning needs a built sparse model: make one with `rigl_tf.sparsify(model, 0.0)`. "
-            f"Received: model={model.name!r}, without sparse kernels"
-        )
-
-
-def _check(model, sparsity, pruning, prune_fraction, num_updates):
-    _check_sparse(model, masks.sparse_kernels(model))
+def _check(model, sparsity, pruning, prune_fraction, num_updates, rho):
+    check_sparse(model)
     if not distributions.check_sparsity(sparsity) > 0:
         raise ValueError(f"`sparsity` must be above 0. Received: sparsity={sparsity!r}")
     check_choice(("iterative", "one_shot", "admm"), pruning=pruning)
@@ -275,3 +278,22 @@ def _check(model, sparsity, pruning, prune_fraction, num_updates):
             f"Received: prune_fraction={prune_fraction!r}"
         )
     check_integers(1, num_updates=num_updates)
+    _check_rho(rho)
+
+
+def _check_rho(rho):
+    if not isinstance(rho, Real) or isinstance(rho, bool) or not 0 < rho < math.inf:
+        raise ValueError(f"`rho` must be a finite number > 0. Received: rho={rho!r}")
+
+
+def _check_density(model, shares):
+    """Pruning to more connections than there are would give some back, at 0."""
+    for path, mask in masks.get_masks(model).items():
+        num_active = np.count_nonzero(mask)
+        num_left = mask.size - distributions.num_zeros(mask.size, shares[path])
+        if num_active < num_left:
+            raise ValueError(
+                "`model` must not be sparser than what is pruned first: make it with "
+                f"`rigl_tf.sparsify(model, 0.0)`. Received: {path!r} with {num_active} active "
+                f"connections, of which {num_left} are to stay"
+            )

@@ -71,13 +71,22 @@ class Records:
     Args:
         directory: Path, made if it is not there. `None` keeps nothing.
         settings: Dictionary for JSON. A directory with other settings is refused.
+
+    Raises:
+        ValueError: If `directory` is a file or has other settings, or a file in it is damaged.
     """
 
     def __init__(self, directory, settings):
         self._path = None if directory is None else pathlib.Path(directory).expanduser()
         if self._path is None:
             return
-        self._path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(
+                "`directory` must be a directory, or a path where one can be made, not a file or "
+                f"in one. Received: directory={str(self._path)!r}"
+            ) from error
         self._check_settings(json.loads(json.dumps(settings)))
 
     def once(self, name, compute):
@@ -97,7 +106,7 @@ class Records:
             text = json.dumps(settings, indent=2) + "\n"
             replace_file(path, lambda file: file.write(text.encode()))
             return
-        found = json.loads(path.read_text())
+        found = _settings_in(path)
         names = sorted(settings.keys() | found.keys())
         other = [name for name in names if settings.get(name) != found.get(name)]
         if other:
@@ -109,6 +118,19 @@ class Records:
                 "`directory` must be new, or hold results of the same settings. "
                 f"Received: directory={str(self._path)!r}, {difference}"
             )
+
+
+def _settings_in(path):
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(
+            "The settings of a directory must be as they were written, a dictionary in JSON: take "
+            f"another directory if they are lost. Received: {path}"
+        )
+    return found
 
 
 def replace_file(path, write):
@@ -145,18 +167,33 @@ def _write(file, record):
     np.savez(file, metrics=json.dumps(record["metrics"]), **arrays)
 
 
+class _Record(dict):
+    """A record that was read; it is an error of its file if something is missing."""
+
+    def __init__(self, path):
+        super().__init__()
+        self._path = path
+
+    def __missing__(self, key):
+        raise _damaged(self._path, f"without {key}")
+
+
+def _damaged(path, why):
+    return ValueError(
+        "A finished level must be as it was written: delete the file to have it run again. "
+        f"Received: {path} ({why})"
+    )
+
+
 def read(path):
     """The record in a file of `Records`."""
-    record = {}
+    record = _Record(path)
     try:
         with np.load(path) as arrays:
             record["metrics"] = json.loads(str(arrays["metrics"]))
             for key in arrays.files:
                 if key != "metrics":
                     record.setdefault(key.split("/")[0], []).append(arrays[key])
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            "A finished level must be as it was written: delete the file to have it run again. "
-            f"Received: {path} ({type(error).__name__}: {error})"
-        ) from error
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
     return record

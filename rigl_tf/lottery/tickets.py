@@ -14,8 +14,8 @@ from rigl_tf.lottery.levels import Level, Records, restore, shapes_of, state_of
 class RewindPoint(keras.callbacks.Callback):
     """Where later trainings start: `find_ticket` gives it to `train` if `rewind_step` is not 0.
 
-    In the first training it takes the weights after `step` steps, if it is among the callbacks of
-    `model.fit`, or if a custom loop calls `record` after each step.
+    In the first training it takes the weights after `step` steps, if they are to be rewound, and it
+    is among the callbacks of `model.fit`, or a custom loop calls `record` after each step.
 
     Attributes:
         step: Integer, the step to rewind to.
@@ -29,14 +29,14 @@ class RewindPoint(keras.callbacks.Callback):
         self.step = step
         self.start_step = start_step
         self.state = None
-        self._take = take
+        self._take = take  # `None` if no weights are rewound
         self._num_before = 0
         self.num_steps = 0
 
     def record(self, num_steps):
         """Tells that the first training has done `num_steps` steps by now."""
         self.num_steps = num_steps
-        if self.start_step or self.state is not None:
+        if self._take is None or self.start_step or self.state is not None:
             return
         if num_steps == self.step:
             self.state = self._take()
@@ -108,7 +108,8 @@ def find_ticket(
 
     Raises:
         ValueError: If an argument is out of its range, the model has no sparse kernel, the first
-            training does not come to `rewind_step`, or `directory` has results of other settings.
+            training does not come to `rewind_step` where weights are rewound to it, a training ends
+            with weights that are not finite, or `directory` has results of other settings.
 
     Example:
 
@@ -144,6 +145,7 @@ def find_ticket(
     records = Records(directory, settings)
     start = records.once("start", functools.partial(state_of, model))
     reset_optimizer = optimizer_reset(model)
+    take = functools.partial(state_of, model) if rewind == "weights" else None
     weights = rewound = start["weights"]
     kernel_masks, last, results = start["masks"], None, []
     for number in (0, levels) if one_shot else range(levels + 1):
@@ -154,8 +156,7 @@ def find_ticket(
             weights = rewound if rewind == "weights" else last["weights"]
         restore(model, weights, kernel_masks)
         reset_optimizer()
-        start_step = rewind_step if number else 0
-        point = RewindPoint(rewind_step, start_step, functools.partial(state_of, model))
+        point = RewindPoint(rewind_step, rewind_step if number else 0, take)
         run = functools.partial(_run, model, train, number, point, rewind)
         last = records.once(f"level-{number:03d}", run)
         rewound = last.get("rewound", rewound)
@@ -167,6 +168,8 @@ def find_ticket(
 
 def prune(model, prune_fraction, scope, times=1):
     """Masks that keep the largest weights, with the counts of `times` prunings; see `find_ticket`.
+
+    A kernel without active connections stays without.
 
     Example:
 
@@ -180,12 +183,14 @@ def prune(model, prune_fraction, scope, times=1):
     num_active = {path: np.count_nonzero(mask) for path, mask in kernel_masks.items()}
     if scope == "global":
         num_left = _num_left(sum(num_active.values()), prune_fraction, times)
-        return pruning.magnitude_masks(model, _sparsity(sum(sizes.values()), num_left))
-    shares = {
-        path: _sparsity(sizes[path], _num_left(num_active[path], prune_fraction, times))
-        for path in sizes
-    }
-    return pruning.magnitude_masks(model, 0.0, lambda shapes, sparsity: shares)
+        found = pruning.magnitude_masks(model, _sparsity(sum(sizes.values()), num_left))
+    else:
+        shares = {
+            path: _sparsity(sizes[path], _num_left(num_active[path], prune_fraction, times))
+            for path in sizes
+        }
+        found = pruning.magnitude_masks(model, 0.0, lambda shapes, sparsity: shares)
+    return {path: mask & kernel_masks[path] for path, mask in found.items()}
 
 
 def _num_left(num_active, prune_fraction, times):
@@ -195,8 +200,8 @@ def _num_left(num_active, prune_fraction, times):
 
 
 def _sparsity(size, num_active):
-    """A sparsity that leaves exactly so many: half a weight keeps it clear of rounding."""
-    return (size - num_active + 0.5) / size
+    """A sparsity that leaves exactly so many, but one at least; half a weight rounds it rightly."""
+    return (size - max(num_active, 1) + 0.5) / size
 
 
 def _run(model, train, number, point, rewind):
@@ -240,11 +245,7 @@ def optimizer_reset(model):
 
 def check_arguments(model, levels, prune_fraction, scope, rewind_step, rewind="weights"):
     """Raises a `ValueError` unless these are what `find_ticket` takes."""
-    if not masks.sparse_kernels(model):
-        raise ValueError(
-            "A ticket is found in a built sparse model: make one with `rigl_tf.sparsify(model, "
-            f"0.0)`. Received: model={model.name!r}, without sparse kernels"
-        )
+    pruning.check_sparse(model)
     check_integers(1, levels=levels)
     check_integers(0, rewind_step=rewind_step)
     if not isinstance(prune_fraction, Real) or not 0 < prune_fraction < 1:
