@@ -108,6 +108,8 @@ BAD = [
     ({"results": {0.1: (92, "high", 90)}}, "from 0 to 100"),
     ({"results": {0.1: (92, 101, 90)}}, "from 0 to 100"),
     ({"results": {0.1: (0.92, 0.91, 0.9)}, "small_dense": 0.9}, "multiply them by 100"),
+    ({"results": {0.1: (0.92, 0.91, 0.9)}}, "Accuracies must be in percent.*none above 0.92"),
+    ({"small_dense": 0.93}, "`small_dense` must be in percent.*none above 0.93"),
     ({"small_dense": None}, "Received: small_dense=None"),
     ({"sparsity": 1.0}, r"in \[0, 1\). Received: sparsity=1.0"),
     ({"sparsity": NONE}, r"in \[0, 1\). Received: sparsity=nan"),
@@ -253,6 +255,70 @@ def test_a_stopped_protocol_goes_on_and_trains_nothing_twice(tmp_path):
     assert reports[0] == reports[1]
 
 
+def test_shares_of_one_are_refused_before_they_are_kept(tmp_path):
+    calls = []
+
+    def shares(model, learning_rate, seed):
+        calls.append(seed)
+        return 0.92
+
+    with pytest.raises(ValueError, match="multiply them by 100"):
+        run(shares, tmp_path / "mended")
+    assert calls == [0]
+    assert run(Training(), tmp_path / "mended") == run(Training(), tmp_path / "new")
+
+
+def test_networks_at_chance_are_no_shares_of_one(tmp_path):
+    # Half a percent, as of 200 classes: a small dense network, and all at a rate that is too large.
+    train = Training()
+
+    def at_chance(model, learning_rate, seed):
+        accuracy = train(model, learning_rate, seed)
+        is_lost = learning_rate == 0.01 or train.calls[-1][2] == "small"
+        return 0.5 if is_lost else accuracy
+
+    rows = run(at_chance, tmp_path, seeds=[0])
+    assert rows[0]["accuracies"]["dense"] == {0.1: [92.0], 0.01: [0.5]}
+    # The ticket has 91: a point below dense, at the other rate as bad as that.
+    conditions = rows[0]["verdicts"]["IMP"].conditions
+    assert [condition.value for condition in conditions] == [0.75, 90.5, 6.0, 0.0, -1.0]
+
+
+def test_the_other_start_depends_on_the_seed_alone(tmp_path):
+    built = []
+
+    def noted(seed):
+        built.append(seed)
+        return build(seed)
+
+    for seeds in ([0], [1, 0], [0, 2, 1]):
+        built.clear()
+        settings = {"levels": 2, "prune_fraction": 0.5, "seeds": seeds}
+        lottery.jackpot_protocol(noted, Training(), small_dense, [0.1], tmp_path, **settings)
+        assert set(built) == {*seeds, *(1_000_000 + seed for seed in seeds)}
+
+
+def test_frozen_parameters_count_on_neither_side(tmp_path):
+    def frozen(seed):
+        model = build(seed)
+        model.layers[0].trainable = False
+        return model
+
+    # Of 32 and 16 weights 8 and 4 are left, the 8 frozen; no small network has less than 6.
+    (row,) = lottery.jackpot_protocol(
+        frozen,
+        Training(),
+        small_dense,
+        [0.1],
+        tmp_path,
+        levels=1,
+        prune_fraction=0.75,
+        scope="layerwise",
+        seeds=[0],
+    )
+    assert row["num_parameters"] == (4, 6)
+
+
 def test_report(tmp_path):
     run(Training(), tmp_path)
     report = (tmp_path / "report.md").read_text()
@@ -310,15 +376,90 @@ def test_residual_connections_are_found():
     assert has_residual(Unknown()) is None
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class Block(keras.layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = keras.layers.Dense(4)
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        return x + self.dense(x)
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+@pytest.mark.parametrize(
+    ("make", "answer"),
+    [
+        (lambda x: x + 1.0, False),
+        (lambda x: keras.ops.relu6(x + 3.0) / 6.0 * x, False),  # hard swish
+        (lambda x: x + x, False),
+        (lambda x: x + keras.layers.Dense(4)(x), True),
+        (lambda x: keras.layers.Add()([x, keras.layers.Dense(4)(x)]), True),
+        (keras.layers.MultiHeadAttention(2, 2), False),
+        (Block(), None),
+        (keras.layers.TimeDistributed(Block()), None),
+        (keras.layers.Lambda(lambda x: x + 1.0), None),
+        (lambda x: x + Block()(x), True),
+    ],
+)
+def test_what_is_residual(make, answer):
+    inputs = keras.Input((3, 4))
+    hidden = keras.layers.Dense(4)(inputs)
+    both = [hidden] * (1 + isinstance(make, keras.layers.MultiHeadAttention))
+    model = keras.Model(inputs, keras.layers.Dense(2)(make(*both)))
+    assert has_residual(model) is answer
+    assert has_residual(keras.Sequential([inputs, model])) is answer
+    if not isinstance(make, keras.layers.Lambda):
+        assert has_residual(rigl_tf.sparsify(model, 0.0)) is answer
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"similar": -1}, "`similar` must be a number >= 0. Received: similar=-1"),
+        ({"clear": "x"}, "`clear` must be a number >= 0. Received: clear='x'"),
+        ({"min_sparsity": 60, "judged_levels": [2]}, "Received: min_sparsity=60"),
+        ({"residual": "yes"}, "`residual` must be `True`.*residual='yes'"),
+        ({"learning_rates": 0.1}, "`learning_rates` must be different numbers.*rates=0.1"),
+        ({"learning_rates": ["0.1"]}, r"`learning_rates` must be different.*rates=\['0.1'\]"),
+        ({"seeds": 3}, "`seeds` must be different integers >= 0.*seeds=3"),
+        ({"seeds": [-1]}, r"`seeds` must be different integers >= 0.*seeds=\[-1\]"),
+        ({"seeds": [True]}, r"`seeds` must be different integers >= 0.*seeds=\[True\]"),
+        ({"judged_levels": 2}, "`judged_levels` must be different integers.*levels=2"),
+        ({"judged_levels": [2.0]}, r"`judged_levels` must be different integers.*\[2.0\]"),
+        ({"directory": None}, "`directory` must be a path. Received: directory=None"),
+    ],
+)
+def test_arguments_are_checked_before_anything_is_trained(tmp_path, bad, message):
+    def never(*arguments):
+        pytest.fail("trained")
+
+    good = {"learning_rates": [0.1], "directory": tmp_path, "levels": 2, "prune_fraction": 0.5}
+    with pytest.raises(ValueError, match=message):
+        lottery.jackpot_protocol(build, never, small_dense, **good | bad)
+
+
 def test_bad_protocols_are_refused_in_a_sentence(tmp_path):
     def protocol(build=build, train=None, rates=(0.1,), **others):
         train = train or Training()
         settings = {"levels": 2, "prune_fraction": 0.5, **others}
         lottery.jackpot_protocol(build, train, small_dense, rates, tmp_path, **settings)
 
+    def with_dropout(seed):
+        # The state of Dropout is another one with each seed, the weights are not.
+        dropout = keras.layers.Dropout(0.5, seed=seed)
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), dropout])
+        model.set_weights([np.ones((4, 2)), np.zeros(2)])
+        return rigl_tf.sparsify(model, 0.0)
+
     with pytest.raises(ValueError, match=r"`learning_rates` must be different.*rates=\[\]"):
         protocol(rates=[])
-    with pytest.raises(ValueError, match=r"`seeds` must be different numbers.*seeds=\[1, 1\]"):
+    with pytest.raises(ValueError, match=r"`seeds` must be different integers.*seeds=\[1, 1\]"):
         protocol(seeds=[1, 1])
     with pytest.raises(ValueError, match=r"`levels` must be an integer >= 1\. Received: levels=0"):
         protocol(levels=0)
@@ -328,7 +469,11 @@ def test_bad_protocols_are_refused_in_a_sentence(tmp_path):
         protocol(judged_levels=[3])
     with pytest.raises(ValueError, match="must return the test accuracy"):
         protocol(train=lambda model, rate, seed: {"accuracy": 90})
-    with pytest.raises(ValueError, match=r"another seed\. Received: the same for seeds 0 and 3"):
+    with pytest.raises(
+        ValueError, match=r"another seed\. Received: the same for seeds 0 and 1000000"
+    ):
         protocol(build=lambda seed: build(0))
+    with pytest.raises(ValueError, match=r"another seed\. Received: the same"):
+        protocol(build=with_dropout, rates=[0.3])
     with pytest.raises(ValueError, match="multiply them by 100"):
         protocol(train=lambda model, rate, seed: 0.9, rates=[0.2])

@@ -8,8 +8,8 @@ Reference:
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from numbers import Real
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -102,7 +102,8 @@ def judge_ticket(results, sparsity, small_dense, similar=0.5, clear=0.5, min_spa
         A `Verdict`, with `verdict` and `conditions`.
 
     Raises:
-        ValueError: If there are no results, or an argument is out of its range.
+        ValueError: If there are no results, an argument is out of its range, or none of `results`
+            or of `small_dense` is above 1, as if they were shares of 1.
 
     Example:
 
@@ -112,12 +113,15 @@ def judge_ticket(results, sparsity, small_dense, similar=0.5, clear=0.5, min_spa
     """
     results = _check_results(results)
     small = _mean("small_dense", small_dense)
-    check_percent([small, *(value for row in results.values() for value in row)])
-    for name, value in (("similar", similar), ("clear", clear)):
-        if not isinstance(value, Real) or not 0 <= value < math.inf:
-            raise ValueError(f"`{name}` must be a number >= 0. Received: {name}={value!r}")
+    check_percent([value for row in results.values() for value in row])
+    check_percent([small], "Those of `small_dense`")
+    check_thresholds(similar, clear, min_sparsity)
     sparsity = distributions.check_sparsity(sparsity)
-    min_sparsity = distributions.check_sparsity(min_sparsity, "min_sparsity")
+    return decide(results, sparsity, small, similar, clear, min_sparsity)
+
+
+def decide(results, sparsity, small, similar, clear, min_sparsity):
+    """The `Verdict` on means over seeds, unchecked; see `judge_ticket`."""
     dense, ticket, random = zip(*results.values(), strict=True)
     rates = list(results)
     best = int(np.argmax(ticket))
@@ -129,7 +133,7 @@ def judge_ticket(results, sparsity, small_dense, similar=0.5, clear=0.5, min_spa
         return Condition(number, text, value, threshold, strict, rates[best])
 
     conditions = (
-        Condition(1, "sparsity", sparsity, min_sparsity, False),
+        Condition(1, "sparsity", sparsity, float(min_sparsity), False),
         compared(2, "ticket - small dense", small, clear, True),
         compared(3, "ticket - best reinitialised", max(random), clear, True),
         Condition(
@@ -185,10 +189,40 @@ def _mean(name, accuracy):
     return float(values.mean())
 
 
-def check_percent(values):
+def check_thresholds(similar, clear, min_sparsity):
+    """Raises a `ValueError` unless these are what `judge_ticket` takes."""
+    for name, value in (("similar", similar), ("clear", clear)):
+        if not isinstance(value, Real) or not 0 <= value < math.inf:
+            raise ValueError(f"`{name}` must be a number >= 0. Received: {name}={value!r}")
+    distributions.check_sparsity(min_sparsity, "min_sparsity")
+
+
+def check_numbers(name, values, kind):
+    """`values` as a list; a `ValueError` unless they are different numbers >= 0 of this kind.
+
+    Example:
+
+    >>> check_numbers("seeds", 3, Integral)
+    Traceback (most recent call last):
+        ...
+    ValueError: `seeds` must be different integers >= 0, one at least. Received: seeds=3
+    """
+    listed = list(values) if isinstance(values, Iterable) else []
+    are_right = all(
+        isinstance(value, kind) and not isinstance(value, bool) and value >= 0 for value in listed
+    )
+    if not listed or not are_right or len(set(listed)) < len(listed):
+        rule = "integers" if kind is Integral else "numbers"
+        raise ValueError(
+            f"`{name}` must be different {rule} >= 0, one at least. Received: {name}={values!r}"
+        )
+    return listed
+
+
+def check_percent(values, what="Accuracies"):
     """Raises a `ValueError` if these accuracies look like shares of 1."""
     if max(values) <= 1:
         raise ValueError(
-            "Accuracies must be in percent, not shares of 1: multiply them by 100. "
+            f"{what} must be in percent, not shares of 1: multiply them by 100. "
             f"Received: none above {max(values):g}"
         )

@@ -2,16 +2,19 @@
 
 import functools
 import math
+import os
 import pathlib
 from numbers import Integral, Real
 
 import numpy as np
 
 from rigl_tf import masks
-from rigl_tf.lottery.jackpot import check_percent, judge_ticket
+from rigl_tf.lottery.jackpot import check_numbers, check_percent, check_thresholds, decide
 from rigl_tf.lottery.levels import Records, read, replace_file, restore, shapes_of, state_of
 from rigl_tf.lottery.report import has_residual, report
 from rigl_tf.lottery.tickets import check_arguments, find_ticket, optimizer_reset, prune
+
+_OTHER_START = 1_000_000  # added to the seed, for other initial weights
 
 
 def jackpot_protocol(
@@ -48,22 +51,24 @@ def jackpot_protocol(
 
     Args:
         build: Function `build(seed)`, the built sparse model made with `sparsify(model, 0.0)`;
-            another seed gives other initial weights.
+            another seed gives other initial weights. Reinitialised networks have those of
+            `build(seed + 1_000_000)`.
         train: Function `train(model, learning_rate, seed) -> accuracy` that compiles the model,
             trains it to the end and returns the test accuracy in percent; only the order of the
             data and the like should depend on `seed`. With `rewind_step` it is called as
             `train(model, learning_rate, seed, rewind)`, too, see `find_ticket`.
         small_dense: Function `small_dense(width, seed)`, the built dense network with that share of
             its units in each hidden layer, `width` in `(0, 1)`. Taken is the widest with at most
-            as many trainable parameters as the ticket.
+            as many trainable parameters as the ticket; frozen ones count on neither side.
         learning_rates: List of the learning rates to compare.
         directory: Path. Every training is kept there and never done again; `report.md` is written
             in the end.
         levels, prune_fraction, scope, rewind_step: See `find_ticket`.
-        seeds: Integers. With one there is no spread, and the report says so.
-        judged_levels: Levels to judge. Defaults to all that have `min_sparsity` or more.
+        seeds: Integers >= 0. With one there is no spread, and the report says so. More of them can
+            be trained later, in the same directory.
+        judged_levels: Levels to judge, integers. Defaults to all that have `min_sparsity` or more.
         residual: Whether the network has residual connections. `None` looks for additions, and
-            cannot tell for a subclassed model.
+            cannot tell for subclassed models and layers.
         large_dataset: Whether the data is of the kind of Tiny-ImageNet and ImageNet: the paper's
             guideline is another then.
         similar, clear, min_sparsity: See `judge_ticket`.
@@ -75,7 +80,8 @@ def jackpot_protocol(
 
     Raises:
         ValueError: If an argument is out of its range, no level is sparse enough to be judged,
-            `build` does not heed its seed, or `directory` has results of other settings.
+            `build` does not heed its seed, `train` returns no accuracy in percent, or `directory`
+            has results of other settings.
 
     Example:
 
@@ -99,8 +105,10 @@ def jackpot_protocol(
     >>> [(row["sparsity"], sorted(row["verdicts"])) for row in rows]
     [(0.8, ['IMP', 'OMP'])]
     """
-    learning_rates = _check_numbers("learning_rates", learning_rates, Real)
-    seeds = _check_numbers("seeds", seeds, Integral)
+    learning_rates = check_numbers("learning_rates", learning_rates, Real)
+    seeds = check_numbers("seeds", seeds, Integral)
+    check_thresholds(similar, clear, min_sparsity)
+    _check_directory_and_residual(directory, residual)
     directory = pathlib.Path(directory).expanduser()
     model = build(seeds[0])
     check_arguments(model, levels, prune_fraction, scope, rewind_step)
@@ -113,11 +121,10 @@ def jackpot_protocol(
         for seed in seeds:
             path = directory / f"rate-{rate}-seed-{seed}"
             fit = functools.partial(_fit, train, rate, seed)
-            both = seed, max(seeds) + 1 + seeds.index(seed)
-            cell = _cell(build, fit, small, both, path, pruning, sparsities, rewind_step)
+            known = [value for values in table.get(("dense", 0), {}).values() for value in values]
+            cell = _cell(build, fit, known, small, seed, path, pruning, sparsities, rewind_step)
             for kind, level, value in cell:
                 table.setdefault((kind, level), {}).setdefault(rate, []).append(value)
-            check_percent(_accuracies(table))
     thresholds = {"similar": similar, "clear": clear, "min_sparsity": min_sparsity}
     rows = [_judge(table, level, sparsity, thresholds) for level, sparsity in sparsities.items()]
     facts = {
@@ -135,18 +142,17 @@ def jackpot_protocol(
     return rows
 
 
-def _cell(build, fit, small, seeds, directory, pruning, judged, rewind_step):
+def _cell(build, fit, known, small, seed, directory, pruning, judged, rewind_step):
     """All trainings with one learning rate and seed, as triples `(kind, level, accuracy)`.
 
     Among them is the size of the ticket and of the small network, as `"num_parameters"`.
     """
-    seed, other_seed = seeds
     model = build(seed)
     path = directory / "lt-imp"
-    imp = find_ticket(model, lambda model, level: fit(model), directory=path, **pruning)
+    imp = find_ticket(model, functools.partial(_level, fit, known), directory=path, **pruning)
     start, dense = read(path / "start.npz"), read(path / "level-000.npz")
     yield "dense", 0, dense["metrics"]
-    other = _reinitialised(build, start, seed, other_seed)
+    other = _reinitialised(build, start, seed)
     records = Records(directory / "others", {**pruning, "levels": None, "shapes": shapes_of(model)})
 
     def accuracy(name, level, run, *arguments):
@@ -192,6 +198,14 @@ def _fit(train, rate, seed, model, *rewind):
     return float(accuracy)
 
 
+def _level(fit, known, model, level):
+    accuracy = fit(model)
+    if level == 0:
+        # Before it is kept. At chance less than 1 % is right: `known` are earlier dense networks.
+        check_percent([accuracy, *known])
+    return accuracy
+
+
 def _masked(fit, model, weights, kernel_masks):
     restore(model, weights, kernel_masks)
     reset_optimizer = optimizer_reset(model)
@@ -218,20 +232,30 @@ def _width(small_dense, seed, num_parameters):
     return low or high
 
 
-def _reinitialised(build, start, seed, other_seed):
-    weights = state_of(build(other_seed))["weights"]
-    if all(np.array_equal(a, b) for a, b in zip(weights, start["weights"], strict=True)):
+def _reinitialised(build, start, seed):
+    model = build(seed + _OTHER_START)
+    weights, kernels = state_of(model)["weights"], _kernels(model)
+    restore(model, start["weights"], start["masks"])
+    # Other variables differ in any case: Dropout keeps the state of its random seed.
+    if all(np.array_equal(a, b) for a, b in zip(kernels, _kernels(model), strict=True)):
         raise ValueError(
             "`build` must give other initial weights for another seed. "
-            f"Received: the same for seeds {seed} and {other_seed}"
+            f"Received: the same for seeds {seed} and {seed + _OTHER_START}"
         )
     return weights
 
 
+def _kernels(model):
+    return [np.array(kernel.numpy()) for kernel in masks.sparse_kernels(model).values()]
+
+
 def _num_parameters(model, kernel_masks=()):
     """The trainable parameters that are not masked out."""
-    total = sum(math.prod(weight.shape) for weight in model.trainable_weights)
-    return int(total - sum(np.count_nonzero(~mask) for mask in kernel_masks))
+    sizes = {id(weight): math.prod(weight.shape) for weight in model.trainable_weights}
+    for kernel, mask in zip(masks.sparse_kernels(model).values(), kernel_masks, strict=False):
+        if id(kernel) in sizes:
+            sizes[id(kernel)] = np.count_nonzero(mask)
+    return int(sum(sizes.values()))
 
 
 def _judged(model, levels, pruning, judged_levels, min_sparsity):
@@ -244,7 +268,8 @@ def _judged(model, levels, pruning, judged_levels, min_sparsity):
         sparsities[level] = float(zeros / size)
     if judged_levels is None:
         judged_levels = [level for level, value in sparsities.items() if value >= min_sparsity]
-    judged_levels = list(judged_levels)
+    else:
+        judged_levels = check_numbers("judged_levels", judged_levels, Integral)
     if not judged_levels or not set(judged_levels) <= set(sparsities):
         raise ValueError(
             f"`judged_levels` must be among 1 to {levels}, one at least; by default those with "
@@ -258,12 +283,16 @@ def _judge(table, level, sparsity, thresholds):
     kinds = ("LT-IMP", "LT-OMP", "RR-IMP", "RR-OMP", "small dense", "rewinding")
     accuracies = {"dense": table["dense", 0]}
     accuracies |= {kind: table[kind, level] for kind in kinds if (kind, level) in table}
-    small = max(accuracies["small dense"].values(), key=np.mean)
+    means = {
+        kind: {rate: float(np.mean(values)) for rate, values in of_rate.items()}
+        for kind, of_rate in accuracies.items()
+    }
+    small = max(means["small dense"].values())
     verdicts = {}
     for way in ("IMP", "OMP"):
-        three = [accuracies[kind] for kind in ("dense", f"LT-{way}", f"RR-{way}")]
+        three = [means[kind] for kind in ("dense", f"LT-{way}", f"RR-{way}")]
         results = {rate: tuple(kind[rate] for kind in three) for rate in three[0]}
-        verdicts[way] = judge_ticket(results, sparsity, small, **thresholds)
+        verdicts[way] = decide(results, sparsity, small, **thresholds)
     sizes = next(iter(table["num_parameters", level].values()))[0]
     return {
         "level": level,
@@ -274,16 +303,10 @@ def _judge(table, level, sparsity, thresholds):
     }
 
 
-def _accuracies(table):
-    rates = [rates for (kind, _), rates in table.items() if kind != "num_parameters"]
-    return [value for of_rate in rates for values in of_rate.values() for value in values]
-
-
-def _check_numbers(name, values, kind):
-    values = list(values)
-    are_numbers = all(isinstance(value, kind) for value in values)
-    if not values or not are_numbers or len(set(values)) < len(values):
+def _check_directory_and_residual(directory, residual):
+    if not isinstance(directory, (str, os.PathLike)):
+        raise ValueError(f"`directory` must be a path. Received: directory={directory!r}")
+    if not isinstance(residual, (bool, np.bool_, type(None))):
         raise ValueError(
-            f"`{name}` must be different numbers, one at least. Received: {name}={values}"
+            f"`residual` must be `True`, `False` or `None`. Received: residual={residual!r}"
         )
-    return values

@@ -3,29 +3,37 @@
 import keras
 import numpy as np
 
+from rigl_tf.layers import all_layers
 from rigl_tf.rebuild import is_clonable
+from rigl_tf.wrapper import SparseWrapper
 
 
 def has_residual(model):
     """Whether a network has residual connections: it adds what two layers give.
 
     Returns:
-        `True`, `False`, or `None` where it cannot be seen, in a subclassed model.
+        `True`, `False`, or `None` where it cannot be seen: in subclassed models, in layers of
+        classes that are not Keras's own, and in `Lambda`.
     """
     if not is_clonable(model):
         return None
-    found = [
-        has_residual(operation) if isinstance(operation, keras.Model) else _adds(operation)
-        for operation in getattr(model, "operations", model.layers)
-    ]
+    # Each operation, with what wrappers and cells hold.
+    operations = getattr(model, "operations", model.layers)
+    parts = [each for operation in operations for each in all_layers(operation)]
+    found = [has_residual(part) if isinstance(part, keras.Model) else _adds(part) for part in parts]
     if True in found:
         return True
     return None if None in found else False
 
 
 def _adds(operation):
-    # `keras.layers.Add`, and the operation that `x + y` makes.
-    return type(operation).__name__ == "Add"
+    kind = type(operation)
+    is_own = kind.__module__.split(".")[0] == "keras" and kind is not keras.layers.Lambda
+    if not is_own and kind is not SparseWrapper:
+        return None
+    # `keras.layers.Add`, and the operation that `x + y` makes; `x + 1.0` has one tensor.
+    tensors = keras.tree.flatten(getattr(operation, "input", []))  # none if it was never called
+    return kind.__name__ == "Add" and len(set(map(id, tensors))) > 1
 
 
 def report(rows, facts):
