@@ -47,6 +47,20 @@ def test_half_dataset():
     assert (x.tolist(), y.tolist()) == ([[0, 1], [2, 3]], [5, 6])
 
 
+@pytest.mark.parametrize(
+    ("data", "received"),
+    [
+        (np.arange(8).reshape(4, 2), "ndarray"),
+        ((np.arange(4), np.arange(6)), r"\[\(4,\), \(6,\)\]"),
+        ((np.arange(4), 3), r"\[\(4,\), \(\)\]"),
+        ((), "tuple"),
+    ],
+)
+def test_half_of_something_else(data, received):
+    with pytest.raises(ValueError, match=f"tuple of arrays of one length.*Received: {received}"):
+        lottery.half_dataset(data)
+
+
 def test_rearrange_masks():
     ticket = {"a": np.arange(100).reshape(5, 20) < 30, "b": np.arange(100).reshape(5, 20) < 30}
     got = lottery.rearrange_masks(ticket, seed=1)
@@ -55,7 +69,7 @@ def test_rearrange_masks():
         assert (mask.shape, mask.dtype, mask.sum()) == ((5, 20), bool, 30)
         assert (mask != ticket[path]).sum() > 15
     assert (got["a"] != got["b"]).any()
-    again, other = (lottery.rearrange_masks(ticket, seed=seed) for seed in (1, 2))
+    again, other = (lottery.rearrange_masks(masks=ticket, seed=seed) for seed in (1, 2))
     np.testing.assert_array_equal(got["a"], again["a"])
     assert (got["a"] != other["a"]).any()
     # Everywhere with the same probability: 0.3, standard deviation 0.03.
@@ -300,6 +314,47 @@ def test_goes_on_where_it_was_stopped(tmp_path):
     assert train.names == []
 
 
+def test_a_directory_of_another_model_or_other_data_is_refused(tmp_path):
+    def run(build=make_model, number=200):
+        data = X[:number], Y[:number]
+        lottery.sanity_check(
+            build, by_weights, lambda model, name: 50, data, 6, seeds=[0], directory=tmp_path
+        )
+
+    def wider(seed):
+        return rigl_tf.sparsify(keras.Sequential([keras.Input((6,)), layers.Dense(9)]), 0.0)
+
+    run()
+    with pytest.raises(ValueError, match=r"same settings.*, shapes=\[\[6, 9\], \[9\]\]"):
+        run(wider)
+    with pytest.raises(ValueError, match=r"same settings.*data_shapes=\[\[100, 6\], \[100\]\]"):
+        run(number=100)
+    run()
+
+
+def test_weights_that_were_masked_cannot_be_rearranged():
+    def prune(model, data):
+        rigl_tf.set_masks(model, by_weights(model, data))
+        return rigl_tf.get_masks(model), model.get_weights()
+
+    arguments = {"build": make_model, "train": lambda model, name: 50, "data": (X, Y)}
+    with pytest.raises(ValueError, match=r"before they were masked.*0 wherever a mask is `False`"):
+        lottery.sanity_check(prune=prune, num_classes=6, **arguments)
+    # The other checks do not look at them, and a ticket of all connections has none.
+    others = ["half data", "shuffled weights", "random ticket"]
+    lottery.sanity_check(prune=prune, num_classes=6, checks=others, **arguments)
+
+    def all_of_them(model, data):
+        return rigl_tf.get_masks(model), model.get_weights()
+
+    lottery.sanity_check(prune=all_of_them, num_classes=6, **arguments)
+
+
+def test_a_check_that_is_named_twice_is_done_once():
+    _, train = check(by_weights, checks=["half data", "half data"], seeds=[0])
+    assert train.names == ["ticket, seed 0", "half data, seed 0"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -308,16 +363,24 @@ def test_goes_on_where_it_was_stopped(tmp_path):
         ({"train": lambda model, name: float("nan")}, "nan for 'ticket, seed 0'"),
         ({"prune": lambda model, data: None}, "NoneType"),
         ({"prune": lambda model, data: {"other": np.ones(3)}}, "'other'"),
+        ({"prune": lambda model, data: ({}, None, 3)}, "dict, NoneType, int"),
+        ({"checks": None}, "checks=None"),
         ({"checks": ["half"]}, r"checks=\['half'\]"),
         ({"checks": "half data"}, "checks='half data'"),
         ({"checks": []}, r"checks=\[\]"),
         ({"seeds": []}, r"seeds=\[\]"),
         ({"seeds": 3}, "seeds=3"),
+        ({"seeds": None}, "seeds=None"),
+        ({"seeds": [-1]}, r"seeds=\[-1\]"),
         ({"seeds": (1, 1)}, r"seeds=\(1, 1\)"),
         ({"threshold": -1}, "threshold=-1"),
         ({"data": X}, "ndarray"),
         ({"data": (X, Y[:-1])}, "tuple"),
         ({"data": (X, X)}, "dtype=float32"),
+        ({"data": (X[:0], Y[:0])}, r"tuple of shapes \[\(0, 6\), \(0,\)\]"),
+        ({"data": (X, np.eye(6, dtype=int)[Y])}, r"shape=\(200, 6\), from 0 to 1"),
+        ({"data": (X, Y - 1)}, r"shape=\(200,\), from -1 to 4"),
+        ({"num_classes": 5}, r"shape=\(200,\), from 0 to 5, num_classes=5"),
         ({"num_classes": 0}, "num_classes=0"),
     ],
 )
@@ -331,6 +394,20 @@ def test_wrong_arguments(arguments, message):
     }
     with pytest.raises(ValueError, match=f"Received: {message}"):
         lottery.sanity_check(**right | arguments)
+
+
+def test_labels_in_a_column():
+    table = lottery.sanity_check(
+        make_model, by_weights, lambda model, name: 50, (X, Y[:, None]), 6, seeds=[0]
+    )
+    assert len(table.accuracies) == 7
+
+
+def test_classes_that_do_not_fit_the_labels():
+    labels = np.zeros(3, "uint8")
+    assert lottery.corrupt_labels(labels, 1.0, 256).dtype == "uint8"
+    with pytest.raises(ValueError, match="Received: dtype=uint8, num_classes=257"):
+        lottery.corrupt_labels(labels, 1.0, 257)
 
 
 def test_probability_of_labels():

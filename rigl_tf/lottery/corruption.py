@@ -6,8 +6,9 @@ from numbers import Real
 import keras
 import numpy as np
 
-from rigl_tf import distributions, masks, pruning
+from rigl_tf import distributions, pruning
 from rigl_tf.checks import check_integers
+from rigl_tf.masks import mask_of, sparse_kernels
 
 
 def corrupt_labels(labels, probability, num_classes, seed=0):
@@ -21,7 +22,7 @@ def corrupt_labels(labels, probability, num_classes, seed=0):
         labels: Array of integers.
         probability: Number in `[0, 1]`. Each label is replaced with this probability, by any of
             the classes with equal probability, its own class too.
-        num_classes: Integer >= 1.
+        num_classes: Integer >= 1. The dtype of the labels must hold `num_classes - 1`.
         seed: Integer >= 0. The result is a function of it.
 
     Returns:
@@ -43,6 +44,11 @@ def corrupt_labels(labels, probability, num_classes, seed=0):
             f"`probability` must be a number in [0, 1]. Received: probability={probability!r}"
         )
     check_integers(1, num_classes=num_classes)
+    if num_classes - 1 > np.iinfo(labels.dtype).max:
+        raise ValueError(
+            "The dtype of `labels` must hold all classes. "
+            f"Received: dtype={labels.dtype}, num_classes={num_classes}"
+        )
     rng = np.random.default_rng(seed)
     chosen = rng.random(labels.shape) < probability
     drawn = rng.integers(num_classes, size=labels.shape)
@@ -77,20 +83,31 @@ def half_dataset(data):
     """The first half of the examples.
 
     Args:
-        data: Tuple of arrays of one length, such as `(inputs, labels)`.
+        data: Tuple or list of arrays of one length, such as `(inputs, labels)`.
 
     Returns:
         Tuple of arrays, `floor(length / 2)` long.
+
+    Raises:
+        ValueError: If the data is something else.
 
     Example:
 
     >>> half_dataset((np.array([10, 20, 30, 40]), np.array([1, 2, 3, 4])))
     (array([10, 20]), array([1, 2]))
     """
-    return tuple(np.asarray(array)[: len(array) // 2] for array in data)
+    arrays = [np.asarray(array) for array in data] if isinstance(data, (tuple, list)) else []
+    lengths = {array.shape[:1] for array in arrays}
+    if len(lengths) != 1 or () in lengths:
+        received = [array.shape for array in arrays] or type(data).__name__
+        raise ValueError(
+            "`data` must be a tuple of arrays of one length, such as `(inputs, labels)`. "
+            f"Received: {received}"
+        )
+    return tuple(array[: len(array) // 2] for array in arrays)
 
 
-def rearrange_masks(kernel_masks, seed=0):
+def rearrange_masks(masks, seed=0):
     """Permutes each mask: the counts stay, everything else that was found is gone.
 
     A random ticket with the counts of another ticket is the same.
@@ -100,7 +117,7 @@ def rearrange_masks(kernel_masks, seed=0):
     - [Su et al., 2020](https://arxiv.org/abs/2009.11094), layerwise rearranging
 
     Args:
-        kernel_masks: `{kernel path: mask}` as from `rigl_tf.get_masks`.
+        masks: `{kernel path: mask}` as from `rigl_tf.get_masks`.
         seed: Integer >= 0. The permutations are a function of it and of the index of the mask.
 
     Returns:
@@ -116,7 +133,7 @@ def rearrange_masks(kernel_masks, seed=0):
         path: np.random.default_rng((seed, index))
         .permutation(np.ravel(mask))
         .reshape(np.shape(mask))
-        for index, (path, mask) in enumerate(kernel_masks.items())
+        for index, (path, mask) in enumerate(masks.items())
     }
 
 
@@ -142,7 +159,7 @@ def shuffle_weights(model, seed=0):
     >>> model = rigl_tf.sparsify(model, sparsity=0.75)
     >>> shuffle_weights(model, seed=1)
     """
-    kernels = masks.sparse_kernels(model)
+    kernels = sparse_kernels(model)
     if not kernels:
         raise ValueError(
             "Weights are shuffled among the active connections of a sparse model. "
@@ -150,7 +167,7 @@ def shuffle_weights(model, seed=0):
         )
     for index, kernel in enumerate(kernels.values()):
         values = np.array(keras.ops.convert_to_numpy(kernel))
-        active = np.asarray(masks.mask_of(kernel), dtype=bool)
+        active = np.asarray(mask_of(kernel), dtype=bool)
         values[active] = _permuted(values[active], seed, index)
         kernel.assign(values)
 

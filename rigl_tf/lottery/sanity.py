@@ -4,13 +4,15 @@ import dataclasses
 import functools
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from numbers import Integral, Real
+
+import numpy as np
 
 from rigl_tf import masks
 from rigl_tf.lottery import corruption
-from rigl_tf.lottery.jackpot import check_percent
-from rigl_tf.lottery.levels import Records, restore, state_of
+from rigl_tf.lottery.jackpot import check_numbers, check_percent
+from rigl_tf.lottery.levels import Records, restore, shapes_of, state_of
 
 CHECKS = (
     "corrupted labels",
@@ -104,25 +106,28 @@ def sanity_check(
         prune: Function `prune(model, data) -> masks`, with `data` as below. It may train the model,
             as in `find_ticket(model, train_on(data), levels=10)[-1].masks`. Training starts from
             the initial weights, unless it returns `(masks, weights)`, with weights as from
-            `model.get_weights()`. Return all of them, not only those that the masks select, or
-            else rearranged masks select zeros.
+            `model.get_weights()`. Return all of them, not only those that the masks select: with
+            `"rearranged masks"` it is an error if all others are 0, as these masks select them.
         train: Function `train(model, name) -> accuracy` in percent. It trains the model from the
             weights that it has, on true data; it should compile it. `name` is the name of a check,
             or `"ticket"`, and the seed: `"half data, seed 0"`.
-        data: Pair of arrays `(inputs, labels)`, the labels integers. It goes to `prune` only.
+        data: Pair of arrays `(inputs, labels)`, of two examples at least; the labels are integers
+            in `[0, num_classes)`, of shape `(number,)` or `(number, 1)`. It goes to `prune` only.
         num_classes: Integer, the number of classes.
         checks: The checks to run; names as above.
         seeds: Integers >= 0. Each has its own initial weights and its own random choices.
         threshold: Number >= 0, in percentage points.
         directory: Path, or `None`. Each accuracy is kept there, and not computed again: have one
-            for each pruner.
+            for each pruner. Tickets are not kept: a run that goes on prunes again for what is
+            missing, so `prune` must be deterministic.
 
     Returns:
         A `SanityTable`.
 
     Raises:
-        ValueError: If an argument is out of its range, `prune` returns no masks of this model, or
-            `train` no accuracy in percent.
+        ValueError: If an argument is out of its range, `prune` returns no masks of this model or
+            weights that were masked already, `train` returns no accuracy in percent, or `directory`
+            has results of another model, or of data of other shapes.
 
     Example:
 
@@ -142,12 +147,22 @@ def sanity_check(
     >>> table.passed("corrupted labels")  # the weights alone decide
     False
     """
-    _check(data, num_classes, checks, seeds, threshold)
-    records = Records(directory, {"protocol": "sanity_check", "num_classes": int(num_classes)})
-    runs = (_TICKET, *checks)
+    seeds = check_numbers("seeds", seeds, Integral)
+    _check(data, num_classes, checks, threshold)
+    settings = {
+        "protocol": "sanity_check",
+        "num_classes": int(num_classes),
+        "shapes": shapes_of(build(seeds[0])),
+        "data_shapes": [list(np.shape(array)) for array in data],
+    }
+    records = Records(directory, settings)
+    runs = list(dict.fromkeys((_TICKET, *checks)))
+    rearranges = "rearranged masks" in runs
     accuracies = {run: [] for run in runs}
     for seed in seeds:
-        find = functools.cache(functools.partial(_find, build, prune, num_classes, data, seed))
+        find = functools.cache(
+            functools.partial(_find, build, prune, rearranges, num_classes, data, seed)
+        )
         for run in runs:
             name = f"{run}, seed {seed}"
             compute = functools.partial(_run, build, find, train, run, seed, name)
@@ -178,24 +193,39 @@ def _run(build, find, train, run, seed, name):
     return {"metrics": float(accuracy)}
 
 
-def _find(build, prune, num_classes, data, seed, run):
+def _find(build, prune, rearranges, num_classes, data, seed, run):
     """What a pruner finds in (maybe corrupted) data: initial weights, weights, masks."""
     model = build(seed)
     initial = state_of(model)["weights"]
     found = prune(model, _corrupted(run, data, num_classes, seed))
-    kernel_masks, weights = found if isinstance(found, tuple) else (found, None)
-    if not isinstance(kernel_masks, Mapping):
+    parts = found if isinstance(found, tuple) else (found,)
+    if len(parts) not in (1, 2) or not isinstance(parts[0], Mapping):
         raise ValueError(
             "`prune` must return masks, `{kernel path: mask}`, or a tuple of masks and weights. "
-            f"Received: {type(kernel_masks).__name__}"
+            f"Received: {', '.join(type(part).__name__ for part in parts)}"
         )
+    kernel_masks, weights = (*parts, None)[:2]
     if weights is None:
         weights = initial
     else:
         model.set_weights(weights)
         weights = state_of(model)["weights"]
+        if rearranges:
+            _check_unmasked(model, kernel_masks)
     masks.set_masks(model, kernel_masks)
     return initial, weights, list(masks.get_masks(model).values())
+
+
+def _check_unmasked(model, kernel_masks):
+    kernels = masks.sparse_kernels(model)
+    kernel_masks = masks.check_masks(model, kernel_masks)
+    inactive = [kernels[path].numpy()[~mask] for path, mask in kernel_masks.items()]
+    if any(values.size for values in inactive) and not any(values.any() for values in inactive):
+        raise ValueError(
+            "`prune` must return the weights as they were before they were masked, or rearranged "
+            'masks select zeros; else leave "rearranged masks" out of `checks`. Received: weights '
+            "that are 0 wherever a mask is `False`"
+        )
 
 
 def _corrupted(run, data, num_classes, seed):
@@ -217,18 +247,25 @@ def _text(mean, spread):
     return f"{mean:.2f}" if spread is None else f"{mean:.2f} ± {spread:.2f}"
 
 
-def _check(data, num_classes, checks, seeds, threshold):
-    if not isinstance(data, (tuple, list)) or len(data) != 2 or len(data[0]) != len(data[1]):
+def _check(data, num_classes, checks, threshold):
+    is_pair = isinstance(data, (tuple, list)) and len(data) == 2
+    shapes = [tuple(np.shape(array)) for array in data] if is_pair else [()]
+    if shapes[0][:1] != shapes[-1][:1] or not shapes[0] or shapes[0][0] < 2:
         raise ValueError(
-            "`data` must be a pair of arrays `(inputs, labels)` of one length. "
-            f"Received: {type(data).__name__}"
+            "`data` must be a pair of arrays `(inputs, labels)` of one length, 2 or more. "
+            f"Received: {type(data).__name__}" + f" of shapes {shapes}" * is_pair
         )
-    corruption.corrupt_labels(data[1][:1], 1.0, num_classes)
-    unknown = [check for check in checks if check not in CHECKS]
-    if unknown or not checks or isinstance(checks, str):
+    labels = np.asarray(data[1])
+    corruption.corrupt_labels(labels[:1], 1.0, num_classes)
+    is_column = labels.shape in ((len(labels),), (len(labels), 1))
+    if not is_column or labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            "Labels must be in [0, `num_classes`), of shape (number,) or (number, 1). Received: "
+            f"shape={labels.shape}, from {labels.min()} to {labels.max()}, "
+            f"num_classes={num_classes}"
+        )
+    is_list = isinstance(checks, Collection) and not isinstance(checks, str)
+    if not is_list or not checks or not all(check in CHECKS for check in checks):
         raise ValueError(f"`checks` must be some of {list(CHECKS)}. Received: checks={checks!r}")
-    is_list = not isinstance(seeds, Integral) and len(set(seeds)) == len(seeds) > 0
-    if not is_list or not all(isinstance(seed, Integral) and seed >= 0 for seed in seeds):
-        raise ValueError(f"`seeds` must be different integers >= 0. Received: seeds={seeds!r}")
     if not isinstance(threshold, Real) or not 0 <= threshold < math.inf:
         raise ValueError(f"`threshold` must be a number >= 0. Received: threshold={threshold!r}")
