@@ -8,9 +8,9 @@ import tensorflow as tf
 import models
 import rigl_tf
 from rigl_tf import lottery
-from rigl_tf.lottery import Selection, keep_units, select_units
+from rigl_tf.lottery import Selection, imitation, keep_units, select_units
 from rigl_tf.lottery.imitation import GlobalImitation
-from rigl_tf.lottery.units import link_of
+from rigl_tf.lottery.units import Link, link_of
 from scripts import strategies
 
 layers = keras.layers
@@ -408,6 +408,9 @@ def test_layers_without_a_next_one_are_refused(make_model, layer, message):
         ({"inputs": normal(0, 4)}, "one example at least"),
         ({"inputs": [normal(4, 4)]}, "Received: list"),
         ({"inputs": 3.0}, "Received: float"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": 0.5}, "seed=0.5"),
+        ({"seed": "a"}, "seed='a'"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):
@@ -415,6 +418,68 @@ def test_arguments_out_of_range_are_refused(arguments, message):
         select_units(
             chain_with(), "hidden", **{"inputs": normal(4, 4), "num_units": 2, **arguments}
         )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"targets": np.arange(4)}, r"shape of the outputs, \(4, 2\)\. Received: shape=\(4,\)"),
+        ({"targets": np.ones((4, 1))}, r"Received: shape=\(4, 1\)"),
+        ({"targets": np.ones((3, 2))}, r"Received: shape=\(3, 2\)"),
+        ({"targets": "a"}, r"Received: shape=\(\)"),
+        ({"targets": np.ones((3, 2)), "loss": "mse"}, r"4 inputs\. Received: shape=\(3, 2\)"),
+        ({"loss": "sparse_categorical_crossentropy"}, r"targets of shape \(4, 2\), outputs of"),
+        ({"loss": "kullback"}, "kullback"),
+    ],
+)
+def test_targets_that_do_not_fit_are_refused(arguments, message):
+    model = chain_with()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=message):
+        select_units(model, "hidden", normal(4, 4), 2, imitate="global", **arguments)
+    for value, same in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, same)
+
+
+def test_integers_are_targets_too():
+    model, targets = chain_with(), np.eye(2, dtype=int)[[0, 1, 1, 0]]
+    integers, floats = (
+        select_units(model, "hidden", normal(4, 4), 2, imitate="global", targets=each)
+        for each in (targets, targets.astype("float32"))
+    )
+    assert integers.discrepancies == floats.discrepancies
+
+
+@pytest.mark.parametrize("repetition", [True, False])
+@pytest.mark.parametrize("imitate", ["local", "global"])
+@pytest.mark.parametrize("is_input", [True, False])
+def test_what_is_not_finite_is_refused(is_input, imitate, repetition):
+    model, x = chain_with(), normal(4, 4)
+    if is_input:
+        x[0, 0] = np.nan
+    else:
+        model.get_layer("hidden").bias.assign([0, np.nan, 0])
+    with pytest.raises(ValueError, match="Received: a discrepancy of nan"):
+        select_units(model, "hidden", x, 2, imitate=imitate, repetition=repetition)
+
+
+def test_rows_of_large_layers_are_taken_in_parts(monkeypatch):
+    model, x = make("convolution")
+    whole = select_units(model, "hidden", x, 3)
+    sizes = []
+    rows = Link.rows
+
+    def counted(link, x):
+        sizes.append(len(x))
+        return rows(link, x)
+
+    monkeypatch.setattr(Link, "rows", counted)
+    # An example has 6 x 5 pixels, a row 3 x 3 x 6 numbers.
+    monkeypatch.setattr(imitation, "_MAX_SIZE", 8 * 30 * 54)
+    parts = select_units(model, "hidden", x, 3)
+    assert sizes == [8, 8, 4]
+    np.testing.assert_array_equal(parts.units, whole.units)
+    np.testing.assert_allclose(parts.discrepancies, whole.discrepancies, rtol=1e-9)
 
 
 def test_the_global_imitation_needs_one_output():
@@ -426,11 +491,33 @@ def test_the_global_imitation_needs_one_output():
         select_units(model, "hidden", normal(4, 4), 2, imitate="global")
 
 
-@pytest.mark.parametrize(("units", "weights"), [([0, 3], [0.5, 0.5]), ([], []), ([0], [0.5, 0.5])])
+@pytest.mark.parametrize(
+    ("units", "weights"),
+    [
+        ([0, 3], [0.5, 0.5]),
+        ([], []),
+        ([0], [0.5, 0.5]),
+        ([-1, 1], [0.5, 0.5]),
+        ([1, 1], [0.5, 0.5]),
+    ],
+)
 def test_selections_of_other_layers_are_refused(units, weights):
     selection = Selection(np.array(units, int), np.array(weights), [0.0], [len(units)])
     with pytest.raises(ValueError, match="A selection must be that of its layer"):
         keep_units(chain_with(), {"hidden": selection})
+
+
+@pytest.mark.parametrize(
+    ("selections", "message"),
+    [
+        (Selection(np.array([0]), np.array([1.0]), [0.0], [1]), "Received: Selection"),
+        ({"hidden": None}, "Received: NoneType for 'hidden'"),
+        ({"hidden": [1, 2]}, "Received: list for 'hidden'"),
+    ],
+)
+def test_what_are_no_selections_is_refused(selections, message):
+    with pytest.raises(ValueError, match=message):
+        keep_units(chain_with(), selections)
 
 
 @pytest.mark.parametrize("imitate", ["local", "global"])

@@ -1,6 +1,5 @@
 """Greedy forward selection: which units of a trained layer are enough."""
 
-import dataclasses
 from numbers import Real
 
 import keras
@@ -9,24 +8,7 @@ import tensorflow as tf
 
 from rigl_tf.checks import check_choice, check_integers
 from rigl_tf.lottery.imitation import GlobalImitation, LocalImitation
-from rigl_tf.lottery.units import link_of
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Selection:
-    """Units of a layer that stand for all of them.
-
-    Attributes:
-        units: Array of integers, the selected units in ascending order.
-        weights: Array of floats, the weight of each one; their sum is 1.
-        discrepancies: List of floats, the discrepancy after each step.
-        num_units: List of integers, how many units were selected after each step.
-    """
-
-    units: np.ndarray
-    weights: np.ndarray
-    discrepancies: list
-    num_units: list
+from rigl_tf.lottery.units import Selection, link_of
 
 
 def select_units(
@@ -89,21 +71,23 @@ def select_units(
         tolerance: Float >= 0. Stops at this discrepancy. `num_units`, `tolerance` or both.
         imitate: `"local"` or `"global"`.
         repetition: Whether a unit that was selected may be selected again.
-        targets: Of the global imitation: the targets of `loss`, by default the model's own outputs.
-        loss: Of the global imitation: a Keras loss or its name. Defaults to the squared norm of the
-            difference, mean over the examples.
+        targets: Of the global imitation: array, the targets of `loss`, by default the model's own
+            outputs.
+        loss: Of the global imitation: a Keras loss, its name, or a function of targets and outputs;
+            it is averaged over the examples. Defaults to the squared norm of the difference.
         score: Of the global imitation: `"taylor"` or `"exact"`.
         num_candidates: Integer >= 1: each step considers so many random units at first, and others
             only if none of them lowers the discrepancy. Defaults to all.
         max_steps: Integer >= 1. Defaults to 10 for each unit of the layer.
-        seed: Integer, of the random candidates.
+        seed: Integer >= 0, of the random candidates.
 
     Returns:
         A `Selection`, for `keep_units`. It stops short of `num_units` and `tolerance` if no step
         lowers the discrepancy, or after `max_steps`.
 
     Raises:
-        ValueError: If an argument is out of its range, or the layer is not followed as above.
+        ValueError: If an argument is out of its range, the layer is not followed as above, the loss
+            does not take the targets, or a discrepancy is not finite.
 
     Example:
 
@@ -121,6 +105,7 @@ def select_units(
     check_choice(("taylor", "exact"), score=score)
     counts = {"num_units": num_units, "num_candidates": num_candidates, "max_steps": max_steps}
     check_integers(1, **{name: n for name, n in counts.items() if n is not None})
+    check_integers(0, seed=seed)
     _check_end(num_units, tolerance)
     link = link_of(model, layer)
     inputs = _arrays(inputs)
@@ -159,6 +144,7 @@ def _select(objective, size, is_enough, repetition, num_candidates, max_steps, g
         for start in range(0, len(candidates), num_candidates):
             some = np.sort(candidates[start : start + num_candidates])
             new_shares, new_value = objective.best(shares, some, fixed_rate)
+            _check_finite(new_value)
             # Less is rounding.
             if fixed_rate is not None or new_value < value * (1 - 1e-9):
                 break
@@ -171,6 +157,14 @@ def _select(objective, size, is_enough, repetition, num_candidates, max_steps, g
             break
     units = np.flatnonzero(shares)
     return Selection(units, shares[units], discrepancies, num_units)
+
+
+def _check_finite(value):
+    if not np.isfinite(value):
+        raise ValueError(
+            "A discrepancy must be finite, and so must the inputs, the targets and the weights of "
+            f"the model. Received: a discrepancy of {value}"
+        )
 
 
 def _check_end(num_units, tolerance):

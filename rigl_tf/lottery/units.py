@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -19,6 +20,23 @@ _RULE = (
 _KERNEL_LAYERS = (keras.layers.Dense, keras.layers.Conv2D)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Selection:
+    """Units of a layer that stand for all of them.
+
+    Attributes:
+        units: Array of integers, the selected units in ascending order.
+        weights: Array of floats, the weight of each one; their sum is 1.
+        discrepancies: List of floats, the discrepancy after each step.
+        num_units: List of integers, how many units were selected after each step.
+    """
+
+    units: np.ndarray
+    weights: np.ndarray
+    discrepancies: list
+    num_units: list
+
+
 def keep_units(model, selections):
     """A smaller model with the selected units of some layers.
 
@@ -34,8 +52,8 @@ def keep_units(model, selections):
         A new, uncompiled model of plain dense layers, with the same layer names.
 
     Raises:
-        ValueError: If a layer is none whose units can be selected, or its selection is that of
-            another layer.
+        ValueError: If `selections` is no such dictionary, a layer is none whose units can be
+            selected, or its selection is that of another layer.
 
     Example:
 
@@ -48,6 +66,7 @@ def keep_units(model, selections):
     >>> [layer.units for layer in small.layers]
     [8, 3]
     """
+    _check_selections(selections)
     links = {name: link_of(model, name) for name in selections}
     for name, selection in selections.items():
         _check_selection(name, selection, links[name].num_units)
@@ -216,11 +235,21 @@ def _check_kernel_layer(layer):
         _check(is_whole, layer.name, "has groups of filters, or channels first")
 
 
+def _check_selections(selections):
+    rule = "`selections` must be a dictionary `{layer name: Selection}`"
+    if not isinstance(selections, Mapping):
+        raise ValueError(f"{rule}. Received: {type(selections).__name__}")
+    for name, selection in selections.items():
+        if not isinstance(selection, Selection):
+            raise ValueError(f"{rule}. Received: {type(selection).__name__} for {name!r}")
+
+
 def _check_selection(name, selection, num_units):
     units = np.asarray(selection.units)
-    if not len(units) or units.max() >= num_units or len(units) != len(selection.weights):
+    is_set = len(units) and len(np.unique(units)) == len(units) == len(selection.weights)
+    if not is_set or units.min() < 0 or units.max() >= num_units:
         raise ValueError(
-            "A selection must be that of its layer, with one unit at least. Received: "
+            "A selection must be that of its layer, of one unit at least, each once. Received: "
             f"layer {name!r} of {num_units} units, and units={units.tolist()}"
         )
 
