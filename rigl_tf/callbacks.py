@@ -2,7 +2,7 @@
 
 import keras
 
-from rigl_tf.optimizers import SparseOptimizer
+from rigl_tf.optimizers import SparseOptimizer, kernels
 from rigl_tf.optimizers.slots import optimizers_within
 
 
@@ -11,7 +11,8 @@ class ExplorationLogger(keras.callbacks.Callback):
 
     So they are in the `History`, and in what the callbacks after this one write, such as
     `keras.callbacks.CSVLogger` and `keras.callbacks.TensorBoard`. The model's optimizer must be a
-    `rigl_tf.SparseOptimizer` with `track_exploration=True`.
+    `rigl_tf.SparseOptimizer` with `track_exploration=True`; of several, in a
+    `keras.optimizers.MultiOptimizer`, the kernels of those that have it count together.
 
     Raises:
         ValueError: When training begins, if the optimizer is another.
@@ -25,14 +26,15 @@ class ExplorationLogger(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         optimizers = optimizers_within(self.model.optimizer)
         sparse = [each for each in optimizers if isinstance(each, SparseOptimizer)]
-        if not sparse or not sparse[0].track_exploration:
+        self._optimizers = [each for each in sparse if each.track_exploration]
+        if not self._optimizers:
             raise ValueError(
                 "`ExplorationLogger` needs a sparse optimizer with `track_exploration=True`. "
                 f"Received: optimizer={self.model.optimizer.name!r}"
             )
-        self._optimizer = sparse[0]
 
     def on_epoch_end(self, epoch, logs=None):
         if logs is not None:
-            logs["exploration_rate"] = self._optimizer.exploration_rate()
-            logs["turnover"] = self._optimizer.turnover()
+            explored = [each for o in self._optimizers for each in o._explored_kernels()]
+            logs["exploration_rate"] = kernels.exploration_rate(explored)
+            logs["turnover"] = kernels.turnover(explored)

@@ -37,7 +37,7 @@ def update_steps(begin_step, end_step, update_frequency):
 
 def drop_fraction_schedule(drop_fraction, begin_step, end_step):
     """A callable of the step: a number becomes a `CosineDropFraction`, a callable stays."""
-    if callable(drop_fraction):
+    if callable(drop_fraction) and not isinstance(drop_fraction, type):
         return drop_fraction
     return CosineDropFraction(drop_fraction, begin_step, end_step)
 
@@ -57,7 +57,8 @@ class _DropFraction:
     """A share of the active connections to drop, as a callable of the step with a config."""
 
     def __init__(self, drop_fraction, **config):
-        if not isinstance(drop_fraction, Real) or not 0 <= drop_fraction <= 1:
+        is_number = isinstance(drop_fraction, Real) and not isinstance(drop_fraction, bool)
+        if not is_number or not 0 <= drop_fraction <= 1:
             raise ValueError(
                 "`drop_fraction` must be a number in [0, 1], a schedule or a callable of the step. "
                 f"Received: drop_fraction={drop_fraction!r}"

@@ -65,8 +65,9 @@ def drop_and_grow(mask, drop_scores, grow_scores, num_drop):
 
     Args:
         mask: Boolean tensor, the connections active now.
-        drop_scores: Floating-point tensor of the same shape. The lowest active ones are dropped.
-        grow_scores: Floating-point tensor of the same shape. The highest are grown.
+        drop_scores: Tensor of the same shape. The lowest active ones are dropped.
+        grow_scores: Tensor of the same shape. The highest are grown. Scores that are not
+            floating-point, such as booleans, count as float32.
         num_drop: Integer or scalar integer tensor, at most the number of active connections.
 
     Returns:
@@ -87,7 +88,7 @@ def keep(mask, scores, num_active):
 
     Args:
         mask: Boolean tensor, the connections active now.
-        scores: Floating-point tensor of the same shape. The highest active ones are kept.
+        scores: Tensor of the same shape. The highest active ones are kept.
         num_active: Integer or scalar integer tensor; all stay if there are no more.
 
     Returns:
@@ -106,6 +107,8 @@ def keep(mask, scores, num_active):
 def where_eligible(eligible, scores):
     """Scores of the eligible entries; the others rank below them, whatever the scores are."""
     scores = tf.convert_to_tensor(scores)
+    if not scores.dtype.is_floating:
+        scores = tf.cast(scores, tf.float32)
     # NaN and -inf, say the logarithm of a zero weight, are the lowest scores there are.
     scores = tf.where(scores >= scores.dtype.min, scores, scores.dtype.min)
     return tf.where(eligible, scores, tf.constant(float("-inf"), scores.dtype))

@@ -126,3 +126,20 @@ def test_before_training():
 def test_an_optimizer_that_does_not_count(optimizer):
     with pytest.raises(ValueError, match=r"`ExplorationLogger` needs .* Received: optimizer="):
         fit(make_model(), optimizer(), [rigl_tf.callbacks.ExplorationLogger()])
+
+
+@pytest.mark.skipif(
+    not hasattr(optimizers, "MultiOptimizer"), reason="this Keras has no MultiOptimizer"
+)
+def test_several_sparse_optimizers_count_together():
+    model = make_model()
+    first, second = (layer.layer.kernel.path for layer in model.layers)
+    several = optimizers.MultiOptimizer(
+        optimizers.OptimizerMap(optimizers.SGD(), {first: rigl(), second: rigl()})
+    )
+    masks = Masks()
+    history = fit(model, several, [masks, rigl_tf.callbacks.ExplorationLogger()]).history
+    want = want_of(masks.history, 4, every_third)
+    assert want["turnover"][0] > 0
+    for name, values in want.items():
+        np.testing.assert_allclose(history[name], values, rtol=1e-6)

@@ -1,5 +1,6 @@
 """Tests of gradual pruning."""
 
+import functools
 import itertools
 import subprocess
 import sys
@@ -202,6 +203,9 @@ def test_saved_loaded_and_continued(tmp_path):
         ({"sparsity": [0.5, 0.6]}, r"sparsity=\[0.5, 0.6\]"),
         ({"sparsity": [0.1, 0.2, 0.3, 0.4, 1.0]}, "sparsity=1.0"),
         ({"sparsity": lambda step: 1.5}, "sparsity=1.5"),
+        ({"sparsity": [0.5, 0.5, 0.2, 0.1, 0.6]}, r"sparsity=\[0.5, 0.5, 0.2, 0.1, 0.6\]"),
+        ({"sparsity": lambda step: "a"}, r"sparsity\(2\)='a'"),
+        ({"sparsity": lambda step: None}, r"sparsity\(2\)=None"),
         ({"power": 0}, "power=0"),
         ({"distribution": "erdos"}, "identifier='erdos'"),
         ({"end_step": 2}, "begin_step=2, end_step=2"),
@@ -211,3 +215,45 @@ def test_saved_loaded_and_continued(tmp_path):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=f"Received: {message}"):
         rigl_tf.GradualPruning("sgd", **{**BY_HAND, **arguments})
+
+
+def test_a_kernel_without_a_gradient_is_pruned_too():
+    model = model_to_prune()
+    variables = model.trainable_weights
+    optimizer = rigl_tf.GradualPruning("sgd", **BY_HAND)
+    for step in range(11):
+        gradients = [tf.ones(weight.shape) for weight in variables]
+        first = slice(0, 2) if step == 10 else slice(0, 4)
+        optimizer.apply(gradients[first], variables[first])
+    assert [int(mask.sum()) for mask in masks_of(model)] == ACTIVE[10]
+
+
+def test_steps_that_are_changed_before_training():
+    optimizer = rigl_tf.GradualPruning("sgd", **{**BY_HAND, "end_step": 21, "begin_step": 0})
+    optimizer.begin_step, optimizer.end_step = 2, 11
+    history = fit(model_to_prune(), optimizer, run_eagerly=True)
+    assert {step: [int(mask.sum()) for mask in history[step]] for step in ACTIVE} == ACTIVE
+
+
+def test_norms_that_a_constraint_keeps():
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(8, kernel_constraint="unit_norm")])
+    model = rigl_tf.sparsify(model, 0.0)
+    optimizer = rigl_tf.GradualPruning(
+        "sgd", 2, sparsity=0.5, update_frequency=1, distribution=all_alike
+    )
+    gradients = [tf.ones(weight.shape) for weight in model.trainable_weights]
+    for _ in range(2):
+        optimizer.apply(gradients, model.trainable_weights)
+    (mask,) = masks_of(model)
+    norms = np.linalg.norm(model.layers[0].layer.kernel, axis=0)
+    assert mask.sum() == 32
+    np.testing.assert_allclose(norms[mask.any(axis=0)], 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", ["GradualPruning", "DNW"])
+def test_a_distribution_that_cannot_be_saved(algorithm):
+    arguments = BY_HAND if algorithm == "GradualPruning" else {"sparsity": 0.5}
+    partial = functools.partial(rigl_tf.distributions.erk, power=0.5)
+    optimizer = getattr(rigl_tf, algorithm)("sgd", **{**arguments, "distribution": partial})
+    with pytest.raises(ValueError, match=r"`distribution` must be .*register_keras_serializable"):
+        optimizer.get_config()

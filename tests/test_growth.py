@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import rigl_tf
-from rigl_tf.optimizers import draws
+from rigl_tf.optimizers import draws, growth
 
 layers = keras.layers
 SHAPE = (40, 100)
@@ -144,3 +144,16 @@ def test_draws_are_distributed_as_they_should():
     assert normal.mean() == pytest.approx(0, abs=0.03)
     assert normal.std() == pytest.approx(1, abs=0.03)
     assert np.mean(np.abs(normal) < 1.96) == pytest.approx(0.95, abs=0.01)
+
+
+def test_means_of_more_than_float16_counts():
+    """Half of 160,000 entries are active, of 0.5 and -0.5; float16 ends at 65,504."""
+    kernel = tf.constant(np.tile([0.5, 100.0, -0.5, 100.0], 40_000), tf.float16)
+    active = tf.abs(kernel) < 1
+    assert float(growth.mean_of_active(tf.abs(kernel), active)) == 0.5
+    assert float(growth.std_of_active(kernel, active)) == 0.5
+    for grow_init in ("random_uniform", "random_normal"):
+        values = growth.initial_values(grow_init, kernel, active, None, None, (1, 2))
+        assert values.dtype == tf.float16
+        std = 0.5 if grow_init == "random_normal" else 0.5 / np.sqrt(3)
+        assert values.numpy().astype("float32").std() == pytest.approx(std, rel=0.02)

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import rigl_tf
-from scripts import features
+from scripts import features, strategies
 
 layers, optimizers = keras.layers, keras.optimizers
 
@@ -285,3 +285,79 @@ def test_adafactor_that_squares_its_epsilon_to_zero():
         variable = keras.Variable(np.ones((3, 4), "float32"))
         optimizers.Adafactor(epsilon_1=epsilon).apply([tf.constant(gradient)], [variable])
         assert np.isnan(np.asarray(variable)).all() == broken
+
+
+# A loss that is scaled: only what the inner optimizer sees of the gradients is.
+
+SCALED = {
+    "a number": lambda: optimizers.SGD(0.0, loss_scale_factor=1024.0),
+    "inside": lambda: optimizers.LossScaleOptimizer(optimizers.SGD(0.0), initial_scale=2.0**17),
+    "deep inside": lambda: optimizers.LossScaleOptimizer(
+        optimizers.LossScaleOptimizer(optimizers.SGD(0.0)), initial_scale=1024.0
+    ),
+}
+if hasattr(optimizers, "MultiOptimizer"):
+    SCALED["several"] = lambda: optimizers.MultiOptimizer(
+        optimizers.OptimizerMap(optimizers.SGD(0.0), {".*bias": optimizers.SGD(0.0)}),
+        loss_scale_factor=1024.0,
+    )
+
+
+def grown_by(algorithm, inner, around=lambda optimizer: optimizer, **kwargs):
+    keras.utils.set_random_seed(0)
+    model = sparse_model()
+    sparse = algorithm(
+        inner, 9, update_frequency=2, drop_fraction=lambda _: 0.5, grow_init="gradient", **kwargs
+    )
+    model.compile(around(sparse), "mse", auto_scale_loss=False, run_eagerly=True)
+    x, y = features.data()
+    for _ in range(3):
+        model.train_on_batch(x[:8], y[:8])
+    assert int(sparse.step) == 3
+    return values(model.weights)
+
+
+@pytest.mark.parametrize("algorithm", [rigl_tf.RigL, rigl_tf.SNFS])
+@pytest.mark.parametrize("scaled", SCALED)
+def test_a_loss_scale_is_not_in_the_gradients_of_an_update(scaled, algorithm):
+    """The scales are powers of two: nothing is rounded."""
+    want = grown_by(algorithm, optimizers.SGD(0.0))
+    for one, other in zip(grown_by(algorithm, SCALED[scaled]()), want, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_loss_scale_around_the_sparse_optimizer():
+    want = grown_by(rigl_tf.SNFS, optimizers.SGD(0.0))
+    got = grown_by(rigl_tf.SNFS, optimizers.SGD(0.0), optimizers.LossScaleOptimizer)
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("world", ["graph", "jit", "mirrored"])
+def test_a_loss_scale_that_changes_in_a_graph(world):
+    mirrored = world == "mirrored"
+    strategy = strategies.mirrored("CPU") if mirrored else tf.distribute.get_strategy()
+    results = []
+    for make in (
+        lambda: optimizers.SGD(0.01),
+        lambda: optimizers.LossScaleOptimizer(optimizers.SGD(0.01), 1024.0, 2),
+    ):
+        keras.utils.set_random_seed(0)
+        with strategy.scope():
+            model, inner = sparse_model(), make()
+            optimizer = rigl_tf.SNFS(inner, 9, update_frequency=3, grow_init="gradient")
+            jit_compile = world == "jit"
+            model.compile(optimizer, "mse", auto_scale_loss=False, jit_compile=jit_compile)
+        model.fit(*features.data(), batch_size=8, epochs=4, shuffle=False, verbose=0)
+        results.append(values(model.weights))
+        assert int(np.asarray(optimizer.step)) > 3
+    assert float(keras.ops.convert_to_numpy(inner.dynamic_scale)) > 1024
+    assert_close(*results)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: rigl_tf.RigL(None, end_step=9), lambda: rigl_tf.StaticSparse(None)]
+)
+def test_no_inner_optimizer(make):
+    with pytest.raises(ValueError, match=r"`inner_optimizer` must be .* inner_optimizer=None"):
+        make()

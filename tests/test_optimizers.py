@@ -1,5 +1,6 @@
 """Tests of `rigl_tf.optimizers`: one list of algorithms, and what each of them must satisfy."""
 
+import copy
 import warnings
 
 import keras
@@ -352,6 +353,25 @@ def test_set_depends_on_seed_kernel_and_step_only():
         assert (other[1] != masks[1]).any()
 
 
+class ThreeDraws(rigl_tf.SparseOptimizer):
+    def new_mask(self, kernel, mask, gradient, step):
+        self.draws.append([self.random_uniform(kernel).numpy() for _ in range(3)])
+        return mask
+
+
+def test_each_call_draws_other_numbers():
+    draws = []
+    for _ in range(2):
+        optimizer = ThreeDraws("sgd", end_step=9, update_frequency=1)
+        optimizer.draws = []
+        train(sparse_model((6, 6, 6)), optimizer, 3)  # two updates of two kernels
+        draws.append(np.reshape(optimizer.draws, (12, 36)))
+    assert_equal(*draws)
+    assert len(np.unique(draws[0])) > 0.99 * draws[0].size
+    with pytest.raises(ValueError, match="`random_uniform` must be called inside `drop_scores`"):
+        rigl_tf.SET("sgd", end_step=9).random_uniform(tf.zeros([3]))
+
+
 # How many.
 
 
@@ -410,6 +430,38 @@ def test_an_algorithm_is_a_pair_of_scores():
     train(model, optimizer, 1, seed=2)
     want, _ = reference.drop_and_grow(mask, -np.abs(kernel), -np.abs(gradient), 12)
     np.testing.assert_array_equal(masks_of(model)[0], want)
+
+
+@pytest.mark.parametrize("method", ["drop_scores", "grow_scores"])
+def test_scores_of_another_shape(method):
+    class Wrong(rigl_tf.RigL):
+        pass
+
+    setattr(Wrong, method, lambda self, kernel, mask, gradient: tf.reduce_sum(kernel, axis=0))
+    with pytest.raises(ValueError, match=rf"`Wrong.{method}` must .*\(6, 8\).*shape=\(8,\)"):
+        train(sparse_model(), Wrong("sgd", end_step=9, update_frequency=1), 2)
+
+
+def test_arguments_that_are_changed_before_training():
+    """The cosine of a longer time is flatter: 30 % are 0.3 / 2 * (1 + cos(pi / 3)) at step 4."""
+    model = sparse_model((10, 20))
+    optimizer = GrowElsewhere("sgd", end_step=2, update_frequency=4, drop_fraction=0.9)
+    optimizer.end_step, optimizer.drop_fraction = 12, 0.3
+    history = train(model, optimizer, 5)
+    dropped = (history[3][0] & ~history[4][0]).sum()
+    assert dropped == pytest.approx(22.5, abs=1)
+
+
+def test_an_update_in_every_step_by_a_python_boolean():
+    class Always(rigl_tf.SET):
+        def is_update_step(self, step):
+            return True
+
+    model = sparse_model()
+    before = masks_of(model)
+    model.compile(Always("sgd", end_step=9), "mse", jit_compile=False)
+    model.fit(*data(8), verbose=0)
+    assert differ(before, masks_of(model))
 
 
 # Config.
@@ -500,16 +552,37 @@ def test_nan_in_an_ordinary_step_never_changes_masks(algorithm):
         assert not layer.layer.kernel.numpy()[~mask].any()
 
 
-def test_fit_warns_of_skipped_updates():
+def test_fit_warns_of_skipped_updates(tmp_path):
     model = sparse_model()
     x, y = data()
     x[8:12] = np.nan  # the batch of step 2, an update step
-    optimizer = rigl_tf.RigL("sgd", end_step=9, update_frequency=2, drop_fraction=half)
+    optimizer = rigl_tf.RigL("sgd", end_step=9, update_frequency=2, drop_fraction=0.5)
     model.compile(optimizer, "mse", run_eagerly=True)
     masks = masks_of(model)
     with pytest.warns(UserWarning, match="RigL skipped 1 mask updates"):
         model.fit(x[:16], y[:16], batch_size=4, shuffle=False, verbose=0)
     assert_equal(masks_of(model), masks)
+
+    def messages_of(model, x):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            model.fit(x, y[:8], batch_size=4, shuffle=False, verbose=0)
+        return [str(each.message) for each in caught if "skipped" in str(each.message)]
+
+    assert messages_of(model, x[:8]) == []  # steps 4 and 5 have told nothing new
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for each in (model, loaded):
+        (message,) = messages_of(each, x[8:16])  # step 6
+        assert "skipped 1 mask updates" in message
+
+
+def test_a_copy_before_training():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        copied = copy.deepcopy(rigl_tf.RigL("adam", end_step=9))
+    assert not copied.built
+    train(sparse_model(), copied, 1)
 
 
 def test_fit_does_not_warn_otherwise():
@@ -569,6 +642,20 @@ def test_no_grow_scores():
     optimizer = rigl_tf.SparseOptimizer("sgd", end_step=5, update_frequency=1)
     with pytest.raises(NotImplementedError, match="SparseOptimizer must implement `grow_scores`"):
         train(model, optimizer, 2)
+
+
+@pytest.mark.parametrize("num", [0, 3, 5])
+def test_another_number_of_gradients(num):
+    model, optimizer = sparse_model(), rigl_tf.RigL("sgd", end_step=5)
+    gradients = [*random_gradients(model, 0), tf.zeros([])][:num]
+    with pytest.raises(ValueError, match=rf"each of the 4 variables\. Received: {num} gradients"):
+        optimizer.apply(gradients, model.trainable_variables)
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 2**70])
+def test_a_seed_beyond_64_bits(seed):
+    with pytest.raises(ValueError, match=f"`seed` must be in .* seed={seed}"):
+        rigl_tf.SET("sgd", end_step=5, seed=seed)
 
 
 def test_first_apply_without_variables():
@@ -634,3 +721,22 @@ def test_the_users_constraint_stays():
     watched_fit(model, rigl_tf.RigL(optimizers.SGD(1.0), end_step=9, update_frequency=4))
     norms = np.linalg.norm(model.layers[0].layer.kernel, axis=0)
     assert (norms < 0.5 + 1e-5).all()
+
+
+@pytest.mark.parametrize("grow_init", ["zeros", "random_uniform"])
+@pytest.mark.parametrize("constraint", ["unit_norm", "non_neg"])
+def test_the_users_constraint_holds_after_an_update(constraint, grow_init):
+    model = sparse_model((6, 8, 3), kernel_constraint=constraint)
+    optimizer = rigl_tf.RigL(
+        "sgd", end_step=9, update_frequency=3, drop_fraction=half, grow_init=grow_init
+    )
+    before = train(model, optimizer, 3)[-1]
+    train(model, optimizer, 1)
+    kernel, mask = model.layers[1].layer.kernel.numpy(), masks_of(model)[1]
+    assert (mask != before[1]).any()
+    assert not kernel[~mask].any()
+    if constraint == "non_neg":
+        assert (kernel >= 0).all()
+    else:
+        norms = np.linalg.norm(kernel, axis=0)
+        np.testing.assert_allclose(norms[norms > 0], 1, rtol=1e-5)

@@ -140,3 +140,22 @@ def test_an_important_kernel_that_is_nearly_dense_keeps_more():
     # 7 are dropped. The first could grow 3, and takes 99 % of them: 2. The second grows 5.
     first, second = rigl_tf.get_masks(model).values()
     assert [first.sum(), second.sum()] == [18 - 1 + 2, 12 - 6 + 5]
+
+
+@pytest.mark.parametrize("redistribute", [False, True])
+def test_a_step_that_trains_no_sparse_kernel(redistribute):
+    model = rigl_tf.sparsify(keras.Sequential([keras.Input((4,)), layers.Dense(5)]), 0.5)
+    optimizer = rigl_tf.SNFS("sgd", 9, update_frequency=1, redistribute=redistribute)
+    optimizer.build(model.trainable_weights)
+    before = [weight.numpy() for weight in model.weights]
+    bias = model.trainable_weights[1]
+    for _ in range(2):
+        optimizer.apply([tf.zeros(5)], [bias])
+    assert int(optimizer.step) == 2
+    for weight, old in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, old)
+
+
+def test_no_average():
+    with pytest.raises(ValueError, match=r"`gradient_momentum` must be .* gradient_momentum=None"):
+        rigl_tf.SNFS("sgd", 9, gradient_momentum=None)

@@ -109,7 +109,9 @@ def test_bad_schedules(make, message):
         make()
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 1.5, "x", None, float("nan")])
+@pytest.mark.parametrize(
+    "fraction", [-0.1, 1.5, "x", None, float("nan"), True, schedules.CosineDropFraction]
+)
 def test_bad_drop_fraction(fraction):
     with pytest.raises(ValueError, match="`drop_fraction` must be a number"):
         schedules.drop_fraction_schedule(fraction, 0, 10)

@@ -274,3 +274,11 @@ def test_scores_that_are_no_numbers_cost_no_connection(world):
     # Kept: the 1.0, and of the two lowest the first. Grown: the dropped one's 0.0 is the largest.
     assert new_mask.numpy().tolist() == [False, True, True, True, False]
     assert not grown.numpy().any()
+
+
+@pytest.mark.parametrize("dtype", [bool, "int32", "uint8"])
+def test_scores_that_are_not_floating_point(dtype):
+    mask = tf.constant([True, True, False, False])
+    drop, grow = np.array([1, 0, 1, 0], dtype), np.array([0, 0, 0, 1], dtype)
+    new_mask, _ = selection.drop_and_grow(mask, tf.constant(drop), tf.constant(grow), 1)
+    assert new_mask.numpy().tolist() == [True, False, False, True]

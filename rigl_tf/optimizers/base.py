@@ -11,6 +11,7 @@ from rigl_tf.checks import check_integers
 from rigl_tf.optimizers import draws, growth
 from rigl_tf.optimizers.slots import optimizers_within
 from rigl_tf.optimizers.training import SparseTraining
+from rigl_tf.optimizers.wrapping import serialized
 
 
 class SparseOptimizer(SparseTraining):
@@ -19,7 +20,8 @@ class SparseOptimizer(SparseTraining):
     It wraps another optimizer, as `keras.optimizers.LossScaleOptimizer` does. On ordinary steps
     the inner optimizer trains the active connections. On update steps, instead of a gradient step,
     each kernel drops the active connections with the lowest `drop_scores` and grows as many with
-    the highest `grow_scores` (Evci et al., 2020, Algorithm 1). A subclass is a pair of scores:
+    the highest `grow_scores` (Evci et al., 2020, Algorithm 1); a kernel without a gradient in this
+    step keeps its connections. A subclass is a pair of scores:
 
     >>> @keras.saving.register_keras_serializable(package="my_package")
     ... class GrowLargeGradients(SparseOptimizer):
@@ -28,19 +30,24 @@ class SparseOptimizer(SparseTraining):
 
     Grown connections start at zero, unless `grow_init` says otherwise. Every slot of the inner
     optimizer, such as a momentum, starts again where connections are dropped or grown, at the
-    value with which the inner optimizer starts it. A connection that is dropped and grown again in
-    the same update keeps its value and its slots.
+    value with which the inner optimizer creates it: what the optimizer itself writes there later,
+    as `keras.optimizers.ScheduleFreeAdamW` a copy of the weights, restarts at 0. A connection that
+    is dropped and grown again in the same update keeps its value and its slots. The kernel's own
+    constraint is applied after an update, too.
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights.
         end_step: Integer, in steps. No connection changes at or after it.
         begin_step: Integer, in steps. No connection changes before it, nor at step 0.
-        update_frequency: Integer, the number of steps from one update to the next.
+        update_frequency: Integer, the number of steps from one update to the next. With 1, every
+            step from `begin_step` to `end_step` is an update, and none of them trains the weights
+            unless `trains_at_updates`.
         drop_fraction: Share of the active connections that an update drops. A float in `[0, 1]` is
             its value at `begin_step`, from where it falls to 0 at `end_step` along a cosine; a
             `keras.optimizers.schedules.LearningRateSchedule` or another callable of the step (a
             scalar integer tensor) is taken as it is.
-        seed: Integer. Random scores are a function of it, of the kernel's index and of the step.
+        seed: Integer of at most 64 bits. Random scores are a function of it, of the kernel's index
+            and of the step.
         gradient_momentum: Float in `[0, 1)` or `None`. If given, `gradient` in the scores is the
             moving average `m * average + (1 - m) * gradient` over all steps.
         grow_init: Where grown connections start, a string (the paper found none better than zero):
@@ -90,8 +97,10 @@ class SparseOptimizer(SparseTraining):
                 f"Received: inner_optimizer={inner_optimizer!r}"
             )
         check_integers(seed=seed)
+        if not -(2**63) <= seed < 2**63:
+            raise ValueError(f"`seed` must be in [-2**63, 2**63). Received: seed={seed}")
         schedules.check_update_steps(begin_step, end_step, update_frequency)
-        drop_schedule = schedules.drop_fraction_schedule(drop_fraction, begin_step, end_step)
+        schedules.drop_fraction_schedule(drop_fraction, begin_step, end_step)  # raises
         average = gradient_momentum is not None
         if average and not (isinstance(gradient_momentum, Real) and 0 <= gradient_momentum < 1):
             raise ValueError(
@@ -108,7 +117,6 @@ class SparseOptimizer(SparseTraining):
         self.end_step = end_step
         self.update_frequency = update_frequency
         self.drop_fraction = drop_fraction
-        self._drop_schedule = drop_schedule
         self.seed = seed
         self.gradient_momentum = gradient_momentum
         self.grow_init = grow_init
@@ -141,9 +149,36 @@ class SparseOptimizer(SparseTraining):
     def random_uniform(self, kernel):
         """Random scores in `(0, 1)` of the kernel's shape, for use in a score.
 
-        They are the same on every replica, in every run, and with XLA or without.
+        They are the same on every replica, in every run, and with XLA or without. Each call within
+        an update gives others.
+
+        Raises:
+            ValueError: If it is not called by a score, or by `new_mask`.
         """
-        return draws.uniform(kernel.shape, self._kernel_seed)
+        if self._kernel_seed is None:
+            raise ValueError(
+                "`random_uniform` must be called inside `drop_scores`, `grow_scores` or `new_mask`."
+            )
+        seed = self._kernel_seed
+        if self._num_draws:
+            # The numbers of 1 are those of `grow_init`.
+            seed = draws.fold(seed, self._num_draws + 1)
+        self._num_draws += 1
+        return draws.uniform(kernel.shape, seed)
+
+    def _scores(self, method, kernel, mask, gradient):
+        """What `drop_scores` or `grow_scores` gives, checked: a wrong shape would broadcast."""
+        scores = tf.convert_to_tensor(getattr(self, method)(kernel, mask, gradient))
+        if not scores.shape.is_compatible_with(kernel.shape):
+            raise ValueError(
+                f"`{type(self).__name__}.{method}` must give scores of the kernel's shape "
+                f"{tuple(kernel.shape)}. Received: shape={scores.shape}"
+            )
+        return scores
+
+    @property
+    def _drop_schedule(self):
+        return schedules.drop_fraction_schedule(self.drop_fraction, self.begin_step, self.end_step)
 
     def new_mask(self, kernel, mask, gradient, step):
         """The mask after an update: drop and grow.
@@ -153,8 +188,8 @@ class SparseOptimizer(SparseTraining):
         num_active = tf.math.count_nonzero(mask, dtype=tf.int32)
         new_mask, _ = selection.drop_and_grow(
             mask,
-            self.drop_scores(kernel, mask, gradient),
-            self.grow_scores(kernel, mask, gradient),
+            self._scores("drop_scores", kernel, mask, gradient),
+            self._scores("grow_scores", kernel, mask, gradient),
             num_to_drop(num_active, self._drop_schedule(step)),
         )
         return new_mask
@@ -169,7 +204,7 @@ class SparseOptimizer(SparseTraining):
             "end_step": self.end_step,
             "begin_step": self.begin_step,
             "update_frequency": self.update_frequency,
-            "drop_fraction": keras.saving.serialize_keras_object(self.drop_fraction),
+            "drop_fraction": serialized("drop_fraction", self.drop_fraction),
             "seed": self.seed,
             "gradient_momentum": self.gradient_momentum,
             "grow_init": self.grow_init,

@@ -9,6 +9,7 @@ from rigl_tf import distributions, masks, selection
 from rigl_tf.optimizers import kernels
 from rigl_tf.optimizers.base import SparseOptimizer
 from rigl_tf.optimizers.slots import optimizers_within
+from rigl_tf.optimizers.wrapping import serialized
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
@@ -141,5 +142,5 @@ class DNW(SparseOptimizer):
         return {
             **{name: config[name] for name in names},
             "sparsity": self.sparsity,
-            "distribution": keras.saving.serialize_keras_object(self.distribution),
+            "distribution": serialized("distribution", self.distribution),
         }

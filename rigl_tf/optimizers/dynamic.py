@@ -126,6 +126,10 @@ class SNFS(SparseOptimizer):
         redistribute=False,
         **kwargs,
     ):
+        if gradient_momentum is None:
+            raise ValueError(
+                "`gradient_momentum` must be a number in [0, 1). Received: gradient_momentum=None"
+            )
         super().__init__(
             inner_optimizer, end_step, *args, gradient_momentum=gradient_momentum, **kwargs
         )
@@ -135,7 +139,7 @@ class SNFS(SparseOptimizer):
         return tf.abs(gradient)
 
     def _update_kernels(self, strategy, pairs, gradients):
-        if self.redistribute:
+        if self.redistribute and pairs:
             self._plan.num_moved = self._redistributed([sparse for sparse, _ in pairs])
         super()._update_kernels(strategy, pairs, gradients)
         self._plan.num_moved = {}  # tensors of this branch of the graph
@@ -166,9 +170,9 @@ class SNFS(SparseOptimizer):
             return super().new_mask(kernel, mask, gradient, step)
         num_drop, num_grow = self._plan.num_moved[self._kernel_index]
         num_active = tf.math.count_nonzero(mask, dtype=tf.int32)
-        drop_scores = self.drop_scores(kernel, mask, gradient)
+        drop_scores = self._scores("drop_scores", kernel, mask, gradient)
         kept = selection.keep(mask, drop_scores, num_active - num_drop)
-        grow_scores = self.grow_scores(kernel, mask, gradient)
+        grow_scores = self._scores("grow_scores", kernel, mask, gradient)
         return kept | selection.keep(~kept, grow_scores, num_grow)
 
     def get_config(self):

@@ -1,5 +1,6 @@
 """Gradual pruning: from dense to sparse while the network trains."""
 
+import itertools
 import math
 from numbers import Real
 
@@ -8,6 +9,7 @@ import tensorflow as tf
 
 from rigl_tf import distributions, schedules, selection
 from rigl_tf.optimizers.base import SparseOptimizer
+from rigl_tf.optimizers.wrapping import serialized
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
@@ -27,9 +29,9 @@ class GradualPruning(SparseOptimizer):
         inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights.
         end_step: Integer, in steps. No connection changes at or after it.
         sparsity: Share of zeros over all sparse kernels in the end, in `[0, 1)`. Or a list of it
-            after each update; or a function of the step that gives it, such as a
-            `tfmot.sparsity.keras.PruningSchedule` (which gives a pair, the sparsity last). It is
-            asked at each update step, and `power` is not used.
+            after each update, which does not fall; or a function of the step that gives it, such
+            as a `tfmot.sparsity.keras.PruningSchedule` (which gives a pair, the sparsity last). It
+            is asked at each update step, and `power` is not used.
         begin_step: Integer, in steps. No connection changes before it, nor at step 0.
         update_frequency: Integer, the number of steps from one update to the next.
         power: Number > 0. The paper uses 3.
@@ -66,16 +68,19 @@ class GradualPruning(SparseOptimizer):
         super().__init__(inner_optimizer, end_step, begin_step, update_frequency, name=name)
         self.power = power
         self.distribution = distribution
-        self._steps = schedules.update_steps(begin_step, end_step, update_frequency)
         if not self._steps:
             raise ValueError(
                 "There must be an update between `begin_step` and `end_step`. Received: begin_step="
                 f"{begin_step}, end_step={end_step}, update_frequency={update_frequency}"
             )
         self.sparsity = _at_each(self._steps, sparsity) if callable(sparsity) else sparsity
-        self._sparsities = self._overall()
+        self._sparsities()  # raises
 
-    def _overall(self):
+    @property
+    def _steps(self):
+        return schedules.update_steps(self.begin_step, self.end_step, self.update_frequency)
+
+    def _sparsities(self):
         """The sparsity of all kernels together after each update."""
         if isinstance(self.sparsity, (list, tuple)):
             if len(self.sparsity) != len(self._steps):
@@ -83,7 +88,14 @@ class GradualPruning(SparseOptimizer):
                     f"`sparsity` must have an entry for each of the {len(self._steps)} updates. "
                     f"Received: sparsity={self.sparsity}"
                 )
-            return [distributions.check_sparsity(value) for value in self.sparsity]
+            values = [distributions.check_sparsity(value) for value in self.sparsity]
+            # What a schedule computes in float32 may fall in the last digits.
+            if any(later < value - 1e-6 for value, later in itertools.pairwise(values)):
+                raise ValueError(
+                    "`sparsity` must not fall from one update to the next: what is pruned does "
+                    f"not come back. Received: sparsity={values}"
+                )
+            return values
         final = distributions.check_sparsity(self.sparsity)
         last = self._steps[-1]
         begin = min(self.begin_step, last - 1)  # a single update prunes all at once
@@ -94,25 +106,32 @@ class GradualPruning(SparseOptimizer):
         if self.built:
             return
         super().build(variables)
-        shares = self._plan.allocate(self.distribution, max(self._sparsities))
-        self._plan.num_active = {
-            sparse.index: self._counts(math.prod(sparse.kernel.shape), shares[sparse.index])
-            for sparse in self._plan.by_id.values()
-        }
+        self._plan.sparsity = self._plan.allocate(self.distribution, max(self._sparsities()))
 
     def _counts(self, size, sparsity):
         """The number of active connections of a kernel, whose final sparsity it is, over time."""
-        highest = max(self._sparsities) or 1.0
+        sparsities = self._sparsities()
+        highest = max(sparsities) or 1.0
         return [
             size - distributions.num_zeros(size, sparsity * (overall / highest))
-            for overall in self._sparsities
+            for overall in sparsities
         ]
 
+    def _update_kernels(self, strategy, pairs, gradients):
+        # A kernel without a gradient is pruned, too: that of zeros is not used.
+        known = {sparse.index for sparse, _ in pairs}
+        others = [each for each in self._plan.by_id.values() if each.index not in known]
+        zeros = [tf.zeros(each.kernel.shape, each.kernel.dtype) for each in others]
+        pairs = [*pairs, *((each, None) for each in others)]
+        super()._update_kernels(strategy, pairs, [*gradients, *zeros])
+
     def new_mask(self, kernel, mask, gradient, step):
-        counts = tf.constant(self._plan.num_active[self._kernel_index], tf.int32)
+        size = math.prod(kernel.shape)
+        counts = self._counts(size, self._plan.sparsity[self._kernel_index])
+        counts = tf.constant(counts, tf.int32)
         # Not `counts[...]`: XLA would compile a slice anew for every step.
         num_active = tf.gather(counts, (step - self._steps[0]) // self.update_frequency)
-        scores = self.drop_scores(kernel, mask, gradient)
+        scores = self._scores("drop_scores", kernel, mask, gradient)
         return selection.keep(mask, scores, num_active)
 
     def get_config(self):
@@ -122,11 +141,20 @@ class GradualPruning(SparseOptimizer):
             **{name: config[name] for name in names},
             "sparsity": self.sparsity,
             "power": self.power,
-            "distribution": keras.saving.serialize_keras_object(self.distribution),
+            "distribution": serialized("distribution", self.distribution),
         }
 
 
 def _at_each(steps, schedule):
     """The sparsity that a schedule gives at each step."""
-    values = [schedule(tf.constant(step, tf.int64)) for step in steps]
-    return [float(value[-1] if isinstance(value, tuple) else value) for value in values]
+    return [_number(step, schedule(tf.constant(step, tf.int64))) for step in steps]
+
+
+def _number(step, value):
+    try:
+        return float(value[-1] if isinstance(value, (list, tuple)) else value)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "`sparsity`, as a function of the step, must give a number, or a pair of which it is "
+            f"the last. Received: sparsity({step})={value!r}"
+        ) from None

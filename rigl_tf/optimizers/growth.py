@@ -8,14 +8,21 @@ from rigl_tf.optimizers import draws
 
 def std_of_active(kernel, mask):
     """Standard deviation of the active entries of a kernel, 0 if there are none."""
+    kernel = _wide(kernel)
     mean = mean_of_active(kernel, mask)
     return tf.sqrt(mean_of_active(tf.square(kernel - mean), mask))
 
 
 def mean_of_active(values, mask):
     """Mean of the active entries of `values`, 0 if there are none."""
+    values = _wide(values)
     mask = tf.cast(mask, values.dtype)
     return tf.math.divide_no_nan(tf.reduce_sum(values * mask), tf.reduce_sum(mask))
+
+
+def _wide(values):
+    """`values` in float32 at least: a sum of many is beyond what 16 bits hold."""
+    return values if values.dtype == tf.float64 else tf.cast(values, tf.float32)
 
 
 def _normal(std, kernel, seed):
@@ -36,7 +43,9 @@ def _random_normal(kernel, mask, gradient, initial_std, seed):
 
 def _random_uniform(kernel, mask, gradient, initial_std, seed):
     width = mean_of_active(tf.abs(kernel), mask)
-    return width * tf.cast(2 * draws.uniform(kernel.shape, seed) - 1, kernel.dtype)
+    return tf.cast(width, kernel.dtype) * tf.cast(
+        2 * draws.uniform(kernel.shape, seed) - 1, kernel.dtype
+    )
 
 
 def _gradient(kernel, mask, gradient, initial_std, seed):

@@ -54,6 +54,7 @@ class Plan:
         # What an algorithm knows of each kernel, by its index. (On the optimizer, a dictionary
         # with such keys could not be in a checkpoint of TensorFlow.)
         self.num_active = {}
+        self.sparsity = {}
         self.num_moved = {}
         # (sparse kernel, average of its weights), for an inner optimizer with `use_ema=True`.
         self.weight_averages = [
@@ -99,14 +100,29 @@ class Plan:
         ]
 
 
-def sum_over_replicas(strategy, pairs):
-    """The gradients of the kernels, summed over the replicas (equal to the global batch's)."""
+def sum_over_replicas(strategy, pairs, loss_scale=None):
+    """The gradients of the kernels, summed over the replicas (equal to the global batch's).
+
+    Args:
+        loss_scale: Number or scalar tensor by which the loss was multiplied, or `None`.
+    """
     if not pairs:
         return []
+    gradients = [gradient for _, gradient in pairs]
+    if loss_scale is not None:
+        args = (gradients, tf.cast(loss_scale, tf.float32))
+        gradients = strategy.extended.call_for_each_replica(_unscaled, args=args)
+    destinations = [sparse.kernel.value for sparse, _ in pairs]
     return strategy.extended.batch_reduce_to(
-        tf.distribute.ReduceOp.SUM,
-        [(gradient, sparse.kernel.value) for sparse, gradient in pairs],
+        tf.distribute.ReduceOp.SUM, list(zip(gradients, destinations, strict=True))
     )
+
+
+def _unscaled(gradients, loss_scale):
+    # Keras divides in float32 at least: float16 does not hold every scale.
+    return [
+        tf.cast(keras.ops.divide(gradient, loss_scale), gradient.dtype) for gradient in gradients
+    ]
 
 
 def all_finite(strategy, gradients, pairs):
@@ -116,15 +132,16 @@ def all_finite(strategy, gradients, pairs):
     return tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors])
 
 
-def average_gradients(strategy, pairs, momentum):
-    """Moves the average of each kernel's gradient by one step."""
+def average_gradients(strategy, pairs, momentum, loss_scale=None):
+    """Moves the average of each kernel's gradient by one step; see `sum_over_replicas`."""
 
     def average_one(kernel, gradient, average):
         new = momentum * average + (1 - momentum) * gradient
         # A step whose gradient overflowed must not stay in the average for ever.
         average.assign(tf.where(tf.math.is_finite(new), new, average))
 
-    for (sparse, _), gradient in zip(pairs, sum_over_replicas(strategy, pairs), strict=True):
+    gradients = sum_over_replicas(strategy, pairs, loss_scale)
+    for (sparse, _), gradient in zip(pairs, gradients, strict=True):
         strategy.extended.update(
             sparse.kernel.value, average_one, args=(gradient, sparse.average.value)
         )
@@ -146,7 +163,8 @@ def mask_weight_averages(strategy, plan):
 def update_kernel(strategy, sparse, gradient, step, updated):
     """Gives one kernel the mask and the grown values of `updated`, the same on every replica.
 
-    What is dropped becomes zero, what is dropped or grown starts again in every slot.
+    What is dropped becomes zero, what is dropped or grown starts again in every slot. The user's
+    own constraint holds after it, as after a gradient step.
 
     Args:
         updated: `updated(sparse, kernel, mask, gradient, step, initial_std)` gives the new mask,
@@ -164,7 +182,10 @@ def update_kernel(strategy, sparse, gradient, step, updated):
             initial_std,
         )
         changed = tf.math.logical_xor(old, new)
-        kernel.assign(masks.masked(tf.where(changed, values, kernel), new))
+        weights = masks.masked(tf.where(changed, values, kernel), new)
+        if sparse.kernel.constraint.constraint is not None:
+            weights = masks.masked(sparse.kernel.constraint.constraint(weights), new)
+        kernel.assign(weights)
         for variable, slot in zip(slots, sparse.slots, strict=True):
             start = slot.initializer(variable.shape, dtype=variable.dtype)
             variable.assign(tf.where(changed, start, variable))
@@ -202,3 +223,21 @@ def select_from(strategy, sparse, latent, select):
 
     args = (latent.value, sparse.mask.value, sparse.explored_values())
     strategy.extended.update(sparse.kernel.value, select_one, args=args, group=False)
+
+
+def exploration_rate(explored):
+    """The share of all connections of these kernels that were active at some time."""
+    num_ever = sum(_count(sparse.explored.ever_active) for sparse in explored)
+    return num_ever / sum(sparse.kernel.value.shape.num_elements() for sparse in explored)
+
+
+def turnover(explored):
+    """The share of the active connections of these kernels that their last update grew."""
+    num_replaced = sum(
+        int(keras.ops.convert_to_numpy(sparse.explored.num_replaced)) for sparse in explored
+    )
+    return num_replaced / max(sum(_count(sparse.mask) for sparse in explored), 1)
+
+
+def _count(mask):
+    return int(tf.math.count_nonzero(tf.convert_to_tensor(mask)))

@@ -2,7 +2,6 @@
 
 import warnings
 
-import keras
 import tensorflow as tf
 
 from rigl_tf import masks
@@ -20,6 +19,8 @@ class SparseTraining(WrappingOptimizer):
 
     _kernel_index = None
     _kernel_seed = None
+    _num_draws = 0
+    _num_told = 0
 
     # State.
 
@@ -95,6 +96,12 @@ class SparseTraining(WrappingOptimizer):
             self.build(trainable_variables)
         variables = list(trainable_variables or self._plan.variables)
         self._plan.check_known(variables)
+        grads = list(grads)
+        if len(grads) != len(variables):
+            raise ValueError(
+                f"`grads` must hold a gradient, or None, for each of the {len(variables)} "
+                f"variables. Received: {len(grads)} gradients"
+            )
         context = tf.distribute.get_replica_context()
         if context is None:
             raise ValueError("`apply` must be called in a replica context, as in `strategy.run`.")
@@ -113,8 +120,12 @@ class SparseTraining(WrappingOptimizer):
             for gradient, variable in zip(grads, variables, strict=True)
             if gradient is not None and id(variable) in self._plan.by_id
         ]
+        # By which the inner optimizer will divide the gradients; it may change it in a step.
+        loss_scale = self.inner_optimizer.scale_loss(1.0)
+        if isinstance(loss_scale, float) and loss_scale == 1:
+            loss_scale = None
         if self.gradient_momentum is not None:
-            kernels.average_gradients(strategy, pairs, self.gradient_momentum)
+            kernels.average_gradients(strategy, pairs, self.gradient_momentum, loss_scale)
 
         def train():
             strategy.extended.call_for_each_replica(self._train, args=(grads, variables))
@@ -123,12 +134,12 @@ class SparseTraining(WrappingOptimizer):
         def update():
             if self.trains_at_updates:
                 train()
-            self._update_masks(strategy, pairs)
+            self._update_masks(strategy, pairs, loss_scale)
 
         step = tf.convert_to_tensor(self.step)
         is_update_step = self.is_update_step(step)
-        if is_update_step is False:
-            train()
+        if isinstance(is_update_step, bool):
+            update() if is_update_step else train()
         else:
             tf.cond(is_update_step, update, train)
         self.step.assign_add(1)
@@ -154,9 +165,9 @@ class SparseTraining(WrappingOptimizer):
         """Called after each gradient step, in cross-replica context."""
         kernels.mask_weight_averages(strategy, self._plan)
 
-    def _update_masks(self, strategy, pairs):
+    def _update_masks(self, strategy, pairs, loss_scale):
         """An update step, the same on every replica."""
-        gradients = kernels.sum_over_replicas(strategy, pairs)
+        gradients = kernels.sum_over_replicas(strategy, pairs, loss_scale)
         finite = kernels.all_finite(strategy, gradients, pairs)
         tf.cond(
             finite,
@@ -176,7 +187,7 @@ class SparseTraining(WrappingOptimizer):
     def _updated(self, sparse, kernel, mask, gradient, step, initial_std):
         """The new mask of a kernel, and the values at which grown connections start."""
         seed = draws.fold(tf.constant([self.seed, 0], tf.int64), sparse.index, step)
-        self._kernel_index, self._kernel_seed = sparse.index, seed
+        self._kernel_index, self._kernel_seed, self._num_draws = sparse.index, seed, 0
         try:
             new_mask = self.new_mask(kernel, mask, gradient, step)
         finally:
@@ -187,18 +198,25 @@ class SparseTraining(WrappingOptimizer):
         return new_mask, values * tf.cast(self.grow_scale, values.dtype)
 
     def finalize_variable_values(self, var_list):
-        """Called by Keras when `fit` ends: writes averages back, tells of skipped updates."""
+        """Called by Keras when `fit` ends: writes averages back, tells of newly skipped updates."""
         super().finalize_variable_values(self._plan.trained(var_list) if self.built else var_list)
         for variable in var_list:
             if masks.mask_of(variable) is not None:
                 masks.apply_mask(variable)
-        num_skipped = int(tf.convert_to_tensor(self.num_skipped_updates)) if self.built else 0
-        if num_skipped:
+        told, self._num_told = self._num_told, self._num_skipped()
+        if self._num_told > told:
             warnings.warn(
-                f"{type(self).__name__} skipped {num_skipped} mask updates, because gradients or "
-                "weights were not finite. The masks are as they were before.",
+                f"{type(self).__name__} skipped {self._num_told - told} mask updates, because "
+                "gradients or weights were not finite. The masks are as they were before.",
                 stacklevel=2,
             )
+
+    def _num_skipped(self):
+        return int(tf.convert_to_tensor(self.num_skipped_updates)) if self.built else 0
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        self._num_told = self._num_skipped()
 
     # Exploration.
 
@@ -217,9 +235,7 @@ class SparseTraining(WrappingOptimizer):
             ValueError: If the optimizer was not made with `track_exploration=True`, or has not
                 begun to train.
         """
-        explored = self._explored()
-        num_ever = sum(_count(each.explored.ever_active) for each in explored)
-        return num_ever / sum(each.kernel.value.shape.num_elements() for each in explored)
+        return kernels.exploration_rate(self._explored_kernels())
 
     def turnover(self):
         """The share of the active connections that the last mask update grew.
@@ -232,13 +248,9 @@ class SparseTraining(WrappingOptimizer):
         Raises:
             ValueError: As `exploration_rate`.
         """
-        explored = self._explored()
-        num_replaced = sum(
-            int(keras.ops.convert_to_numpy(e.explored.num_replaced)) for e in explored
-        )
-        return num_replaced / max(sum(_count(each.mask) for each in explored), 1)
+        return kernels.turnover(self._explored_kernels())
 
-    def _explored(self):
+    def _explored_kernels(self):
         if not self.track_exploration:
             raise ValueError(
                 "Exploration is counted only if it is asked for: pass `track_exploration=True` to "
@@ -247,7 +259,3 @@ class SparseTraining(WrappingOptimizer):
         if not self.built:
             raise ValueError("Exploration is known once training has begun, or after `build`.")
         return self._plan.by_id.values()
-
-
-def _count(mask):
-    return int(tf.math.count_nonzero(tf.convert_to_tensor(mask)))

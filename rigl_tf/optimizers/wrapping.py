@@ -5,6 +5,22 @@ import keras
 from rigl_tf.optimizers.slots import optimizers_within
 
 
+def serialized(name, value):
+    """The config of an argument that may be a function, `None` or a number.
+
+    Raises:
+        ValueError: If Keras cannot write it into a file, as a `functools.partial`.
+    """
+    try:
+        return keras.saving.serialize_keras_object(value)
+    except TypeError as error:
+        raise ValueError(
+            f"To be saved, `{name}` must be a function that is decorated with "
+            "`keras.saving.register_keras_serializable`, or an object with `get_config`. "
+            f"Received: {name}={value!r}"
+        ) from error
+
+
 class WrappingOptimizer(keras.optimizers.Optimizer):
     """Base class of optimizers that wrap another one, as `keras.optimizers.LossScaleOptimizer`.
 
@@ -19,6 +35,11 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
 
     def __init__(self, inner_optimizer, name=None):
         inner_optimizer = keras.optimizers.get(inner_optimizer)
+        if inner_optimizer is None:
+            raise ValueError(
+                "`inner_optimizer` must be a `keras.optimizers.Optimizer`, or what "
+                "`keras.optimizers.get` makes one of. Received: inner_optimizer=None"
+            )
         # The learning rate is the inner optimizer's; this value is never used.
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = inner_optimizer
@@ -108,12 +129,12 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
 
     def load_own_variables(self, store):
         own = super().variables
-        if self.built and len(store.keys()) != len(own):
-            raise ValueError(
-                f"The saved state of an optimizer must be that of a {type(self).__name__}, with "
-                f"{len(own)} variables of its own. Received: {len(store.keys())} variables"
-            )
-        if not self.built:
+        if len(store.keys()) != len(own):
+            if self.built:
+                raise ValueError(
+                    f"The saved state of an optimizer must be that of a {type(self).__name__}, "
+                    f"with {len(own)} variables of its own. Received: {len(store.keys())} variables"
+                )
             # As every Keras optimizer: a warning that there is nothing to load into yet.
             super().load_own_variables(store)
             return
