@@ -1,13 +1,12 @@
 """Copies of models with some of their layers exchanged."""
 
 import contextlib
-import tempfile
 
 import keras
 import tensorflow as tf
 
-from rigl_tf import masks
-from rigl_tf.layers import without_build_configs
+from rigl_tf.copies import copy_adapted, copy_inside, copy_of_lambda, without_wrappers
+from rigl_tf.layers import all_layers, without_build_configs
 
 # Models whose structure is known; a Functional model is a `keras.Function` of its inputs.
 _CLONABLE = (keras.Sequential, keras.Function)
@@ -115,45 +114,37 @@ def copy_of_subclassed(model, caller):
 
 
 def build_like(copy, model):
-    """Builds a copy of a subclassed model and gives it the weights, other than masks."""
+    """Builds a copy of a subclassed model and gives it all the state, other than masks."""
+    copy_adapted(model, copy)  # some layers can be called only after that
     copy.build_from_config(model.get_build_config())
     copy.built = True
-    old, new = _weights_but_masks(model), _weights_but_masks(copy)
-    if [weight.shape for weight in old] != [weight.shape for weight in new]:
-        raise ValueError(
-            "A copy of a subclassed model must get the same weights when it is built. "
-            f"Received: {len(old)} weights in {model.name!r}, {len(new)} in its copy"
-        )
-    for weight, new_weight in zip(old, new, strict=True):
-        new_weight.assign(weight)
+    copy_inside(model, copy)
 
 
-def copy_of_layer(layer):
-    """Another layer of the same class and config, not built."""
-    return type(layer).from_config(without_build_configs(layer.get_config()))
+def copy_of_layer(layer, plain=False):
+    """Another layer of the same class and config, not built.
+
+    Args:
+        layer: The layer, or an operation of a Functional model.
+        plain: Whether each `SparseWrapper` inside is left out.
+    """
+    if type(layer) is keras.layers.Lambda:
+        return copy_of_lambda(layer)
+    config = without_build_configs(layer.get_config())
+    copy = type(layer).from_config(without_wrappers(config) if plain else config)
+    if isinstance(layer, keras.layers.Layer):
+        copy_adapted(layer, copy)
+    return copy
 
 
 def copy_state(layer, new_layer):
-    """Gives a layer the weights of another one of the same class and config, if it is built."""
-    if hasattr(layer, "get_vocabulary") and layer.get_vocabulary(include_special_tokens=False):
-        # As Keras saves what the layer learned by `adapt`.
-        variables = {}
-        layer.save_own_variables(variables)
-        new_layer.load_own_variables(variables)
-        with tempfile.TemporaryDirectory() as directory:
-            layer.save_assets(directory)
-            new_layer.load_assets(directory)
-    if layer.built and layer.weights:
-        if not new_layer.built:  # in a Sequential model that is not built itself
-            new_layer.build_from_config(layer.get_build_config())
-        new_layer.set_weights(layer.get_weights())
-        if hasattr(new_layer, "finalize_state"):  # of preprocessing layers
-            new_layer.finalize_state()
-
-
-def _weights_but_masks(model):
-    linked = {id(masks.mask_of(weight)) for weight in model.weights}
-    return [weight for weight in model.weights if id(weight) not in linked]
+    """Gives a layer the state of another one of the same class and config, built if that is."""
+    layers = zip(all_layers(layer), all_layers(new_layer), strict=False)
+    for old, new in layers if not layer.built else [(layer, new_layer)]:
+        # In a Sequential model that is not built itself.
+        if old.built and old.weights and not new.built:
+            new.build_from_config(old.get_build_config())
+    copy_inside(layer, new_layer)
 
 
 def _own_attributes(model):
@@ -211,20 +202,30 @@ def _check_classes(model, copy):
 
 
 def _new_inputs(model):
-    """Inputs like those of a Functional model; `clone_model` forgets names it was not given."""
-    if isinstance(model, keras.Sequential):
-        return None
-    names = {
-        id(layer.output): layer.name
+    """Inputs like those of a model: `clone_model` forgets their names, and what else they are."""
+    inputs = getattr(model, "inputs", None)  # none, if a Sequential model is not built
+    if isinstance(model, keras.Sequential) and not (inputs and inputs[0].sparse):
+        return None  # As Keras copies it: name, shape, dtype, optional.
+    input_layers = {
+        id(layer.output): layer
         for layer in model.layers
         if isinstance(layer, keras.layers.InputLayer)
     }
-    return tf.nest.map_structure(
-        lambda tensor: keras.Input(
-            batch_shape=tensor.shape, dtype=tensor.dtype, name=names.get(id(tensor), tensor.name)
-        ),
-        model.input,
-    )
+
+    def new_input(tensor):
+        layer = input_layers.get(id(tensor))
+        return keras.Input(
+            batch_shape=tensor.shape,
+            dtype=tensor.dtype,
+            sparse=tensor.sparse,
+            ragged=tensor.ragged,
+            optional=layer is not None and layer.optional,
+            name=tensor.name if layer is None else layer.name,
+        )
+
+    if isinstance(model, keras.Sequential):
+        return new_input(inputs[0])
+    return tf.nest.map_structure(new_input, model.input)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,9 @@ import keras
 from rigl_tf import distributions, initializers, masks
 from rigl_tf.allocation import NO_KERNEL, Allocation
 from rigl_tf.checks import check_integers
+from rigl_tf.copies import check_tied
 from rigl_tf.eligibility import Choice
+from rigl_tf.layers import all_layers
 from rigl_tf.rebuild import (
     build_like,
     copy_of_layer,
@@ -35,9 +37,9 @@ def sparsify(
     """Makes a sparse model out of a dense one.
 
     Every layer with kernels is put inside a `SparseWrapper`. Kernels are the trainable weights of
-    two and more dimensions, except biases, the scale and offset of normalisations, embeddings and
-    depthwise kernels. The masks are random, with exact counts. `rigl_tf.sparsity_summary` lists
-    what was done.
+    two and more dimensions, except biases, the scale and offset of normalisations, the slopes of
+    PReLU, embeddings and depthwise kernels. The masks are random, with exact counts.
+    `rigl_tf.sparsity_summary` lists what was done.
 
     A Sequential or Functional model is not changed: the result is a copy with its weights, nested
     models and all. A model that is not built yet gets its masks when it is. A *subclassed* model
@@ -69,8 +71,8 @@ def sparsify(
         `keras.name_scope`s.
 
     Raises:
-        ValueError: If an argument is out of its range, the model has wrapped layers already or no
-            kernel, or cannot be copied.
+        ValueError: If an argument is out of its range, the model has wrapped layers already, LoRA
+            or no kernel, or cannot be copied.
 
     Example:
 
@@ -85,11 +87,14 @@ def sparsify(
     choice = Choice(dense_layers, sparse_layers)
     is_copied_first = model.built and not is_clonable(model)
     dense = copy_of_subclassed(model, "sparsify") if is_copied_first else model
-    chosen = _choose(dense, choice)
+    chosen = _choose(model, choice)
+    if is_copied_first:
+        chosen = _chosen_in_copy(dense, model, chosen)
     allocation = Allocation(distribution, sparsity or 0.0, seed, choice, len(chosen), initializer)
     wrap = functools.partial(_wrap, chosen=chosen, allocation=allocation)
     if is_clonable(dense):
-        sparse = _copy(dense, exchange=wrap)
+        sparse, pairs = _copy(dense, wrap)
+        check_tied(pairs)
     else:
         sparse = dense
         exchange_in_place(sparse, functools.cache(lambda layer: wrap(layer, layer)))
@@ -109,7 +114,7 @@ def strip(model):
     """A model of plain Keras layers that predicts what the sparse model predicts.
 
     The zeros are in the kernels; masks and wrappers are gone, so the model can be saved and loaded
-    without `rigl_tf`.
+    without `rigl_tf`. Only a layer of your own class whose constructor wraps layers keeps them so.
 
     Args:
         model: A built `keras.Model`. It is not changed. Without sparse layers, the result is a
@@ -119,7 +124,7 @@ def strip(model):
         A new, uncompiled model of the same structure and layer names.
 
     Raises:
-        ValueError: If the model is not built, or cannot be copied.
+        ValueError: If the model is not built, has LoRA, or cannot be copied.
     """
     _check_model(model, "strip")
     if not model.built:
@@ -127,9 +132,9 @@ def strip(model):
     for kernel in masks.sparse_kernels(model).values():
         masks.apply_mask(kernel)
     if is_clonable(model):
-        return _copy(model, exchange=lambda layer, copy: copy)
+        return _copy(model, lambda layer, copy: copy, plain=True)[0]
     plain = copy_of_subclassed(model, "strip")
-    exchange_in_place(plain, functools.cache(_inner))
+    exchange_in_place(plain, functools.cache(_plain))
     build_like(plain, model)
     return plain
 
@@ -137,6 +142,13 @@ def strip(model):
 def _check_model(model, caller):
     if not isinstance(model, keras.Model):
         raise ValueError(f"`{caller}` takes a `keras.Model`. Received: {model!r}")
+    layers = [_inner(layer) for layer in all_layers(model)]
+    with_lora = {each.name for each in layers if getattr(each, "lora_enabled", False)}
+    if with_lora:
+        raise ValueError(
+            f"`{caller}` must be used without LoRA: put the merged kernels into a model that never "
+            f"had it, before. Received: model={model.name!r} with LoRA in {sorted(with_lora)}"
+        )
 
 
 def _check_arguments(model, sparsity, distribution, from_zeros, seed):
@@ -187,6 +199,18 @@ def _choose(model, choice):
     return chosen
 
 
+def _chosen_in_copy(copy, model, chosen):
+    """What `_choose` returns for a subclassed model, for the layers of its copy, not yet built."""
+    pairs = list(zip(leaves(model), leaves(copy), strict=False))
+    if not any(id(layer) in chosen for (layer, _), _ in pairs):
+        raise ValueError(
+            "The constructor of a model that is copied must make its layers: in its copy, which "
+            f"is not built yet, is none to wrap. Received: model={model.name!r} of class "
+            f"{type(model).__name__}"
+        )
+    return {id(new): chosen[id(old)] for (old, _), (new, _) in pairs if id(old) in chosen}
+
+
 def _wrap(layer, copy, chosen, allocation):
     """What takes the place of a layer: its copy, wrapped if the layer is chosen."""
     if id(layer) not in chosen:
@@ -196,18 +220,22 @@ def _wrap(layer, copy, chosen, allocation):
     return wrapper
 
 
-def _copy(model, exchange):
+def _copy(model, exchange, plain=False):
     """A copy of a Sequential or Functional model, weights and all, with layers exchanged.
 
     Args:
         model: The model.
         exchange: Gets a layer and its copy, returns what to put in its place in the new model.
+        plain: Whether the copies are made without the `SparseWrapper`s inside of layers.
+
+    Returns:
+        The copy, and a list of `(layer, its copy)`.
     """
     pairs = []
 
     def exchange_copy(layer):
         inner = _inner(layer)
-        copy = copy_of_layer(inner)
+        copy = copy_of_layer(inner, plain)
         if isinstance(inner, keras.layers.Layer):  # and no operation such as slicing
             pairs.append((inner, copy))
         return exchange(layer, copy)
@@ -215,7 +243,14 @@ def _copy(model, exchange):
     new = rebuild(model, exchange_copy)
     for layer, copy in pairs:
         copy_state(layer, copy)
-    return new
+    return new, pairs
+
+
+def _plain(layer):
+    """A layer that is not built, out of its wrapper and without wrappers inside."""
+    inner = _inner(layer)
+    is_plain = not any(isinstance(each, SparseWrapper) for each in all_layers(inner))
+    return inner if is_plain else copy_of_layer(inner, plain=True)
 
 
 def _inner(layer):
