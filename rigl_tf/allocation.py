@@ -34,7 +34,7 @@ class Allocation:
         self._is_shared_out = False
 
     def add(self, wrapper, choices):
-        """Called by a wrapper when it is built, with a `_MaskChoice` for each of its kernels."""
+        """Called by a wrapper when it is built, with a `MaskChoice` for each of its kernels."""
         self._built.append((wrapper, choices))
         if self._is_shared_out:
             num_before = sum(len(choices) for _, choices in self._built[:-1])

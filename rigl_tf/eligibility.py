@@ -9,12 +9,22 @@ from rigl_tf.masks import mask_of
 
 # Weights of two and more dimensions that are no connections between units, by parts of their name.
 _DENSE_BY_NAME = {
+    "lora_kernel": "LoRA adapter",
+    "lora_embeddings": "LoRA adapter",
     "bias": "bias",
     "gamma": "normalisation",
     "beta": "normalisation",
     "embed": "embedding",
     "depthwise_kernel": "depthwise",
 }
+
+# Built-in layers whose weights are none either, of whatever shape.
+_NORMALISATIONS = (
+    keras.layers.BatchNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.RMSNormalization,
+)
 
 # What `sparse_layers` can make sparse.
 _OPTIONAL = ("embedding", "depthwise")
@@ -32,6 +42,10 @@ _WITH_KERNELS = (
     keras.layers.SeparableConv1D,
     keras.layers.SeparableConv2D,
     keras.layers.RNN,
+    keras.layers.SimpleRNNCell,
+    keras.layers.GRUCell,
+    keras.layers.LSTMCell,
+    keras.layers.StackedRNNCells,
     keras.layers.MultiHeadAttention,
     keras.layers.GroupQueryAttention,
 )
@@ -46,14 +60,18 @@ def dense_reason(layer, weight):
     """Why a weight of a layer stays dense by the rule, `None` if it can be sparse.
 
     Sparse can be the trainable weights of two and more dimensions, except biases, the scale and
-    offset of normalisations, embeddings, and depthwise kernels (which connect each channel with
-    itself only, and hold few weights).
+    offset of normalisations, the slopes of activations, LoRA adapters, embeddings, and depthwise
+    kernels (which connect each channel with itself only, and hold few weights).
     """
     if len(weight.shape) < 2:
         return "fewer than two dimensions"
     for part, reason in _DENSE_BY_NAME.items():
         if part in weight.name:
             return reason
+    if isinstance(layer, keras.layers.PReLU):
+        return "activation"
+    if isinstance(layer, _NORMALISATIONS):
+        return "normalisation"
     if isinstance(layer, _OPTIONAL_LAYERS):
         return "embedding" if isinstance(layer, keras.layers.Embedding) else "depthwise"
     return None if weight.trainable else "not trainable"

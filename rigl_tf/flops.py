@@ -75,7 +75,7 @@ def estimate(model, inputs=None):
         for weight, layers in layers_of_weights(model)
         if len(weight.shape) >= 2
         and weight.dtype != "bool"
-        and dense_reason(layers[-1], weight) not in ("bias", "normalisation")
+        and dense_reason(layers[-1], weight) not in ("bias", "normalisation", "activation")
     ]
     used = uses.trace(model, kernels, specs)
     # A model that takes batches of one size only is traced with that.

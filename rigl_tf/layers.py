@@ -1,4 +1,6 @@
-"""Walks the layers of any model: Sequential, Functional, subclassed, nested."""
+"""Walks the layers of any model: Sequential, Functional, subclassed, nested; and builds them."""
+
+import inspect
 
 import keras
 
@@ -57,15 +59,67 @@ def _children(layer):
 
 def _attributes(layer):
     """The layers among a layer's public attributes, also inside lists, tuples and dictionaries."""
-    waiting = [value for name, value in vars(layer).items() if not name.startswith("__")]
-    while waiting:
-        value = waiting.pop(0)
+    return _layers_in([value for name, value in vars(layer).items() if not name.startswith("__")])
+
+
+def _layers_in(values):
+    for value in values:
         if isinstance(value, keras.layers.Layer):
             yield value
         elif isinstance(value, dict):
-            waiting[:0] = value.values()
+            yield from _layers_in(value.values())
         elif isinstance(value, (list, tuple)):
-            waiting[:0] = value
+            yield from _layers_in(value)
+
+
+def unbuilt(layer):
+    """The names of the layers inside a layer that are not built."""
+    return [each.name for each in all_layers(layer)[1:] if not each.built]
+
+
+def builds_by_call(layer):
+    """Whether Keras builds a layer by calling it on symbolic inputs."""
+    return type(layer).build in (keras.layers.Layer.build, keras.Model.build)
+
+
+def build_signature(layer):
+    """The signature of a layer's `build`: the names of the shapes that it wants."""
+    if not builds_by_call(layer):
+        return inspect.signature(layer.build)
+    several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return inspect.Signature(
+        [
+            inspect.Parameter(f"{name}_shape", parameter.POSITIONAL_OR_KEYWORD, default=None)
+            for name, parameter in inspect.signature(layer.call).parameters.items()
+            if parameter.kind not in several
+        ]
+    )
+
+
+def symbolic_arguments(layer, shapes):
+    """Symbolic inputs of these shapes, `{name of the argument of call: tensors}`."""
+    missing = [
+        str(parameter)
+        for name, parameter in inspect.signature(layer.call).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+        and parameter.default is parameter.empty
+        and shapes.get(f"{name}_shape") is None
+    ]
+    if missing:
+        raise ValueError(
+            "A layer without a `build` must take in `call` only named tensors and arguments with a "
+            f"default; give it a `build` that builds {unbuilt(layer)}. "
+            f"Received: layer={layer.name!r} with {missing} in `call`"
+        )
+
+    def tensor(shape):
+        return keras.KerasTensor(shape, dtype=layer.input_dtype)
+
+    return {
+        name.removesuffix("_shape"): keras.tree.map_shape_structure(tensor, shape)
+        for name, shape in shapes.items()
+        if shape is not None
+    }
 
 
 def without_build_configs(config):

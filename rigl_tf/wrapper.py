@@ -2,14 +2,26 @@
 
 import functools
 import inspect
-import math
 
 import keras
 import tensorflow as tf
 
-from rigl_tf import distributions, masks, selection
+from rigl_tf import distributions, masks
 from rigl_tf.eligibility import Choice
-from rigl_tf.layers import all_layers, without_build_configs
+from rigl_tf.layers import (
+    all_layers,
+    build_signature,
+    builds_by_call,
+    symbolic_arguments,
+    unbuilt,
+    without_build_configs,
+)
+from rigl_tf.mask_choice import MaskChoice
+
+_BUILD_ALL = (
+    "A sparse layer must build all of its sublayers in its `build` (or, without a `build`, in each "
+    "call). Received: layer="
+)
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
@@ -21,7 +33,8 @@ class SparseWrapper(keras.layers.Wrapper):
     or `rigl_tf.set_masks` changes them; any other optimizer keeps the zeros where they are.
 
     It is called, built and asked as the layer is: it takes the same arguments, and public
-    attributes that are not its own are the layer's, so `wrapper.units` works.
+    attributes that are not its own are the layer's, so `wrapper.units` works, and so does setting
+    `wrapper.activation`.
 
     Args:
         layer: The `keras.layers.Layer` to wrap, built or not. See `rigl_tf.eligibility`.
@@ -32,8 +45,9 @@ class SparseWrapper(keras.layers.Wrapper):
             names as the dense one.
 
     Raises:
-        ValueError: If `sparsity` is outside `[0, 1)`, or (when it is built) the layer has no
-            kernel that can be sparse.
+        ValueError: If `sparsity` is outside `[0, 1)`, the layer has LoRA adapters, or (when it is
+            built) it has no kernel that can be sparse; or (when it is called) if it makes kernels
+            that it did not make in `build`.
 
     Example:
 
@@ -46,6 +60,11 @@ class SparseWrapper(keras.layers.Wrapper):
     def __init__(self, layer, sparsity=0.0, seed=0, name=None, **kwargs):
         if isinstance(layer, SparseWrapper):
             raise ValueError(f"A layer can be wrapped only once. Received: layer={layer}")
+        if "go_backwards" in kwargs:
+            raise ValueError(
+                "`Bidirectional` must be inside of the `SparseWrapper`, not around it. "
+                f"Received: layer={layer}"
+            )
         if isinstance(sparsity, (list, tuple)):
             sparsity = list(sparsity)
             for share in sparsity:
@@ -55,30 +74,43 @@ class SparseWrapper(keras.layers.Wrapper):
         if isinstance(layer, keras.layers.Layer):
             name = name or layer.name
             kwargs.setdefault("dtype", layer.dtype_policy)
+            kwargs.setdefault("autocast", layer.autocast)
+            _check_no_lora(layer)
             self._take_signatures(layer)
         super().__init__(layer, name=name, **kwargs)
         self.sparsity = sparsity
         self.seed = seed
         self.supports_masking = layer.supports_masking
         self._masks = {}
+        self._chosen = []
         self._select = None
         self._on_build = None
         self._settle = None
+        self._is_constructed = True
 
     def _take_signatures(self, layer):
         """Keras reads in a signature which arguments are inputs, masks, or shapes to build with."""
 
         @functools.wraps(layer.call)
         def call(*args, **kwargs):
-            return self.layer(*args, **kwargs)
+            outputs = self.layer(*args, **kwargs)
+            self._check_complete()
+            return outputs
 
         self.call = call
-        self.build.__signature__ = _build_signature(layer)
+        self.build.__signature__ = build_signature(layer)
 
     def __getattr__(self, name):
         if name.startswith("_") or "layer" not in vars(self) or hasattr(type(self), name):
             return super().__getattribute__(name)  # raises the error
         return getattr(self.layer, name)
+
+    def __setattr__(self, name, value):
+        is_own = name.startswith("_") or name in vars(self) or hasattr(type(self), name)
+        if is_own or "_is_constructed" not in vars(self) or not hasattr(self.layer, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.layer, name, value)
 
     @property
     def state_size(self):
@@ -113,17 +145,21 @@ class SparseWrapper(keras.layers.Wrapper):
         # The kernels keep the paths that they have in the dense model: without the wrapper's name.
         parent = self.path.rpartition("/")[0]
         with keras.name_scope(self.layer.name, caller=self.layer, override_parent=parent):
-            if _builds_by_call(self.layer):
-                self.layer(**_symbolic_arguments(self.layer, shapes))
-            else:
+            if not builds_by_call(self.layer):
                 self.layer.build(**shapes)
+            elif unbuilt(self.layer):
+                self.layer(**symbolic_arguments(self.layer, shapes))
         self.layer.built = True
 
     def _add_masks(self):
         weights = self.layer.weights
         self._chosen = self._choose(weights)
+        if len(self._chosen) != len(weights):
+            raise ValueError(
+                f"{_BUILD_ALL}{self.layer.name!r}, where these are not built: {unbuilt(self.layer)}"
+            )
         kernels = [weight for weight, chosen in zip(weights, self._chosen, strict=True) if chosen]
-        choices = [_MaskChoice(kernel) for kernel in kernels]
+        choices = [MaskChoice(kernel) for kernel in kernels]
         for choice in choices:
             name = choice.kernel.path.removeprefix(f"{self.layer.path}/")
             self._masks[name] = self.add_weight(
@@ -157,9 +193,26 @@ class SparseWrapper(keras.layers.Wrapper):
         if not any(chosen):
             raise ValueError(
                 "A SparseWrapper needs a layer with a trainable kernel of two or more dimensions. "
-                f"Received: layer={self.layer}"
+                f"Received: layer={self.layer}; not built in it: {unbuilt(self.layer)}"
             )
         return chosen
+
+    def _check_complete(self):
+        """Raises an error if a call made kernels that are not sparse, as they came too late."""
+        weights = self.layer.weights
+        is_listed = self._select is None and isinstance(self.sparsity, list)
+        if not self.built or len(weights) == len(self._chosen) or is_listed:
+            return
+        chosen = self._select(self.layer) if self._select is not None else []
+        if len(chosen) != len(weights):  # chosen by position, among those that there were
+            chosen = Choice().select(self.layer)
+        late = [
+            weight.path
+            for weight, is_chosen in zip(weights, chosen, strict=True)
+            if is_chosen and masks.mask_of(weight) is None
+        ]
+        if late:
+            raise ValueError(f"{_BUILD_ALL}{self.layer.name!r}, whose call made {late}")
 
     def _shares(self):
         """The sparsity of each kernel with a mask."""
@@ -172,7 +225,7 @@ class SparseWrapper(keras.layers.Wrapper):
 
         Args:
             select: Gets the built layer, returns for each of its weights whether it is sparse.
-            on_build: Gets this wrapper and a `_MaskChoice` for each of these kernels. It calls
+            on_build: Gets this wrapper and a `MaskChoice` for each of these kernels. It calls
                 `choose` of these and `keep`, now or later.
             settle: Called when training starts: what is still open must be decided on.
         """
@@ -186,8 +239,17 @@ class SparseWrapper(keras.layers.Wrapper):
         self.sparsity = [next(shares) if chosen else None for chosen in self._chosen]
         self.seed = seed
 
+    def enable_lora(self, *args, **kwargs):
+        """Refuses what would make the kernels dense: use it on the result of `rigl_tf.strip`."""
+        raise ValueError(
+            "`enable_lora` needs a layer that is not sparse: use `rigl_tf.strip` on the model "
+            f"first. Received: layer={self.name!r}"
+        )
+
     def compute_output_spec(self, *args, **kwargs):
-        return self.layer.compute_output_spec(*args, **kwargs)
+        outputs = self.layer.compute_output_spec(*args, **kwargs)
+        self._check_complete()
+        return outputs
 
     def compute_output_shape(self, *args, **kwargs):
         return self.layer.compute_output_shape(*args, **kwargs)
@@ -222,83 +284,10 @@ class SparseWrapper(keras.layers.Wrapper):
         self.build(**config["shapes"])
 
 
-def _builds_by_call(layer):
-    """Whether Keras builds a layer by calling it on symbolic inputs."""
-    return type(layer).build in (keras.layers.Layer.build, keras.Model.build)
-
-
-def _build_signature(layer):
-    """The signature of a layer's `build`: the names of the shapes that it wants."""
-    if not _builds_by_call(layer):
-        return inspect.signature(layer.build)
-    several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-    return inspect.Signature(
-        [
-            inspect.Parameter(f"{name}_shape", parameter.POSITIONAL_OR_KEYWORD, default=None)
-            for name, parameter in inspect.signature(layer.call).parameters.items()
-            if parameter.kind not in several
-        ]
-    )
-
-
-def _symbolic_arguments(layer, shapes):
-    """Symbolic inputs of these shapes, `{name of the argument of call: tensors}`."""
-
-    def tensor(shape):
-        return keras.KerasTensor(shape, dtype=layer.input_dtype)
-
-    return {
-        name.removesuffix("_shape"): keras.tree.map_shape_structure(tensor, shape)
-        for name, shape in shapes.items()
-        if shape is not None
-    }
-
-
-class _MaskChoice:
-    """The first mask of a kernel: random, of a sparsity that may be known later than the mask.
-
-    It is the mask variable's initializer. A model that is built inside `fit` gets its variables
-    only after all of its layers are built; then the sparsity is known when Keras asks for the
-    mask, and the kernel, which comes before its mask, is there to be zeroed.
-    """
-
-    def __init__(self, kernel):
-        self.kernel = kernel
-        self._sparsity = None
-        self._seed = None
-        self._draw = None
-
-    def choose(self, sparsity, seed, draw=None):
-        """Decides on a random mask with `floor(sparsity * size)` zeros.
-
-        With `draw`, a function of the mask, the kernel gets the values that it returns.
-        """
-        self._sparsity = sparsity
-        self._seed = seed
-        self._draw = draw
-        if (sparsity or draw) and _is_initialized(masks.mask_of(self.kernel)):
-            with tf.init_scope():
-                mask = self._mask()
-                masks.mask_of(self.kernel).assign(mask)
-                self.kernel.assign(self._values(mask))
-
-    def __call__(self, shape, dtype=None):
-        mask = self._mask()
-        if (self._sparsity or self._draw) and _is_initialized(self.kernel):
-            self.kernel.assign(self._values(mask))
-        return mask
-
-    def _values(self, mask):
-        return self._draw(mask) if self._draw else masks.masked(self.kernel, mask)
-
-    def _mask(self):
-        if not self._sparsity:
-            return tf.ones(self.kernel.shape, tf.bool)
-        size = math.prod(self.kernel.shape)
-        num_active = size - distributions.num_zeros(size, self._sparsity)
-        return selection.random_mask(self.kernel.shape, num_active, self._seed)
-
-
-def _is_initialized(variable):
-    """Whether a Keras variable has its value; until then Keras gives a tensor as a stand-in."""
-    return isinstance(variable.value, tf.Variable)
+def _check_no_lora(layer):
+    adapted = [each.name for each in all_layers(layer) if getattr(each, "lora_enabled", False)]
+    if adapted:
+        raise ValueError(
+            "A SparseWrapper needs a layer without LoRA adapters: they make its kernel dense. "
+            f"Received: layer={layer.name!r} with LoRA in {adapted}"
+        )

@@ -304,3 +304,75 @@ def test_training_is_known_inside():
     model = keras.Sequential([layer])
     assert not np.any(model(x, training=True))
     assert np.any(model.predict(x, verbose=0))
+
+
+class OfCell(keras.Model):
+    """A model that does itself what `keras.layers.RNN` does with a cell."""
+
+    def __init__(self, cell, **kwargs):
+        super().__init__(**kwargs)
+        self.cell = cell
+        self.head = layers.Dense(2, name="head")
+
+    def call(self, inputs):
+        states = self.cell.get_initial_state(batch_size=8)
+        for step in range(inputs.shape[1]):
+            outputs, states = self.cell(inputs[:, step], states)
+        return self.head(outputs)
+
+    def get_config(self):
+        return {"cell": keras.saving.serialize_keras_object(self.cell)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config["cell"]))
+
+
+CELLS = {
+    "SimpleRNNCell": (lambda: layers.SimpleRNNCell(3), [(4, 3), (3, 3)]),
+    "GRUCell": (lambda: layers.GRUCell(3), [(4, 9), (3, 9)]),
+    "LSTMCell": (lambda: layers.LSTMCell(3), [(4, 12), (3, 12)]),
+    "StackedRNNCells": (
+        lambda: layers.StackedRNNCells([layers.GRUCell(3), layers.LSTMCell(2)]),
+        [(4, 9), (3, 9), (3, 8), (2, 8)],
+    ),
+}
+
+
+@pytest.mark.parametrize("is_built", [False, True])
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_cell_without_a_recurrent_layer(kind, is_built):
+    make, shapes = CELLS[kind]
+    dense, x = OfCell(make()), numbers((8, 2, 4))
+    if is_built:
+        dense(x)
+    sparse = rigl_tf.sparsify(dense, 0.5, dict.fromkeys, dense_layers="head")
+    sparse(x)
+    masks = check_masks(sparse, 0.5)
+    assert [mask.shape for mask in masks.values()] == shapes
+    optimizer = rigl_tf.SET("adam", end_step=4, update_frequency=2, drop_fraction=0.9)
+    sparse.compile(optimizer, "mse", run_eagerly=True)
+    sparse.fit(x, numbers((8, 2)), batch_size=8, epochs=3, verbose=0)
+    trained = check_masks(sparse, 0.5)
+    assert all((trained[path] != mask).any() for path, mask in masks.items() if mask.size > 12)
+    np.testing.assert_array_equal(rigl_tf.strip(sparse)(x), sparse(x))
+
+
+@pytest.mark.parametrize("is_built", [False, True])
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: layers.PReLU(), "activation"),
+        (lambda: layers.RMSNormalization(axis=[-2, -1]), "normalisation"),
+    ],
+)
+def test_slopes_and_scales_stay_dense(make, reason, is_built):
+    dense = keras.Sequential([layers.Dense(4), make(), layers.Dense(3)])
+    if is_built:
+        dense.build((None, 5, 6))
+    sparse = rigl_tf.sparsify(dense, 0.5)
+    sparse.build((None, 5, 6))
+    assert [mask.shape for mask in rigl_tf.get_masks(sparse).values()] == [(6, 4), (4, 3)]
+    assert [weights.reason for weights in rigl_tf.sparsity_summary(sparse).dense] == [reason]
+    # Multiplications and additions of the two kernels, at each of the five positions.
+    assert rigl_tf.flops.count(sparse).dense_flops == 2 * 5 * (6 * 4 + 4 * 3)

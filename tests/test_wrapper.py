@@ -1,5 +1,7 @@
 """Tests of `rigl_tf.SparseWrapper`."""
 
+import time
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import tensorflow as tf
 
 import rigl_tf
 from rigl_tf.eligibility import Choice
+from rigl_tf.layers import all_layers
 
 layers = keras.layers
 
@@ -76,6 +79,8 @@ def test_no_op_is_added_to_the_forward_pass():
         (layers.DepthwiseConv1D(3), (2, 5, 3)),
         (layers.BatchNormalization(), (2, 5)),
         (layers.LayerNormalization(axis=(1, 2)), (2, 5, 3)),
+        (layers.RMSNormalization(axis=(1, 2)), (2, 5, 3)),
+        (layers.PReLU(), (2, 5, 3)),
         (layers.Embedding(10, 4), (2, 5)),
         (layers.ReLU(), (2, 5)),
         (layers.Dropout(0.5), (2, 5)),
@@ -192,6 +197,167 @@ def test_timestep_masks_pass_through():
     want = through(plain)
     np.testing.assert_array_equal(through(rigl_tf.SparseWrapper(plain, 0.0)), want)
     assert rigl_tf.SparseWrapper(layers.Dense(3), 0.5).supports_masking
+
+
+def test_what_is_set_on_a_wrapper_is_set_on_the_layer():
+    layer = rigl_tf.SparseWrapper(layers.Dense(3, activation="softmax"), 0.5)
+    inputs = inputs_of((2, 4))
+    layer(inputs)
+    layer.activation = keras.activations.linear
+    assert layer.layer.activation is keras.activations.linear
+    np.testing.assert_allclose(layer(inputs), inputs @ layer.layer.kernel.numpy(), rtol=1e-5)
+    # What the wrapper has, and what the layer has not, stays with the wrapper.
+    layer.seed, layer.remark = 7, "mine"
+    assert (layer.get_config()["seed"], layer.remark) == (7, "mine")
+    assert not hasattr(layer.layer, "seed")
+    assert not hasattr(layer.layer, "remark")
+
+
+def test_the_wrappers_seed_is_not_that_of_a_layer_with_one():
+    layer = rigl_tf.SparseWrapper(layers.MultiHeadAttention(2, 3, seed=3), 0.5, seed=5)
+    assert (layer.seed, layer.layer.seed) == (5, 3)
+
+
+def test_inputs_of_a_layer_that_does_not_cast_are_not_cast():
+    class Uncast(layers.Dense):
+        def __init__(self, units):
+            super().__init__(units, autocast=False, dtype="mixed_float16")
+
+        def call(self, inputs):
+            return keras.ops.matmul(inputs, keras.ops.cast(self.kernel, inputs.dtype))
+
+    layer = rigl_tf.SparseWrapper(Uncast(3), 0.5)
+    outputs = layer(np.full((2, 4), 1e5, "float32"))  # more than float16 holds
+    assert outputs.dtype == "float32"
+    assert np.isfinite(outputs).all()
+
+
+class Late(layers.Layer):
+    """A user's layer whose sublayers are not all built by its `build`."""
+
+    def __init__(self, makes_it_in_build, **kwargs):
+        super().__init__(**kwargs)
+        self.makes_it_in_build = makes_it_in_build
+        self.first = layers.Dense(4, name="first")
+        if not makes_it_in_build:
+            self.second = layers.Dense(4, name="second")
+
+    def build(self, shape):
+        self.first.build(shape)
+        if self.makes_it_in_build:
+            self.second = layers.Dense(4, name="second")
+
+    def call(self, inputs, is_gated=True):
+        return self.first(inputs) * self.second(inputs) if is_gated else self.first(inputs)
+
+    def get_config(self):
+        return {**super().get_config(), "makes_it_in_build": self.makes_it_in_build}
+
+
+@pytest.mark.parametrize("makes_it_in_build", [False, True])
+def test_a_sublayer_that_is_built_by_a_call_is_refused(makes_it_in_build):
+    # Its kernel comes after the masks, and would be dense.
+    match = "must build all of its sublayers in its `build`.*second"
+    layer = rigl_tf.SparseWrapper(Late(makes_it_in_build), 0.5)
+    layer(inputs_of((2, 3)), is_gated=False)
+    assert list(layer.kernel_masks) == ["first/kernel"]
+    for _ in range(2):
+        with pytest.raises(ValueError, match=match):
+            layer(inputs_of((2, 3)))
+    unbuilt = keras.Sequential([Late(makes_it_in_build), layers.Dense(3)])
+    with pytest.raises(ValueError, match=match):
+        rigl_tf.sparsify(unbuilt, 0.5).build((None, 3))
+    # Where it is known to stay dense, all is well.
+    rigl_tf.sparsify(unbuilt, 0.5, dense_layers=lambda layer: layer.name == "second").build(
+        (None, 3)
+    )
+
+
+def test_a_copy_with_fewer_weights_than_the_model_is_refused():
+    model = keras.Sequential([keras.Input((3,)), Late(False), layers.Dense(3)])
+    with pytest.raises(ValueError, match=r"these are not built: \['second'\]"):
+        rigl_tf.sparsify(model, 0.5)
+
+
+def test_a_normalisation_may_be_built_by_a_call():
+    class Normed(Late):
+        def __init__(self):
+            super().__init__(makes_it_in_build=False)
+            self.second = layers.LayerNormalization()
+
+    layer = rigl_tf.SparseWrapper(Normed(), 0.5)
+    layer(inputs_of((2, 4)))
+    assert list(layer.kernel_masks) == ["first/kernel"]
+
+
+def test_a_layer_that_cannot_be_built_by_shapes():
+    class Sum(layers.Layer):
+        def __init__(self, inner=None):
+            super().__init__()
+            self.inner = inner
+
+        def call(self, *several):
+            total = sum(several)
+            return self.inner(total) if self.inner else total
+
+    class Mode(Sum):
+        def call(self, inputs, mode):
+            return self.inner(inputs)
+
+    inputs = inputs_of((2, 3))
+    with pytest.raises(ValueError, match=r"builds \['dense'\].*with \['\*several'\] in `call`"):
+        rigl_tf.SparseWrapper(Sum(layers.Dense(3, name="dense")), 0.5)(inputs, inputs)
+    with pytest.raises(ValueError, match=r"builds \['dense'\].*with \['mode'\] in `call`"):
+        rigl_tf.SparseWrapper(Mode(layers.Dense(3, name="dense")), 0.5)(inputs, mode="fast")
+
+    # What is built, or has nothing to build, is called as ever.
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.sum, self.dense = Sum(), layers.Dense(2)
+
+        def call(self, inputs):
+            return self.dense(self.sum(inputs, inputs))
+
+    model = rigl_tf.sparsify(Model(), 0.5)
+    model(inputs)
+    assert [mask.sum() for mask in rigl_tf.get_masks(model).values()] == [3]
+    dense = layers.Dense(3)
+    dense.build((None, 3))
+    wrapper = rigl_tf.SparseWrapper(Mode(dense), 0.5)
+    wrapper(inputs, mode="fast")
+    assert wrapper.kernel_mask.numpy().sum() == 5
+
+
+def test_lora_on_a_sparse_layer_is_refused():
+    layer = rigl_tf.SparseWrapper(layers.Dense(3), 0.5)
+    layer.build((None, 4))
+    with pytest.raises(ValueError, match=r"use `rigl_tf.strip` .* first"):
+        layer.enable_lora(2)
+    with_lora = layers.Dense(3)
+    with_lora.build((None, 4))
+    with_lora.enable_lora(2)
+    with pytest.raises(ValueError, match="needs a layer without LoRA adapters"):
+        rigl_tf.SparseWrapper(with_lora, 0.5)
+    assert Choice().select(with_lora) == [False] * 4
+    embedding = layers.Embedding(5, 4)
+    embedding.build()
+    embedding.enable_lora(2)
+    assert Choice(sparse_layers=embedding.name).select(embedding) == [False] * 3
+
+
+def test_bidirectional_around_a_wrapper_is_refused():
+    with pytest.raises(ValueError, match="`Bidirectional` must be inside"):
+        layers.Bidirectional(rigl_tf.SparseWrapper(layers.LSTM(3), 0.5))
+
+
+def test_long_vocabularies_are_walked_in_linear_time():
+    layer = layers.Dense(3)
+    layer.words = [f"word{index}" for index in range(200_000)]
+    layer.nested = [{"inner": (layers.ReLU(name="a"), [layers.ReLU(name="b")])}]
+    start = time.process_time()
+    assert [each.name for each in all_layers(layer)[1:]] == ["a", "b"]
+    assert time.process_time() - start < 1  # 6 s in quadratic time
 
 
 # In a model.
