@@ -1,4 +1,4 @@
-"""The numbers of `rigl_tf.flops.count`, for a kernel and for a model, and their table."""
+"""The numbers of `rigl_tf.flops.count` and of `rigl_tf.export`, and their tables."""
 
 import dataclasses
 import fractions
@@ -165,6 +165,73 @@ class Cost:
         table.add_section()
         sparsity = 1 - self.num_active / self.num_weights if self.num_weights else 0.0
         table.add_row("model", "", f"{sparsity:.2%}", *_cells(self))
+        return as_text(table)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportReport:
+    """What `rigl_tf.export` wrote; `print` shows it as a table.
+
+    Attributes:
+        path: Where the artifact is.
+        format: `"saved_model"` or `"keras"`.
+        num_weights: Number of weights, zeros included.
+        num_active: Number of weights that are not masked out.
+        flops, dense_flops: FLOPs per sample, of the active connections and of all; `None` if they
+            cannot be counted.
+        file_bytes: Size of the artifact.
+        compressed_bytes: Its size compressed (zlib), as when it is downloaded: zeros cost nothing.
+        sparse_bytes: Size of the weights as active float32 values and a bit mask.
+        max_difference: Largest absolute difference between the outputs of the loaded artifact and
+            those of the model, on `inputs` or on random ones. Equal infinities do not differ.
+        not_counted: Dictionary `{path of a kernel: why its FLOPs cannot be counted}`.
+    """
+
+    path: str
+    format: str
+    num_weights: int
+    num_active: int
+    flops: int | None
+    dense_flops: int | None
+    file_bytes: int
+    compressed_bytes: int
+    sparse_bytes: int
+    max_difference: float
+    not_counted: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def sparsity(self):
+        """Share of zeros among all weights."""
+        return 1 - self.num_active / self.num_weights if self.num_weights else 0.0
+
+    @property
+    def flops_ratio(self):
+        """FLOPs of the active connections as a share of all; 1 if there are none."""
+        if self.not_counted:
+            return None
+        return self.flops / self.dense_flops if self.dense_flops else 1.0
+
+    def to_dict(self):
+        """All of it as a dictionary for JSON."""
+        derived = {"sparsity": self.sparsity, "flops_ratio": self.flops_ratio}
+        return {**dataclasses.asdict(self), **derived}
+
+    def __str__(self):
+        table = rich.table.Table(title=f"Exported to {self.path}", title_justify="left")
+        table.add_column("")
+        table.add_column("", justify="right")
+        table.add_row("format", self.format)
+        table.add_row("active weights", f"{self.num_active:,} of {self.num_weights:,}")
+        table.add_row("sparsity of all weights", f"{self.sparsity:.2%}")
+        if self.not_counted:
+            table.add_row("FLOPs per sample", "not counted, see `not_counted`")
+        else:
+            table.add_row("FLOPs per sample", f"{self.flops:,} of {self.dense_flops:,}")
+            table.add_row("FLOPs ratio", f"{self.flops_ratio:.3f}")
+        table.add_row("bytes on disk", f"{self.file_bytes:,}")
+        table.add_row("bytes compressed", f"{self.compressed_bytes:,}")
+        table.add_row("bytes as values and bit mask", f"{self.sparse_bytes:,}")
+        table.add_row("largest output difference", f"{self.max_difference:.2g}")
         return as_text(table)
 
 

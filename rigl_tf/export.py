@@ -1,96 +1,29 @@
 """Export: the pruned model as a file that is checked and measured."""
 
-import dataclasses
-import io
 import math
 import pathlib
+import re
 import tempfile
 import zlib
 
 import keras
 import numpy as np
-import rich.console
-import rich.table
 import tensorflow as tf
 
 from rigl_tf import flops
 from rigl_tf.checks import check_choice
-from rigl_tf.inputs import batch_of, signature
+from rigl_tf.costs import ExportReport
+from rigl_tf.inputs import batch_of, check_shapes, signature
 from rigl_tf.layers import all_layers
 from rigl_tf.sparsify import strip
 
 _FORMATS = ("saved_model", "keras")
 # Relative to outputs beyond 1: compiled differently, float32 sums differ in the last digits.
 _TOLERANCE = 1e-4
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportReport:
-    """What was exported; `print` shows it as a table.
-
-    Attributes:
-        path: Where the artifact is.
-        format: `"saved_model"` or `"keras"`.
-        num_weights: Number of weights, zeros included.
-        num_active: Number of weights that are not masked out.
-        flops, dense_flops: FLOPs per sample, of the active connections and of all; `None` if they
-            cannot be counted.
-        file_bytes: Size of the artifact.
-        compressed_bytes: Its size compressed (zlib), as when it is downloaded: zeros cost nothing.
-        sparse_bytes: Size of the weights as active float32 values and a bit mask.
-        max_difference: Largest absolute difference between the outputs of the loaded artifact and
-            those of the model, on `inputs` or on random ones.
-        not_counted: Dictionary `{path of a kernel: why its FLOPs cannot be counted}`.
-    """
-
-    path: str
-    format: str
-    num_weights: int
-    num_active: int
-    flops: int | None
-    dense_flops: int | None
-    file_bytes: int
-    compressed_bytes: int
-    sparse_bytes: int
-    max_difference: float
-    not_counted: dict = dataclasses.field(default_factory=dict)
-
-    @property
-    def sparsity(self):
-        """Share of zeros among all weights."""
-        return 1 - self.num_active / self.num_weights if self.num_weights else 0.0
-
-    @property
-    def flops_ratio(self):
-        """FLOPs of the active connections as a share of all; 1 if there are none."""
-        if self.not_counted:
-            return None
-        return self.flops / self.dense_flops if self.dense_flops else 1.0
-
-    def to_dict(self):
-        """All of it as a dictionary for JSON."""
-        derived = {"sparsity": self.sparsity, "flops_ratio": self.flops_ratio}
-        return {**dataclasses.asdict(self), **derived}
-
-    def __str__(self):
-        table = rich.table.Table(title=f"Exported to {self.path}", title_justify="left")
-        table.add_column("")
-        table.add_column("", justify="right")
-        table.add_row("format", self.format)
-        table.add_row("active weights", f"{self.num_active:,} of {self.num_weights:,}")
-        table.add_row("sparsity of all weights", f"{self.sparsity:.2%}")
-        if self.not_counted:
-            table.add_row("FLOPs per sample", "not counted, see `not_counted`")
-        else:
-            table.add_row("FLOPs per sample", f"{self.flops:,} of {self.dense_flops:,}")
-            table.add_row("FLOPs ratio", f"{self.flops_ratio:.3f}")
-        table.add_row("bytes on disk", f"{self.file_bytes:,}")
-        table.add_row("bytes compressed", f"{self.compressed_bytes:,}")
-        table.add_row("bytes as values and bit mask", f"{self.sparse_bytes:,}")
-        table.add_row("largest output difference", f"{self.max_difference:.2g}")
-        console = rich.console.Console(file=io.StringIO(), width=100, markup=False, emoji=False)
-        console.print(table)
-        return console.file.getvalue().rstrip()
+# In a lower precision it is this many times the distance from 1 to the next number: a graph leaves
+# out roundings between operations.
+_NUM_ROUNDINGS = 4
+_EPSILONS = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
 
 
 def export(model, path, format="saved_model", inputs=None):
@@ -100,37 +33,47 @@ def export(model, path, format="saved_model", inputs=None):
     it. It is written beside `path` and renamed when it is complete and its outputs are right; what
     was at `path` before stays until then.
 
+    Outputs are right if they differ by 1e-4 of the largest one (or of 1) at most; if layers compute
+    in float16 by 0.0039, in bfloat16 by 0.031: four times the precision of these types. What was
+    measured is in the report.
+
     Args:
-        model: A built `keras.Model`, sparse or dense.
-        path: Where to write: a directory for `"saved_model"`, a file that ends with `.keras` for
-            `"keras"`. Missing parents are made. An earlier export is replaced.
+        model: A built `keras.Model`, sparse or dense, without LoRA.
+        path: Where to write, on this machine: a directory for `"saved_model"`, a file that ends
+            with `.keras` for `"keras"`. Missing parents are made. An earlier export is replaced.
         format: `"saved_model"` or `"keras"`.
         inputs: A batch of arrays as the model is called with, to compare the outputs on. It is
             needed only where the model does not know the shapes of its inputs: if it is
             subclassed, or takes sequences or images of any size. A SavedModel takes inputs of the
             shapes that the model knows, dimensions of any size included; one of a subclassed model
-            takes batches of any size of what `inputs` holds.
+            takes batches of any size of what `inputs` holds. Its default signature names nested
+            outputs by their path, as `x_0`.
 
     Returns:
         An `ExportReport`; `print` it.
 
     Raises:
-        ValueError: If an argument is wrong, something that is no export is at `path`, or the
-            inputs of the model are neither known nor given.
+        ValueError: If an argument is wrong, something that is no export is at `path`, the inputs
+            of the model are neither known nor given, it has LoRA enabled, or its outputs are NaN.
         OSError: If `path` cannot be written.
         RuntimeError: If the outputs of the artifact are not those of the model. Nothing is left
             at `path` that was not there before.
     """
     path = pathlib.Path(path)
-    _check(model, path, format)
+    _check(path, format)
     stripped = strip(model)
     specs, batch = signature(model, inputs), batch_of(model, inputs)
+    if format == "saved_model":
+        check_shapes(specs, batch)
+    expected = _outputs(model, batch)
     cost = flops.estimate(model, inputs)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as directory:
         written = pathlib.Path(directory, path.name)
         _write(stripped, written, format, specs)
-        difference = _difference(model, batch, written, format)
+        difference = _difference(_run(written, batch, format), expected)
+        if not difference <= _tolerance(model, expected):
+            raise _error(model, batch, expected, difference)
         file_bytes, compressed_bytes = _measure(written)
         _replace(written, path)
     return ExportReport(
@@ -148,8 +91,13 @@ def export(model, path, format="saved_model", inputs=None):
     )
 
 
-def _check(model, path, format):
+def _check(path, format):
     check_choice(_FORMATS, format=format)
+    if path.name in ("", "..") or re.match(r"\w[\w+.-]+:/", str(path)):
+        raise ValueError(
+            "`path` must name a file or directory on this machine, and be no address. "
+            f"Received: path={str(path)!r}"
+        )
     if format == "keras" and path.suffix != ".keras":
         raise ValueError(f"`path` must end with '.keras'. Received: path={str(path)!r}")
     file = next((parent for parent in path.parents if parent.is_file()), None)
@@ -164,6 +112,26 @@ def _check(model, path, format):
             "`path` must be new or an earlier export, which is replaced. "
             f"Received: path={str(path)!r}, where something else is"
         )
+
+
+def _outputs(model, batch):
+    """What the model itself computes; a `ValueError` if it cannot, or if these are NaN."""
+    try:
+        # A stateful layer of the model keeps its state.
+        with keras.StatelessScope():
+            outputs = model(batch, training=False)
+    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+        shapes = tf.nest.map_structure(lambda tensor: tuple(tensor.shape), batch)
+        raise ValueError(
+            "`inputs` must be a batch that the model can be called on. Received: "
+            f"model={model.name!r} and arrays of shapes {shapes} ({_in_a_line(error)})"
+        ) from error
+    if any(np.isnan(numbers).any() for numbers in _numbers(outputs)):
+        raise ValueError(
+            "The outputs of the model must not be NaN, which cannot be compared: mend its weights, "
+            f"or give other `inputs`. Received: model={model.name!r} with NaN in its outputs"
+        )
+    return outputs
 
 
 def _write(stripped, path, format, specs):
@@ -184,15 +152,31 @@ def _save_model(model, path, specs):
     def serve(inputs):
         return model(inputs, training=False)
 
+    @tf.function(input_signature=[specs], autograph=False)
+    def serve_flat(inputs):
+        outputs = serve(inputs)
+        start = () if isinstance(outputs, dict) else ("output",)
+        paths = keras.tree.flatten_with_path(outputs)
+        return {"_".join(map(str, (*start, *path))): output for path, output in paths}
+
     module = tf.Module()
     module.weights = [variable.value for variable in model.variables]
     module.resources = [value for layer in all_layers(model) for value in _resources(layer)]
     module.serve = serve
+    outputs = serve.get_concrete_function().structured_outputs
+    parts = outputs.values() if isinstance(outputs, dict) else outputs
+    # A signature names its outputs, and takes no structures in these.
+    is_flat = not tf.nest.is_nested(outputs) or not any(map(tf.nest.is_nested, parts))
     try:
-        tf.saved_model.save(module, str(path), signatures=serve)
+        tf.saved_model.save(module, str(path), signatures=serve if is_flat else serve_flat)
     except tf.errors.OpError as error:  # What TensorFlow makes of an OSError.
         raise OSError(
             f"The SavedModel cannot be written. Received: path={str(path)!r} ({error.message})"
+        ) from error
+    except AssertionError as error:  # What it makes of a variable that it does not find.
+        raise ValueError(
+            "All that a model uses must be in its layers, its random seeds too: give them a "
+            f"`keras.random.SeedGenerator`. Received: model={model.name!r} ({_in_a_line(error)})"
         ) from error
 
 
@@ -205,34 +189,66 @@ def _resources(layer):
             yield value
 
 
-def _difference(model, batch, path, format):
-    """Runs the artifact; the largest difference to the model's outputs."""
+def _run(path, batch, format):
+    """The outputs of the artifact."""
     if format == "keras":
-        outputs = _load(path)(batch, training=False)
-    else:
-        artifact = tf.saved_model.load(str(path))
-        outputs = artifact.serve(batch)
-    # A stateful layer of the model keeps its state.
-    with keras.StatelessScope():
-        expected = model(batch, training=False)
+        return _load(path)(batch, training=False)
+    artifact = tf.saved_model.load(str(path))
+    return artifact.serve(batch)
+
+
+def _difference(outputs, expected):
+    """The largest difference between two structures of outputs, NaN if one is NaN."""
     pairs = zip(tf.nest.flatten(outputs), tf.nest.flatten(expected), strict=True)
-    differences, sizes = zip(*(_compare(output, want) for output, want in pairs), strict=True)
-    difference, largest = max(differences), max(sizes)
-    if not difference <= _TOLERANCE * max(1.0, largest):
-        raise RuntimeError(
-            "The outputs of the exported model are not those of the model, so it was thrown away. "
-            f"Received: largest difference {difference:.3g} between outputs up to {largest:.3g}"
-        )
-    return difference
+    return float(np.max([_difference_of_one(*pair) for pair in pairs]))
 
 
-def _compare(output, expected):
-    """The largest difference between two outputs, and the largest number in the second."""
+def _difference_of_one(output, expected):
     if expected.dtype == tf.string:
-        return (0.0 if bool(tf.reduce_all(output == expected)) else math.inf), 0.0
-    expected = np.asarray(expected, "float64")
-    difference = np.abs(np.asarray(output, "float64") - expected)
-    return float(difference.max()), float(np.abs(expected).max())
+        return 0.0 if bool(tf.reduce_all(output == expected)) else math.inf
+    output, expected = np.asarray(output, "float64"), np.asarray(expected, "float64")
+    difference = np.zeros_like(expected)
+    # Equal infinities have no difference that could be computed.
+    np.subtract(output, expected, out=difference, where=output != expected)
+    return np.abs(difference).max(initial=0.0)
+
+
+def _numbers(outputs):
+    return [np.asarray(x, "float64") for x in tf.nest.flatten(outputs) if x.dtype != tf.string]
+
+
+def _largest(outputs):
+    """The largest finite number."""
+    finite = [np.abs(x[np.isfinite(x)]).max(initial=0.0) for x in _numbers(outputs)]
+    return max(finite, default=0.0)
+
+
+def _tolerance(model, expected):
+    epsilon = max(_EPSILONS.get(layer.compute_dtype, 0.0) for layer in all_layers(model))
+    return max(_TOLERANCE, _NUM_ROUNDINGS * epsilon) * max(1.0, _largest(expected))
+
+
+def _error(model, batch, expected, difference):
+    """What to raise for wrong outputs; it says so if the model is to blame."""
+    message = (
+        "The outputs of the exported model are not those of the model, so it was thrown away. "
+        f"Received: largest difference {difference:.3g} between outputs up to "
+        f"{_largest(expected):.3g}"
+    )
+    with keras.StatelessScope():
+        once, again = model(batch, training=False), model(batch, training=False)
+    own = _difference(again, once)
+    if own > _tolerance(model, expected):
+        message += (
+            f"; and {own:.3g} between two calls of the model itself: it is not deterministic, "
+            "draw random numbers by a `keras.random.SeedGenerator` of the layer"
+        )
+    return RuntimeError(message)
+
+
+def _in_a_line(error):
+    plain = re.sub(r"\x1b\[\d*m", "", str(error))  # Keras writes in bold.
+    return " ".join(plain.split())[:200]
 
 
 def _load(path):
@@ -242,7 +258,7 @@ def _load(path):
         raise ValueError(
             "A `.keras` file can be loaded if Keras knows all classes in it: decorate yours with "
             '`keras.saving.register_keras_serializable()`, or use `format="saved_model"`. '
-            f"Received: {' '.join(str(error).split())[:200]}"
+            f"Received: {_in_a_line(error)}"
         ) from error
 
 

@@ -75,13 +75,22 @@ def batch_of(model, inputs=None, batch_size=8):
 
     Random integers are 0 or 1, and so are the random numbers when they are cut to integers: they
     are in the range of any embedding. Random strings are "0" or "1".
+
+    Raises:
+        ValueError: As in `concrete`, and if `inputs` are of other types, or without an example.
     """
     specs = concrete(model, inputs, batch_size)
     if inputs is not None and not any(
         isinstance(x, tf.TensorSpec) for x in tf.nest.flatten(inputs)
     ):
         flat = zip(tf.nest.flatten(inputs), tf.nest.flatten(specs), strict=True)
-        return tf.nest.pack_sequence_as(specs, [_tensor(array, spec) for array, spec in flat])
+        tensors = [_tensor(array, spec) for array, spec in flat]
+        if any(tensor.shape[:1] == [0] for tensor in tensors):
+            shapes = [tuple(tensor.shape) for tensor in tensors]
+            raise ValueError(
+                f"`inputs` must have an example at least. Received: arrays of shapes {shapes}"
+            )
+        return tf.nest.pack_sequence_as(specs, tensors)
     generator = np.random.default_rng(0)
 
     def random(spec):
@@ -93,6 +102,16 @@ def batch_of(model, inputs=None, batch_size=8):
     return tf.nest.map_structure(random, specs)
 
 
+def check_shapes(specs, batch):
+    """Raises a `ValueError` if an array is not of the shape that its `tf.TensorSpec` says."""
+    for spec, tensor in zip(tf.nest.flatten(specs), tf.nest.flatten(batch), strict=True):
+        if not spec.shape.is_compatible_with(tensor.shape):
+            raise ValueError(
+                "`inputs` must be of the shapes that the model knows. Received: an array of shape "
+                f"{tuple(tensor.shape)} as {spec.name!r}, whose shape is {tuple(spec.shape)}"
+            )
+
+
 def _spec(tensor):
     # A Keras name may hold blanks; those of TensorFlow's arguments may not.
     return tf.TensorSpec(tensor.shape, tensor.dtype, re.sub(r"\W", "_", tensor.name))
@@ -102,13 +121,20 @@ def _specs_of_batch(inputs):
     if inputs is None:
         return None
     flat = [_spec_of_batch(path, batch) for path, batch in keras.tree.flatten_with_path(inputs)]
-    return tf.nest.pack_sequence_as(inputs, flat)
+    # As they were flattened: the keys of an `OrderedDict` stay in their order, not so in `tf.nest`.
+    return keras.tree.pack_sequence_as(inputs, flat)
 
 
 def _spec_of_batch(path, batch):
     name = "_".join(re.sub(r"\W", "_", str(key)) for key in path) or "inputs"
     if not isinstance(batch, tf.TensorSpec):
-        batch = tf.convert_to_tensor(batch)
+        try:
+            batch = tf.convert_to_tensor(batch)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                "`inputs` must be a batch of arrays, as the model is called with. "
+                f"Received: inputs with a {type(batch).__name__}"
+            ) from error
         # As Keras does with numbers of NumPy.
         dtype = keras.config.floatx() if batch.dtype == tf.float64 else batch.dtype
         batch = tf.TensorSpec(batch.shape, dtype)
@@ -117,7 +143,13 @@ def _spec_of_batch(path, batch):
 
 
 def _tensor(array, spec):
-    return tf.cast(tf.convert_to_tensor(array), spec.dtype)
+    tensor = tf.convert_to_tensor(array)
+    if (tensor.dtype == tf.string) != (spec.dtype == tf.string):
+        raise ValueError(
+            "`inputs` must be strings where the model takes strings, else numbers. Received: "
+            f"{tensor.dtype.name} as {spec.name!r}, whose type is {spec.dtype.name}"
+        )
+    return tf.cast(tensor, spec.dtype)
 
 
 def _check(model, specs, given):

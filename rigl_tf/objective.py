@@ -21,7 +21,8 @@ class Batch(NamedTuple):
 def batches(data):
     """`data`, a pair `(inputs, targets)` or an iterable of such batches, as a list of `Batch`.
 
-    Targets of several outputs are a tuple, a dictionary, or a list of arrays.
+    A tuple of two is a pair, whatever is in it: give two batches as a list. Targets of several
+    outputs are a tuple, a dictionary, or a list of arrays.
 
     Raises:
         ValueError: If there is none, or no end of them, or something that is no such pair.

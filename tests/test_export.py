@@ -1,5 +1,6 @@
 """Tests of `rigl_tf.export`."""
 
+import collections
 import json
 import pathlib
 import shutil
@@ -66,6 +67,18 @@ def serve(path, **inputs):
     artifact = tf.saved_model.load(str(path))
     outputs = artifact.signatures["serving_default"](**inputs)
     return {name: value.numpy() for name, value in outputs.items()}
+
+
+def perturb(monkeypatch, perturbation):
+    """Makes `export` write another bias of the last layer, of three units."""
+    strip = export_module.strip
+
+    def perturbed(model):
+        stripped = strip(model)
+        stripped.layers[-1].bias.assign_add([0, perturbation, 0])
+        return stripped
+
+    monkeypatch.setattr(export_module, "strip", perturbed)
 
 
 # What is written.
@@ -181,6 +194,43 @@ def test_several_inputs_and_outputs(structure, format, tmp_path):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("structure", "names"),
+    [
+        (lambda p, q: {"x": [p, q], "y": q}, ["x_0", "x_1", "y"]),
+        (lambda p, q: [{"x": p}, q], ["output_0_x", "output_1"]),
+    ],
+)
+def test_nested_outputs(structure, names, tmp_path):
+    x = keras.Input((4,), name="x")
+    model = keras.Model(x, structure(layers.Dense(2)(x), layers.Dense(3)(x)))
+    report = rigl_tf.export(model, tmp_path / "export")
+    x = tf.constant(inputs_of((5, 4)))
+    got = serve(report.path, x=x)
+    assert sorted(got) == names
+    artifact = tf.saved_model.load(report.path)
+    outputs = artifact.serve(x)
+    tf.nest.assert_same_structure(outputs, model(x), check_types=False)
+    for name, output, want in zip(
+        names, tf.nest.flatten(outputs), tf.nest.flatten(model(x)), strict=True
+    ):
+        np.testing.assert_allclose(output, want, atol=1e-5)
+        np.testing.assert_array_equal(got[name], output)
+
+
+@pytest.mark.parametrize("structure", [dict, collections.OrderedDict])
+def test_keys_in_any_order(structure, tmp_path):
+    one, other = keras.Input((4,), name="z"), keras.Input((3,), name="a")
+    outputs = layers.Dense(2)(layers.Concatenate()([one, other]))
+    model = keras.Model(structure(z=one, a=other), outputs)
+    x = collections.OrderedDict(z=inputs_of((6, 4)), a=inputs_of((6, 3)))
+    report = rigl_tf.export(model, tmp_path / "export", inputs=x)
+    assert report.flops == rigl_tf.flops.count(model, x).flops == 2 * 7 * 2
+    (outputs,) = serve(report.path, **{name: tf.constant(x[name]) for name in x}).values()
+    # Keras swaps inputs if it is called with the other kind of dictionary.
+    np.testing.assert_allclose(outputs, model(structure(x)), atol=1e-5)
+
+
 @pytest.mark.parametrize("format", ["saved_model", "keras"])
 def test_integer_inputs(format, tmp_path):
     dense = keras.Sequential(
@@ -214,6 +264,53 @@ def test_mixed_precision(policy, tmp_path):
     )
     rigl_tf.export(model, tmp_path / "model.keras", format="keras")
     assert keras.saving.load_model(tmp_path / "model.keras").layers[0].compute_dtype == policy[6:]
+
+
+@pytest.mark.parametrize("activation", ["tanh", "gelu"])
+def test_a_graph_rounds_bfloat16_in_other_places(activation, tmp_path):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    keras.utils.set_random_seed(0)
+    hidden = [layers.Dense(20, activation) for _ in range(3)]
+    model = keras.Sequential([keras.Input((12,)), *hidden, layers.Dense(3, dtype="float32")])
+    report = rigl_tf.export(model, tmp_path / "export")
+    # Four times the distance from 1 to the next number in bfloat16, of 8 significant bits.
+    assert report.max_difference <= 4 * 2**-7
+
+
+def test_bfloat16_hides_no_wrong_outputs(tmp_path, monkeypatch):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    perturb(monkeypatch, 0.1)
+    with pytest.raises(RuntimeError, match="not those of the model"):
+        rigl_tf.export(sparse_mlp(), tmp_path / "export")
+
+
+@pytest.mark.filterwarnings("error")
+def test_infinite_outputs(tmp_path, monkeypatch):
+    x = keras.Input((6,))
+    allowed = keras.ops.where([[True, False, True]], layers.Dense(3)(x), -np.inf)
+    model = keras.Model(x, [allowed, -allowed])
+    assert rigl_tf.export(model, tmp_path / "export").max_difference < 1e-5
+    strip = export_module.strip
+    other = keras.Model(x, [allowed, keras.ops.abs(allowed) * 0 + 1])
+    monkeypatch.setattr(export_module, "strip", lambda model: strip(other))
+    with pytest.raises(RuntimeError, match=r"largest difference (nan|inf)"):
+        rigl_tf.export(model, tmp_path / "other")
+
+
+def test_nan_in_any_output_is_seen(tmp_path, monkeypatch):
+    x = keras.Input((6,))
+    model = keras.Model(x, [layers.Dense(3)(x), layers.Dense(3, name="last")(x)])
+    perturb(monkeypatch, np.nan)
+    with pytest.raises(RuntimeError, match="largest difference nan"):
+        rigl_tf.export(model, tmp_path / "export")
+
+
+def test_a_model_whose_outputs_are_nan(tmp_path):
+    model = sparse_mlp()
+    model.layers[-1].layer.bias.assign([0, np.nan, 0])
+    with pytest.raises(ValueError, match=r"outputs of the model must not be NaN.*'mlp'"):
+        rigl_tf.export(model, tmp_path / "export")
+    assert not listed(tmp_path)
 
 
 # Models whose inputs are of any size, or not known.
@@ -526,12 +623,55 @@ def untouched(tmp_path):
         ("model", None, r"`format` must be one of .*format=None"),
         ("file/model", "saved_model", "`path` must be in a directory.*file is a file"),
         ("file/a/model.keras", "keras", "`path` must be in a directory.*file is a file"),
+        ("full/..", "saved_model", r"`path` must name a file or directory.*full/\.\."),
     ],
 )
 def test_bad_arguments(path, format, message, untouched):
     with pytest.raises((ValueError, OSError), match=message) as error:
         rigl_tf.export(sparse_mlp(), untouched / path, format)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "path", ["", ".", "gs://bucket/x", "http://host/x", pathlib.Path("s3://bucket/x")]
+)
+def test_paths_that_are_none(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="`path` must name a file or directory on this machine"):
+        rigl_tf.export(sparse_mlp(), path)
+    assert not listed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (np.ones((0, 16)), r"an example at least.*\(0, 16\)"),
+        (np.ones((2, 5)), r"shapes that the model knows.*\(2, 5\) as 'features'.*\(None, 16\)"),
+        (np.ones(16), r"shapes that the model knows.*\(16,\) as"),
+        ("words", "strings where the model takes strings.*string as 'features'.*float32"),
+        (tf.data.Dataset.from_tensors(np.ones((2, 16))), "a batch of arrays.*_TensorDataset"),
+        ([None], "a batch of arrays.*NoneType"),
+    ],
+)
+def test_inputs_that_are_none(inputs, message, untouched):
+    with pytest.raises(ValueError, match=f"`inputs` must .*{message}") as error:
+        rigl_tf.export(sparse_mlp(), untouched / "export", inputs=inputs)
+    assert "\n" not in str(error.value)
+
+
+def test_inputs_that_a_subclassed_model_does_not_take(untouched):
+    with pytest.raises(ValueError, match=r"model can be called on.*\(2, 4\).*to have val") as error:
+        rigl_tf.export(subclassed(), untouched / "export", inputs=inputs_of((2, 4)))
+    assert "\n" not in str(error.value)
+    assert "\x1b" not in str(error.value)
+
+
+@pytest.mark.parametrize("format", ["saved_model", "keras"])
+def test_lora(format, untouched):
+    model = sparse_mlp()
+    model.layers[0].layer.enable_lora(2)
+    with pytest.raises(ValueError, match=r"without LoRA.*'mlp' with LoRA in .*'hidden'"):
+        rigl_tf.export(model, untouched / "new.keras", format)
 
 
 def test_a_full_directory_with_the_suffix_of_keras(tmp_path):
@@ -568,6 +708,30 @@ def test_a_class_that_keras_does_not_know(untouched):
 def test_no_model(untouched):
     with pytest.raises(ValueError, match="Received: 'model'"):
         rigl_tf.export("model", untouched / "export")
+
+
+class Noise(layers.Layer):
+    def call(self, inputs):
+        return inputs + tf.random.normal(tf.shape(inputs))
+
+
+class KerasNoise(layers.Layer):
+    def call(self, inputs):
+        return inputs + keras.random.normal(keras.ops.shape(inputs))
+
+
+@pytest.mark.parametrize(
+    ("layer", "error", "message"),
+    [
+        (Noise, RuntimeError, "two calls of the model itself: it is not deterministic"),
+        (KerasNoise, ValueError, "must be in its layers, its random seeds too"),
+    ],
+)
+def test_random_numbers_without_a_seed(layer, error, message, untouched):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3), layer()])
+    with pytest.raises(error, match=message) as raised:
+        rigl_tf.export(model, untouched / "export")
+    assert "\n" not in str(raised.value)
 
 
 # What goes wrong while it is written.
@@ -631,15 +795,10 @@ def test_a_rename_that_fails(earlier, monkeypatch):
     ],
 )
 def test_a_conversion_that_changes_the_outputs(path, perturbation, earlier, monkeypatch):
-    strip = export_module.strip
-
-    def perturbed(model):
-        stripped = strip(model)
-        bias = stripped.layers[-1].bias
-        bias.assign_add([0, perturbation, 0])
-        return stripped
-
-    monkeypatch.setattr(export_module, "strip", perturbed)
+    perturb(monkeypatch, perturbation)
     format = "keras" if path.endswith(".keras") else "saved_model"
-    with pytest.raises(RuntimeError, match="not those of the model, so it was thrown away"):
+    with pytest.raises(
+        RuntimeError, match="not those of the model, so it was thrown away"
+    ) as error:
         rigl_tf.export(sparse_mlp(), earlier / path, format)
+    assert "not deterministic" not in str(error.value)

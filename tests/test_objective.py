@@ -20,6 +20,12 @@ def test_batches():
     assert [batch.share for batch in objective.batches([(X, [0, 1, 2, 3]), (X, Y)])] == [0.5, 0.5]
 
 
+def test_a_tuple_of_two_is_a_pair():
+    (batch,) = objective.batches(((X, X), (Y, Y)))
+    assert batch.inputs == (X, X)
+    assert len(batch.targets) == 2
+
+
 @pytest.mark.parametrize("targets", [(X, Y), [X, Y], {"x": X, "y": Y}])
 def test_targets_of_several_outputs(targets):
     (batch,) = objective.batches([({"one": X, "two": Y}, targets)])
