@@ -233,23 +233,6 @@ def test_a_training_that_diverges():
         analysis.instability(absolute_value(), train, error)
 
 
-@pytest.mark.parametrize("always", [True, False])
-def test_an_optimizer_that_only_the_first_training_makes(always):
-    model = absolute_value()
-    x = np.ones((4, *model.input_shape[1:]))
-
-    def train(model, data_seed, from_step):
-        if always or getattr(model, "optimizer", None) is None:
-            model.compile("sgd", lambda y, outputs: outputs)
-        model.fit(x, x, verbose=0)
-
-    if always:
-        assert analysis.instability(model, train, error, num_points=2).barrier == 0
-        return
-    with pytest.raises(ValueError, match="`train` must compile the model at each call"):
-        analysis.instability(model, train, error)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

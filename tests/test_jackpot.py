@@ -377,7 +377,7 @@ def test_residual_connections_are_found():
 
 
 @keras.saving.register_keras_serializable(package="tests")
-class Block(keras.layers.Layer):
+class OwnResidual(keras.layers.Layer):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.dense = keras.layers.Dense(4)
@@ -401,10 +401,10 @@ class Block(keras.layers.Layer):
         (lambda x: x + keras.layers.Dense(4)(x), True),
         (lambda x: keras.layers.Add()([x, keras.layers.Dense(4)(x)]), True),
         (keras.layers.MultiHeadAttention(2, 2), False),
-        (Block(), None),
-        (keras.layers.TimeDistributed(Block()), None),
+        (OwnResidual(), None),
+        (keras.layers.TimeDistributed(OwnResidual()), None),
         (keras.layers.Lambda(lambda x: x + 1.0), None),
-        (lambda x: x + Block()(x), True),
+        (lambda x: x + OwnResidual()(x), True),
     ],
 )
 def test_what_is_residual(make, answer):
