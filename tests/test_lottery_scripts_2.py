@@ -269,10 +269,10 @@ def test_verdicts_of_the_correlation_page():
 def test_seconds(small):
     small.epochs = 10
     same = {"case": "mnist_lenet5", "sparsity": 0.95}
-    # 2 epochs of 12 seconds for each of five networks; 50, 75, 87.5 and 93.75 % before the last
+    # 2 epochs of 5 seconds for each of five networks; 50, 75, 87.5 and 93.75 % before the last
     # pruning. Two cores.
     iterative = {**same, "pruning": "iterative"}
-    assert correlation.seconds(iterative) == (5 * 2 + 4) * 12 / 2
+    assert correlation.seconds(iterative) == (5 * 2 + 4) * 5 / 2
     # The ticket and its six checks; and before it three trainings on corrupted data.
     ticket = {**same, "ticket": "LT", "sparsity": 0.98}
-    assert sanity.seconds(ticket) == (7 + 3) * 2 * 12 / 2
+    assert sanity.seconds(ticket) == (7 + 3) * 2 * 5 / 2

@@ -61,15 +61,17 @@ def _lenet_300_100(name):
     return Plan(case, settings, (0, 2, 4, 6), 0.5)
 
 
+def _lenet5(name):
+    settings = (("plain", 0), ("plain", 0.1), ("large batch", 0))
+    case = dataclasses.replace(networks.CASES[name], share=0.3)
+    return Plan(case, settings, (0, 1, 2, 3), 0.75)
+
+
 CASES = {
     "mnist_lenet_300_100": _lenet_300_100("mnist_lenet_300_100"),
     "fashion_mnist_lenet_300_100": _lenet_300_100("fashion_mnist_lenet_300_100"),
-    "mnist_lenet5": Plan(
-        dataclasses.replace(networks.CASES["mnist_lenet5"], share=0.3),
-        (("plain", 0), ("plain", 0.1), ("large batch", 0)),
-        (0, 1, 2, 3),
-        0.75,
-    ),
+    "mnist_lenet5": _lenet5("mnist_lenet5"),
+    "fashion_mnist_lenet5": _lenet5("fashion_mnist_lenet5"),
     "cifar10_resnet20": Plan(
         dataclasses.replace(networks.CASES["cifar10_resnet20"], share=0.3),
         (("plain", 0), ("plain", 0.1), ("warm-up", 0)),

@@ -66,6 +66,7 @@ CASES = {
         "fashion_mnist_lenet_300_100", 1.0, _ALL, dense_first=False
     ),
     "mnist_lenet5": _plan("mnist_lenet5", 0.2, _ALL),
+    "fashion_mnist_lenet5": _plan("fashion_mnist_lenet5", 0.2, _ALL),
     "cifar10_resnet20": _plan("cifar10_resnet20", 0.3, _FEW, num_seeds=1),
 }
 

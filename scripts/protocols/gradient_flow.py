@@ -23,10 +23,7 @@ from scripts.protocols import networks, pages
 
 NAME = "lottery_gradient_flow"
 KEY = ("case", "seed", "network", "init", "epochs", "examples")
-CASES = {
-    name: networks.CASES[name]
-    for name in ("mnist_lenet_300_100", "fashion_mnist_lenet_300_100", "mnist_lenet5")
-}
+CASES = networks.SMALL_CASES
 SPARSITY = {"lenet_300_100": 0.98, "lenet5": 0.95}
 # Whose connections He's initialisation counts: see `SparseVarianceScaling`.
 INITS = ("dense", "layer", "neuron")

@@ -18,10 +18,7 @@ from scripts.protocols import networks, pages
 
 NAME = "lottery_greedy"
 KEY = ("case", "seed", "method", "num_units", "epochs", "examples")
-CASES = {
-    name: networks.CASES[name]
-    for name in ("mnist_lenet_300_100", "fashion_mnist_lenet_300_100", "mnist_lenet5")
-}
+CASES = networks.SMALL_CASES
 LAYER = "dense_1"
 GREEDY = {
     "local": {"imitate": "local", "repetition": True},

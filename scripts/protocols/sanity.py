@@ -95,6 +95,7 @@ CASES = {
     "mnist_lenet_300_100": Plan(_case("mnist_lenet_300_100", 1.0), _DENSE_ONLY),
     "fashion_mnist_lenet_300_100": Plan(_case("fashion_mnist_lenet_300_100", 1.0), _DENSE_ONLY),
     "mnist_lenet5": Plan(_case("mnist_lenet5", 0.2), _CONVOLUTIONAL),
+    "fashion_mnist_lenet5": Plan(_case("fashion_mnist_lenet5", 0.2), _CONVOLUTIONAL),
     "cifar10_resnet20": Plan(_case("cifar10_resnet20", 0.4), _CIFAR, num_seeds=1, residual=True),
 }
 

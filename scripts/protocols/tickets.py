@@ -59,10 +59,15 @@ def _case(name, share):
     return dataclasses.replace(networks.CASES[name], share=share)
 
 
+def _lenet5(name):
+    return Plan(_case(name, 0.3), (0.005, 0.05), compared=(3, 5, 6, 7))
+
+
 CASES = {
     "mnist_lenet_300_100": Plan(_case("mnist_lenet_300_100", 0.5)),
     "fashion_mnist_lenet_300_100": Plan(_case("fashion_mnist_lenet_300_100", 0.5)),
-    "mnist_lenet5": Plan(_case("mnist_lenet5", 0.3), (0.005, 0.05), compared=(3, 5, 6, 7)),
+    "mnist_lenet5": _lenet5("mnist_lenet5"),
+    "fashion_mnist_lenet5": _lenet5("fashion_mnist_lenet5"),
     "cifar10_resnet20": Plan(
         _case("cifar10_resnet20", 0.4),
         (0.02, 0.2),
