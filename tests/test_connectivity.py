@@ -1,4 +1,4 @@
-"""Tests of `rigl_tf.analysis.connectivity`, mostly on losses whose curves are known by hand."""
+"""Tests of paths between solutions, mostly on losses whose curves are known by hand."""
 
 import math
 

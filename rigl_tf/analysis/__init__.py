@@ -1,6 +1,7 @@
 """What trained sparse networks look like: plain functions on models, masks and arrays."""
 
-from rigl_tf.analysis.connectivity import bezier, error_barrier, interpolate, train_bezier
+from rigl_tf.analysis.connectivity import bezier, error_barrier, interpolate
+from rigl_tf.analysis.curves import train_bezier
 from rigl_tf.analysis.gradient_flow import GradientFlow, GradientNorms, gradient_norms
 from rigl_tf.analysis.hessian import (
     SpectralDensity,

@@ -1,0 +1,176 @@
+"""Training the Bézier curve between two solutions along which the loss is low."""
+
+import keras
+import tensorflow as tf
+
+from rigl_tf.analysis.connectivity import bernstein, bezier, check_weights, is_floating
+from rigl_tf.checks import check_integers
+from rigl_tf.masks import MaskConstraint, check_masks, masked, sparse_kernels
+from rigl_tf.objective import mean_loss
+
+
+def train_bezier(
+    model,
+    start,
+    end,
+    data,
+    loss,
+    optimizer,
+    steps,
+    degree=2,
+    masks=None,
+    seed=0,
+    jit_compile=True,
+):
+    """Finds the Bézier curve between two solutions along which the loss is low.
+
+    Minimises the loss at a random point of the curve, `t` uniform in `[0, 1)`, a new one for each
+    batch. The ends stay; the control points between them are trained from the straight line on.
+    Only trainable weights leave the line: moving statistics stay on it (the model trains on those
+    of the batch), so estimate them anew in the `evaluate` of `interpolate`.
+
+    Reference:
+
+    - [Garipov et al., 2018](https://arxiv.org/abs/1802.10026), section 3
+    - [Evci et al., 2020](https://arxiv.org/abs/1911.11134), section 4.3
+
+    Args:
+        model: A built `keras.Model`. Its variables are afterwards what they were before.
+        start: List of arrays as from `model.get_weights()`, the weights at `t = 0`.
+        end: The same, at `t = 1`.
+        data: `tf.data.Dataset` of batches `(inputs, targets)`. It is repeated.
+        loss: A Keras loss, its name, or a function of targets and outputs; it is averaged over the
+            examples. The model's own losses, such as its weight decay, are left out.
+        optimizer: A new `keras.optimizers.Optimizer`, or its name.
+        steps: Integer > 0, the number of batches to train on.
+        degree: Integer > 1: 2 for one control point, 3 for two, and so on.
+        masks: `{kernel path: mask}` as from `rigl_tf.get_masks`: where the control points may
+            differ from zero. For the union of two sparse solutions take the union of their masks.
+            Kernels without an entry are dense on the way; `None`: all are.
+        seed: Integer. The values of `t` are a function of it and of the step.
+        jit_compile: Whether XLA compiles a step.
+
+    Returns:
+        List of `degree - 1` control points, each a list of arrays as `start`: the
+        `control_points` of `interpolate`.
+
+    Raises:
+        ValueError: If an argument is out of its range, `data` is no data set or empty, weights or
+            masks are not those of such a model, or it is called within the scope of a
+            `tf.distribute.Strategy`.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> start, end = model.get_weights(), [-weight for weight in model.get_weights()]
+    >>> data = tf.data.Dataset.from_tensors((np.ones((4, 2)), np.zeros((4, 1))))
+    >>> points = train_bezier(model, start, end, data, "mse", keras.optimizers.SGD(0.1), steps=10)
+    >>> losses = rigl_tf.analysis.interpolate(
+    ...     model, start, end, lambda m: float(tf.norm(m(np.ones((4, 2))))), control_points=points)
+    """
+    start = check_weights(model, "start", start)
+    end = check_weights(model, "end", end)
+    if tf.distribute.in_cross_replica_context():
+        raise ValueError(
+            "`train_bezier` trains on one device. Received: a call within the scope of "
+            f"{type(tf.distribute.get_strategy()).__name__}"
+        )
+    if not isinstance(data, tf.data.Dataset):
+        raise ValueError(f"`data` must be a `tf.data.Dataset` of batches. Received: {type(data)}")
+    check_integers(1, steps=steps)
+    check_integers(2, degree=degree)
+    check_integers(seed=seed)
+    _check_elements(data)
+    masks = check_masks(model, masks or {})
+    by_id = {id(kernel): masks.get(path) for path, kernel in sparse_kernels(model).items()}
+    trainable = {id(variable) for variable in model.trainable_variables}
+    inner = [_line(model, start, end, k / degree) for k in range(1, degree)]
+    curves = [
+        _Curve(variable, points, by_id.get(id(variable)))
+        for variable, *points in zip(model.weights, start, *inner, end, strict=True)
+        if id(variable) in trainable
+    ]
+    own = [(variable, variable.numpy().copy()) for variable in model.variables]
+    try:
+        _train(model, curves, data, loss, optimizer, steps, seed, jit_compile)
+    finally:
+        for variable, value in own:
+            variable.assign(value)
+    controls = {id(curve.variable): curve.controls for curve in curves}
+    return [
+        [
+            controls[id(variable)][k].numpy() if id(variable) in controls else array
+            for variable, array in zip(model.weights, point, strict=True)
+        ]
+        for k, point in enumerate(inner)
+    ]
+
+
+class _Curve:
+    """The curve of one weight: `points` are tensors at its ends, variables between them."""
+
+    def __init__(self, variable, points, mask):
+        self.variable = variable
+        self.mask = None if mask is None else tf.constant(mask)
+        self.controls = [keras.Variable(self.masked(p), dtype=variable.dtype) for p in points[1:-1]]
+        if mask is not None:
+            for control in self.controls:
+                control.constraint = MaskConstraint(self.mask)
+        first, last = (tf.constant(point, variable.dtype) for point in (points[0], points[-1]))
+        self.points = [first, *self.controls, last]
+
+    def masked(self, values):
+        return values if self.mask is None else masked(values, self.mask)
+
+
+def _train(model, curves, data, loss, optimizer, steps, seed, jit_compile):
+    """Moves the control points of the curves. The weights of the model are left anywhere."""
+    loss = mean_loss(loss)
+    optimizer = keras.optimizers.get(optimizer)
+    controls = [control for curve in curves for control in curve.controls]
+    optimizer.build(controls)
+
+    @tf.function(jit_compile=jit_compile)
+    def step(t, inputs, targets):
+        for curve in curves:
+            curve.variable.assign(bezier(curve.points, tf.cast(t, curve.variable.dtype)))
+        with tf.GradientTape() as tape:
+            value = loss(targets, model(inputs, training=True))
+        gradients = tape.gradient(
+            value, [curve.variable.value for curve in curves], unconnected_gradients="zero"
+        )
+        moves = []
+        for curve, gradient in zip(curves, gradients, strict=True):
+            gradient = curve.masked(gradient)
+            shares = bernstein(len(curve.points) - 1, tf.cast(t, gradient.dtype))
+            moves += [share * gradient for share in shares[1:-1]]  # dB(t) / d(control point)
+        optimizer.apply(moves, controls)
+
+    @tf.function
+    def run():
+        index = 0
+        for inputs, targets in data.repeat().take(steps):
+            # Not in `step`: XLA draws other numbers.
+            step(tf.random.stateless_uniform([], (seed, index)), inputs, targets)
+            index += 1
+        return index
+
+    num_steps = int(run())
+    if num_steps < steps:
+        raise ValueError("`data` must have a batch at least. Received: none")
+
+
+def _line(model, start, end, t):
+    """Weights on the straight line; those that are no floating-point numbers are the start's."""
+    return [
+        bezier([first, last], t) if is_floating(variable) else first
+        for variable, first, last in zip(model.weights, start, end, strict=True)
+    ]
+
+
+def _check_elements(data):
+    spec = data.element_spec
+    if not isinstance(spec, tuple) or len(spec) != 2:
+        raise ValueError(
+            f"`data` must be batches that are pairs `(inputs, targets)`. Received: {spec}"
+        )
