@@ -51,7 +51,9 @@ def _head(seeds):
         f'"Similar" is a drop of {SIMILAR} at most, and "clear" a gap of more than {CLEAR} '
         "points, the paper's numbers for CIFAR-10; for MNIST it has none, and half a point is a "
         "lot there. The gaps in the table of claims are means over the sparsities from 60 % on, "
-        "each kind of network at the learning rate that is the best for it unless said otherwise.",
+        "each kind of network at the learning rate that is the best for it unless said otherwise. "
+        "11.35 % on MNIST and 10.00 % on Fashion-MNIST are one answer for all images: such a "
+        "network, all of LeNet-5 that are very sparse and not tickets, did not leave the start.",
         "",
     ]
 
