@@ -13,6 +13,7 @@ import importlib
 from absl import app, flags
 
 from scripts import experiments
+from scripts.protocols import networks
 
 PROTOCOLS = ("tickets", "sanity", "connectivity", "gradient_flow", "correlation", "greedy")
 
@@ -36,8 +37,13 @@ def main(_):
             f"--cases must be some of {', '.join(protocol.CASES)}. Received: {', '.join(unknown)}"
         )
     if not FLAGS.only_report:  # to know what is wanted takes the data
-        seeds = map(int, FLAGS.seeds)
-        wanted = [run for seed in seeds for case in cases for run in protocol.wanted(case, seed)]
+        wanted = [
+            run
+            for seed in map(int, FLAGS.seeds)
+            for case in cases
+            if seed < networks.CASES[case].num_seeds
+            for run in protocol.wanted(case, seed)
+        ]
         experiments.run_all(rows, wanted, protocol.run, protocol.seconds)
     protocol.report(rows.rows)
 

@@ -43,6 +43,12 @@ def cells_of(page, start):
     return line.strip("| ").split(" | ")
 
 
+def test_one_seed_of_a_long_case(arguments, capsys):
+    arguments += ["--protocol=tickets", "--cases=cifar10_resnet20", "--seeds=1,2"]
+    run(lottery, *arguments)  # no data for it is there, and none is read
+    assert "0 runs to do" in capsys.readouterr().out
+
+
 # Tickets.
 
 

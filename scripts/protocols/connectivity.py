@@ -44,7 +44,6 @@ class Plan:
         levels: The levels of pruning to look at; 0 is the dense network.
         prune_fraction: Float.
         repelled: Whether tickets from step 0 are repelled, too.
-        num_seeds: Integer; seeds from there on are left out.
     """
 
     case: networks.Case
@@ -52,7 +51,6 @@ class Plan:
     levels: tuple
     prune_fraction: float
     repelled: bool = True
-    num_seeds: int = 1000
 
 
 def _lenet_300_100(name):
@@ -78,15 +76,12 @@ CASES = {
         (0, 1),
         0.8,
         repelled=False,
-        num_seeds=1,
     ),
 }
 
 
 def wanted(case, seed):
     plan = CASES[case]
-    if seed >= plan.num_seeds:
-        return []
     same = {"seed": seed, **pages.setting(plan.case)}
     return [
         {"case": case, "training": training, "rewind": rewind, "level": level, **same}

@@ -46,13 +46,14 @@ def seeds(rows):
     >>> seeds([{"case": "a", "seed": 0}, {"case": "a", "seed": 1}, {"case": "b", "seed": 0}])
     '[0, 1] (a), [0] (b)'
     """
-    found = {}
+    found, cases = {}, {}
     for row in rows:
         found.setdefault(row["case"], set()).add(row["seed"])
-    texts = {case: str(sorted(of_case)) for case, of_case in found.items()}
-    if len(set(texts.values())) > 1:
-        return ", ".join(f"{text} ({case})" for case, text in texts.items())
-    return next(iter(texts.values()), "[]")
+    for case, of_case in found.items():
+        cases.setdefault(str(sorted(of_case)), []).append(case)
+    if len(cases) > 1:
+        return ", ".join(f"{text} ({', '.join(of_text)})" for text, of_text in cases.items())
+    return next(iter(cases), "[]")
 
 
 def spread(values, digits=2, sign=""):
