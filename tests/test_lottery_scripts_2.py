@@ -274,5 +274,5 @@ def test_seconds(small):
     iterative = {**same, "pruning": "iterative"}
     assert correlation.seconds(iterative) == (5 * 2 + 4) * 5 / 2
     # The ticket and its six checks; and before it three trainings on corrupted data.
-    ticket = {**same, "ticket": "LT", "sparsity": 0.98}
+    ticket = {**same, "ticket": "LT"}
     assert sanity.seconds(ticket) == (7 + 3) * 2 * 5 / 2
