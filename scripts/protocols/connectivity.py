@@ -62,7 +62,7 @@ def _lenet_300_100(name):
 def _lenet5(name):
     settings = (("plain", 0), ("plain", 0.1), ("large batch", 0))
     case = dataclasses.replace(networks.CASES[name], share=0.3)
-    return Plan(case, settings, (0, 1, 2, 3), 0.75)
+    return Plan(case, settings, (0, 1, 2, 3), 0.65)  # 95.7 %: random ones of 98 % do not train
 
 
 CASES = {
