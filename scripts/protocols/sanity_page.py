@@ -171,7 +171,9 @@ in ten epochs no more than in two (with the variances that the active connection
 are done at 95 %. That GraSP can be worse than its own counts at random is known: Frankle et al., \
 "Pruning Neural Networks at Initialization: Why Are We Missing the Mark?" (ICLR 2021, arXiv \
 2009.08576), find the accuracy of such methods the same or higher when what they keep is shuffled \
-within each layer."""
+within each layer. It keeps what makes gradients large: where no batch normalisation bounds them, \
+that can be too much (seed 0 of LeNet-5 at 90 % starts with a norm of 17 beside 0.12 with SNIP, \
+and dies at a learning rate of 0.05; at 0.01 it comes to 29 %)."""
 
 
 def _accuracy_table(found):
