@@ -6,7 +6,7 @@ finds tickets by iterative pruning with rewinding to several steps, by ordinary 
 batches and with a warm-up; trains each twice in other data orders, and goes from one solution to
 the other, and from the dense solution to the ticket's; from step 0 it also trains while repelled
 from the solutions that the ticket was found in. A case and seed is about 100 trainings of 5 epochs
-for LeNet-300-100, 16 minutes of one core; 54 trainings of 3 epochs and 40 minutes for LeNet-5; the
+for LeNet-300-100, 16 minutes of one core; 54 trainings of 3 epochs and 13 minutes for LeNet-5; the
 one seed of ResNet-20 is two hours of one core. Trainings are kept below `runs` in the output
 directory, as each level of pruning starts from the one before: give parallel processes other cases
 or seeds rather than another `--part`. Expect lower barriers from later steps on.

@@ -7,7 +7,7 @@ a ticket (from the first weights), a rewound one (from early weights) and a rein
 as many epochs as the fine-tuning. The learning rate is small, medium or large with one-shot
 pruning, and large with iterative and ADMM pruning.
 
-A seed takes about 9 minutes of a core for LeNet-300-100, 20 for LeNet-5; CIFAR-10, one seed only,
+A seed takes about 9 minutes of a core for LeNet-300-100 and for LeNet-5; CIFAR-10, one seed only,
 an hour and a half. By the paper, expect the correlation to be that of chance when the learning rate
 is large enough, and fine-tuning to be better than the ticket then.
 """

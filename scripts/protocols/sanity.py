@@ -8,7 +8,7 @@ initial weights; partially trained ones have the weights of an early epoch (weig
 those of the end (learning-rate rewinding). Random tickets have the counts of the smart ratio, and
 hybrid ones the largest weights in these counts.
 
-A seed takes about 14 minutes of a core for LeNet-300-100, 25 for LeNet-5; CIFAR-10, one seed only,
+A seed takes about 14 minutes of a core for LeNet-300-100, 10 for LeNet-5; CIFAR-10, one seed only,
 two hours. A process trains the dense networks that tickets come from once for each seed, so give
 parallel processes other cases or seeds rather than another `--part`. By the paper, expect initial
 tickets to notice nothing.

@@ -5,7 +5,7 @@
 trains, at a small and at a large learning rate, tickets by iterative and one-shot pruning, their
 masks with other initial weights and in other places, and narrower dense networks. A case and seed
 is 86 trainings of 5 epochs for LeNet-300-100, 12 minutes of one core; 58 trainings of 3 epochs and
-40 minutes for LeNet-5; the one seed of ResNet-20 is two hours of one core. Trainings are kept below
+12 minutes for LeNet-5; the one seed of ResNet-20 is two hours of one core. Trainings are kept below
 `runs` in the output directory, as each level of pruning starts from the one before: give parallel
 processes other cases or seeds rather than another `--part`. Expect reinitialised and random tickets
 to fall behind at 97 % and more, and one-shot pruning before iterative.
