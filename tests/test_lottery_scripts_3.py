@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from running import rows_of, run
 
+import models
+import rigl_tf
 from scripts import lottery
 from scripts.protocols import (
     gradient_flow,
@@ -133,6 +135,24 @@ def test_greedy(mnist_dir, tmp_path, monkeypatch):
     assert f"| {claim} | {pages.tally(below)} |" in page
     fit = greedy_page.fits(pages.from_text(of["local", "6"]["local_curve"]))
     assert f"| {_CASE} | local | local | {fit['exponential']:.3f} |" in page
+
+
+@pytest.mark.parametrize("imitate", greedy.OBJECTIVES)
+def test_discrepancy_of_filters_beside_a_shortcut(imitate):
+    model = models.resnet20((8, 8, 3), width=0.25)
+    place = greedy.PLACES["resnet20"]
+    inputs = np.random.default_rng(0).normal(size=(30, 8, 8, 3)).astype("float32")
+    measure = greedy.Discrepancy(model, place, inputs)
+    assert measure.num_units == 16
+    assert measure(np.full(16, 1 / 16)) == {"local": 0.0, "global": 0.0}
+    assert measure(np.zeros(16))["local"] == 1.0
+    assert 0 < measure(np.zeros(16))["global"] < 1  # what goes past the filters is left
+    selection = rigl_tf.lottery.select_units(model, place.layer, inputs, 5, imitate=imitate)
+    shares = np.zeros(16)
+    shares[selection.units] = selection.weights
+    # What the selection says and what we measure of its result are the same.
+    expected = selection.discrepancies[-1] / measure.norms[imitate]
+    assert measure(shares)[imitate] == pytest.approx(expected, rel=1e-3)
 
 
 def test_fits():

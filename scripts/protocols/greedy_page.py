@@ -67,8 +67,9 @@ def lines(rows):
         "## Protocol",
         "",
         f"Seeds {seeds}, mean ± standard deviation. Each network is trained densely "
-        f"({_epochs(rows)} epochs, batch 100, SGD 0.1 (LeNet-5: 0.05), Nesterov momentum 0.9, "
-        f"cosine decay); units of `{greedy.LAYER}` are selected by the first "
+        f"({_epochs(rows)} epochs, batch 100, SGD 0.1 (LeNet-5: 0.05; ResNet-20: batch 128, 0.2), "
+        "Nesterov momentum 0.9, cosine decay); units of the first Dense layer (of ResNet-20 "
+        f"`{greedy.PLACES['resnet20'].layer}`) are selected by the first "
         f"{greedy.NUM_EXAMPLES} training examples; "
         f"the small dense model is fine-tuned for {greedy.FINE_TUNING:.0%} of the epochs (one at "
         "least), from a tenth of the learning rate. The local objective is the change of the next "
@@ -235,13 +236,14 @@ def plot(rows, path):
     with results.figure(path, nrows=len(cases), ncols=3, **size) as grid:
         for case, axes in zip(cases, grid, strict=True):
             of_case = [row for row in rows if row["case"] == case]
+            place = greedy.PLACES[greedy.CASES[case].network]
             for objective, each in zip(greedy.OBJECTIVES, axes, strict=False):
                 _plot_curves(each, of_case, objective)
                 each.set(title=f"{case}, {objective}", ylabel="relative discrepancy")
             _plot_accuracies(axes[-1], of_case)
             axes[-1].set(title=f"{case}, fine-tuned", ylabel="test accuracy (%)", xscale="log")
             for each in axes:
-                each.set_xlabel(f"units of {greedy.LAYER} kept")
+                each.set_xlabel(f"units of {place.layer} kept")
                 each.grid(alpha=0.3)
                 each.legend(fontsize="small")
 
