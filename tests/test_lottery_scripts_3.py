@@ -38,13 +38,11 @@ def run_protocol(protocol, data_dir, output_dir, monkeypatch, *arguments):
 
 @pytest.mark.slow
 def test_gradient_flow(mnist_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(gradient_flow, "INITS", ("dense", "neuron"))
-    monkeypatch.setattr(gradient_flow, "NUM_RUNS", 2)
+    plan = gradient_flow.Plan(0.98, ("dense", "neuron"), 2, num_held_out=50, lanczos_steps=3)
+    monkeypatch.setitem(gradient_flow.PLANS, "lenet_300_100", plan)
     monkeypatch.setattr(gradient_flow, "COEFFICIENTS", np.linspace(0, 1, 3))
     monkeypatch.setattr(gradient_flow_claims, "_INSIDE", np.ones(3, bool))
     monkeypatch.setattr(gradient_flow, "SPECTRA", (("rigl", "dense"),))
-    monkeypatch.setattr(gradient_flow, "_LANCZOS_STEPS", 3)
-    monkeypatch.setattr(gradient_flow, "NUM_HELD_OUT", 50)
     rows, page = run_protocol(gradient_flow, mnist_dir, tmp_path, monkeypatch, "--max_examples=300")
     kinds = [(row["network"], row["init"]) for row in rows]
     assert kinds == [

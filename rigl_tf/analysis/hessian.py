@@ -18,7 +18,8 @@ class SpectralDensity(NamedTuple):
     Attributes:
         values: Array, ascending. The first and the last are good estimates of the extreme
             eigenvalues.
-        weights: Array of the same length, not negative, of sum 1.
+        weights: Array of the same length, not negative, of sum 1. One value stands for all that is
+            near it: on which side of zero a crowd of tiny eigenvalues is, they do not tell.
     """
 
     values: np.ndarray

@@ -5,8 +5,9 @@
 trains LeNet-300-100 at 98 % and LeNet5 at 95 % sparsity (ERK): static masks and RigL from three
 initialisations; networks that are pruned; the ticket of the first of them from its initial weights,
 and from new ones. 11 rows for each case and seed; on one core about 7 minutes with either network,
-and for the exact Hessians of LeNet5, those of the first seed, half an hour more. Expect RigL to
-raise the gradient norm, and a ticket to end where the pruned network did.
+and for the exact Hessians of LeNet5, those of the first seed, half an hour more; two hours for the
+one seed of ResNet-20, at 90 % and with less of everything. Expect RigL to raise the gradient norm,
+and a ticket to end where the pruned network did.
 """
 
 import dataclasses
@@ -23,13 +24,38 @@ from scripts.protocols import networks, pages
 
 NAME = "lottery_gradient_flow"
 KEY = ("case", "seed", "network", "init", "epochs", "examples")
-CASES = networks.SMALL_CASES
-SPARSITY = {"lenet_300_100": 0.98, "lenet5": 0.95}
-# Whose connections He's initialisation counts: see `SparseVarianceScaling`.
-INITS = ("dense", "layer", "neuron")
-# Pruned networks and tickets, and scratch trainings from He's weights: so many of each.
-NUM_RUNS = 3
-NUM_HELD_OUT = 1000
+CASES = {
+    **networks.SMALL_CASES,
+    "cifar10_resnet20": dataclasses.replace(networks.CASES["cifar10_resnet20"], share=0.3),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is made and measured of a network.
+
+    Attributes:
+        sparsity: Float.
+        inits: Whose connections He's initialisation counts: see `SparseVarianceScaling`.
+        num_runs: Integer, of pruned networks, tickets, and scratch trainings from He's weights.
+        num_held_out: Integer, the test examples that gradients are measured on.
+        num_in_hessian: Integer, the training examples of a Hessian.
+        lanczos_steps: Integer, or `None` for the exact spectrum.
+    """
+
+    sparsity: float
+    inits: tuple = ("dense", "layer", "neuron")
+    num_runs: int = 3
+    num_held_out: int = 1000
+    num_in_hessian: int = 500
+    lanczos_steps: int | None = 80
+
+
+PLANS = {
+    "lenet_300_100": Plan(0.98),
+    "lenet5": Plan(0.95, lanczos_steps=None),  # 2,400 rows; LeNet-300-100 has 5,700
+    "resnet20": Plan(0.9, ("dense", "neuron"), 2, 200, 100, 30),
+}
 COEFFICIENTS = np.linspace(-0.2, 1.2, 15)
 SPECTRUM_SEED = 0
 SPECTRA = (("static", "dense"), ("static", "neuron"), ("rigl", "dense"), ("ticket", "dense"))
@@ -38,18 +64,21 @@ POINTS = ("start", "before_update", "after_update", "end")
 # Eigenvalues are counted in these bins; the one in the middle has those about zero.
 _POSITIVE_EDGES = np.logspace(-4, 3, 29)
 EDGES = np.concatenate([-_POSITIVE_EDGES[::-1], _POSITIVE_EDGES])
-_EXACT = ("lenet5",)  # 2,400 rows; LeNet-300-100 has 5,700
-_NUM_IN_HESSIAN = 500
-_LANCZOS_STEPS = 80
 _NUM_INTERVALS = 60  # of the training: mask updates and measurements are so far apart
 _OTHER_START = 1000  # added to the seed, for other weights
 
 _LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
+def plan_of(case):
+    """The `Plan` of a `networks.Case`."""
+    return PLANS[case.network]
+
+
 def wanted(case, seed):
-    pairs = [(network, init) for network in ("static", "rigl") for init in INITS]
-    pairs += [("pruned", "dense"), ("ticket", "dense"), *(("scratch", init) for init in INITS)]
+    inits = plan_of(CASES[case]).inits
+    pairs = [(network, init) for network in ("static", "rigl") for init in inits]
+    pairs += [("pruned", "dense"), ("ticket", "dense"), *(("scratch", init) for init in inits)]
     return [
         {"case": case, "seed": seed, "network": network, "init": init} | pages.setting(CASES[case])
         for network, init in pairs
@@ -59,11 +88,13 @@ def wanted(case, seed):
 def seconds(run):
     case, network = CASES[run["case"]], run["network"]
     spectra = 150 * len(_points(run))
-    return 10 + spectra + 1.5 * _num_runs(network, run["init"]) * case.seconds * case.epochs
+    num_runs = _num_runs(case, network, run["init"])
+    return 10 + spectra + 1.5 * num_runs * case.seconds * case.epochs
 
 
-def _num_runs(network, init):
-    return NUM_RUNS if network not in ("static", "rigl") and init == "dense" else 1
+def _num_runs(case, network, init):
+    is_one = network in ("static", "rigl") or init != "dense"
+    return 1 if is_one else plan_of(case).num_runs
 
 
 def _points(run):
@@ -94,18 +125,18 @@ def _build(case, seed, sparsity, init="dense"):
 
 
 def _train(case, model, method, seed, watch=True):
-    steps = networks.total_steps(case)
+    steps, plan = networks.total_steps(case), plan_of(case)
     frequency = max(1, steps // _NUM_INTERVALS)
     data = networks.data_of(case)
     optimizer = methods.wrap_optimizer(
         method,
         networks.sgd(case),
         steps,
-        SPARSITY[case.network],
+        plan.sparsity,
         update_frequency=frequency,
         seed=seed,
     )
-    held_out = data.x_test[:NUM_HELD_OUT], data.y_test[:NUM_HELD_OUT]
+    held_out = data.x_test[: plan.num_held_out], data.y_test[: plan.num_held_out]
     flow = analysis.GradientFlow(held_out, every=frequency)
     update = _AroundStep(frequency * max(1, int(UPDATE_SEEN * (steps // frequency))))
     watching = {"callbacks": [flow, update], "steps_per_execution": 1} if watch else {}
@@ -149,18 +180,18 @@ def _pruned(name, seed, epochs, examples):
 def run(run):
     case, seed, network = CASES[run["case"]], run["seed"], run["network"]
     if network in ("static", "rigl"):
-        model = _build(case, seed, SPARSITY[case.network], run["init"])
+        model = _build(case, seed, plan_of(case).sparsity, run["init"])
         return _row(case, run, model, [_train(case, model, network, seed)])
     pruned, masks = _pruned(*(run[key] for key in ("case", "seed", "epochs", "examples")))
     if network == "pruned":
         trainings = [pruned]
-        for number in range(1, NUM_RUNS):
+        for number in range(1, plan_of(case).num_runs):
             other = seed + _OTHER_START * number
             model = _build(case, other, 0.0)
             trainings.append(_train(case, model, "pruning", other, watch=False))
         return _row(case, run, None, trainings)
     trainings = []
-    for number in range(_num_runs(network, run["init"])):
+    for number in range(_num_runs(case, network, run["init"])):
         model = _with_masks(case, seed, run, pruned, masks)
         order = seed + _OTHER_START * number
         trainings.append(_train(case, model, "static", order, watch=not number))
@@ -240,12 +271,12 @@ def spectrum(case, model, weights):
     by the Lanczos method for the larger network.
     """
     model.set_weights(weights)  # the masks are among them
-    data = networks.data_of(case)
-    examples = data.x_train[:_NUM_IN_HESSIAN], data.y_train[:_NUM_IN_HESSIAN]
-    if case.network in _EXACT:
+    data, plan = networks.data_of(case), plan_of(case)
+    examples = data.x_train[: plan.num_in_hessian], data.y_train[: plan.num_in_hessian]
+    if plan.lanczos_steps is None:
         values, shares = analysis.hessian_eigenvalues(model, examples, _LOSS), None
     else:
-        values, shares = analysis.hessian_density(model, examples, _LOSS, _LANCZOS_STEPS)
+        values, shares = analysis.hessian_density(model, examples, _LOSS, plan.lanczos_steps)
     inside = np.clip(values, EDGES[0], EDGES[-1])
     counts, _ = np.histogram(inside, EDGES, weights=shares)
     numbers = [values[0], values[-1], *(counts / counts.sum())]
