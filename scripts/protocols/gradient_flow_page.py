@@ -20,38 +20,30 @@ from scripts.protocols.gradient_flow_claims import (
 
 
 def _verdicts(rows):
-    outcomes = {}
-    for name, of_one in _groups(rows).items():
-        for claim, holds in claims(of_one).items():
-            outcomes.setdefault(claim, {})[name] = holds
-    rows = [[claim, _tally(found)] for claim, found in outcomes.items()]
-    rows += [
-        [
-            "Its figures of the Hessian's spectrum",
-            "not judged: what the paper concludes from them could not be read; ours are below",
-        ],
-        [
-            "The same of ResNet-50 on ImageNet",
-            "not testable here: too large for two cores",
-        ],
+    found = {case: [claims(of_one) for of_one in seeds] for case, seeds in _groups(rows).items()}
+    names = next(iter(found.values()), [{}])[0]
+    table = [
+        [name, *(pages.tally(of_one[name] for of_one in seeds) for seeds in found.values())]
+        for name in names
     ]
-    return results.table(["claim of the paper", "here"], rows)
-
-
-def _tally(outcomes):
-    """Which of the claims hold, and where they do not if that is at a few places."""
-    missed = [name for name, holds in outcomes.items() if not holds]
-    where = f", not {', '.join(missed)}" if 0 < len(missed) < len(outcomes) else ""
-    return f"{pages.tally(outcomes.values())}{where}"
+    return [
+        *results.table(["claim of the paper", *found], table),
+        "",
+        "- Its figures of the Hessian's spectrum: not judged, as what the paper concludes from "
+        "them could not be read; ours are below.",
+        "- The same of ResNet-50 on ImageNet: not testable here, too large for two cores.",
+        "",
+        "In brackets: for how many seeds it holds.",
+    ]
 
 
 def _groups(rows):
-    """For each case and seed `{(network, init): row}`."""
+    """For each case `{(network, init): row}` of each seed."""
     groups = {}
     for row in rows:
-        of_one = groups.setdefault(f"{row['case']} seed {row['seed']}", {})
-        of_one[row["network"], row["init"]] = row
-    return groups
+        seeds = groups.setdefault(row["case"], {})
+        seeds.setdefault(row["seed"], {})[row["network"], row["init"]] = row
+    return {case: list(seeds.values()) for case, seeds in groups.items()}
 
 
 def lines(rows):
@@ -62,7 +54,6 @@ def lines(rows):
         'Lottery Tickets Win" (AAAI 2022, arXiv 2010.03533).',
         "",
         *_verdicts(rows),
-        "",
         f"Norms over training count as above another if larger by {LARGER - 1:.0%} in the claim "
         f"about tickets; a barrier is {NO_BARRIER:g} percentage points of test error above the "
         "mean of the ends.",
