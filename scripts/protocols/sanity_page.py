@@ -169,13 +169,13 @@ has no batch normalisation, does not leave the start with a random mask of 98 %,
 more than in two (with the variances that the active connections ask for, `SparseVarianceScaling`, \
 it had 74 % after two and 81 % after five, one run each); so its checks are done at 95 %, where \
 that still is so for some seeds, GraSP's own tickets among them: means with a deviation of 40 \
-points are of networks that trained and of one that did not. That GraSP can be worse than its own \
-counts at random is known: Frankle et al., "Pruning Neural Networks at Initialization: Why Are We \
-Missing the Mark?" (ICLR 2021, arXiv 2009.08576), find the accuracy of such methods the same or \
-higher when what they keep is shuffled within each layer. It keeps what makes gradients large: \
-where no batch normalisation bounds them, that can be too much (seed 0 of LeNet-5 at 90 % starts \
-with a norm of 17 beside 0.12 with SNIP, and dies at a learning rate of 0.05; at 0.01 it comes to \
-29 %)."""
+points are of networks that trained and of one that did not. Such a ticket can notice nothing; it \
+is counted all the same. That GraSP can be worse than its own counts at random is known: Frankle \
+et al., "Pruning Neural Networks at Initialization: Why Are We Missing the Mark?" (ICLR 2021, \
+arXiv 2009.08576), find the accuracy of such methods the same or higher when what they keep is \
+shuffled within each layer. It keeps what makes gradients large: where no batch normalisation \
+bounds them, that can be too much (seed 0 of LeNet-5 at 90 % starts with a norm of 17 beside 0.12 \
+with SNIP, and dies at a learning rate of 0.05; at 0.01 it comes to 29 %)."""
 
 
 def _accuracy_table(found):
