@@ -99,6 +99,17 @@ def test_the_numbers_of_the_gradient_flow_page():
     assert gradient_flow_page.negative_share(text) == 0.25
 
 
+def test_only_exact_spectra_tell_what_is_below_zero():
+    num_bins = len(gradient_flow.EDGES) - 1
+    text = " ".join(map(str, (-1, 1, 0.25, *[0] * (num_bins - 2), 0.75)))
+    row = {"network": "static", "init": "dense"}
+    row |= {f"spectrum_{point}": "" for point in gradient_flow.POINTS} | {"spectrum_end": text}
+    rows = [row | {"case": case} for case in ("mnist_lenet5", "mnist_lenet_300_100")]
+    lines = gradient_flow_page._spectrum_section(rows)
+    assert "| mnist_lenet5 | static, dense | end | -1 | 1 | 25.0 |" in lines
+    assert "| mnist_lenet_300_100 | static, dense | end | -1 | 1 | – |" in lines
+
+
 # Greedy selection.
 
 

@@ -54,7 +54,14 @@ class Plan:
 PLANS = {
     "lenet_300_100": Plan(0.98),
     "lenet5": Plan(0.95, lanczos_steps=None),  # 2,400 rows; LeNet-300-100 has 5,700
-    "resnet20": Plan(0.9, ("dense", "neuron"), 2, 200, 100, 30),
+    "resnet20": Plan(
+        0.9,
+        ("dense", "neuron"),
+        num_runs=2,
+        num_held_out=200,
+        num_in_hessian=100,
+        lanczos_steps=30,
+    ),
 }
 COEFFICIENTS = np.linspace(-0.2, 1.2, 15)
 SPECTRUM_SEED = 0

@@ -20,7 +20,7 @@ from scripts.protocols.gradient_flow_claims import (
 
 
 def _verdicts(rows):
-    found = {case: [claims(of_one) for of_one in seeds] for case, seeds in _groups(rows).items()}
+    found = {case: list(map(claims, _by_seed(of))) for case, of in pages.by_case(rows).items()}
     names = next(iter(found.values()), [{}])[0]
     table = [
         [name, *(pages.tally(of_one[name] for of_one in seeds) for seeds in found.values())]
@@ -37,13 +37,12 @@ def _verdicts(rows):
     ]
 
 
-def _groups(rows):
-    """For each case `{(network, init): row}` of each seed."""
-    groups = {}
+def _by_seed(rows):
+    """`{(network, init): row}` of each seed."""
+    seeds = {}
     for row in rows:
-        seeds = groups.setdefault(row["case"], {})
         seeds.setdefault(row["seed"], {})[row["network"], row["init"]] = row
-    return {case: list(seeds.values()) for case, seeds in groups.items()}
+    return list(seeds.values())
 
 
 def lines(rows):
@@ -93,23 +92,21 @@ def _protocol(rows):
     ]
 
 
-def _by_network(rows, case):
-    """`{"network, init": rows of all seeds}` of a case, in the order of `wanted`."""
+def _by_network(rows):
+    """`{"network, init": rows of all seeds}` of the rows of a case, in their order."""
     found = {}
     for row in rows:
-        if row["case"] == case:
-            found.setdefault((row["network"], row["init"]), []).append(row)
-    order = [(run["network"], run["init"]) for run in protocol.wanted(case, 0)]
-    return {", ".join(key): found[key] for key in order if key in found}
+        found.setdefault(f"{row['network']}, {row['init']}", []).append(row)
+    return found
 
 
 def _flow_section(rows):
     lines = ["## Gradient flow and accuracy", ""]
     head = ["network", "test accuracy (%)", "norm at the start", "mean norm over training"]
     head += ["change of the norm at updates (%)", "updates that raise it (%)"]
-    for case in dict.fromkeys(row["case"] for row in rows):
+    for case, of_case in pages.by_case(rows).items():
         cells = []
-        for name, found in _by_network(rows, case).items():
+        for name, found in _by_network(of_case).items():
             moved = [changes(row) for row in found if row["updates"] and row["network"] == "rigl"]
             cells.append(
                 [
@@ -135,9 +132,9 @@ def _similarity_section(rows):
     ]
     head = ["network", "test accuracy (%)", "ensemble (%)", "disagreement"]
     head += ["disagreement with pruned", "cosine, start", "cosine, end", "barrier"]
-    for case in dict.fromkeys(row["case"] for row in rows):
+    for case, of_case in pages.by_case(rows).items():
         cells = []
-        for name, found in _by_network(rows, case).items():
+        for name, found in _by_network(of_case).items():
             if found[0]["network"] in ("static", "rigl"):
                 continue
             with_line = [row for row in found if row["errors_to_pruned"]]
@@ -186,15 +183,17 @@ def _spectrum_section(rows):
         name = f"{row['network']}, {row['init']}"
         cells.append([row["case"], name, point.replace("_", " "), smallest, largest, share])
     head = ["case", "network", "where", "smallest", "largest", f"below -{_POSITIVE:g} (%)"]
+    mlp, resnet = (protocol.PLANS[name] for name in ("lenet_300_100", "resnet20"))
     return [
         "## Hessian spectra",
         "",
         "Of what is trained (active weights, biases, scale and offset of normalisations), seed "
-        f"{protocol.SPECTRUM_SEED}, without L2: exact for LeNet5; for LeNet-300-100 by 80 Lanczos "
-        "steps and for ResNet-20 by 30, which find the ends of a spectrum, but do not tell what is "
-        "on which side of zero in its middle. It is that of the loss of 500 training examples, for "
-        "ResNet-20 of 100, with the moving statistics of its normalisations: at the start they "
-        "are not yet those of the data. The update is one of RigL at "
+        f"{protocol.SPECTRUM_SEED}, without L2: exact for LeNet5; for LeNet-300-100 by "
+        f"{mlp.lanczos_steps} Lanczos steps and for ResNet-20 by {resnet.lanczos_steps}, which "
+        "find the ends of a spectrum, but do not tell what is on which side of zero in its middle. It "
+        f"is that of the loss of {mlp.num_in_hessian} training examples, for ResNet-20 of "
+        f"{resnet.num_in_hessian}, with the moving statistics of its normalisations: at the start "
+        "they are not yet those of the data. The update is one of RigL at "
         f"{protocol.UPDATE_SEEN:.0%} of the training.",
         "",
         *results.table(head, cells),
@@ -206,11 +205,10 @@ _POSITIVE = protocol.EDGES[len(protocol.EDGES) // 2]
 
 def plot(rows, path):
     """For each case: norms over the steps, spectra of the first seed, errors on the line."""
-    cases = list(dict.fromkeys(row["case"] for row in rows))
+    cases = pages.by_case(rows)
     size = {"figsize": (16, 4.2 * len(cases)), "squeeze": False}
     with results.figure(path, nrows=len(cases), ncols=3, **size) as grid:
-        for case, axes in zip(cases, grid, strict=True):
-            of_case = [row for row in rows if row["case"] == case]
+        for (case, of_case), axes in zip(cases.items(), grid, strict=True):
             _plot_norms(axes[0], case, of_case)
             _plot_spectra(axes[1], case, of_case)
             _plot_line(axes[2], case, of_case)
@@ -221,7 +219,7 @@ def plot(rows, path):
 
 
 def _plot_norms(axes, case, rows):
-    for name, found in _by_network(rows, case).items():
+    for name, found in _by_network(rows).items():
         if found[0]["init"] == "layer":
             continue
         curves = np.array([pages.from_text(row["norms"]) for row in found])
@@ -247,7 +245,7 @@ def _plot_spectra(axes, case, rows):
 
 
 def _plot_line(axes, case, rows):
-    for name, found in _by_network(rows, case).items():
+    for name, found in _by_network(rows).items():
         curves = [errors(row) for row in found if row["errors_to_pruned"]]
         if curves:
             axes.plot(protocol.COEFFICIENTS, np.mean(curves, axis=0), label=name)

@@ -86,25 +86,24 @@ def _epochs(rows):
     return " or ".join(str(epochs) for epochs in sorted({row["epochs"] for row in rows}))
 
 
-_LOCAL, _GLOBAL = "local", "global"
 _CLAIMS = {
     "The discrepancy falls exponentially, local imitation": lambda rows: _is_exponential(
-        rows, _LOCAL, _LOCAL
+        rows, "local", "local"
     ),
     "The discrepancy falls exponentially, global imitation": lambda rows: _is_exponential(
-        rows, _GLOBAL, _GLOBAL
+        rows, "global", "global"
     ),
     "Greedy units are below random ones, local imitation": lambda rows: _compare(
-        rows, _LOCAL, greedy.RANDOM
+        rows, "local", greedy.RANDOM
     ),
     "Greedy units are below random ones, global imitation": lambda rows: _compare(
-        rows, _GLOBAL, greedy.RANDOM
+        rows, "global", greedy.RANDOM
     ),
     "Greedy units are below those of the largest weights, local imitation": lambda rows: _compare(
-        rows, _LOCAL, greedy.LARGEST
+        rows, "local", greedy.LARGEST
     ),
     "With repetition it is below that without, local imitation": lambda rows: _compare(
-        rows, _LOCAL, "local, no repetition"
+        rows, "local", "local, no repetition"
     ),
     "The smallest models, fine-tuned: local imitation is better than random and than largest "
     "weights": lambda rows: _is_most_accurate(rows),
@@ -112,10 +111,7 @@ _CLAIMS = {
 
 
 def _verdicts(rows):
-    cases = {
-        case: [row for row in rows if row["case"] == case]
-        for case in dict.fromkeys(row["case"] for row in rows)
-    }
+    cases = pages.by_case(rows)
     table = [
         [claim, *(pages.tally(outcomes(of_case)) for of_case in cases.values())]
         for claim, outcomes in _CLAIMS.items()
@@ -173,8 +169,7 @@ def _is_most_accurate(rows):
 
 def _fit_section(rows):
     table = []
-    for case in greedy.CASES:
-        of_case = [row for row in rows if row["case"] == case]
+    for case, of_case in pages.by_case(rows).items():
         for method in greedy.METHODS:
             for objective in greedy.OBJECTIVES:
                 found = [fits(curve) for curve in curves(of_case, method, objective)]
@@ -202,12 +197,9 @@ def _fit_row(case, method, objective, found):
 
 def _accuracy_section(rows):
     lines = ["", "## Accuracy of the small models", ""]
-    for case, network in greedy.CASES.items():
-        of_case = [row for row in rows if row["case"] == case]
-        if not of_case:
-            continue
+    for case, of_case in pages.by_case(rows).items():
         dense = pages.spread([row["dense_accuracy"] for row in of_case if _is_first(row)])
-        sizes = greedy.SIZES[network.network]
+        sizes = greedy.SIZES[greedy.CASES[case].network]
         table = []
         for method in greedy.METHODS:
             cells = [
@@ -236,7 +228,11 @@ def _accuracies(rows):
 
 def _stopped_short(rows):
     short = [row for row in rows if row["selected"] < row["num_units"]]
-    texts = {f"{row['method']}, {row['selected']} of {row['num_units']}" for row in short}
+    texts = [
+        f"{row['case']} seed {row['seed']}, {row['method']}, {row['selected']} of "
+        f"{row['num_units']}"
+        for row in short
+    ]
     if not texts:
         return []
     return ["", "The selection ended before (no step helped, or too many): " + "; ".join(texts)]
@@ -244,11 +240,10 @@ def _stopped_short(rows):
 
 def plot(rows, path):
     """For each case: the local and the global discrepancy, and the accuracy after fine-tuning."""
-    cases = [case for case in greedy.CASES if any(row["case"] == case for row in rows)]
+    cases = pages.by_case(rows)
     size = {"figsize": (14, 3.8 * len(cases)), "squeeze": False}
     with results.figure(path, nrows=len(cases), ncols=3, **size) as grid:
-        for case, axes in zip(cases, grid, strict=True):
-            of_case = [row for row in rows if row["case"] == case]
+        for (case, of_case), axes in zip(cases.items(), grid, strict=True):
             place = greedy.PLACES[greedy.CASES[case].network]
             for objective, each in zip(greedy.OBJECTIVES, axes, strict=False):
                 _plot_curves(each, of_case, objective)

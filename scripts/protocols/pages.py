@@ -31,6 +31,20 @@ def complete(rows, key, cases, wanted):
     return found
 
 
+def by_case(rows):
+    """`{case: its rows}`, in the order of the rows.
+
+    Example:
+
+    >>> by_case([{"case": "a", "seed": 0}, {"case": "b", "seed": 0}])
+    {'a': [{'case': 'a', 'seed': 0}], 'b': [{'case': 'b', 'seed': 0}]}
+    """
+    found = {}
+    for row in rows:
+        found.setdefault(row["case"], []).append(row)
+    return found
+
+
 def write(name, rows, page):
     """Writes the page and the plot of a module with `lines(rows)` and `plot(rows, path)`."""
     experiments.write_page(name, page.lines(rows), "scripts.lottery")

@@ -129,8 +129,7 @@ def lines(rows):
 
 
 def _by_case(rows):
-    names = dict.fromkeys(row["case"] for row in rows)
-    return {name: _Found([row for row in rows if row["case"] == name]) for name in names}
+    return {case: _Found(of_case) for case, of_case in pages.by_case(rows).items()}
 
 
 _INTRODUCTION = """\
