@@ -190,8 +190,8 @@ def _spectrum_section(rows):
         "Of what is trained (active weights, biases, scale and offset of normalisations), seed "
         f"{protocol.SPECTRUM_SEED}, without L2: exact for LeNet5; for LeNet-300-100 by "
         f"{mlp.lanczos_steps} Lanczos steps and for ResNet-20 by {resnet.lanczos_steps}, which "
-        "find the ends of a spectrum, but do not tell what is on which side of zero in its middle. It "
-        f"is that of the loss of {mlp.num_in_hessian} training examples, for ResNet-20 of "
+        "find the ends of a spectrum, but do not tell what is on which side of zero in its middle. "
+        f"It is that of the loss of {mlp.num_in_hessian} training examples, for ResNet-20 of "
         f"{resnet.num_in_hessian}, with the moving statistics of its normalisations: at the start "
         "they are not yet those of the data. The update is one of RigL at "
         f"{protocol.UPDATE_SEEN:.0%} of the training.",
