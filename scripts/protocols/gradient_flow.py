@@ -261,7 +261,7 @@ def _to_pruned(case, model, trained, pruned):
         model,
         trained.states["end"],
         end,
-        lambda model: 100 - networks.test_accuracy(case, model),
+        functools.partial(networks.error_between, case),
         COEFFICIENTS,
     )
     return {
@@ -280,6 +280,8 @@ def spectrum(case, model, weights):
     model.set_weights(weights)  # the masks are among them
     data, plan = networks.data_of(case), plan_of(case)
     examples = data.x_train[: plan.num_in_hessian], data.y_train[: plan.num_in_hessian]
+    # Before the first step the moving statistics of normalisations are not those of any data.
+    analysis.estimate_statistics(model, [examples])
     if plan.lanczos_steps is None:
         values, shares = analysis.hessian_eigenvalues(model, examples, _LOSS), None
     else:

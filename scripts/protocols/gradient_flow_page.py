@@ -87,8 +87,11 @@ def _protocol(rows):
         f"has these masks on new weights. Of `pruned` ({plan.num_runs} starts), `ticket` and "
         f"`scratch, dense` ({plan.num_runs} orders of the examples from the same start) "
         f"{plan.num_runs} networks each are compared, of ResNet-20 {of_resnet.num_runs}; the paper "
-        "has five. ResNet-20 has no `layer`. On the line between two of its networks the moving "
-        "statistics of its normalisations are interpolated, too.",
+        "has five. ResNet-20 has no `layer`. On the line between two of its networks the "
+        "statistics of its normalisations are estimated anew at each point. Its tickets are not "
+        "rewound to a later step, though its training is not stable from the first one on (see "
+        "[lottery_connectivity.md](lottery_connectivity.md)): that they end in another basin is "
+        "what Frankle et al. expect of such tickets.",
     ]
 
 
@@ -192,9 +195,8 @@ def _spectrum_section(rows):
         f"{mlp.lanczos_steps} Lanczos steps and for ResNet-20 by {resnet.lanczos_steps}, which "
         "find the ends of a spectrum, but do not tell what is on which side of zero in its middle. "
         f"It is that of the loss of {mlp.num_in_hessian} training examples, for ResNet-20 of "
-        f"{resnet.num_in_hessian}, with the moving statistics of its normalisations: at the start "
-        "they are not yet those of the data. The update is one of RigL at "
-        f"{protocol.UPDATE_SEEN:.0%} of the training.",
+        f"{resnet.num_in_hessian}, whose statistics its normalisations have there, as constants. "
+        f"The update is one of RigL at {protocol.UPDATE_SEEN:.0%} of the training.",
         "",
         *results.table(head, cells),
     ]

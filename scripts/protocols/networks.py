@@ -8,6 +8,7 @@ from absl import flags
 
 import models
 import rigl_tf
+from rigl_tf import analysis
 from scripts import experiments
 
 FLAGS = flags.FLAGS
@@ -142,3 +143,15 @@ def test_accuracy(case, model):
     """The test accuracy in percent."""
     data = data_of(case)
     return experiments.accuracy(model, data.x_test, data.y_test)
+
+
+def error_between(case, model):
+    """The test error in percent of a network between two others.
+
+    The statistics of normalisation are estimated anew: those between two solutions fit neither the
+    weights nor the data.
+    """
+    x, size = data_of(case).x_train, case.batch_size
+    starts = range(0, min(len(x), 10 * size), size)
+    analysis.estimate_statistics(model, [x[start : start + size] for start in starts])
+    return 100 - test_accuracy(case, model)
