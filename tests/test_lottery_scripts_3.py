@@ -2,13 +2,14 @@
 
 import statistics
 
+import keras
 import numpy as np
 import pytest
 from running import rows_of, run
 
 import models
 import rigl_tf
-from scripts import lottery
+from scripts import datasets, experiments, lottery
 from scripts.protocols import (
     gradient_flow,
     gradient_flow_claims,
@@ -108,6 +109,29 @@ def test_only_exact_spectra_tell_what_is_below_zero():
     lines = gradient_flow_page._spectrum_section(rows)
     assert "| mnist_lenet5 | static, dense | end | -1 | 1 | 25.0 |" in lines
     assert "| mnist_lenet_300_100 | static, dense | end | -1 | 1 | – |" in lines
+
+
+def test_normalisations_have_the_statistics_of_the_data(monkeypatch):
+    """Not those that come with the weights, which fit nothing between two solutions."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(5.0, 2.0, (200, 4)).astype("float32"), np.arange(200, dtype="int32") % 3
+    data = datasets.Dataset(x, y, x, y, 3, "numbers")
+    monkeypatch.setattr(networks, "data_of", lambda case: data)
+    layers = [keras.layers.BatchNormalization(), keras.layers.Dense(3)]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    experiments.compile_classifier(model, keras.optimizers.SGD(), False, 1)
+    case = networks.CASES["mnist_lenet5"]  # batches of 100, exact Hessians
+
+    variance = (x[:100].var(0) + x[100:].var(0)) / 2 + layers[0].epsilon
+    logits = (x - x.mean(0)) / np.sqrt(variance) @ layers[1].kernel.numpy()
+    expected = 100 * np.mean(logits.argmax(axis=1) != y)
+    assert networks.error_between(case, model) == pytest.approx(expected, abs=0.01)
+
+    weights = model.get_weights()
+    others = [*weights[:2], weights[2] + 7, weights[3] * 9, *weights[4:]]
+    assert gradient_flow.spectrum(case, model, weights) == gradient_flow.spectrum(
+        case, model, others
+    )
 
 
 # Greedy selection.
