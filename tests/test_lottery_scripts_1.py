@@ -234,9 +234,10 @@ def connectivity_row(each, barriers, drops):
 
 
 def test_page_of_connectivity(given, tmp_path):
-    def page_with(barriers, drops):
+    def page_with(barriers, drops, other_drops=None):
+        drops = drops, other_drops or drops
         rows = [
-            connectivity_row(each, barriers, drops)
+            connectivity_row(each, barriers, drops[seed])
             for seed in (0, 1)
             for each in connectivity.wanted(CASE, seed)
         ]
@@ -249,7 +250,7 @@ def test_page_of_connectivity(given, tmp_path):
     assert cell("Frankle et al. | From a later") == "confirmed (4.00 from step 0, 0.00 later)"
     # 3 levels of 5 settings; only the plain one from step 0 is not stable, nor does it match.
     assert cell("Frankle et al. | A ticket") == "confirmed (15 of 15 agree, 12 are stable)"
-    assert cell("Frankle et al., Ma et al.") == "confirmed (+1.00 from 10% of training)"
+    assert cell("Frankle et al., Ma et al.") == "confirmed (+1.00 ± 0.00 from 10% of training)"
     stabler = cell("Maene et al. | Large batches")
     assert stabler == "confirmed (4.00 plain, 1.00 large batch, 0.00 warm-up)"
     assert cell("Maene et al. | With these").startswith("confirmed (1.00 plain, 0.00 large")
@@ -263,3 +264,7 @@ def test_page_of_connectivity(given, tmp_path):
     assert cell("Frankle et al. | A ticket").startswith("not testable here (all alike: 12 of 15")
     assert cell("Maene et al. | Large batches").startswith("not confirmed")
     assert cell("Maene et al. | The ticket of").startswith("confirmed")
+
+    cell = page_with({}, {plain: 1.0}, {plain: -0.8})
+    gain = "not confirmed (+0.10 ± 1.27 from 10% of training)"
+    assert cell("Frankle et al., Ma et al.") == gain
