@@ -154,6 +154,7 @@ def fit(
     augment=None,
     callbacks=(),
     first_epoch=0,
+    steps=None,
     jit_compile=True,
     validate=False,
     steps_per_execution=None,
@@ -166,6 +167,8 @@ def fit(
         data: A `scripts.datasets.Dataset`.
         batch_size, epochs, seed, augment, first_epoch: See `batches`.
         callbacks: List of `keras.callbacks.Callback`.
+        steps: Pair of integers, the first step and the one to stop before, counted over all
+            epochs: a part of the training, which is one epoch to Keras.
         jit_compile: Whether XLA compiles the steps. On CPUs that is faster for Dense layers, and
             slower for convolutions.
         validate: Whether to evaluate the test data after every epoch.
@@ -175,15 +178,19 @@ def fit(
     Returns:
         The `keras.callbacks.History`.
     """
-    steps = steps_per_epoch(data, batch_size)
+    num_steps = steps_per_epoch(data, batch_size)
+    examples = batches(data.x_train, data.y_train, batch_size, epochs, seed, first_epoch, augment)
+    if steps is not None:
+        start, stop = steps
+        examples, first_epoch, epochs, num_steps = examples.skip(start), 0, 1, stop - start
     # A divisor, so that an execution never takes batches of the next epoch.
-    steps_per_execution = steps_per_execution or max(n for n in range(1, 51) if steps % n == 0)
+    steps_per_execution = steps_per_execution or max(n for n in range(1, 51) if num_steps % n == 0)
     compile_classifier(model, optimizer, jit_compile, steps_per_execution)
     return model.fit(
-        batches(data.x_train, data.y_train, batch_size, epochs, seed, first_epoch, augment),
+        examples,
         initial_epoch=first_epoch,
         epochs=epochs,
-        steps_per_epoch=steps,
+        steps_per_epoch=num_steps,
         callbacks=list(callbacks),
         validation_data=(data.x_test, data.y_test) if validate else None,
         validation_batch_size=min(1000, len(data.x_test)),

@@ -122,10 +122,27 @@ def test_no_whole_batch(given):
         experiments.steps_per_epoch(data, 10)
 
 
-def test_a_network_is_compiled_once_and_its_optimizer_begins_anew():
+def _noise():
     generator = np.random.default_rng(0)
     arrays = [generator.normal(size=(20, 3)), np.arange(20) % 2]
-    data = datasets.Dataset(*arrays, *arrays, 2, "noise")
+    return datasets.Dataset(*arrays, *arrays, 2, "noise")
+
+
+def test_parts_of_a_training_make_the_whole():
+    data = _noise()
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    start = model.get_weights()
+    experiments.fit(model, keras.optimizers.SGD(0.1), data, 5, epochs=2, seed=0)
+    whole = model.get_weights()
+    model.set_weights(start)
+    for steps in ((0, 3), (3, 8)):
+        experiments.fit(model, keras.optimizers.SGD(0.1), data, 5, epochs=2, seed=0, steps=steps)
+    for part, weight in zip(model.get_weights(), whole, strict=True):
+        np.testing.assert_allclose(part, weight, rtol=1e-6)
+
+
+def test_a_network_is_compiled_once_and_its_optimizer_begins_anew():
+    data = _noise()
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="dense")])
     start = model.get_weights()
 

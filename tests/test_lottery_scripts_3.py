@@ -18,6 +18,7 @@ from scripts.protocols import (
     greedy_page,
     networks,
     pages,
+    spectra,
 )
 
 _CASE = "mnist_lenet_300_100"
@@ -39,7 +40,9 @@ def run_protocol(protocol, data_dir, output_dir, monkeypatch, *arguments):
 
 @pytest.mark.slow
 def test_gradient_flow(mnist_dir, tmp_path, monkeypatch):
-    plan = gradient_flow.Plan(0.98, ("dense", "neuron"), 2, num_held_out=50, lanczos_steps=3)
+    plan = gradient_flow.Plan(
+        0.98, ("dense", "neuron"), 2, num_held_out=50, lanczos_steps=3, rewind=0.4
+    )
     monkeypatch.setitem(gradient_flow.PLANS, "lenet_300_100", plan)
     monkeypatch.setattr(gradient_flow, "COEFFICIENTS", np.linspace(0, 1, 3))
     monkeypatch.setattr(gradient_flow_claims, "_INSIDE", np.ones(3, bool))
@@ -51,6 +54,7 @@ def test_gradient_flow(mnist_dir, tmp_path, monkeypatch):
         *(("rigl", init) for init in ("dense", "neuron")),
         ("pruned", "dense"),
         ("ticket", "dense"),
+        ("rewound", "dense"),
         *(("scratch", init) for init in ("dense", "neuron")),
     ]
     of = dict(zip(kinds, rows, strict=True))
@@ -63,11 +67,14 @@ def test_gradient_flow(mnist_dir, tmp_path, monkeypatch):
     # The same masks and weights at first, so the same norm.
     assert pages.from_text(of["static", "dense"]["norms"])[0] == norms[0]
     # On the line to the pruned network the ends are these two.
-    for name in ("ticket", "scratch"):
+    for name in ("ticket", "rewound", "scratch"):
         errors = [float(error) for error in of[name, "dense"]["errors_to_pruned"].split()]
         ends = [100 - float(of[key]["accuracy"]) for key in ((name, "dense"), ("pruned", "dense"))]
         assert [errors[0], errors[-1]] == pytest.approx(ends, abs=0.01)
-    assert float(of["ticket", "dense"]["start_cosine"]) > 0.8
+    cosines = {name: float(of[name, "dense"]["start_cosine"]) for name in ("ticket", "rewound")}
+    assert 0.8 < cosines["ticket"] < cosines["rewound"] < 1
+    # It goes on from the first step.
+    assert [step for step, _ in pages.from_text(of["rewound", "dense"]["norms"])] == [1, 2]
     assert abs(float(of["scratch", "dense"]["start_cosine"])) < 0.1
     assert 0 < float(of["ticket", "dense"]["disagreement"]) < 1
     points = [point for row in rows for point in gradient_flow.POINTS if row[f"spectrum_{point}"]]
@@ -94,14 +101,14 @@ def test_the_numbers_of_the_gradient_flow_page():
     errors = [50, 50, 4, *[5] * 8, 9, 6, 50, 50]
     row = {"errors_to_pruned": " ".join(map(str, errors))}
     assert gradient_flow_claims.barrier(row) == 9 - (4 + 6) / 2
-    num_bins = len(gradient_flow.EDGES) - 1
+    num_bins = len(spectra.EDGES) - 1
     shares = [0.25, *[0] * (num_bins // 2 - 1), 0.5, *[0] * (num_bins // 2 - 1), 0.25]
     text = " ".join(map(str, (-1, 1, *shares)))
-    assert gradient_flow_page.negative_share(text) == 0.25
+    assert spectra.from_text(text).negative_share == 0.25
 
 
 def test_only_exact_spectra_tell_what_is_below_zero():
-    num_bins = len(gradient_flow.EDGES) - 1
+    num_bins = len(spectra.EDGES) - 1
     text = " ".join(map(str, (-1, 1, 0.25, *[0] * (num_bins - 2), 0.75)))
     row = {"network": "static", "init": "dense"}
     row |= {f"spectrum_{point}": "" for point in gradient_flow.POINTS} | {"spectrum_end": text}

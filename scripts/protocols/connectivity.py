@@ -22,7 +22,6 @@ from absl import flags
 
 import rigl_tf
 from rigl_tf import analysis, lottery
-from scripts import experiments
 from scripts.protocols import connectivity_claims, connectivity_page, networks, pages
 
 FLAGS = flags.FLAGS
@@ -117,27 +116,17 @@ class Training:
 
     def __call__(self, model, seed, start=0, stop=None, callbacks=()):
         """Trains from one step of the schedule to another, in the data order of the seed."""
-        case, data = self.case, networks.data_of(self.case)
-        optimizer = networks.sgd(case, warmup_epochs=self._warmup_epochs)
+        optimizer = networks.sgd(self.case, warmup_epochs=self._warmup_epochs)
         optimizer.iterations.assign(start)
         parts = math.gcd(self.step, self.total)
-        experiments.compile_classifier(
+        networks.fit(
+            self.case,
             model,
+            seed,
             optimizer,
-            jit_compile=case.network == "lenet_300_100",
+            steps=(start, self.total if stop is None else stop),
             steps_per_execution=max(n for n in range(1, 51) if parts % n == 0),
-        )
-        augment = experiments.shift_and_flip if case.dataset == "cifar10" else None
-        batches = experiments.batches(
-            data.x_train, data.y_train, case.batch_size, case.epochs, seed, augment=augment
-        )
-        steps = (self.total if stop is None else stop) - start
-        model.fit(
-            batches.skip(start),
-            steps_per_epoch=steps,
-            callbacks=list(callbacks),
-            shuffle=False,
-            verbose=0,
+            callbacks=callbacks,
         )
 
     def error(self, model):

@@ -4,8 +4,8 @@
 
 trains LeNet-300-100 at 98 % and LeNet5 at 95 % sparsity (ERK): static masks and RigL from three
 initialisations; networks that are pruned; the ticket of the first of them from its initial weights,
-and from new ones. 11 rows for each case and seed; on one core about 7 minutes with either network,
-and for the exact Hessians of LeNet5, those of the first seed, half an hour more; 90 minutes for the
+of ResNet-20 also from early ones, and its masks on new weights. 11 rows for each case and seed; on one core about 7 minutes with either network,
+and for the exact Hessians of LeNet5, those of the first seed, half an hour more; two hours for the
 one seed of ResNet-20, at 90 % and with less of everything. Expect RigL to raise the gradient norm,
 and a ticket to end where the pruned network did.
 """
@@ -20,7 +20,7 @@ import rigl_tf
 from rigl_tf import analysis
 from rigl_tf.initializers import SparseVarianceScaling, initialize
 from scripts import methods
-from scripts.protocols import networks, pages
+from scripts.protocols import networks, pages, spectra
 
 NAME = "lottery_gradient_flow"
 KEY = ("case", "seed", "network", "init", "epochs", "examples")
@@ -41,6 +41,8 @@ class Plan:
         num_held_out: Integer, the test examples that gradients are measured on.
         num_in_hessian: Integer, the training examples of a Hessian.
         lanczos_steps: Integer, or `None` for the exact spectrum.
+        rewind: Float, share of the training after which the pruned network has the weights that a
+            rewound ticket begins with; at 0 there is none. ResNet-20 is not stable at first.
     """
 
     sparsity: float
@@ -49,6 +51,7 @@ class Plan:
     num_held_out: int = 1000
     num_in_hessian: int = 500
     lanczos_steps: int | None = 80
+    rewind: float = 0.0
 
 
 PLANS = {
@@ -61,20 +64,17 @@ PLANS = {
         num_held_out=200,
         num_in_hessian=100,
         lanczos_steps=30,
+        rewind=0.1,
     ),
 }
 COEFFICIENTS = np.linspace(-0.2, 1.2, 15)
 SPECTRUM_SEED = 0
 SPECTRA = (("static", "dense"), ("static", "neuron"), ("rigl", "dense"), ("ticket", "dense"))
+TICKETS = {"ticket": "start", "rewound": "rewound"}  # with which weights of the pruned network
 UPDATE_SEEN = 0.35  # of the training: the mask update before and after which it is computed
 POINTS = ("start", "before_update", "after_update", "end")
-# Eigenvalues are counted in these bins; the one in the middle has those about zero.
-_POSITIVE_EDGES = np.logspace(-4, 3, 29)
-EDGES = np.concatenate([-_POSITIVE_EDGES[::-1], _POSITIVE_EDGES])
 _NUM_INTERVALS = 60  # of the training: mask updates and measurements are so far apart
 _OTHER_START = 1000  # added to the seed, for other weights
-
-_LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def plan_of(case):
@@ -83,9 +83,11 @@ def plan_of(case):
 
 
 def wanted(case, seed):
-    inits = plan_of(CASES[case]).inits
-    pairs = [(network, init) for network in ("static", "rigl") for init in inits]
-    pairs += [("pruned", "dense"), ("ticket", "dense"), *(("scratch", init) for init in inits)]
+    plan = plan_of(CASES[case])
+    pairs = [(network, init) for network in ("static", "rigl") for init in plan.inits]
+    pairs += [("pruned", "dense"), ("ticket", "dense")]
+    pairs += [("rewound", "dense")] * bool(plan.rewind)
+    pairs += [("scratch", init) for init in plan.inits]
     return [
         {"case": case, "seed": seed, "network": network, "init": init} | pages.setting(CASES[case])
         for network, init in pairs
@@ -116,7 +118,7 @@ class Trained:
     """A network that was trained, as arrays: the model itself is not kept."""
 
     accuracy: float
-    states: dict  # the weights at some of `POINTS`
+    states: dict  # the weights at `POINTS`, as far as it came by, and those to rewind to
     logits: np.ndarray
     norms: list  # (step, gradient norm)
     updates: list  # (step, norm before, norm after)
@@ -131,50 +133,52 @@ def _build(case, seed, sparsity, init="dense"):
     return rigl_tf.sparsify(dense, sparsity, initializer=_he(init), seed=seed)
 
 
-def _train(case, model, method, seed, watch=True):
-    steps, plan = networks.total_steps(case), plan_of(case)
-    frequency = max(1, steps // _NUM_INTERVALS)
+def _train(case, model, method, seed, watch=True, start=0):
+    """Trains from a step to the end. Masks that change need all the steps."""
+    total, plan = networks.total_steps(case), plan_of(case)
+    frequency = max(1, total // _NUM_INTERVALS)
     data = networks.data_of(case)
+    optimizer = networks.sgd(case)
+    optimizer.iterations.assign(start)
     optimizer = methods.wrap_optimizer(
-        method,
-        networks.sgd(case),
-        steps,
-        plan.sparsity,
-        update_frequency=frequency,
-        seed=seed,
+        method, optimizer, total, plan.sparsity, update_frequency=frequency, seed=seed
     )
     held_out = data.x_test[: plan.num_held_out], data.y_test[: plan.num_held_out]
     flow = analysis.GradientFlow(held_out, every=frequency)
-    update = _AroundStep(frequency * max(1, int(UPDATE_SEEN * (steps // frequency))))
-    watching = {"callbacks": [flow, update], "steps_per_execution": 1} if watch else {}
-    states = {"start": model.get_weights()}
-    accuracy = networks.train(case, model, seed, optimizer, **watching)
+    update = frequency * max(1, int(UPDATE_SEEN * (total // frequency)))
+    keep = _Keep(before_update=update, after_update=update + 1, rewound=_rewind_step(case))
+    watching = {"callbacks": [flow, keep], "steps_per_execution": 1} if watch else {}
+    first = model.get_weights()
+    accuracy = networks.train(case, model, seed, optimizer, steps=(start, total), **watching)
     return Trained(
         accuracy,
-        {**states, **update.states, "end": model.get_weights()},
+        {"start": first, **keep.states, "end": model.get_weights()},
         model.predict(data.x_test, batch_size=1000, verbose=0),
-        [(step, norms.total) for step, norms in flow.history],
+        # The sparse optimizer counts its own steps.
+        [(start + step, norms.total) for step, norms in flow.history],
         [(step, before.total, after.total) for step, before, after in flow.updates],
     )
 
 
-class _AroundStep(keras.callbacks.Callback):
-    """Keeps the weights before and after a step, counted from 0 over all epochs."""
+def _rewind_step(case):
+    share = plan_of(case).rewind
+    return max(1, round(share * networks.total_steps(case))) if share else None
 
-    def __init__(self, step):
+
+class _Keep(keras.callbacks.Callback):
+    """Keeps the weights after some numbers of steps, each under its name."""
+
+    def __init__(self, **steps):
         super().__init__()
-        self._step = step
-        self._now = 0
+        self._steps = steps
+        self._num_done = 0
         self.states = {}
 
-    def on_train_batch_begin(self, batch, logs=None):
-        if self._now == self._step:
-            self.states["before_update"] = self.model.get_weights()
-
     def on_train_batch_end(self, batch, logs=None):
-        if self._now == self._step:
-            self.states["after_update"] = self.model.get_weights()
-        self._now += 1
+        self._num_done += 1
+        for name, step in self._steps.items():
+            if step == self._num_done:
+                self.states[name] = self.model.get_weights()
 
 
 @functools.lru_cache(maxsize=1)
@@ -198,18 +202,19 @@ def run(run):
             trainings.append(_train(case, model, "pruning", other, watch=False))
         return _row(case, run, None, trainings)
     trainings = []
+    start = _rewind_step(case) if network == "rewound" else 0
     for number in range(_num_runs(case, network, run["init"])):
         model = _with_masks(case, seed, run, pruned, masks)
         order = seed + _OTHER_START * number
-        trainings.append(_train(case, model, "static", order, watch=not number))
+        trainings.append(_train(case, model, "static", order, watch=not number, start=start))
     return _row(case, run, model, trainings, pruned)
 
 
 def _with_masks(case, seed, run, pruned, masks):
-    """The masks of the pruned network: on the weights that it had at first, or on new ones."""
-    if run["network"] == "ticket":
+    """The masks of the pruned network: on weights that it had before, or on new ones."""
+    if run["network"] in TICKETS:
         model = _build(case, seed, 0.0)
-        model.set_weights(pruned.states["start"])
+        model.set_weights(pruned.states[TICKETS[run["network"]]])
         rigl_tf.set_masks(model, masks)
         return model
     model = _build(case, seed + _OTHER_START, 0.0)
@@ -272,24 +277,11 @@ def _to_pruned(case, model, trained, pruned):
 
 
 def spectrum(case, model, weights):
-    """The spectrum of the Hessian at some weights, as text.
-
-    The smallest and the largest eigenvalue, and the share of all in each bin of `EDGES`: exact, or
-    by the Lanczos method for the larger network.
-    """
+    """The spectrum of the Hessian at some weights, see `spectra.measure`."""
     model.set_weights(weights)  # the masks are among them
     data, plan = networks.data_of(case), plan_of(case)
     examples = data.x_train[: plan.num_in_hessian], data.y_train[: plan.num_in_hessian]
-    # Before the first step the moving statistics of normalisations are not those of any data.
-    analysis.estimate_statistics(model, [examples])
-    if plan.lanczos_steps is None:
-        values, shares = analysis.hessian_eigenvalues(model, examples, _LOSS), None
-    else:
-        values, shares = analysis.hessian_density(model, examples, _LOSS, plan.lanczos_steps)
-    inside = np.clip(values, EDGES[0], EDGES[-1])
-    counts, _ = np.histogram(inside, EDGES, weights=shares)
-    numbers = [values[0], values[-1], *(counts / counts.sum())]
-    return " ".join(f"{number:.3g}" for number in numbers)
+    return spectra.measure(model, examples, plan.lanczos_steps)
 
 
 def report(rows):

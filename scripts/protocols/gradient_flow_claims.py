@@ -44,11 +44,15 @@ def _gain(row):
 
 
 def claims(of_one):
-    """Whether the paper's claims hold; `of_one` is `{(network, init): row}` of a case and seed."""
+    """Whether the paper's claims hold, `None` for what is not run.
+
+    Args:
+        of_one: `{(network, init): row}` of a case and seed.
+    """
     dense = of_one["pruned", "dense"]
     static, aware = of_one["static", "dense"], of_one["static", "neuron"]
     rigl, ticket = of_one["rigl", "dense"], of_one["ticket", "dense"]
-    scratch = of_one["scratch", "dense"]
+    scratch, rewound = of_one["scratch", "dense"], of_one.get(("rewound", "dense"))
     return {
         "Sparse networks have a poor gradient flow at initialisation: the norm is below the dense "
         "network's": start_norm(static) < start_norm(dense),
@@ -71,6 +75,9 @@ def claims(of_one):
         ),
         "A ticket ends in the basin of the pruned solution: no barrier": (
             barrier(ticket) < NO_BARRIER
+        ),
+        "… and so does one that is rewound to early weights": (
+            rewound and barrier(rewound) < NO_BARRIER
         ),
         "… and its masks on new weights do not": barrier(scratch) >= NO_BARRIER,
         "A ticket re-learns the function of the pruned network: it disagrees with it less than "

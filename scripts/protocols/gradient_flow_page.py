@@ -6,7 +6,7 @@ import numpy as np
 
 from scripts import results
 from scripts.protocols import gradient_flow as protocol
-from scripts.protocols import pages
+from scripts.protocols import pages, spectra
 from scripts.protocols.gradient_flow_claims import (
     LARGER,
     NO_BARRIER,
@@ -88,10 +88,11 @@ def _protocol(rows):
         f"`scratch, dense` ({plan.num_runs} orders of the examples from the same start) "
         f"{plan.num_runs} networks each are compared, of ResNet-20 {of_resnet.num_runs}; the paper "
         "has five. ResNet-20 has no `layer`. On the line between two of its networks the "
-        "statistics of its normalisations are estimated anew at each point. Its tickets are not "
-        "rewound to a later step, though its training is not stable from the first one on (see "
-        "[lottery_connectivity.md](lottery_connectivity.md)): that they end in another basin is "
-        "what Frankle et al. expect of such tickets.",
+        "statistics of its normalisations are estimated anew at each point. Its training is not "
+        "stable from the first step on (see [lottery_connectivity.md](lottery_connectivity.md)): "
+        "that its tickets end in another basin is what Frankle et al. expect of them. `rewound`, "
+        f"of ResNet-20 only, has the weights that `pruned` has after {of_resnet.rewind:.0%} of "
+        "the training and goes on from there.",
     ]
 
 
@@ -162,30 +163,24 @@ _ENDS = ("start", "end")
 
 
 def _spectra(rows):
-    """`(row, point, text)` of each spectrum that there is."""
+    """`(row, point, spectrum)` of each one that there is."""
     return [
-        (row, point, row[f"spectrum_{point}"])
+        (row, point, spectra.from_text(row[f"spectrum_{point}"]))
         for row in rows
         for point in protocol.POINTS
         if row[f"spectrum_{point}"]
     ]
 
 
-def negative_share(text):
-    """The share of a spectrum that is clearly below zero."""
-    _, _, *shares = map(float, text.split())
-    return sum(shares[: len(shares) // 2])
-
-
 def _spectrum_section(rows):
     cells = []
-    for row, point, text in _spectra(rows):
-        smallest, largest, *_ = text.split()
+    for row, point, spectrum in _spectra(rows):
         is_exact = protocol.plan_of(protocol.CASES[row["case"]]).lanczos_steps is None
-        share = f"{100 * negative_share(text):.1f}" if is_exact else "–"
+        share = f"{100 * spectrum.negative_share:.1f}" if is_exact else "–"
+        ends = f"{spectrum.smallest:g}", f"{spectrum.largest:g}"
         name = f"{row['network']}, {row['init']}"
-        cells.append([row["case"], name, point.replace("_", " "), smallest, largest, share])
-    head = ["case", "network", "where", "smallest", "largest", f"below -{_POSITIVE:g} (%)"]
+        cells.append([row["case"], name, point.replace("_", " "), *ends, share])
+    head = ["case", "network", "where", "smallest", "largest", f"below -{spectra.ABOUT_ZERO:g} (%)"]
     mlp, resnet = (protocol.PLANS[name] for name in ("lenet_300_100", "resnet20"))
     return [
         "## Hessian spectra",
@@ -200,9 +195,6 @@ def _spectrum_section(rows):
         "",
         *results.table(head, cells),
     ]
-
-
-_POSITIVE = protocol.EDGES[len(protocol.EDGES) // 2]
 
 
 def plot(rows, path):
@@ -232,17 +224,19 @@ def _plot_norms(axes, case, rows):
 def _plot_spectra(axes, case, rows):
     """Those after the training and around the update; the others are in the table."""
     drawn = [each for each in _spectra(rows) if each[1] != "start"]
-    ends = [float(number) for _, _, text in drawn for number in text.split()[:2]]
-    for number, (row, point, text) in enumerate(drawn):
-        _, _, *shares = map(float, text.split())
+    ends = [end for _, _, spectrum in drawn for end in spectrum[:2]]
+    for number, (row, point, spectrum) in enumerate(drawn):
         label = f"{row['network']}, {row['init']}: {point.replace('_', ' ')}"
         style = "--" if point == "before_update" else "-"
-        axes.stairs(shares, protocol.EDGES, label=label, color=f"C{number}", linestyle=style)
-    axes.set_xscale("symlog", linthresh=_POSITIVE)
+        axes.stairs(
+            spectrum.shares, spectra.EDGES, label=label, color=f"C{number}", linestyle=style
+        )
+    middle = spectra.ABOUT_ZERO
+    axes.set_xscale("symlog", linthresh=middle)
     axes.set(title=case, xlabel="eigenvalue of the Hessian", ylabel="share", yscale="log")
     axes.set_ylim(1e-4, 100)  # room for the legend
     if drawn:
-        axes.set_xlim(2 * min(0, *ends) - _POSITIVE, 2 * max(0, *ends) + _POSITIVE)
+        axes.set_xlim(2 * min(0, *ends) - middle, 2 * max(0, *ends) + middle)
         axes.set_xticks([-1e-1, -1e-3, 0, 1e-3, 1e-1, 1e1])
 
 

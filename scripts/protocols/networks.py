@@ -113,8 +113,14 @@ def sgd(case, learning_rate=None, epochs=None, warmup_epochs=0):
     return keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True)
 
 
-def train(case, model, seed, optimizer=None, data=None, **fit_arguments):
-    """Trains and returns the test accuracy in percent.
+def train(case, model, seed, optimizer=None, **arguments):
+    """As `fit`; returns the test accuracy in percent."""
+    fit(case, model, seed, optimizer, **arguments)
+    return test_accuracy(case, model)
+
+
+def fit(case, model, seed, optimizer=None, data=None, **fit_arguments):
+    """Trains.
 
     Args:
         case: A `Case`.
@@ -136,7 +142,6 @@ def train(case, model, seed, optimizer=None, data=None, **fit_arguments):
         jit_compile=not is_convolutional,
         **fit_arguments,
     )
-    return test_accuracy(case, model)
 
 
 def test_accuracy(case, model):

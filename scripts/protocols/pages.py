@@ -94,14 +94,14 @@ def verdict(holds, seen):
 
 
 def tally(outcomes):
-    """What to say of a claim that was true or not in each of some comparisons.
+    """What to say of a claim that was true or not in each of some comparisons, `None`: not run.
 
     Example:
 
     >>> tally([True, False, True])
     'confirmed in part (2 of 3)'
     """
-    outcomes = list(outcomes)
+    outcomes = [outcome for outcome in outcomes if outcome is not None]
     if not outcomes:
         return "not run"
     count = sum(map(bool, outcomes))

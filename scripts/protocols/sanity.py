@@ -232,7 +232,7 @@ def _pretrain(case, seed, pair):
         seed,
         # The cosine ends where the training ends, on half of the data too.
         networks.sgd(case, epochs=share * case.epochs),
-        data,
+        data=data,
         callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=keep)],
     )
     return {"rewound": rewound[-1], "trained": model.get_weights(), "accuracy": accuracy}
