@@ -4,10 +4,11 @@
 
 trains LeNet-300-100 at 98 % and LeNet5 at 95 % sparsity (ERK): static masks and RigL from three
 initialisations; networks that are pruned; the ticket of the first of them from its initial weights,
-of ResNet-20 also from early ones, and its masks on new weights. 11 rows for each case and seed; on one core about 7 minutes with either network,
-and for the exact Hessians of LeNet5, those of the first seed, half an hour more; two hours for the
-one seed of ResNet-20, at 90 % and with less of everything. Expect RigL to raise the gradient norm,
-and a ticket to end where the pruned network did.
+of ResNet-20 also from early ones; and its masks on new weights. 11 rows for each case and seed; on
+one core about 7 minutes with either network, and for the exact Hessians of LeNet5, those of the
+first seed, half an hour more; two hours for the one seed of ResNet-20, at 90 % and with less of
+everything. Expect RigL to raise the gradient norm, and a ticket to end where the pruned network
+did.
 """
 
 import dataclasses
