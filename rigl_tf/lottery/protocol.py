@@ -1,7 +1,6 @@
 """The whole comparison behind a verdict: tickets, reinitialised and small networks."""
 
 import functools
-import math
 import os
 import pathlib
 from numbers import Integral, Real
@@ -9,12 +8,11 @@ from numbers import Integral, Real
 import numpy as np
 
 from rigl_tf import masks
-from rigl_tf.lottery.jackpot import check_numbers, check_percent, check_thresholds, decide
-from rigl_tf.lottery.levels import Records, read, replace_file, restore, shapes_of, state_of
+from rigl_tf.lottery.jackpot import check_numbers, check_thresholds, decide
+from rigl_tf.lottery.levels import replace_file
 from rigl_tf.lottery.report import has_residual, report
-from rigl_tf.lottery.tickets import check_arguments, find_ticket, optimizer_reset, prune
-
-_OTHER_START = 1_000_000  # added to the seed, for other initial weights
+from rigl_tf.lottery.tickets import check_arguments, prune
+from rigl_tf.lottery.trainings import all_trainings, percent, width_of
 
 
 def jackpot_protocol(
@@ -115,15 +113,16 @@ def jackpot_protocol(
     pruning = {"prune_fraction": prune_fraction, "scope": scope}
     sparsities = _judged(model, levels, pruning, judged_levels, min_sparsity)
     pruning["levels"] = levels
-    small = small_dense, functools.cache(functools.partial(_width, small_dense, seeds[0]))
+    small = small_dense, functools.cache(functools.partial(width_of, small_dense, seeds[0]))
     table = {}
     for rate in learning_rates:
         for seed in seeds:
             path = directory / f"rate-{rate}-seed-{seed}"
-            fit = functools.partial(_fit, train, rate, seed)
+            fit = functools.partial(percent, train, rate, seed)
             known = [value for values in table.get(("dense", 0), {}).values() for value in values]
-            cell = _cell(build, fit, known, small, seed, path, pruning, sparsities, rewind_step)
-            for kind, level, value in cell:
+            for kind, level, value in all_trainings(
+                build, fit, known, small, seed, path, pruning, sparsities, rewind_step
+            ):
                 table.setdefault((kind, level), {}).setdefault(rate, []).append(value)
     thresholds = {"similar": similar, "clear": clear, "min_sparsity": min_sparsity}
     rows = [_judge(table, level, sparsity, thresholds) for level, sparsity in sparsities.items()]
@@ -140,122 +139,6 @@ def jackpot_protocol(
     text = report(rows, facts).encode()
     replace_file(directory / "report.md", lambda file: file.write(text))
     return rows
-
-
-def _cell(build, fit, known, small, seed, directory, pruning, judged, rewind_step):
-    """All trainings with one learning rate and seed, as triples `(kind, level, accuracy)`.
-
-    Among them is the size of the ticket and of the small network, as `"num_parameters"`.
-    """
-    model = build(seed)
-    path = directory / "lt-imp"
-    imp = find_ticket(model, functools.partial(_level, fit, known), directory=path, **pruning)
-    start, dense = read(path / "start.npz"), read(path / "level-000.npz")
-    yield "dense", 0, dense["metrics"]
-    other = _reinitialised(build, start, seed)
-    records = Records(directory / "others", {**pruning, "levels": None, "shapes": shapes_of(model)})
-
-    def accuracy(name, level, run, *arguments):
-        run = functools.partial(run, fit, *arguments)
-        return records.once(f"{name.lower()}-{level:03d}", run)["metrics"]
-
-    for level in judged:
-        restore(model, dense["weights"], dense["masks"])
-        way = pruning["prune_fraction"], pruning["scope"]
-        one_shot = list(prune(model, *way, times=level).values())
-        iterative = list(imp[level].masks.values())
-        yield "LT-IMP", level, imp[level].metrics
-        for kind, weights, kernel_masks in (
-            ("LT-OMP", start["weights"], one_shot),
-            ("RR-IMP", other, iterative),
-            ("RR-OMP", other, one_shot),
-        ):
-            yield kind, level, accuracy(kind, level, _masked, model, weights, kernel_masks)
-        size = _num_parameters(model, one_shot)
-        narrow = accuracy("small-dense", level, _small, *small, seed, size)
-        yield "small dense", level, narrow["accuracy"]
-        yield "num_parameters", level, (size, narrow["num_parameters"])
-    if rewind_step:
-        restore(model, start["weights"], start["masks"])
-        path = directory / "rewinding"
-        train = _rewinding(fit)
-        found = find_ticket(model, train, directory=path, rewind_step=rewind_step, **pruning)
-        for level in judged:
-            yield "rewinding", level, found[level].metrics
-
-
-def _rewinding(fit):
-    return lambda model, level, rewind: fit(model, rewind)
-
-
-def _fit(train, rate, seed, model, *rewind):
-    accuracy = train(model, rate, seed, *rewind)
-    if not isinstance(accuracy, Real) or not 0 <= accuracy <= 100:
-        raise ValueError(
-            "`train` must return the test accuracy, a number from 0 to 100 in percent. "
-            f"Received: {accuracy!r}"
-        )
-    return float(accuracy)
-
-
-def _level(fit, known, model, level):
-    accuracy = fit(model)
-    if level == 0:
-        # Before it is kept. At chance less than 1 % is right: `known` are earlier dense networks.
-        check_percent([accuracy, *known])
-    return accuracy
-
-
-def _masked(fit, model, weights, kernel_masks):
-    restore(model, weights, kernel_masks)
-    reset_optimizer = optimizer_reset(model)
-    accuracy = fit(model)
-    reset_optimizer()
-    return {"metrics": accuracy}
-
-
-def _small(fit, small_dense, width_of, seed, num_parameters):
-    model = small_dense(width_of(num_parameters), seed)
-    size = _num_parameters(model)
-    return {"metrics": {"accuracy": fit(model), "num_parameters": size}}
-
-
-def _width(small_dense, seed, num_parameters):
-    """The largest width with at most so many parameters, by bisection; else one near 0."""
-    low, high = 0.0, 1.0
-    for _ in range(12):
-        width = (low + high) / 2
-        if _num_parameters(small_dense(width, seed)) <= num_parameters:
-            low = width
-        else:
-            high = width
-    return low or high
-
-
-def _reinitialised(build, start, seed):
-    model = build(seed + _OTHER_START)
-    weights, kernels = state_of(model)["weights"], _kernels(model)
-    restore(model, start["weights"], start["masks"])
-    # Other variables differ in any case: Dropout keeps the state of its random seed.
-    if all(np.array_equal(a, b) for a, b in zip(kernels, _kernels(model), strict=True)):
-        raise ValueError(
-            "`build` must give other initial weights for another seed. "
-            f"Received: the same for seeds {seed} and {seed + _OTHER_START}"
-        )
-    return weights
-
-
-def _kernels(model):
-    return [np.array(kernel.numpy()) for kernel in masks.sparse_kernels(model).values()]
-
-
-def _num_parameters(model, kernel_masks=()):
-    """The trainable parameters that are not masked out."""
-    sizes = {id(weight): math.prod(weight.shape) for weight in model.trainable_weights}
-    for kernel, mask in zip(masks.sparse_kernels(model).values(), kernel_masks, strict=False):
-        if id(kernel) in sizes:
-            sizes[id(kernel)] = np.count_nonzero(mask)
-    return int(sum(sizes.values()))
 
 
 def _judged(model, levels, pruning, judged_levels, min_sparsity):
