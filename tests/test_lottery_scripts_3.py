@@ -100,7 +100,10 @@ def test_the_numbers_of_the_gradient_flow_page():
     # From -0.2 to 1.2: the ends of the line are the third and the third last.
     errors = [50, 50, 4, *[5] * 8, 9, 6, 50, 50]
     row = {"errors_to_pruned": " ".join(map(str, errors))}
-    assert gradient_flow_claims.barrier(row) == 9 - (4 + 6) / 2
+    assert gradient_flow_claims.barrier(row) == pytest.approx(9 - (4 + 0.9 * (6 - 4)))
+    falls = [50, 50, *np.linspace(9, 4, 11), 50, 50]
+    row = {"errors_to_pruned": " ".join(map(str, falls))}
+    assert gradient_flow_claims.barrier(row) == pytest.approx(0)
     num_bins = len(spectra.EDGES) - 1
     shares = [0.25, *[0] * (num_bins // 2 - 1), 0.5, *[0] * (num_bins // 2 - 1), 0.25]
     text = " ".join(map(str, (-1, 1, *shares)))

@@ -55,7 +55,7 @@ def lines(rows):
         *_verdicts(rows),
         f"Norms over training count as above another if larger by {LARGER - 1:.0%} in the claim "
         f"about tickets; a barrier is {NO_BARRIER:g} percentage points of test error above the "
-        "mean of the ends.",
+        "straight line between the errors of the ends, which are not equally good here.",
         "",
         f"![Gradient norms, spectra, errors on the line]({protocol.NAME}.png)",
         "",
@@ -84,8 +84,8 @@ def _protocol(rows):
         "Initialisation is He's: `dense` counts all connections, `layer` the mean of the active "
         "ones of a layer's neurons, `neuron` the active ones of each neuron. `pruned` starts dense "
         "and is pruned gradually; `ticket` has its final masks on its initial weights; `scratch` "
-        f"has these masks on new weights. Of `pruned` ({plan.num_runs} starts), `ticket` and "
-        f"`scratch, dense` ({plan.num_runs} orders of the examples from the same start) "
+        f"has these masks on new weights. Of `pruned` ({plan.num_runs} starts), `ticket`, "
+        f"`rewound` and `scratch, dense` ({plan.num_runs} orders of the examples from the same start) "
         f"{plan.num_runs} networks each are compared, of ResNet-20 {of_resnet.num_runs}; the paper "
         "has five. ResNet-20 has no `layer`. On the line between two of its networks the "
         "statistics of its normalisations are estimated anew at each point. Its training is not "
