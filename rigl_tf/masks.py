@@ -137,31 +137,34 @@ def set_masks(model, masks):
 
 def check_masks(model, masks):
     """`masks` as boolean arrays; raises a `ValueError` unless they fit the model's kernels."""
+    masks, kernels = as_booleans(masks), sparse_kernels(model)
+    for path, mask in masks.items():
+        if path not in kernels:
+            raise ValueError(
+                f"A mask's key must be the path of a sparse kernel of the model: {sorted(kernels)}."
+                f" Received: {path!r}"
+            )
+        shape = tuple(kernels[path].shape)
+        if mask.shape != shape:
+            raise ValueError(
+                f"The mask of {path!r} must have the kernel's shape {shape}. "
+                f"Received: shape={mask.shape}"
+            )
+    return masks
+
+
+def as_booleans(masks):
+    """`masks` as boolean arrays; raises a `ValueError` unless they are masks."""
     if not isinstance(masks, Mapping):
         raise ValueError(
             "`masks` must be a dictionary `{kernel path: mask}`. "
             f"Received: {type(masks).__name__}"
         )
-    kernels = sparse_kernels(model)
-    return {path: _check_mask(kernels, path, mask) for path, mask in masks.items()}
-
-
-def _check_mask(kernels, path, mask):
-    if path not in kernels:
-        raise ValueError(
-            f"A mask's key must be the path of a sparse kernel of the model: {sorted(kernels)}. "
-            f"Received: {path!r}"
-        )
-    mask = np.asarray(mask)
-    shape = tuple(kernels[path].shape)
-    if mask.shape != shape:
-        raise ValueError(
-            f"The mask of {path!r} must have the kernel's shape {shape}. "
-            f"Received: shape={mask.shape}"
-        )
-    if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
-        raise ValueError(
-            f"The mask of {path!r} must hold booleans, or numbers that are 0 or 1. "
-            f"Received: dtype={mask.dtype}, values from {mask.min()} to {mask.max()}"
-        )
-    return mask.astype(bool)
+    masks = {path: np.asarray(mask) for path, mask in masks.items()}
+    for path, mask in masks.items():
+        if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
+            raise ValueError(
+                f"The mask of {path!r} must hold booleans, or numbers that are 0 or 1. "
+                f"Received: dtype={mask.dtype}, values from {mask.min()} to {mask.max()}"
+            )
+    return {path: mask.astype(bool) for path, mask in masks.items()}

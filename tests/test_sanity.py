@@ -416,6 +416,21 @@ def test_classes_that_do_not_fit_the_labels():
         lottery.corrupt_labels(labels, 1.0, 257)
 
 
-def test_probability_of_labels():
-    with pytest.raises(ValueError, match=r"Received: probability=1\.5"):
-        lottery.corrupt_labels(LABELS, 1.5, 10)
+@pytest.mark.parametrize(
+    ("corrupt", "received"),
+    [
+        (lambda: lottery.corrupt_labels(LABELS, 1.5, 10), r"probability=1\.5"),
+        (lambda: lottery.corrupt_labels(LABELS, 1.0, 9), "from 0 to 9, num_classes=9"),
+        (lambda: lottery.corrupt_labels(LABELS - 1, 1.0, 10), "from -1 to 8, num_classes=10"),
+        (lambda: lottery.corrupt_labels(LABELS, 1.0, 10, seed=0.5), r"seed=0\.5"),
+        (lambda: lottery.shuffle_pixels(LABELS), r"shape=\(20000,\)"),
+        (lambda: lottery.shuffle_pixels(X, seed=-1), "seed=-1"),
+        (lambda: lottery.rearrange_masks({"a": [0.5, 1.0]}), r"values from 0\.5 to 1\.0"),
+        (lambda: lottery.rearrange_masks([[True]]), "list"),
+        (lambda: lottery.rearrange_masks({"a": [True]}, seed=None), "seed=None"),
+        (lambda: lottery.shuffle_weights(make_model(0), seed="a"), "seed='a'"),
+    ],
+)
+def test_what_cannot_be_corrupted(corrupt, received):
+    with pytest.raises(ValueError, match=f"Received: .*{received}"):
+        corrupt()

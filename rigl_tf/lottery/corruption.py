@@ -8,7 +8,7 @@ import numpy as np
 
 from rigl_tf import distributions, pruning
 from rigl_tf.checks import check_integers
-from rigl_tf.masks import mask_of, sparse_kernels
+from rigl_tf.masks import as_booleans, mask_of, sparse_kernels
 
 
 def corrupt_labels(labels, probability, num_classes, seed=0):
@@ -19,7 +19,7 @@ def corrupt_labels(labels, probability, num_classes, seed=0):
     - [Su et al., 2020](https://arxiv.org/abs/2009.11094), with a probability of 1
 
     Args:
-        labels: Array of integers.
+        labels: Array of integers in `[0, num_classes)`.
         probability: Number in `[0, 1]`. Each label is replaced with this probability, by any of
             the classes with equal probability, its own class too.
         num_classes: Integer >= 1. The dtype of the labels must hold `num_classes - 1`.
@@ -33,8 +33,10 @@ def corrupt_labels(labels, probability, num_classes, seed=0):
 
     Example:
 
-    >>> bool((corrupt_labels(np.array([7, 7, 7, 7]), 1.0, num_classes=3) < 3).all())
-    True
+    >>> corrupt_labels(np.array([2, 2, 2, 2]), 0.0, num_classes=3)
+    array([2, 2, 2, 2])
+    >>> corrupt_labels(np.array([2, 2, 2, 2]), 1.0, num_classes=3).shape
+    (4,)
     """
     labels = np.asarray(labels)
     if not np.issubdtype(labels.dtype, np.integer):
@@ -49,6 +51,12 @@ def corrupt_labels(labels, probability, num_classes, seed=0):
             "The dtype of `labels` must hold all classes. "
             f"Received: dtype={labels.dtype}, num_classes={num_classes}"
         )
+    if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(
+            "`labels` must be in [0, `num_classes`). "
+            f"Received: from {labels.min()} to {labels.max()}, num_classes={num_classes}"
+        )
+    check_integers(0, seed=seed)
     rng = np.random.default_rng(seed)
     chosen = rng.random(labels.shape) < probability
     drawn = rng.integers(num_classes, size=labels.shape)
@@ -69,12 +77,20 @@ def shuffle_pixels(images, seed=0):
     Returns:
         A new array of the same shape and dtype.
 
+    Raises:
+        ValueError: If an argument is out of its range.
+
     Example:
 
     >>> sorted(shuffle_pixels(np.arange(6).reshape(1, 2, 3)).ravel().tolist())
     [0, 1, 2, 3, 4, 5]
     """
     images = np.asarray(images)
+    if images.ndim < 2:
+        raise ValueError(
+            f"`images` must have the shape `(number, ...)`. Received: shape={images.shape}"
+        )
+    check_integers(0, seed=seed)
     rows = images.reshape(len(images), -1)
     return np.random.default_rng(seed).permuted(rows, axis=1).reshape(images.shape)
 
@@ -123,17 +139,19 @@ def rearrange_masks(masks, seed=0):
     Returns:
         New masks, for `rigl_tf.set_masks`.
 
+    Raises:
+        ValueError: If an argument is no mask, or out of its range.
+
     Example:
 
     >>> mask = rearrange_masks({"kernel": np.array([[True, False], [False, False]])})["kernel"]
     >>> mask.shape, int(mask.sum())
     ((2, 2), 1)
     """
+    check_integers(0, seed=seed)
     return {
-        path: np.random.default_rng((seed, index))
-        .permutation(np.ravel(mask))
-        .reshape(np.shape(mask))
-        for index, (path, mask) in enumerate(masks.items())
+        path: _permuted(mask.ravel(), seed, index).reshape(mask.shape)
+        for index, (path, mask) in enumerate(as_booleans(masks).items())
     }
 
 
@@ -151,7 +169,7 @@ def shuffle_weights(model, seed=0):
         seed: Integer >= 0. The permutations are a function of it and of the kernel's index.
 
     Raises:
-        ValueError: If the model has no sparse kernel.
+        ValueError: If the model has no sparse kernel, or the seed is out of its range.
 
     Example:
 
@@ -165,6 +183,7 @@ def shuffle_weights(model, seed=0):
             "Weights are shuffled among the active connections of a sparse model. "
             f"Received: model={model.name!r}, without sparse kernels"
         )
+    check_integers(0, seed=seed)
     for index, kernel in enumerate(kernels.values()):
         values = np.array(keras.ops.convert_to_numpy(kernel))
         active = np.asarray(mask_of(kernel), dtype=bool)

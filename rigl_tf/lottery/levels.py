@@ -82,10 +82,10 @@ class Records:
             return
         try:
             self._path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
+        except OSError as error:
             raise ValueError(
                 "`directory` must be a directory, or a path where one can be made, not a file or "
-                f"in one. Received: directory={str(self._path)!r}"
+                f"in one. Received: directory={str(self._path)!r} ({error.strerror})"
             ) from error
         self._check_settings(json.loads(json.dumps(settings)))
 

@@ -267,7 +267,7 @@ def _check(data, num_classes, checks, threshold):
             f"Received: {type(data).__name__}" + f" of shapes {shapes}" * is_pair
         )
     labels = np.asarray(data[1])
-    corruption.corrupt_labels(labels[:1], 1.0, num_classes)
+    corruption.corrupt_labels(labels[:0], 1.0, num_classes)
     is_column = labels.shape in ((len(labels),), (len(labels), 1))
     if not is_column or labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(
