@@ -83,7 +83,9 @@ def weight_correlation(a, b, p=0.2, *, masks_a=None, masks_b=None, tolerance=0.0
     >>> result.total, result.verdict
     (0.5, 'positive')
     """
-    _check_number("p", p, p.__class__ is not bool and isinstance(p, Real) and 0 < p < 1, "(0, 1)")
+    _check_number(
+        "p", p, p.__class__ is not bool and isinstance(p, Real) and 0 < p < 1, "in (0, 1)"
+    )
     _check_number("tolerance", tolerance, isinstance(tolerance, Real) and tolerance >= 0, ">= 0")
     kernels_a, left_a = _kernels_and_masks("a", a, masks_a)
     kernels_b, left_b = _kernels_and_masks("b", b, masks_b)
