@@ -1,5 +1,6 @@
 """What a copy of a layer gets from the layer beyond its config."""
 
+import inspect
 import tempfile
 
 import keras
@@ -19,6 +20,27 @@ def without_wrappers(config):
     if isinstance(config, list):
         return [without_wrappers(value) for value in config]
     return config
+
+
+def another(layer, config):
+    """Another layer or model of a layer's class, made from its config.
+
+    Keras's own config of a subclassed model has the defaults of the constructor's arguments,
+    whatever they were. `copy_inside` refuses the copy where that makes a difference.
+    """
+    if _has_defaults(layer):
+        arguments = inspect.signature(type(layer)).parameters
+        if not any(each.kind is each.VAR_KEYWORD for each in arguments.values()):
+            config = {name: value for name, value in config.items() if name in arguments}
+    return type(layer).from_config(config)
+
+
+def own_attributes(model):
+    """The attributes that a model has beyond those of every Keras model which holds a layer."""
+    other = keras.Model()
+    other.held = keras.layers.Identity()
+    keras_own = vars(other).keys() - {"held"}
+    return {name: value for name, value in vars(model).items() if name not in keras_own}
 
 
 def copy_of_lambda(layer):
@@ -65,13 +87,16 @@ def copy_inside(layer, new_layer):
     frozen, what was learned by `adapt`, and the masks of kernels that are sparse in both.
 
     Raises:
-        ValueError: If the copy holds other layers or variables.
+        ValueError: If the copy holds other layers or variables, or layers of other settings.
     """
     copy_adapted(layer, new_layer)
     pairs = list(zip(*_same_layers(layer, new_layer), strict=True))
     for old, new in pairs:  # from the outside in, as a layer passes it on to the layers inside
         if new.trainable != old.trainable:
             new.trainable = old.trainable
+    for old, new in pairs:
+        if _has_defaults(old):
+            _check_settings(old, new)
     _copy_variables(layer, new_layer)
     for old, new in pairs:
         if isinstance(old, keras.layers.RNN) and old.states is not None:
@@ -123,6 +148,46 @@ def _copy_variables(layer, new_layer):
         new.trainable = old.trainable
         if masks.mask_of(old) is not None and masks.mask_of(new) is not None:
             masks.assign(new, masks.mask_of(old))
+
+
+def _has_defaults(layer):
+    """Whether the config is Keras's own of a subclassed model."""
+    return isinstance(layer, keras.Model) and type(layer).get_config is keras.Model.get_config
+
+
+def _check_settings(model, copy):
+    for old, new in zip(*_same_layers(model, copy), strict=True):
+        settings, new_settings = dict(_settings(old)), dict(_settings(new))
+        for path, value in settings.items():
+            if new_settings.get(path, value) != value:
+                raise ValueError(
+                    "Keras does not keep what the constructor of a subclassed model was given: let "
+                    "`get_config` return it. Received: model "
+                    f"{model.name!r} of class {type(model).__name__}, where {'.'.join(path)} of "
+                    f"{old.name!r} is {value!r}, and {new_settings[path]!r} in a copy"
+                )
+
+
+def _settings(layer):
+    """The numbers and strings in the config of a layer, in the attributes of a subclassed model."""
+    if hasattr(layer, "adapt"):
+        return []
+    try:
+        config = own_attributes(layer) if _has_defaults(layer) else layer.get_config()
+    except NotImplementedError:
+        return []
+    return _plain_values(without_wrappers(config))
+
+
+def _plain_values(value, path=()):
+    if isinstance(value, (list, tuple)):
+        value = {str(index): each for index, each in enumerate(value)}
+    if isinstance(value, dict):
+        for key, each in value.items():
+            if key != "name":
+                yield from _plain_values(each, (*path, str(key)))
+    elif isinstance(value, (bool, int, float, str)):
+        yield path, value
 
 
 def _same_layers(layer, new_layer):

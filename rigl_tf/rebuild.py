@@ -5,7 +5,14 @@ import contextlib
 import keras
 import tensorflow as tf
 
-from rigl_tf.copies import copy_adapted, copy_inside, copy_of_lambda, without_wrappers
+from rigl_tf.copies import (
+    another,
+    copy_adapted,
+    copy_inside,
+    copy_of_lambda,
+    own_attributes,
+    without_wrappers,
+)
 from rigl_tf.layers import all_layers, without_build_configs
 
 # Models whose structure is known; a Functional model is a `keras.Function` of its inputs.
@@ -85,7 +92,7 @@ def exchange_in_place(model, exchange):
             return value
         return exchange(value)
 
-    values = {name: value for name, value in _own_attributes(model).items() if _layers_in(value)}
+    values = {name: value for name, value in own_attributes(model).items() if _layers_in(value)}
     new_layers = {
         id(layer): exchanged(layer) for value in values.values() for layer in _layers_in(value)
     }
@@ -101,7 +108,7 @@ def exchange_in_place(model, exchange):
 def copy_of_subclassed(model, caller):
     """Another model of a subclassed model's class and config, without its weights, not built."""
     try:
-        copy = type(model).from_config(model.get_config())
+        copy = another(model, model.get_config())
     except (NotImplementedError, TypeError) as error:
         raise ValueError(
             f"`{caller}` needs another model of the same class, made by `from_config` from what "
@@ -131,7 +138,7 @@ def copy_of_layer(layer, plain=False):
     if type(layer) is keras.layers.Lambda:
         return copy_of_lambda(layer)
     config = without_build_configs(layer.get_config())
-    copy = type(layer).from_config(without_wrappers(config) if plain else config)
+    copy = another(layer, without_wrappers(config) if plain else config)
     if isinstance(layer, keras.layers.Layer):
         copy_adapted(layer, copy)
     return copy
@@ -147,16 +154,8 @@ def copy_state(layer, new_layer):
     copy_inside(layer, new_layer)
 
 
-def _own_attributes(model):
-    """The attributes that a model has beyond those of every Keras model which holds a layer."""
-    other = keras.Model()
-    other.held = keras.layers.Identity()
-    keras_own = vars(other).keys() - {"held"}
-    return {name: value for name, value in vars(model).items() if name not in keras_own}
-
-
 def _held_layers(model):
-    return [layer for value in _own_attributes(model).values() for layer in _layers_in(value)]
+    return [layer for value in own_attributes(model).values() for layer in _layers_in(value)]
 
 
 def _layers_in(value):

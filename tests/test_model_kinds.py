@@ -117,6 +117,57 @@ def test_a_built_subclassed_model_is_copied(tmp_path):
         np.testing.assert_array_equal(one, two)
 
 
+class Regularised(keras.Model):
+    """As most people write them: no `**kwargs`, no config."""
+
+    def __init__(self, rate=0.1, activation="relu", scale=1.0):
+        super().__init__()
+        self.hidden = layers.Dense(8, activation)
+        self.dropout = layers.Dropout(rate)
+        self.scale = scale
+
+    def call(self, inputs, training=None):
+        return self.scale * self.dropout(self.hidden(inputs), training=training)
+
+
+class WithoutArguments(Regularised):
+    def __init__(self):
+        super().__init__(0.5, "tanh", 2.0)
+
+
+@pytest.mark.parametrize("cls", [Regularised, WithoutArguments])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_built_model_whose_class_has_no_config(cls, inside):
+    dense = keras.Sequential([keras.Input((8,)), cls()]) if inside else cls()
+    x, y = numbers((8, 8)), numbers((8, 8))
+    dense(x)
+    np.testing.assert_array_equal(rigl_tf.sparsify(dense, 0.0)(x), dense(x))
+    sparse = rigl_tf.sparsify(dense, 0.5)
+    assert active(sparse) == [32]
+    sparse.compile(rigl(), "mse")
+    sparse.fit(x, y, batch_size=2, verbose=0)
+    check_invariant(sparse)
+    np.testing.assert_array_equal(rigl_tf.strip(sparse)(x), sparse(x))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(
+    ("arguments", "received"),
+    [
+        ({"rate": 0.5}, r"rate of 'dropout\w*' is 0\.5, and 0\.1 in a copy"),
+        ({"activation": "tanh"}, "activation of 'dense.*' is 'tanh', and 'relu' in a copy"),
+        ({"scale": 2.0}, r"scale of 'regularised.*' is 2\.0, and 1\.0 in a copy"),
+    ],
+)
+def test_arguments_that_keras_forgets_are_not_lost_in_silence(arguments, received, inside):
+    """The config that Keras gives such a model has the defaults."""
+    model = Regularised(**arguments)
+    dense = keras.Sequential([keras.Input((8,)), model]) if inside else model
+    dense(numbers((4, 8)))
+    with pytest.raises(ValueError, match=f"let `get_config` return it. Received: .*{received}"):
+        rigl_tf.sparsify(dense, 0.5)
+
+
 @keras.saving.register_keras_serializable(package="tests")
 class ByHand(keras.Model):
     """Wrapped where it is written: can be saved as a whole."""
