@@ -25,6 +25,21 @@ def check_integers(least=None, **values):
             raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}")
 
 
+def check_functions(**values):
+    """Raises a `ValueError` that names the first value that is no function.
+
+    Example:
+
+    >>> check_functions(train=None)
+    Traceback (most recent call last):
+        ...
+    ValueError: `train` must be a function. Received: train=None
+    """
+    for name, value in values.items():
+        if not callable(value):
+            raise ValueError(f"`{name}` must be a function. Received: {name}={value!r}")
+
+
 def check_choice(choices, **values):
     """Raises a `ValueError` that names the first value that is none of these strings.
 

@@ -22,6 +22,7 @@ def fresh_start():
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy("float32")
     yield
+    keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
 
 

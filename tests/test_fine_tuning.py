@@ -112,6 +112,20 @@ def test_training_that_diverged_is_told():
         lottery.prune_and_fine_tune(linear(1, 2), train, 0.5)
 
 
+def test_a_last_training_that_diverged_is_told_and_not_kept(tmp_path):
+    arguments = {"sparsity": 0.5, "pruning": "one_shot", "directory": tmp_path}
+
+    def train(model, name):
+        if name == "fine_tune":
+            kernel_of(model).assign([[np.nan], [2.0]])
+
+    with pytest.raises(ValueError, match=r"NaN or inf in .* after 'fine_tune'"):
+        lottery.prune_and_fine_tune(linear(1, 2), train, **arguments)
+    again = Training()
+    lottery.prune_and_fine_tune(linear(1, 2), again, **arguments)
+    assert list(again.seen) == ["fine_tune"]
+
+
 def test_layers_are_pruned_alike_and_the_first_is_not():
     model = keras.Sequential([keras.Input((8,)), *[layers.Dense(n) for n in (6, 10, 5)]])
     model = rigl_tf.sparsify(model, 0.0)
@@ -184,9 +198,11 @@ def test_admm_keeps_a_regularizer_and_leaves_dense_kernels_alone():
         assert len(admm._model.losses) == 1
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "float64"])
 def test_admm_makes_weights_small_before_they_go(policy):
     keras.config.set_dtype_policy(policy)
+    if policy == "float64":
+        keras.config.set_floatx(policy)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(256, 8)).astype("float32")
     y = x @ np.array([2, -2, 1.5, 1, 0.3, 0.2, -0.2, 0.1], "float32")[:, None]

@@ -492,17 +492,18 @@ def test_the_global_imitation_needs_one_output():
 
 
 @pytest.mark.parametrize(
-    ("units", "weights"),
+    ("units", "weights", "size"),
     [
-        ([0, 3], [0.5, 0.5]),
-        ([], []),
-        ([0], [0.5, 0.5]),
-        ([-1, 1], [0.5, 0.5]),
-        ([1, 1], [0.5, 0.5]),
+        ([0, 3], [0.5, 0.5], 3),
+        ([], [], 3),
+        ([0], [0.5, 0.5], 3),
+        ([-1, 1], [0.5, 0.5], 3),
+        ([1, 1], [0.5, 0.5], 3),
+        ([0, 1], [0.5, 0.5], 2),
     ],
 )
-def test_selections_of_other_layers_are_refused(units, weights):
-    selection = Selection(np.array(units, int), np.array(weights), [0.0], [len(units)])
+def test_selections_of_other_layers_are_refused(units, weights, size):
+    selection = Selection(np.array(units, int), np.array(weights), [0.0], [len(units)], size)
     with pytest.raises(ValueError, match="A selection must be that of its layer"):
         keep_units(chain_with(), {"hidden": selection})
 
@@ -510,7 +511,7 @@ def test_selections_of_other_layers_are_refused(units, weights):
 @pytest.mark.parametrize(
     ("selections", "message"),
     [
-        (Selection(np.array([0]), np.array([1.0]), [0.0], [1]), "Received: Selection"),
+        (Selection(np.array([0]), np.array([1.0]), [0.0], [1], 4), "Received: Selection"),
         ({"hidden": None}, "Received: NoneType for 'hidden'"),
         ({"hidden": [1, 2]}, "Received: list for 'hidden'"),
     ],

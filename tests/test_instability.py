@@ -193,6 +193,9 @@ def test_statistics_are_means_over_batches_and_nothing_else_changes():
             np.testing.assert_array_equal(variable, value)
     with pytest.raises(ValueError, match="one batch at least"):
         analysis.estimate_statistics(model, [])
+    for one in (np.ones((4, 1)), (np.ones((4, 1)), np.ones(4))):
+        with pytest.raises(ValueError, match=r"put a batch into a list. Received: (ndarray|tuple)"):
+            analysis.estimate_statistics(model, one)
     analysis.estimate_statistics(absolute_value(), [])
 
 
@@ -244,12 +247,18 @@ def test_a_training_that_diverges():
         ({"data_seeds": 3}, "data_seeds=3"),
         ({"masks": [1]}, "Received: list"),
         ({"data_seeds": (1, 1)}, "two different seeds"),
-        ({"evaluate": lambda model: None}, "finite numbers"),
+        ({"evaluate": lambda model: None}, "finite number. Received: None"),
+        ({"evaluate": lambda model: [0.1, 0.2]}, r"finite number. Received: \[0\.1, 0\.2\]"),
+        ({"evaluate": None}, "`evaluate` must be a function"),
+        ({"train": 3}, "train=3"),
+        ({"model": keras.Sequential([keras.layers.Dense(2)])}, "built `keras.Model`"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        analysis.instability(absolute_value(), swap, **{"evaluate": error, **arguments})
+        analysis.instability(
+            **{"model": absolute_value(), "train": swap, "evaluate": error, **arguments}
+        )
 
 
 def test_warm_up():

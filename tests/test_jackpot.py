@@ -433,6 +433,12 @@ def test_what_is_residual(make, answer):
         ({"judged_levels": 2}, "`judged_levels` must be different integers.*levels=2"),
         ({"judged_levels": [2.0]}, r"`judged_levels` must be different integers.*\[2.0\]"),
         ({"directory": None}, "`directory` must be a path. Received: directory=None"),
+        ({"small_dense": None}, "`small_dense` must be a function. Received: small_dense=None"),
+        ({"small_dense": lambda width, seed: None}, "must return a built.*None for a width of 0.5"),
+        (
+            {"small_dense": lambda width, seed: keras.Sequential([keras.layers.Dense(1)])},
+            "`small_dense` must return a built `keras.Model`.*built=False",
+        ),
     ],
 )
 def test_arguments_are_checked_before_anything_is_trained(tmp_path, bad, message):
@@ -440,8 +446,33 @@ def test_arguments_are_checked_before_anything_is_trained(tmp_path, bad, message
         pytest.fail("trained")
 
     good = {"learning_rates": [0.1], "directory": tmp_path, "levels": 2, "prune_fraction": 0.5}
+    good["small_dense"] = small_dense
     with pytest.raises(ValueError, match=message):
-        lottery.jackpot_protocol(build, never, small_dense, **good | bad)
+        lottery.jackpot_protocol(build, never, **good | bad)
+
+
+def test_the_learning_rate_that_diverges_is_named(tmp_path):
+    train = Training()
+
+    def diverging(model, learning_rate, seed):
+        accuracy = train(model, learning_rate, seed)
+        if learning_rate == 0.01:
+            model.trainable_weights[0].assign(model.trainable_weights[0] * np.nan)
+        return accuracy
+
+    with pytest.raises(ValueError, match=r"NaN or inf in .* after level 0 in '.*rate-0.01-seed-0"):
+        run(diverging, tmp_path)
+    assert run(Training(), tmp_path)  # nothing is kept of it
+
+
+def test_seeds_of_numpy(tmp_path):
+    def checked(seed):
+        assert type(seed) is int
+        return build(seed)
+
+    settings = {"levels": 1, "prune_fraction": np.float32(0.75), "seeds": np.arange(1)}
+    rows = lottery.jackpot_protocol(checked, Training(), small_dense, [0.1], tmp_path, **settings)
+    assert rows[0]["sparsity"] == 0.75
 
 
 def test_bad_protocols_are_refused_in_a_sentence(tmp_path):

@@ -94,6 +94,16 @@ def test_repellent_loss_by_hand():
     assert model.losses == []
 
 
+def test_a_float64_network_is_repelled():
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    model = rigl_tf.sparsify(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), 0.5)
+    model.compile("sgd", "mse")
+    analysis.repel(model, [model.get_weights()])
+    history = model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0).history
+    assert history["loss"][0] > 2  # the cosine is 1 at first
+
+
 def test_the_gradient_is_that_of_active_connections():
     model = two_kernels()
     model.set_weights(solution(model, [3, None, 0, 5], [4, None]))

@@ -346,14 +346,36 @@ def test_weights_that_were_masked_cannot_be_rearranged():
     arguments = {"build": make_model, "train": lambda model, name: 50, "data": (X, Y)}
     with pytest.raises(ValueError, match=r"before they were masked.*0 wherever a mask is `False`"):
         lottery.sanity_check(prune=prune, num_classes=6, **arguments)
-    # The other checks do not look at them, and a ticket of all connections has none.
+    # The other checks do not look at them.
     others = ["half data", "shuffled weights", "random ticket"]
     lottery.sanity_check(prune=prune, num_classes=6, checks=others, **arguments)
 
-    def all_of_them(model, data):
-        return rigl_tf.get_masks(model), model.get_weights()
 
-    lottery.sanity_check(prune=all_of_them, num_classes=6, **arguments)
+@pytest.mark.parametrize(("share", "received"), [(0.0, "0 of 128"), (1.0, "128 of 128")])
+def test_a_pruner_that_prunes_nothing_or_all(share, received):
+    def prune(model, data):
+        return {path: mask & bool(share) for path, mask in rigl_tf.get_masks(model).items()}
+
+    with pytest.raises(ValueError, match=f"prune some connections.*Received: {received} active"):
+        lottery.sanity_check(make_model, prune, lambda model, name: 50, (X, Y), 6)
+
+
+def test_a_rewound_ticket_can_be_checked():
+    """`find_ticket` has masked the model's own weights; those of the level are as they were."""
+
+    def prune(model, data):
+        def fit(model, level, rewind):
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            model.compile("sgd", loss)
+            model.fit(*data, epochs=1, callbacks=[rewind], verbose=0)
+
+        ticket = lottery.find_ticket(model, fit, 2, 0.5, rewind_step=1)[-1]
+        return ticket.masks, ticket.weights
+
+    table = lottery.sanity_check(
+        make_model, prune, lambda model, name: 50, (X, Y), 6, checks=["rearranged masks"], seeds=[0]
+    )
+    assert table.accuracies == {"ticket": [50.0], "rearranged masks": [50.0]}
 
 
 def test_a_check_that_is_named_twice_is_done_once():
@@ -423,6 +445,7 @@ def test_classes_that_do_not_fit_the_labels():
         (lambda: lottery.corrupt_labels(LABELS, 1.0, 9), "from 0 to 9, num_classes=9"),
         (lambda: lottery.corrupt_labels(LABELS - 1, 1.0, 10), "from -1 to 8, num_classes=10"),
         (lambda: lottery.corrupt_labels(LABELS, 1.0, 10, seed=0.5), r"seed=0\.5"),
+        (lambda: lottery.corrupt_labels(np.eye(4, dtype=int), 1.0, 4), r"shape=\(4, 4\)"),
         (lambda: lottery.shuffle_pixels(LABELS), r"shape=\(20000,\)"),
         (lambda: lottery.shuffle_pixels(X, seed=-1), "seed=-1"),
         (lambda: lottery.rearrange_masks({"a": [0.5, 1.0]}), r"values from 0\.5 to 1\.0"),

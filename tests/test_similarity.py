@@ -137,6 +137,7 @@ def test_models():
         ({"masks_b": {"k": np.ones(2)}}, r"'k' of shape \(2,\)"),
         ({"a": {"k": np.zeros(3)}}, "'k' with 0 of 3 left"),
         ({"masks_a": {"k": np.full(3, 0.5)}}, "others in that of 'k'"),
+        ({"masks_a": [1]}, "list"),
         ({"b": {"k": np.full(3, np.nan)}}, r"not in \['k'\]"),
     ],
 )

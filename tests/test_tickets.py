@@ -145,6 +145,30 @@ def test_training_that_diverged_is_told(rewind):
         lottery.find_ticket(network(), train, 1, rewind=rewind)
 
 
+def test_nothing_is_kept_of_a_training_that_diverged(tmp_path):
+    """Not of the last one either, whose weights are never ranked; with another rate it goes on."""
+
+    def diverged(model, level):
+        if level == 1:
+            model.trainable_weights[-1].assign(model.trainable_weights[-1] * np.nan)
+
+    message = f"NaN or inf in .* after level 1 in '{tmp_path}'"
+    with pytest.raises(ValueError, match=message):
+        lottery.find_ticket(network(), diverged, 1, 0.5, directory=tmp_path)
+    found = lottery.find_ticket(network(), Halving(), 1, 0.5, directory=tmp_path)
+    assert [level.number for level in found] == [0, 1]
+
+
+def test_the_history_of_fit_is_metrics(tmp_path):
+    def train(model, level):
+        model.compile("sgd", "mse")
+        return model.fit(np.ones((4, 4)), np.ones((4, 2)), verbose=0)
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    found = lottery.find_ticket(rigl_tf.sparsify(model, 0.0), train, 1, directory=tmp_path)
+    assert [list(level.metrics) for level in found] == [["loss"], ["loss"]]
+
+
 @pytest.mark.parametrize("pruning", [{}, {"scope": "layerwise", "rewind": "learning_rate"}])
 def test_a_stopped_run_goes_on_at_the_first_unfinished_level(tmp_path, pruning):
     whole = network()
@@ -254,6 +278,10 @@ def normalised():
     return rigl_tf.sparsify(dense, 0.0)
 
 
+def not_again(model, level, rewind=None):
+    raise AssertionError
+
+
 def test_fit_rewinds_to_step_k_normalisation_and_all(tmp_path):
     model = normalised()
     found = lottery.find_ticket(
@@ -273,9 +301,13 @@ def test_fit_rewinds_to_step_k_normalisation_and_all(tmp_path):
         if weight.name != "kernel_mask":
             assert (then != start).any()  # it had moved by step 6
             np.testing.assert_array_equal(now, np.where(masks.get(weight.path, True), then, 0))
+    # A level has them before they were masked.
+    for weight, started, then in zip(model.weights, found[2].weights, STATES[0, 2], strict=True):
+        if weight.name != "kernel_mask":
+            np.testing.assert_array_equal(started, then)
     # Read from the files, the rewound weights are the same.
     again = normalised()
-    lottery.find_ticket(again, None, 2, 0.5, rewind_step=6, directory=tmp_path / "whole")
+    lottery.find_ticket(again, not_again, 2, 0.5, rewind_step=6, directory=tmp_path / "whole")
     for value, other in zip(again.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(value, other)
 

@@ -5,9 +5,10 @@ from numbers import Real
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from rigl_tf.analysis.connectivity import error_barrier, interpolate
-from rigl_tf.checks import check_integers
+from rigl_tf.checks import check_functions, check_integers
 from rigl_tf.layers import all_layers
 from rigl_tf.masks import set_masks
 
@@ -101,7 +102,8 @@ def instability(
     >>> len(result.errors), result.barrier >= 0
     (5, True)
     """
-    _check(step, threshold, data_seeds, num_points)
+    _check(model, step, threshold, data_seeds, num_points)
+    check_functions(train=train, evaluate=evaluate)
     before = _state(model)
     try:
         if masks is not None:
@@ -112,6 +114,8 @@ def instability(
             _restore(start)
             train(model, seed, step)
             solutions.append(_finite_weights(model, seed))
+            if len(solutions) == 1:  # else both trainings would be lost
+                _check_error(evaluate(model))
         coefficients = np.linspace(0, 1, num_points).tolist()
         errors = interpolate(model, *solutions, evaluate, coefficients)
     finally:
@@ -136,7 +140,7 @@ def estimate_statistics(model, data):
             `tf.data.Dataset` that ends. Take batches as large as in training.
 
     Raises:
-        ValueError: If there is no batch.
+        ValueError: If there is no batch, or `data` is no iterable of batches.
 
     Example:
 
@@ -145,6 +149,11 @@ def estimate_statistics(model, data):
     >>> [float(array[0]) for array in model.get_weights()[2:]]  # means 2, 6; variances 1, 0
     [4.0, 0.5]
     """
+    if isinstance(data, (tuple, np.ndarray, tf.Tensor)):
+        raise ValueError(
+            "`data` must be an iterable of batches; put a batch into a list. "
+            f"Received: {type(data).__name__}"
+        )
     normalisations = [
         layer
         for layer in all_layers(model)
@@ -201,7 +210,14 @@ def _restore(state):
         variable.assign(value)
 
 
-def _check(step, threshold, data_seeds, num_points):
+def _check_error(error):
+    if not isinstance(error, Real) or not np.isfinite(error):
+        raise ValueError(f"`evaluate` must return a finite number. Received: {error!r}")
+
+
+def _check(model, step, threshold, data_seeds, num_points):
+    if not isinstance(model, keras.Model) or not model.built:
+        raise ValueError(f"`model` must be a built `keras.Model`. Received: model={model!r}")
     check_integers(0, step=step)
     check_integers(2, num_points=num_points)
     if not isinstance(threshold, Real) or not threshold >= 0:

@@ -246,6 +246,8 @@ class _Repellent(keras.regularizers.Regularizer):
         values = [tf.cast(tf.convert_to_tensor(each), tf.float32) for each in kernels]
         loss = tf.add_n([_squared_cosine(values, kernels, each) for each in self.solutions])
         loss *= self.weight / len(self.solutions)
+        if tf.as_dtype(kernel.dtype) == tf.float64:  # Keras adds it to losses that are float64, too
+            loss = tf.cast(loss, "float64")
         return loss if self.regularizer is None else loss + self.regularizer(kernel)
 
 

@@ -155,7 +155,13 @@ def _kernels_and_masks(name, network, kernel_masks):
         )
     if not kernels:
         raise ValueError(f"`{name}` must have a kernel at least. Received: none")
-    for path, mask in (kernel_masks or {}).items():
+    kernel_masks = {} if kernel_masks is None else kernel_masks
+    if not isinstance(kernel_masks, Mapping):
+        raise ValueError(
+            f"`masks_{name}` must be a dictionary `{{path: mask}}`. "
+            f"Received: {type(kernel_masks).__name__}"
+        )
+    for path, mask in kernel_masks.items():
         if path not in kernels or np.shape(mask) != kernels[path].shape:
             shapes = {path: kernel.shape for path, kernel in kernels.items()}
             raise ValueError(

@@ -56,6 +56,12 @@ def corrupt_labels(labels, probability, num_classes, seed=0):
             "`labels` must be in [0, `num_classes`). "
             f"Received: from {labels.min()} to {labels.max()}, num_classes={num_classes}"
         )
+    is_table = labels.size and labels.ndim > 1 and labels.shape[-1] == num_classes > 1
+    if is_table and labels.max() == 1 and (labels.sum(axis=-1) == 1).all():
+        raise ValueError(
+            f"`labels` must be integers, not one-hot. Received: shape={labels.shape}, "
+            f"num_classes={num_classes}"
+        )
     check_integers(0, seed=seed)
     rng = np.random.default_rng(seed)
     chosen = rng.random(labels.shape) < probability

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection
-from rigl_tf.checks import check_choice, check_integers
-from rigl_tf.lottery.levels import Records, restore, shapes_of, state_of
+from rigl_tf.checks import check_choice, check_functions, check_integers
+from rigl_tf.lottery.levels import Records, restore, shapes_of, trained_state
 from rigl_tf.lottery.tickets import optimizer_reset
 from rigl_tf.pruning import check_sparse, magnitude_masks
 
@@ -98,6 +98,7 @@ def prune_and_fine_tune(
     ['dense', 'iterative_1', 'fine_tune']
     """
     _check(model, sparsity, pruning, prune_fraction, num_updates, rho)
+    check_functions(train=train)
     levels = _levels(sparsity, prune_fraction) if pruning == "iterative" else []
     # Of each kernel, in the order of the prunings.
     shares = [_shares(model, distribution, level) for level in (*levels, sparsity)]
@@ -117,7 +118,7 @@ def prune_and_fine_tune(
         if name == "dense":  # not before: of a run that goes on, the masks are on file
             _check_density(model, shares[0])
         returned = train(model, name)
-        return {**state_of(model), "metrics": returned}
+        return {**trained_state(model, repr(name)), "metrics": returned}
 
     def run(name):
         reset_optimizer()
@@ -231,15 +232,16 @@ class _Split(keras.regularizers.Regularizer):
         self.sparse = self._projected(self.values())
         self.dual = np.zeros_like(self.sparse)
         with masks.strategy_of(kernel).scope():
-            self.target = keras.Variable(self.sparse, trainable=False, dtype="float32")
+            self.target = keras.Variable(self.sparse, trainable=False, dtype=self.sparse.dtype.name)
 
     def __call__(self, kernel):
-        far = tf.cast(kernel, tf.float32) - tf.convert_to_tensor(self.target)
+        far = tf.cast(kernel, self.target.dtype) - tf.convert_to_tensor(self.target)
         penalty = self.rho / 2 * tf.reduce_sum(far**2)
         return penalty if self.regularizer is None else penalty + self.regularizer(kernel)
 
     def values(self):
-        return keras.ops.convert_to_numpy(self.kernel).astype("float32")
+        values = keras.ops.convert_to_numpy(self.kernel)
+        return values if values.dtype == "float64" else values.astype("float32")
 
     def update(self):
         values = self.values()

@@ -156,7 +156,7 @@ def _select(objective, size, is_enough, repetition, num_candidates, max_steps, g
         if is_enough(num_units[-1], value):
             break
     units = np.flatnonzero(shares)
-    return Selection(units, shares[units], discrepancies, num_units)
+    return Selection(units, shares[units], discrepancies, num_units, size)
 
 
 def _check_finite(value):

@@ -216,7 +216,7 @@ def check_numbers(name, values, kind):
         raise ValueError(
             f"`{name}` must be different {rule} >= 0, one at least. Received: {name}={values!r}"
         )
-    return listed
+    return list(map(int, listed)) if kind is Integral else listed
 
 
 def check_percent(values, what="Accuracies"):

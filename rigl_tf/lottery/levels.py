@@ -6,6 +6,7 @@ import os
 import pathlib
 import zipfile
 
+import keras
 import numpy as np
 
 from rigl_tf import masks
@@ -21,6 +22,8 @@ class Level:
         sparsity: Float, the share of zeros over all sparse kernels.
         masks: `{kernel path: mask}`, for `rigl_tf.set_masks`.
         metrics: What `train` returned.
+        weights: What the training started from, as from `model.get_weights()`, before the masks
+            were applied: a partially trained ticket for `sanity_check`, if it was rewound.
     """
 
     number: int
@@ -28,6 +31,7 @@ class Level:
     sparsity: float
     masks: dict
     metrics: object
+    weights: list
 
 
 def state_of(model):
@@ -36,6 +40,24 @@ def state_of(model):
         "weights": [_array(variable) for variable in _variables(model)],
         "masks": list(masks.get_masks(model).values()),
     }
+
+
+def trained_state(model, where):
+    """`state_of` a model after a training; a `ValueError` if that diverged."""
+    weights = [*model.trainable_weights, *masks.sparse_kernels(model).values()]
+    broken = [each.path for each in weights if not np.isfinite(_array(each)).all()]
+    if broken:
+        raise ValueError(
+            "A training must end with finite weights, and nothing is kept of a training that "
+            f"diverged. Received: NaN or inf in {list(dict.fromkeys(broken))} after {where}"
+        )
+    return state_of(model)
+
+
+def weights_of(model, weights):
+    """The weights that `state_of` gave in the order of `model.get_weights()`."""
+    values = dict(zip(map(id, _variables(model)), weights, strict=True))
+    return [values[id(each)] if id(each) in values else each.numpy() for each in model.weights]
 
 
 def restore(model, weights, kernel_masks):
@@ -77,6 +99,8 @@ class Records:
     """
 
     def __init__(self, directory, settings):
+        if directory is not None and not isinstance(directory, (str, os.PathLike)):
+            raise ValueError(f"`directory` must be a path. Received: directory={directory!r}")
         self._path = None if directory is None else pathlib.Path(directory).expanduser()
         if self._path is None:
             return
@@ -142,7 +166,12 @@ def replace_file(path, write):
 
 
 def plain(metrics):
-    """`metrics` as JSON gives them back, so that a result is the same when it is read again."""
+    """`metrics` as JSON gives them back, so that a result is the same when it is read again.
+
+    Of what `model.fit` returns, the history.
+    """
+    if isinstance(metrics, keras.callbacks.History):
+        metrics = metrics.history
     try:
         return json.loads(json.dumps(metrics, default=lambda value: np.asarray(value).tolist()))
     except (TypeError, ValueError) as error:
@@ -180,7 +209,8 @@ class _Record(dict):
 
 def _damaged(path, why):
     return ValueError(
-        "A finished level must be as it was written: delete the file to have it run again. "
+        "What is finished must be as it was written: delete the file, and those of later levels, "
+        "to have them run again. "
         f"Received: {path} ({why})"
     )
 

@@ -8,11 +8,12 @@ from numbers import Integral, Real
 import numpy as np
 
 from rigl_tf import masks
+from rigl_tf.checks import check_functions
 from rigl_tf.lottery.jackpot import check_numbers, check_thresholds, decide
 from rigl_tf.lottery.levels import replace_file
 from rigl_tf.lottery.report import has_residual, report
 from rigl_tf.lottery.tickets import check_arguments, prune
-from rigl_tf.lottery.trainings import all_trainings, percent, width_of
+from rigl_tf.lottery.trainings import all_trainings, percent, small_network, width_of
 
 
 def jackpot_protocol(
@@ -103,6 +104,7 @@ def jackpot_protocol(
     >>> [(row["sparsity"], sorted(row["verdicts"])) for row in rows]
     [(0.8, ['IMP', 'OMP'])]
     """
+    check_functions(build=build, train=train, small_dense=small_dense)
     learning_rates = check_numbers("learning_rates", learning_rates, Real)
     seeds = check_numbers("seeds", seeds, Integral)
     check_thresholds(similar, clear, min_sparsity)
@@ -110,7 +112,8 @@ def jackpot_protocol(
     directory = pathlib.Path(directory).expanduser()
     model = build(seeds[0])
     check_arguments(model, levels, prune_fraction, scope, rewind_step)
-    pruning = {"prune_fraction": prune_fraction, "scope": scope}
+    small_network(small_dense, 0.5, seeds[0])  # before anything is trained
+    pruning = {"prune_fraction": float(prune_fraction), "scope": scope}
     sparsities = _judged(model, levels, pruning, judged_levels, min_sparsity)
     pruning["levels"] = levels
     small = small_dense, functools.cache(functools.partial(width_of, small_dense, seeds[0]))

@@ -10,6 +10,7 @@ from numbers import Integral, Real
 import numpy as np
 
 from rigl_tf import masks
+from rigl_tf.checks import check_functions
 from rigl_tf.lottery import corruption
 from rigl_tf.lottery.jackpot import check_numbers, check_percent
 from rigl_tf.lottery.levels import Records, restore, shapes_of, state_of
@@ -117,8 +118,9 @@ def sanity_check(
         prune: Function `prune(model, data) -> masks`, with `data` as below. It may train the model,
             as in `find_ticket(model, train_on(data), levels=10)[-1].masks`. Training starts from
             the initial weights, unless it returns `(masks, weights)`, with weights as from
-            `model.get_weights()`. Return all of them, not only those that the masks select: with
-            `"rearranged masks"` it is an error if all others are 0, as these masks select them.
+            `model.get_weights()`, such as the `masks` and `weights` of a `Level`. Return all of
+            them, not only those that the masks select: with `"rearranged masks"` it is an error if
+            all others are 0, as these masks select them.
         train: Function `train(model, name) -> accuracy` in percent. It trains the model from the
             weights that it has, on true data; it should compile it. `name` is the name of a check,
             or `"ticket"`, and the seed: `"half data, seed 0"`.
@@ -136,9 +138,10 @@ def sanity_check(
         A `SanityTable`.
 
     Raises:
-        ValueError: If an argument is out of its range, `prune` returns no masks of this model or
-            weights that were masked already, `train` returns no accuracy in percent, or `directory`
-            has results of another model, or of data of other shapes.
+        ValueError: If an argument is out of its range, `prune` returns no masks of this model,
+            masks that prune nothing or all, or weights that were masked already, `train` returns no
+            accuracy in percent, or `directory` has results of another model, or of data of other
+            shapes.
 
     Example:
 
@@ -160,6 +163,7 @@ def sanity_check(
     """
     seeds = check_numbers("seeds", seeds, Integral)
     _check(data, num_classes, checks, threshold)
+    check_functions(build=build, prune=prune, train=train)
     settings = {
         "protocol": "sanity_check",
         "num_classes": int(num_classes),
@@ -224,7 +228,19 @@ def _find(build, prune, rearranges, num_classes, data, seed, run):
         if rearranges:
             _check_unmasked(model, kernel_masks)
     masks.set_masks(model, kernel_masks)
-    return initial, weights, list(masks.get_masks(model).values())
+    kernel_masks = list(masks.get_masks(model).values())
+    _check_pruned(kernel_masks)
+    return initial, weights, kernel_masks
+
+
+def _check_pruned(kernel_masks):
+    size = sum(mask.size for mask in kernel_masks)
+    num_active = sum(int(np.count_nonzero(mask)) for mask in kernel_masks)
+    if num_active in (0, size):
+        raise ValueError(
+            "`prune` must return masks that prune some connections, not none and not all. "
+            f"Received: {num_active} of {size} active"
+        )
 
 
 def _check_unmasked(model, kernel_masks):

@@ -7,8 +7,16 @@ import keras
 import numpy as np
 
 from rigl_tf import distributions, masks, pruning
-from rigl_tf.checks import check_choice, check_integers
-from rigl_tf.lottery.levels import Level, Records, restore, shapes_of, state_of
+from rigl_tf.checks import check_choice, check_functions, check_integers
+from rigl_tf.lottery.levels import (
+    Level,
+    Records,
+    restore,
+    shapes_of,
+    state_of,
+    trained_state,
+    weights_of,
+)
 
 
 class RewindPoint(keras.callbacks.Callback):
@@ -86,7 +94,8 @@ def find_ticket(
     Args:
         model: A built sparse `keras.Model`, made with `sparsify(model, 0.0)`.
         train: Function `train(model, level) -> metrics` that trains the model to the end in place;
-            `level` is an integer, the metrics are numbers, in lists or dictionaries. With
+            `level` is an integer, the metrics are numbers, in lists or dictionaries, or what
+            `model.fit` returns. With
             `rewind_step > 0` it is `train(model, level, rewind)`: hand `rewind` to
             `model.fit(..., callbacks=[rewind])`, or call `rewind.record(num_steps)` after each step
             of your own loop; begin at `rewind.start_step`, as in the example.
@@ -103,8 +112,8 @@ def find_ticket(
             the schedule again, at `rewind_step`.
 
     Returns:
-        List of `Level`, with `number`, `num_active`, `sparsity`, `masks` and `metrics`: levels 0
-        to `levels`, or these two if `one_shot`.
+        List of `Level`, with `number`, `num_active`, `sparsity`, `masks`, `metrics` and `weights`:
+        levels 0 to `levels`, or these two if `one_shot`.
 
     Raises:
         ValueError: If an argument is out of its range, the model has no sparse kernel, the first
@@ -134,6 +143,7 @@ def find_ticket(
     >>> ticket = find_ticket(model, train, levels=2, rewind_step=5)[-1]
     """
     check_arguments(model, levels, prune_fraction, scope, rewind_step, rewind)
+    check_functions(train=train)
     settings = {
         "prune_fraction": float(prune_fraction),
         "scope": scope,
@@ -157,10 +167,10 @@ def find_ticket(
         restore(model, weights, kernel_masks)
         reset_optimizer()
         point = RewindPoint(rewind_step, rewind_step if number else 0, take)
-        run = functools.partial(_run, model, train, number, point, rewind)
+        run = functools.partial(_run, model, train, number, point, rewind, directory)
         last = records.once(f"level-{number:03d}", run)
         rewound = last.get("rewound", rewound)
-        results.append(_level(model, number, last))
+        results.append(_level(model, number, last, weights))
     restore(model, weights, kernel_masks)
     reset_optimizer()
     return results
@@ -204,9 +214,10 @@ def _sparsity(size, num_active):
     return (size - max(num_active, 1) + 0.5) / size
 
 
-def _run(model, train, number, point, rewind):
+def _run(model, train, number, point, rewind, directory):
     metrics = train(model, number, point) if point.step else train(model, number)
-    record = {**state_of(model), "metrics": metrics}
+    where = f"level {number}" if directory is None else f"level {number} in {str(directory)!r}"
+    record = {**trained_state(model, where), "metrics": metrics}
     if number == 0 and point.step and rewind == "weights":
         if point.state is None:
             raise ValueError(
@@ -218,12 +229,13 @@ def _run(model, train, number, point, rewind):
     return record
 
 
-def _level(model, number, record):
+def _level(model, number, record, weights):
     kernel_masks = dict(zip(masks.sparse_kernels(model), record["masks"], strict=True))
     num_active = sum(int(np.count_nonzero(mask)) for mask in kernel_masks.values())
     size = sum(mask.size for mask in kernel_masks.values())
     sparsity = (size - num_active) / size
-    return Level(number, num_active, sparsity, kernel_masks, record["metrics"])
+    metrics = record["metrics"]
+    return Level(number, num_active, sparsity, kernel_masks, metrics, weights_of(model, weights))
 
 
 def optimizer_reset(model):

@@ -4,6 +4,7 @@ import functools
 import math
 from numbers import Real
 
+import keras
 import numpy as np
 
 from rigl_tf import masks
@@ -98,9 +99,20 @@ def _masked(fit, model, weights, kernel_masks):
 
 
 def _small(fit, small_dense, width_of, seed, num_parameters):
-    model = small_dense(width_of(num_parameters), seed)
+    model = small_network(small_dense, width_of(num_parameters), seed)
     size = _num_parameters(model)
     return {"metrics": {"accuracy": fit(model), "num_parameters": size}}
+
+
+def small_network(small_dense, width, seed):
+    """The small dense network; one that is not built would count as one without parameters."""
+    model = small_dense(width, seed)
+    if not isinstance(model, keras.Model) or not model.built or not model.trainable_weights:
+        raise ValueError(
+            "`small_dense` must return a built `keras.Model` with trainable weights, such as one "
+            f"that begins with a `keras.Input`. Received: {model!r} for a width of {width:g}"
+        )
+    return model
 
 
 def width_of(small_dense, seed, num_parameters):
@@ -108,7 +120,7 @@ def width_of(small_dense, seed, num_parameters):
     low, high = 0.0, 1.0
     for _ in range(12):
         width = (low + high) / 2
-        if _num_parameters(small_dense(width, seed)) <= num_parameters:
+        if _num_parameters(small_network(small_dense, width, seed)) <= num_parameters:
             low = width
         else:
             high = width

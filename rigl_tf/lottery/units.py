@@ -29,12 +29,14 @@ class Selection:
         weights: Array of floats, the weight of each one; their sum is 1.
         discrepancies: List of floats, the discrepancy after each step.
         num_units: List of integers, how many units were selected after each step.
+        layer_units: Integer, how many units the layer has.
     """
 
     units: np.ndarray
     weights: np.ndarray
     discrepancies: list
     num_units: list
+    layer_units: int
 
 
 def keep_units(model, selections):
@@ -247,10 +249,16 @@ def _check_selections(selections):
 def _check_selection(name, selection, num_units):
     units = np.asarray(selection.units)
     is_set = len(units) and len(np.unique(units)) == len(units) == len(selection.weights)
-    if not is_set or units.min() < 0 or units.max() >= num_units:
+    if (
+        not is_set
+        or selection.layer_units != num_units
+        or units.min() < 0
+        or units.max() >= num_units
+    ):
         raise ValueError(
             "A selection must be that of its layer, of one unit at least, each once. Received: "
-            f"layer {name!r} of {num_units} units, and units={units.tolist()}"
+            f"layer {name!r} of {num_units} units, and units={units.tolist()} of "
+            f"{selection.layer_units}"
         )
 
 

@@ -197,7 +197,7 @@ def _baseline(model, place, measure, method, num_units, seed):
         for name, value in measure(shares).items():
             curves[name].append((count, value))
     units = np.sort(order[:num_units])
-    return lottery.Selection(units, shares[units], [], []), curves
+    return lottery.Selection(units, shares[units], [], [], len(shares)), curves
 
 
 def report(rows):
