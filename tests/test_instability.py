@@ -261,6 +261,11 @@ def test_arguments_out_of_range_are_refused(arguments, message):
         )
 
 
+def test_an_error_may_be_a_tensor():
+    got = analysis.instability(absolute_value(), swap, lambda model: tf.constant(error(model)))
+    assert got.errors == pytest.approx(analysis.instability(absolute_value(), swap, error).errors)
+
+
 def test_warm_up():
     halved = keras.optimizers.schedules.PiecewiseConstantDecay([6], [0.5, 0.25])
     for schedule, wanted in (

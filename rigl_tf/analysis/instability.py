@@ -211,7 +211,8 @@ def _restore(state):
 
 
 def _check_error(error):
-    if not isinstance(error, Real) or not np.isfinite(error):
+    value = np.asarray(error)  # a tensor is a number, too
+    if value.shape or value.dtype.kind not in "iuf" or not np.isfinite(value):
         raise ValueError(f"`evaluate` must return a finite number. Received: {error!r}")
 
 
