@@ -66,12 +66,12 @@ def claims(of_one):
         ),
         "… and static training with it is more accurate": aware["accuracy"] > static["accuracy"],
         "RigL has a better gradient flow during training than static masks": (
-            mean_norm(rigl) > mean_norm(static)
+            mean_norm(rigl) > LARGER * mean_norm(static)
         ),
         "A mask update of RigL raises the norm, on average": statistics.mean(changes(rigl)) > 0,
         "RigL is more accurate than static masks": rigl["accuracy"] > static["accuracy"],
-        "A ticket does not improve gradient flow: its norms are not above those of its masks on "
-        "new weights": mean_norm(ticket) <= LARGER * mean_norm(scratch),
+        "A ticket does not improve gradient flow during training: its norms are not above those "
+        "of its masks on new weights": mean_norm(ticket) <= LARGER * mean_norm(scratch),
         "A ticket is more accurate than its masks on new weights": (
             ticket["accuracy"] > scratch["accuracy"]
         ),

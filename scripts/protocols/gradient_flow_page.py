@@ -53,8 +53,8 @@ def lines(rows):
         'Lottery Tickets Win" (AAAI 2022, arXiv 2010.03533).',
         "",
         *_verdicts(rows),
-        f"Norms over training count as above another if larger by {LARGER - 1:.0%} in the claim "
-        f"about tickets; a barrier is {NO_BARRIER:g} percentage points of test error above the "
+        f"Mean norms over training, without that at the start, count as above another if larger by "
+        f"{LARGER - 1:.0%}; a barrier is {NO_BARRIER:g} percentage points of test error above the "
         "straight line between the errors of the ends, which are not equally good here.",
         "",
         f"![Gradient norms, spectra, errors on the line]({protocol.NAME}.png)",
@@ -76,10 +76,11 @@ def _protocol(rows):
     return [
         f"Seeds {seeds}, mean ± standard deviation. LeNet-300-100 at 98 %, LeNet5 at 95 %, "
         f"ResNet-20 at 90 % (ERK), {epochs} epochs, batch 100, SGD 0.1 (LeNet5: 0.05; ResNet-20: "
-        "batch 128, 0.2), Nesterov momentum 0.9, cosine decay, L2 1e-4 (ResNet-20: 2e-4); masks of "
-        "RigL change 60 times in a training of which the last quarter is left out. Norms are those "
-        f"of the active connections' gradients on {plan.num_held_out} test examples (ResNet-20: "
-        f"{of_resnet.num_held_out}), without L2, measured as often.",
+        "batch 128, 0.2), Nesterov momentum 0.9, cosine decay, L2 1e-4 (ResNet-20: 2e-4); RigL "
+        "updates its masks at every sixtieth of the training but in its last quarter. Norms are "
+        f"those of the active connections' gradients on {plan.num_held_out} test examples "
+        f"(ResNet-20: {of_resnet.num_held_out}), without L2, measured as often. Lines between "
+        f"networks have {len(protocol.COEFFICIENTS)} points, where the authors' code has 29.",
         "",
         "Initialisation is He's: `dense` counts all connections, `layer` the mean of the active "
         "ones of a layer's neurons, `neuron` the active ones of each neuron. `pruned` starts dense "

@@ -142,19 +142,20 @@ arXiv 2009.11094), on small networks. Test accuracy in percent after the last ep
 Tickets: SNIP and GraSP (10 examples per class, initial weights); LT (one-shot magnitude pruning \
 of the trained network, all kernels together, initial weights); weight rewinding (the same mask, \
 the weights after a fifth of the epochs, one at least) and learning-rate rewinding (the same \
-mask, the trained weights), both trained for the other epochs, on the rest of the learning \
-rates; random, with the smart ratio or one of its ablations; hybrid (learning-rate rewinding \
-with the counts of the smart ratio). In the checks the pruner sees random labels, random labels \
-and shuffled pixels, or half of the data, and the training after it true data; or the mask of \
-each kernel, or its active weights, are permuted; or a random ticket with the same counts is \
-trained from the first weights, for all epochs. A check is noticed if the accuracy drops by more \
-than {threshold} points for each seed, or in the mean and by more than the drop's standard \
-deviation over the seeds; "as good" is at most {threshold} points worse, in the mean.
+mask, the trained weights), both trained for the other epochs, on the rest of the learning rates; \
+random, with the smart ratio or one of its ablations; hybrid (learning-rate rewinding with the \
+counts of the smart ratio). In the checks the pruner sees random labels, random labels and \
+shuffled pixels, or half of the data, and the training after it true data; or the mask of each \
+kernel, or its active weights, are permuted; or a random ticket with the same counts is trained \
+from the first weights, for all epochs. A check is noticed if the accuracy drops by more than \
+{threshold} points for each seed, or in the mean and by more than the drop's standard deviation \
+over the seeds; "as good" is at most {threshold} points worse, in the mean (with the counts of an \
+initial ticket: that the check is not noticed).
 
-The smart ratio is for convolutions, and keeps 30 % of linear layers. In LeNet-5 the hidden \
-Dense layers would then keep more weights than all layers may: here they count as convolutions \
-(1x1), and the classifier only as linear. For LeNet-300-100 it says nothing, as its layers are \
-Dense: what applies are random tickets with the counts of a pruner, and ERK."""
+The smart ratio is for convolutions, and keeps 30 % of linear layers. In LeNet-5 the hidden Dense \
+layers would then keep more weights than all layers may: here they count as convolutions (1x1), \
+and the classifier only as linear. For LeNet-300-100 it says nothing, as its layers are Dense: \
+what applies are random tickets with the counts of a pruner, and ERK."""
 
 _READING = """\
 In brackets: for how many tickets, checks and sparsities it holds. The paper trains VGG-19 and \
@@ -165,16 +166,18 @@ black), so moved connections need not hurt even where they were found with care,
 do, it may be that a pruner knows which pixels are never used: images of objects do not have such \
 pixels. 11.35 % on MNIST and 10 % on Fashion-MNIST are one answer for all images: LeNet-5, which \
 has no batch normalisation, does not leave the start with a random mask of 98 %, in ten epochs no \
-more than in two (with the variances that the active connections ask for, `SparseVarianceScaling`, \
-it had 74 % after two and 81 % after five, one run each); so its checks are done at 95 %, where \
-that still is so for some seeds, GraSP's own tickets among them: means with a deviation of 40 \
-points are of networks that trained and of one that did not. Such a ticket can notice nothing; it \
-is counted all the same. That GraSP can be worse than its own counts at random is known: Frankle \
-et al., "Pruning Neural Networks at Initialization: Why Are We Missing the Mark?" (ICLR 2021, \
-arXiv 2009.08576), find the accuracy of such methods the same or higher when what they keep is \
-shuffled within each layer. It keeps what makes gradients large: where no batch normalisation \
-bounds them, that can be too much (seed 0 of LeNet-5 at 90 % starts with a norm of 17 beside 0.12 \
-with SNIP, and dies at a learning rate of 0.05; at 0.01 it comes to 29 %)."""
+more than in two (with the variances that the active connections ask for, \
+`SparseVarianceScaling`, it had 74 % after two and 81 % after five; by hand, one run each); so \
+its checks are done at 95 %, where that still is so for some seeds, GraSP's own tickets among \
+them, and for every ticket that LT and the rewindings find with random labels (that is what they \
+notice): means with a deviation of 40 points are of networks that trained and of one that did \
+not. Such a ticket can notice nothing; it is counted all the same. That GraSP can be worse than \
+its own counts at random is known: Frankle et al., "Pruning Neural Networks at Initialization: \
+Why Are We Missing the Mark?" (ICLR 2021, arXiv 2009.08576), find the accuracy of such methods \
+the same or higher when what they keep is shuffled within each layer. It keeps what makes \
+gradients large: where no batch normalisation bounds them, that can be too much (by hand: seed 0 \
+of LeNet-5 at 90 % starts with a norm of 17 beside 0.12 with SNIP, and dies at a learning rate of \
+0.05; at 0.01 it comes to 29 %)."""
 
 
 def _accuracy_table(found):

@@ -162,7 +162,8 @@ CLAIMS = [
     ),
     (
         _FRANKLE,
-        f"Tickets of 80 % and more are as good as the dense network (within {_MATCHING})",
+        f"Tickets of 80 % and more are as good as the dense network (within {_MATCHING}; of the "
+        "sparsities with rivals)",
         _matches,
     ),
     (_FRANKLE, "Tickets are better than reinitialised ones", _better_than("RR-IMP")),
