@@ -1,5 +1,6 @@
 """How the kernels of a model get their sparsity, once they are all there."""
 
+import contextlib
 import functools
 
 from rigl_tf import distributions, initializers, masks
@@ -20,8 +21,7 @@ class Allocation:
     Args:
         distribution, sparsity, seed, initializer: See `rigl_tf.sparsify`.
         choice: The `Choice` of kernels. Names in it that no layer had are errors.
-        num_layers: Number of layers to be built, `None` if that is not known: then `share_out` is
-            called when they are.
+        num_layers: Number of layers to be built.
     """
 
     def __init__(self, distribution, sparsity, seed, choice, num_layers, initializer=None):
@@ -33,6 +33,7 @@ class Allocation:
         self._initializer = initializer
         self._built = []
         self._is_shared_out = False
+        self._is_held = False
 
     def add(self, wrapper, choices):
         """Called by a wrapper when it is built, with a `MaskChoice` for each of its kernels."""
@@ -42,7 +43,18 @@ class Allocation:
             for index, choice in enumerate(choices, num_before):
                 self._choose(choice, wrapper, self._sparsity, index)
             wrapper.keep([self._sparsity] * len(choices), self._seed)
-        elif len(self._built) == self._num_layers:
+        elif len(self._built) == self._num_layers and not self._is_held:
+            self.share_out()
+
+    @contextlib.contextmanager
+    def held(self):
+        """Waits with the sharing until the end of this context: more layers may come in it."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+        if len(self._built) >= self._num_layers:
             self.share_out()
 
     def share_out(self):

@@ -8,8 +8,7 @@ import numpy as np
 
 from rigl_tf import masks
 from rigl_tf.layers import without_build_configs
-from rigl_tf.rebuild import is_clonable
-from rigl_tf.sparsify import strip
+from rigl_tf.rebuild import calls_of, is_clonable
 from rigl_tf.wrapper import SparseWrapper
 
 _RULE = (
@@ -67,9 +66,8 @@ def compact(model):
     >>> np.allclose(small(np.ones((1, 28, 28))), sparse(np.ones((1, 28, 28))), atol=1e-5)
     True
     """
-    stages = _chain(model)
+    stages, inputs, x = _chain(model)
     live = _live(stages)
-    inputs, x = _copy_before(model, stages[0].layer)
     if not live[0].all():
         x = keras.ops.take(x, np.flatnonzero(live[0]), axis=-1)
     pending = []
@@ -110,7 +108,7 @@ def live_units(model):
     >>> [units.tolist() for units in live_units(sparse)]
     [[0, 3], [0]]
     """
-    return [np.flatnonzero(live) for live in _live(_chain(model))]
+    return [np.flatnonzero(live) for live in _live(_chain(model)[0])]
 
 
 class _Stage:
@@ -191,58 +189,50 @@ def _live(stages):
 
 
 def _chain(model):
-    """The stages of a model, from its first Dense layer on."""
+    """The stages of a model from its first Dense layer on; new inputs, and what comes to it."""
     if not isinstance(model, keras.Model):
         raise ValueError(f"{_RULE} Received: {model!r}")
     if not model.built:
         raise ValueError(f"{_RULE} Build the model before. Received: model={model.name!r}")
     if not is_clonable(model):
         _refuse(model, f"of class {type(model).__name__}")
-    layers = [each for each in model.layers if not isinstance(each, keras.layers.InputLayer)]
-    places = [index for index, each in enumerate(layers) if _is_dense(each)]
+    new, calls = calls_of(model)
+    places = [index for index, call in enumerate(calls) if _is_dense(call.layer)]
     if not places:
         _refuse(model, "without a Dense layer")
-    _check_links(model, layers[places[0] :])
+    _check_links(model, new, calls, places[0])
     stages = []
     for start, end in itertools.zip_longest(places, places[1:]):
-        dense, *after = layers[start:end]
-        _check_units(model, dense, after, is_last=end is None)
+        dense, *after = [call.layer for call in calls[start:end]]
+        _check_units(model, dense, calls[start].args[0].shape, after, is_last=end is None)
         stages.append(_Stage(dense, after))
-    for layer in layers[: places[0]]:
-        _check_kernels(model, layer)
-    return stages
+    for call in calls[: places[0]]:
+        _check_kernels(model, call.layer)
+    return stages, new.input, calls[places[0]].args[0]
 
 
-def _copy_before(model, dense):
-    """New inputs of a model, and what comes from them to its first Dense layer."""
-    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-    if dense.input is not model.inputs[0]:
-        before = strip(keras.Model(inputs, dense.input))
-        return before.input, before.output
-    # Keras 3.12 makes no model without a layer.
-    new = keras.Input(batch_shape=dense.input.shape, dtype=dense.input.dtype, name=dense.input.name)
-    return keras.tree.map_structure(lambda _: new, inputs), new
-
-
-def _check_links(model, layers):
+def _check_links(model, new, calls, start):
     """Checks that each layer gets what the one before it sends, and nothing else does."""
-    for layer, next_layer in itertools.pairwise(layers):
-        if next_layer.input is not layer.output:
-            _refuse(model, f"with layer {next_layer.name!r} that does not follow {layer.name!r}")
-    if isinstance(model, keras.Sequential):
-        return
-    if model.output is not layers[-1].output:
-        _refuse(model, f"with outputs other than those of its layer {layers[-1].name!r}")
-    for entry in model.get_config().get("layers", []):
-        if any(node["kwargs"].get("training") for node in entry["inbound_nodes"]):
-            _refuse(model, f"with layer {entry['name']!r} called with `training=True`")
+    chain = calls[start:]
+    for call, next_call in itertools.pairwise(chain):
+        name = next_call.layer.name
+        if keras.tree.flatten(next_call.args)[:1] != [call.outputs]:
+            _refuse(model, f"with layer {name!r} that does not follow {call.layer.name!r}")
+    for call in chain:
+        if sum(call.layer is other.layer for other in calls) > 1:
+            _refuse(model, f"with layer {call.layer.name!r} that is used twice")
+    if keras.tree.flatten(new.output) != [chain[-1].outputs]:
+        _refuse(model, f"with outputs other than those of its layer {chain[-1].layer.name!r}")
+    for call in calls:
+        if call.kwargs.get("training"):
+            _refuse(model, f"with layer {call.layer.name!r} called with `training=True`")
 
 
-def _check_units(model, layer, after, is_last):
+def _check_units(model, layer, shape, after, is_last):
     """Checks that units of a Dense layer can be removed, unless it is the last one."""
     dense = _inner(layer)
-    if len(dense.weights) != 1 + dense.use_bias or len(layer.input.shape) != 2:
-        _refuse(model, f"with layer {layer.name!r} of inputs {layer.input.shape}")
+    if len(dense.weights) != 1 + dense.use_bias or len(shape) != 2:
+        _refuse(model, f"with layer {layer.name!r} of inputs {shape}")
     for each in after:
         _check_kernels(model, each)
     if is_last:
@@ -251,12 +241,13 @@ def _check_units(model, layer, after, is_last):
         _refuse(model, f"with the activation of layer {layer.name!r}")
     for each in after:
         is_normalisation = isinstance(each, keras.layers.BatchNormalization)
-        if not is_normalisation and (each.weights or not treats_units_alike(each, (dense.units,))):
+        has_weights = getattr(each, "weights", [])  # operations have none
+        if not is_normalisation and (has_weights or not treats_units_alike(each, (dense.units,))):
             _refuse(model, f"with layer {each.name!r} of class {type(each).__name__}")
 
 
 def _check_kernels(model, layer):
-    if layer.weights and not isinstance(layer, _NORMALISATIONS):
+    if getattr(layer, "weights", []) and not isinstance(layer, _NORMALISATIONS):
         _refuse(model, f"with layer {layer.name!r} of class {type(layer).__name__}")
 
 

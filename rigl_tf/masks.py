@@ -128,8 +128,13 @@ def by_path(kernels):
 
 
 def sparse_kernels(model):
-    """The sparse kernels of a model or layer, as `{path: kernel}` in the order of its weights."""
-    return by_path(weight for weight in model.weights if mask_of(weight) is not None)
+    """The sparse kernels of a model or layer, as `{path: kernel}` in the order of its weights.
+
+    The layers of a sparse model are layers of others, too, such as the one that it was made of: in
+    a model that does not hold their masks, they are dense.
+    """
+    own = {id(weight) for weight in model.weights}
+    return by_path(weight for weight in model.weights if id(mask_of(weight)) in own)
 
 
 def get_masks(model):

@@ -1,5 +1,7 @@
 """Models with some of their layers exchanged, around the very layer objects of another model."""
 
+import dataclasses
+
 import keras
 import tensorflow as tf
 
@@ -104,6 +106,52 @@ def with_layers(model, exchange, in_place=False, inside_layers=False):
     return visit(model)
 
 
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A call of a layer, or of an operation, in a model's graph.
+
+    Attributes:
+        layer: The layer.
+        args, kwargs: What it is called with: symbolic tensors and whatever else.
+        outputs: What it returns.
+    """
+
+    layer: keras.Operation
+    args: tuple
+    kwargs: dict
+    outputs: object
+
+
+def calls_of(model):
+    """The graph of a built Sequential or Functional model: its calls in their order.
+
+    `layer.input` and `layer.output` would be those of the graph in which the layer was first used,
+    that of the dense model for one.
+
+    Returns:
+        A Functional model of new inputs around the same layers, and a list of `Call`s on the way
+        from its inputs to its outputs.
+    """
+    calls = []
+
+    def call(layer, *args, **kwargs):
+        outputs = layer(*args, **kwargs)
+        calls.append(Call(layer, args, kwargs, outputs))
+        return outputs
+
+    is_function = isinstance(model, keras.Function)
+    inputs = model.input if is_function else model.inputs[0]
+    plain = keras.Model(inputs, model.output if is_function else model.outputs[0], name=model.name)
+    new = keras.models.clone_model(
+        plain,
+        input_tensors=_new_inputs(plain),
+        clone_function=lambda layer: layer,
+        call_function=call,
+        recursive=False,
+    )
+    return new, calls
+
+
 def copy_of_layer(layer):
     """A layer of the same class and config without weights, for a model that is trained on its own.
 
@@ -166,7 +214,7 @@ def _functional(model, visit):
         plain, input_tensors=_new_inputs(model), clone_function=visit, recursive=False
     )
     if type(model) is not type(plain):
-        new = _of_class(model, visit, keras.Model, new.input, new.output, name=model.name)
+        new = _of_class(model, visit, type(plain), new.input, new.output, name=model.name)
     return _as_trainable(new, model)
 
 

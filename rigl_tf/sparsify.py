@@ -81,15 +81,12 @@ def sparsify(
         chosen = _choose(model, choice)
         is_complete = model.built or is_clonable(model)
         allocation = Allocation(
-            distribution,
-            sparsity or 0.0,
-            seed,
-            choice,
-            len(chosen) if is_complete else None,
-            initializer,
+            distribution, sparsity or 0.0, seed, choice, len(chosen), initializer
         )
         wrap = functools.partial(_wrap, chosen=chosen, allocation=allocation)
         sparse = with_layers(model, wrap, in_place=True)
+        if model.built:
+            _take_built(sparse)
         if not is_complete:
             _wrap_later(sparse, choice, allocation)
         if from_zeros:
@@ -156,10 +153,12 @@ def _check_arguments(model, sparsity, distribution, from_zeros, seed):
     distributions.get(distribution)
     check_integers(seed=seed)
     wrapped = any(isinstance(layer, SparseWrapper) for layer, _ in leaves(model))
-    if wrapped or masks.sparse_kernels(model):
+    if wrapped or any(masks.mask_of(weight) is not None for weight in model.weights):
         raise ValueError(
-            "`sparsify` takes a dense model: this one is sparse already. Change its masks with "
-            f"`rigl_tf.set_masks`. Received: model={model.name!r}"
+            "`sparsify` takes a dense model: the layers of this one are sparse already, as a sparse "
+            "model shares the layers of the model that it is made of. Make the dense model anew for "
+            "each sparse one (`keras.models.clone_model` before the first), or change the masks "
+            f"with `rigl_tf.set_masks`. Received: model={model.name!r}"
         )
 
 
@@ -214,9 +213,14 @@ def _wrap(layer, chosen, allocation):
         return layer
     wrapper = SparseWrapper(layer)
     wrapper.allocate_later(chosen[id(layer)], allocation.add, allocation.share_out)
-    if layer.built:
-        wrapper.take_built()
     return wrapper
+
+
+def _take_built(model):
+    """Gives masks to wrappers that no call builds, as their layers were built before."""
+    for layer, _ in leaves(model):
+        if isinstance(layer, SparseWrapper) and layer.layer.built and not layer.built:
+            layer.take_built()
 
 
 def _wrap_later(model, choice, allocation):
@@ -225,17 +229,16 @@ def _wrap_later(model, choice, allocation):
     @functools.wraps(model.call)
     def first_call(*args, **kwargs):
         del vars(model)["call"]
-        with tf.init_scope():
+        with tf.init_scope(), allocation.held():
             build_by_call(model.call, args, kwargs)
-        chosen = {
-            id(layer): functools.partial(choice.select, containers=containers)
-            for layer, containers in leaves(model)
-            if not isinstance(layer, SparseWrapper) and any(choice.select(layer, containers))
-        }
-        with_layers(
-            model, functools.partial(_wrap, chosen=chosen, allocation=allocation), in_place=True
-        )
-        allocation.share_out()
+            chosen = {
+                id(layer): functools.partial(choice.select, containers=containers)
+                for layer, containers in leaves(model)
+                if not isinstance(layer, SparseWrapper) and any(choice.select(layer, containers))
+            }
+            wrap = functools.partial(_wrap, chosen=chosen, allocation=allocation)
+            with_layers(model, wrap, in_place=True)
+            _take_built(model)
         return model.call(*args, **kwargs)
 
     vars(model)["call"] = first_call

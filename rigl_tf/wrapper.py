@@ -59,11 +59,11 @@ class SparseWrapper(keras.layers.Wrapper):
     8
     """
 
-    def __new__(cls, layer=None, *args, **kwargs):
-        # Keras names what it writes into a file by the class, see `_class_named`.
-        if cls is SparseWrapper and isinstance(layer, keras.layers.Layer):
-            cls = _class_named(type(layer).__name__)
-        return super().__new__(cls, layer, *args, **kwargs)
+    @property
+    def __class__(self):
+        # By the name of this class, Keras finds the place of a layer's weights in a file.
+        layer = vars(self).get("layer")
+        return SparseWrapper if layer is None else _class_named(type(layer).__name__)
 
     def __init__(self, layer, sparsity=0.0, seed=0, name=None, **kwargs):
         if isinstance(layer, SparseWrapper):
@@ -160,9 +160,7 @@ class SparseWrapper(keras.layers.Wrapper):
         self._build_shapes = dict(shapes)
 
     def take_built(self):
-        """Gives the layer, which is built, its masks, as `build` does."""
-        config = self.layer.get_build_config() or {}
-        self._build_shapes = dict(config.get("shapes_dict", config))
+        """Gives the layer, which is built, its masks, as `build` does without shapes."""
         with tf.init_scope():
             self._add_masks()
         self.built = True

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from rigl_tf.objective import mean_loss, on_a_replica
+from rigl_tf.rebuild import calls_of
 
 # Of the units that a first-order approximation ranks highest, so many are evaluated exactly.
 _NUM_EXACT = 5
@@ -24,8 +25,9 @@ class LocalImitation:
     """
 
     def __init__(self, model, link, inputs):
-        source = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-        features = keras.Model(source, link.next_layer.input)
+        new, calls = calls_of(model)
+        before = next(call.args[0] for call in calls if call.layer is link.next_layer)
+        features = keras.Model(new.input, before)
         places, units, _ = link.kernel.shape
         products, num_examples = 0, 0
         for batch in tf.data.Dataset.from_tensor_slices(inputs).batch(256):
