@@ -83,9 +83,15 @@ def dense_reason(layer, weight):
 
 
 def reason_within(layers, weight):
-    """`dense_reason` of a weight with these layers around it, one of which may be frozen."""
+    """`dense_reason` of a weight with these layers around it, one of which may be frozen.
+
+    Keras trains what is trainable in itself: a layer in a frozen model, if it was set to be
+    trainable after that, as in fine-tuning. It also trains what a frozen layer makes when it is
+    built, which nobody wants.
+    """
     reason = dense_reason(layers[-1], weight)
-    if reason in _FIRM or all(layer.trainable for layer in layers):
+    inside = [layer for layer in layers[1:] if not isinstance(layer, keras.Model)]
+    if reason in _FIRM or all(layer.trainable for layer in (layers[0], *inside)):
         return reason
     return "frozen"
 
