@@ -191,14 +191,14 @@ def sparsity_summary(model):
         num_outside = np.count_nonzero(np.asarray(kernel)[~mask])
         if num_outside:
             outside[path] = num_outside
-    return SparsitySummary(tuple(kernels), _dense(model), _num_weights(model), outside)
+    return SparsitySummary(tuple(kernels), *_others(model), outside)
 
 
 def coverage(model):
     """The `Coverage` of a built model. It reads no values."""
     kernels = masks.sparse_kernels(model).items()
     kernels = [DenseWeights(path, tuple(kernel.shape), "sparse") for path, kernel in kernels]
-    return _coverage(kernels, _dense(model), _num_weights(model))
+    return _coverage(kernels, *_others(model))
 
 
 def _coverage(kernels, dense, num_weights):
@@ -214,22 +214,21 @@ def _coverage(kernels, dense, num_weights):
     )
 
 
-def _own_masks(model):
-    return {id(masks.mask_of(kernel)) for kernel in masks.sparse_kernels(model).values()}
-
-
-def _num_weights(model):
-    own_masks = _own_masks(model)
-    return sum(math.prod(each.shape) for each in model.weights if id(each) not in own_masks)
-
-
-def _dense(model):
-    """A `DenseWeights` for each weight of two and more dimensions that is not sparse."""
-    own_masks = _own_masks(model)
-    return tuple(
+def _others(model):
+    """The `DenseWeights` of two and more dimensions, and the number of all weights but masks."""
+    sparse = masks.sparse_kernels(model).values()
+    own_kernels = {id(kernel) for kernel in sparse}
+    own_masks = {id(masks.mask_of(kernel)) for kernel in sparse}
+    weights = [
+        (weight, layers)
+        for weight, layers in layers_of_weights(model)
+        if id(weight) not in own_masks
+    ]
+    dense = tuple(
         DenseWeights(
             weight.path, tuple(weight.shape), reason_within(layers, weight) or "not wrapped"
         )
-        for weight, layers in layers_of_weights(model)
-        if len(weight.shape) >= 2 and masks.mask_of(weight) is None and id(weight) not in own_masks
+        for weight, layers in weights
+        if len(weight.shape) >= 2 and id(weight) not in own_kernels
     )
+    return dense, sum(math.prod(weight.shape) for weight, _ in weights)
