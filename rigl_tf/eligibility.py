@@ -136,7 +136,11 @@ class Choice:
         # A weight that has a mask belongs to another wrapper.
         if is_dense or mask_of(weight) is not None or reason in ("frozen", "not trainable"):
             return False
-        if reason is not None and (reason in _FIRM or not is_sparse):
+        if reason in _FIRM:
+            return False
+        if reason is not None and not is_sparse:
+            if self._shares is not None:
+                self._shares.refuse(layers, weight, reason)
             return False
         return self._shares is None or self._shares.selects(layers, weight)
 

@@ -65,6 +65,7 @@ class Shares:
         self._waiting = [each for each, _ in self._entries]
         self._seen = _Names()
         self._chosen = {}
+        self._refused = {}
 
     def selects(self, layers, weight):
         """Whether an entry names a weight that can be sparse; the first one counts."""
@@ -77,6 +78,11 @@ class Shares:
                 return True
         return False
 
+    def refuse(self, layers, weight, reason):
+        """Remembers a weight that stays dense for this reason, for errors."""
+        if any(_is_meant(each, layers, weight) for each, _ in self._entries):
+            self._refused[weight.path] = reason
+
     def of(self, weight):
         """The sparsity of a weight that was selected."""
         return self._chosen[id(weight)][1]
@@ -86,9 +92,15 @@ class Shares:
         if self._waiting:
             raise ValueError(
                 "Each key of `sparsity` must name a kernel that can be sparse and that no key "
-                f"before it names; keys must be {self._seen}. "
+                f"before it names; keys must be {self._seen}. {self._advice()}"
                 f"Received: {[_shown(each) for each in self._waiting]}"
             )
+
+    def _advice(self):
+        if not self._refused:
+            return ""
+        refused = [f"{path} ({reason})" for path, reason in self._refused.items()]
+        return f"To make these sparse, name their layers in `sparse_layers`, too: {refused}. "
 
 
 class _Names:

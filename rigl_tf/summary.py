@@ -52,22 +52,22 @@ class Coverage:
     Attributes:
         num_weights: Number of all weights of the model, masks excluded.
         num_in_kernels: How many of them are in sparse kernels, active or not.
-        num_frozen: How many are in kernels that stay dense, as they are not trained.
-        num_embeddings: How many are embeddings that stay dense.
-        num_left_out: How many are in kernels that could be sparse, and are not wrapped.
+        num_dense: How many are in other weights of two and more dimensions that stay dense by the
+            rule, not by the choice of the user.
+        num_frozen: How many of these stay dense as they are not trained.
+        num_embeddings: How many of these are embeddings.
     """
 
     num_weights: int
     num_in_kernels: int
+    num_dense: int
     num_frozen: int
     num_embeddings: int
-    num_left_out: int
 
     @property
     def is_surprising(self):
-        """Whether kernels are frozen, or less than half of what was not left out is sparse."""
-        num_expected = self.num_weights - self.num_left_out
-        return self.num_frozen > 0 or 2 * self.num_in_kernels < num_expected
+        """Whether kernels are frozen, or more than in sparse kernels is dense by the rule."""
+        return self.num_frozen > 0 or self.num_in_kernels < self.num_dense
 
     def __str__(self):
         share = self.num_in_kernels / max(1, self.num_weights)
@@ -82,6 +82,9 @@ class Coverage:
                 f"{self.num_embeddings:,} are embeddings and stay dense, unless `sparse_layers` "
                 "names their layers"
             )
+        num_others = self.num_dense - self.num_frozen - self.num_embeddings
+        if num_others:
+            parts.append(f"{num_others:,} are in other weights that are no kernels")
         return "; ".join(parts) + "."
 
 
@@ -202,15 +205,17 @@ def coverage(model):
 
 
 def _coverage(kernels, dense, num_weights):
-    def num_dense(*reasons):
-        return sum(weights.size for weights in dense if weights.reason in reasons)
+    by_rule = [weights for weights in dense if weights.reason != "not wrapped"]
+
+    def number(*reasons):
+        return sum(weights.size for weights in by_rule if weights.reason in reasons)
 
     return Coverage(
         num_weights,
         sum(kernel.size for kernel in kernels),
-        num_dense("frozen", "not trainable"),
-        num_dense("embedding"),
-        num_dense("not wrapped"),
+        sum(weights.size for weights in by_rule),
+        number("frozen", "not trainable"),
+        number("embedding"),
     )
 
 

@@ -351,6 +351,17 @@ def test_bad_sparsities(sparsity, message):
         shares(network(), sparsity)
 
 
+def test_a_sparsity_for_an_embedding_needs_sparse_layers():
+    def model():
+        return keras.Sequential(
+            [keras.Input((5,)), layers.Embedding(9, 4, name="words"), layers.Dense(3)], name="m"
+        )
+
+    with pytest.raises(ValueError, match=r"`sparse_layers`, too: \['m/words/embeddings \(embedd"):
+        shares(model(), {"words": 0.5})
+    assert shares(model(), {"words": 0.5}, sparse_layers="words") == {"m/words/embeddings": 0.5}
+
+
 # When there is nothing to make sparse.
 
 

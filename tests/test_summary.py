@@ -181,7 +181,7 @@ def text_model():
 def test_the_coverage():
     sparse = rigl_tf.sparsify(text_model(), 0.5)
     told = summary.coverage(sparse)
-    assert told == summary.Coverage(131, 18, 24, 80, 0)
+    assert told == summary.Coverage(131, 18, 104, 24, 80)
     assert told == rigl_tf.sparsity_summary(sparse).coverage
     assert told.is_surprising
     sentence = (
@@ -205,7 +205,12 @@ def test_what_is_no_surprise():
     names = [layer.name for layer in models.lenet_300_100().layers if layer.weights]
     sparse = rigl_tf.sparsify(models.lenet_300_100(), 0.9, dense_layers=names[:2])
     told = summary.coverage(sparse)
-    assert (told.num_in_kernels, told.num_left_out) == (1000, 265_200)
+    assert (told.num_in_kernels, told.num_dense) == (1000, 0)
+    assert not told.is_surprising
+    # Nor are biases, 1 + 9, beside 3 + 9 weights in kernels, and embeddings that are not more.
+    small = [layers.Embedding(4, 3), layers.Dense(1), layers.Dense(9)]
+    told = summary.coverage(rigl_tf.sparsify(keras.Sequential([keras.Input((2,)), *small]), 0.5))
+    assert told == summary.Coverage(34, 12, 12, 0, 12)
     assert not told.is_surprising
     # Embeddings that are sparse are kernels.
     told = summary.coverage(rigl_tf.sparsify(text_model(), 0.5, sparse_layers="words"))
