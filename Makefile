@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: demo test lint setup clean
 
-setup: $(VENV)/installed
+setup: $(VENV)/package
 
 # A venv that was cut off half-way has no `installed` file and is made anew.
 $(VENV)/installed: requirements.txt
@@ -15,6 +15,11 @@ $(VENV)/installed: requirements.txt
 	@echo "Setting up $(VENV) (a few minutes, once)"
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@touch $@
+
+# From here, not a copy: `import rigl_tf` works from any folder, and is what stands here.
+$(VENV)/package: $(VENV)/installed pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 demo: setup

@@ -1,4 +1,30 @@
-"""Sparse training for Keras 3 and TensorFlow: sparse from the first step to the last."""
+"""Sparse training for Keras 3 and TensorFlow: sparse from the first step to the last.
+
+Two lines change in a training script: `sparsify` around the model, and `RigL`, or another optimizer
+of this package, around the optimizer.
+
+>>> x, y = np.random.default_rng(0).random((64, 16)), np.arange(64) % 3
+>>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(30, "relu"),
+...                           keras.layers.Dense(3, "softmax")])
+>>> model = rigl_tf.sparsify(model, sparsity=0.9)
+>>> optimizer = rigl_tf.RigL(keras.optimizers.Adam(), end_step=30, update_frequency=10)
+>>> model.compile(optimizer, "sparse_categorical_crossentropy")
+>>> history = model.fit(x, y, batch_size=16, epochs=10, verbose=0)
+>>> round(rigl_tf.sparsity_summary(model).sparsity, 2)
+0.9
+
+`export` writes the trained model as a pruned SavedModel and compares it; `strip` makes a plain
+Keras model of it. The README has the rest.
+"""
+
+import keras
+
+if keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        "`rigl_tf` works with the TensorFlow backend of Keras: set the environment variable "
+        "KERAS_BACKEND=tensorflow before keras is imported. "
+        f"Received: keras.backend.backend()={keras.backend.backend()!r}"
+    )
 
 from rigl_tf import (
     analysis,
@@ -30,6 +56,8 @@ from rigl_tf.sparsify import sparsify, strip
 from rigl_tf.summary import sparsity_summary
 from rigl_tf.wrapper import SparseWrapper
 
+__version__ = "0.1.0"
+
 __all__ = [
     "DNW",
     "SET",
@@ -60,3 +88,7 @@ __all__ = [
     "sparsity_summary",
     "strip",
 ]
+
+
+def __dir__():
+    return ["__doc__", "__file__", "__name__", "__path__", "__version__", *__all__]

@@ -56,6 +56,22 @@ def check_choice(choices, **values):
             raise ValueError(f"`{name}` must be one of {known}. Received: {name}={value!r}")
 
 
+def check_keras_3(**values):
+    """Raises a `ValueError` that names the first value that is an object of Keras 2.
+
+    These come from the package `tf_keras`; `tf.keras` is that package once `TF_USE_LEGACY_KERAS`
+    is set.
+    """
+    for name, value in values.items():
+        modules = {cls.__module__.partition(".")[0] for cls in type(value).__mro__}
+        if "tf_keras" in modules:
+            raise ValueError(
+                f"`{name}` must be made with Keras 3, `import keras`: this one is of Keras 2, that "
+                f"is `tf_keras`, or `tf.keras` with TF_USE_LEGACY_KERAS set. "
+                f"Received: {name}={value!r}"
+            )
+
+
 def check_sparsity(value, name="sparsity"):
     """`value` as a float in `[0, 1)`; anything else is a `ValueError` that names it."""
     if isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < 1:

@@ -1,11 +1,13 @@
 """Which weights of a layer can be sparse, and how a user overrides that."""
 
-import re
+from collections.abc import Mapping
 
 import keras
 
 from rigl_tf.layers import layers_of_weights
 from rigl_tf.masks import mask_of
+from rigl_tf.named_layers import Selection, Shares
+from rigl_tf.weight_names import meaning
 
 # Weights of two and more dimensions that are no connections between units, by parts of their name.
 _DENSE_BY_NAME = {
@@ -14,8 +16,6 @@ _DENSE_BY_NAME = {
     "bias": "bias",
     "gamma": "normalisation",
     "beta": "normalisation",
-    "embed": "embedding",
-    "depthwise_kernel": "depthwise",
 }
 
 # Built-in layers whose weights are none either, of whatever shape.
@@ -26,8 +26,8 @@ _NORMALISATIONS = (
     keras.layers.RMSNormalization,
 )
 
-# What `sparse_layers` can make sparse.
-_OPTIONAL = ("embedding", "depthwise")
+# Reasons that `sparse_layers` does not override.
+_FIRM = ("fewer than two dimensions", *_DENSE_BY_NAME.values(), "activation")
 
 # Built-in layers with kernels, for layers that are not built yet.
 _WITH_KERNELS = (
@@ -60,8 +60,9 @@ def dense_reason(layer, weight):
     """Why a weight of a layer stays dense by the rule, `None` if it can be sparse.
 
     Sparse can be the trainable weights of two and more dimensions, except biases, the scale and
-    offset of normalisations, the slopes of activations, LoRA adapters, embeddings, and depthwise
-    kernels (which connect each channel with itself only, and hold few weights).
+    offset of normalisations, the slopes of activations, LoRA adapters, embeddings, depthwise
+    kernels (which connect each channel with itself only, and hold few weights), and what is no
+    kernel by its name or shape, see `rigl_tf.weight_names`: positions, tokens, learned queries.
     """
     if len(weight.shape) < 2:
         return "fewer than two dimensions"
@@ -72,23 +73,46 @@ def dense_reason(layer, weight):
         return "activation"
     if isinstance(layer, _NORMALISATIONS):
         return "normalisation"
-    if isinstance(layer, _OPTIONAL_LAYERS):
-        return "embedding" if isinstance(layer, keras.layers.Embedding) else "depthwise"
-    return None if weight.trainable else "not trainable"
+    if not weight.trainable:
+        return "not trainable" if layer.trainable else "frozen"
+    if isinstance(layer, keras.layers.Embedding) or "embed" in weight.name:
+        return "embedding"
+    if isinstance(layer, _OPTIONAL_LAYERS) or "depthwise_kernel" in weight.name:
+        return "depthwise"
+    return meaning(layer, weight)
+
+
+def reason_within(layers, weight):
+    """`dense_reason` of a weight with these layers around it, one of which may be frozen.
+
+    Keras trains what is trainable in itself: a layer in a frozen model, if it was set to be
+    trainable after that, as in fine-tuning. It also trains what a frozen layer makes when it is
+    built, which nobody wants.
+    """
+    reason = dense_reason(layers[-1], weight)
+    inside = [layer for layer in layers[1:] if not isinstance(layer, keras.Model)]
+    if reason in _FIRM or all(layer.trainable for layer in (layers[0], *inside)):
+        return reason
+    return "frozen"
 
 
 class Choice:
     """A user's choice of kernels: the rule of `dense_reason`, and the exceptions from it.
 
     Args:
-        dense_layers: Layers that stay dense: a name, a compiled regular expression, a predicate
-            of a layer, or a list of these.
-        sparse_layers: Layers whose embeddings and depthwise kernels are sparse too; likewise.
+        dense_layers: Layers that stay dense, given as in `rigl_tf.named_layers`.
+        sparse_layers: Layers of which also those weights are sparse that the rule takes for
+            embeddings, depthwise kernels, positions and the like; likewise.
+        sparsity: A dictionary `{layers, given likewise: sparsity}`: what it does not name stays
+            dense; where several keys name a kernel, the first one counts. Anything else leaves
+            the sparsity of kernels to a distribution.
     """
 
-    def __init__(self, dense_layers=(), sparse_layers=()):
-        self._dense = _Selection("dense_layers", dense_layers)
-        self._sparse = _Selection("sparse_layers", sparse_layers)
+    def __init__(self, dense_layers=(), sparse_layers=(), sparsity=None):
+        self._dense = Selection("dense_layers", dense_layers)
+        self._sparse = Selection("sparse_layers", sparse_layers)
+        self._shares = Shares(sparsity) if isinstance(sparsity, Mapping) else None
+        self._reasons = {}
 
     def select(self, layer, containers=()):
         """For each of `layer.weights`, whether it is to be sparse.
@@ -103,16 +127,22 @@ class Choice:
         ]
 
     def _is_sparse(self, weight, layers):
-        # Both are asked, so that each remembers what it met.
+        # All are asked, so that each remembers what it met.
         is_sparse = self._sparse.selects(layers, weight)
         is_dense = self._dense.selects(layers, weight)
-        reason = dense_reason(layers[-1], weight)
+        reason = reason_within(layers, weight)
+        if reason is not None:
+            self._reasons[weight.path] = reason
         # A weight that has a mask belongs to another wrapper.
-        if is_dense or mask_of(weight) is not None or not weight.trainable:
+        if is_dense or mask_of(weight) is not None or reason in ("frozen", "not trainable"):
             return False
-        if not all(layer.trainable for layer in layers):
+        if reason in _FIRM:
             return False
-        return reason is None or (is_sparse and reason in _OPTIONAL and len(weight.shape) >= 2)
+        if reason is not None and not is_sparse:
+            if self._shares is not None:
+                self._shares.refuse(layers, weight, reason)
+            return False
+        return self._shares is None or self._shares.selects(layers, weight)
 
     def may_have_kernels(self, layer, containers=()):
         """Whether a layer that is not built yet may get such kernels when it is."""
@@ -122,53 +152,46 @@ class Choice:
             inner = getattr(layer, "forward_layer", None) or layer.layer
             return self.may_have_kernels(inner, (*containers, layer))
         if isinstance(layer, _OPTIONAL_LAYERS):
-            return self._sparse.selects((*containers, layer))
+            is_sparse = self._sparse.selects((*containers, layer))
+            is_embedding = isinstance(layer, keras.layers.Embedding)
+            self._reasons[layer.name] = "embedding" if is_embedding else "depthwise"
+            return is_sparse
         if type(layer).__module__.partition(".")[0] == "keras":
             return isinstance(layer, _WITH_KERNELS)
         # A user's layer makes weights in `build`, or in the layers that it holds.
         return not isinstance(layer, keras.layers.InputLayer)
 
+    def sparsities(self, kernels):
+        """The sparsity of each kernel by the dictionary `sparsity`, `None` if there is none.
+
+        Args:
+            kernels: `{path: kernel}`, kernels that `select` said are sparse.
+
+        Returns:
+            `{path: sparsity}` in the same order.
+        """
+        if self._shares is None:
+            return None
+        return {path: self._shares.of(kernel) for path, kernel in kernels.items()}
+
+    def advice(self):
+        """What to do if nothing was selected: which weights `sparse_layers` would make sparse."""
+        left = [
+            f"{path} ({reason})"
+            for path, reason in self._reasons.items()
+            if reason not in (*_FIRM, "frozen", "not trainable")
+        ]
+        frozen = [path for path, reason in self._reasons.items() if reason == "frozen"]
+        advice = ""
+        if left:
+            advice += f"To make these sparse, name their layers in `sparse_layers`: {left}. "
+        if frozen:
+            advice += f"These are frozen, set `trainable` of their layers before: {frozen}. "
+        return advice
+
     def check_all_met(self):
-        """Raises a `ValueError` for a name or pattern that no layer had: a typing error."""
+        """Raises a `ValueError` for an entry that fits nothing in the model: a typing error."""
         self._dense.check_all_met()
         self._sparse.check_all_met()
-
-
-class _Selection:
-    """The layers that an argument stands for."""
-
-    def __init__(self, argument, layers):
-        is_list = isinstance(layers, (list, tuple, set, frozenset))
-        self._argument = argument
-        self._layers = list(layers) if is_list else [layers]
-        for each in self._layers:
-            is_known = isinstance(each, (str, re.Pattern)) or callable(each)
-            if not is_known or isinstance(each, keras.layers.Layer):
-                raise ValueError(
-                    f"`{argument}` must be names of layers, compiled regular expressions or "
-                    f"predicates of a layer. Received: {each!r}"
-                )
-        self._waiting = [each for each in self._layers if not callable(each)]
-        self._seen = {}
-
-    def selects(self, layers, weight=None):
-        """Whether one of the layers around a weight, from the outside in, is meant."""
-        self._seen.update(dict.fromkeys(layer.name for layer in layers))
-        met = [each for each in self._layers if self._matches(each, layers, weight)]
-        self._waiting = [each for each in self._waiting if each not in met]
-        return bool(met)
-
-    def _matches(self, each, layers, weight):
-        if isinstance(each, str):
-            return any(layer.name == each for layer in layers)
-        if isinstance(each, re.Pattern):
-            return weight is not None and each.search(weight.path) is not None
-        return any(each(layer) for layer in layers if not isinstance(layer, keras.Model))
-
-    def check_all_met(self):
-        if self._waiting:
-            raise ValueError(
-                f"`{self._argument}` must be names of layers of the model, {list(self._seen)}, or "
-                "regular expressions that are found in the path of a weight. "
-                f"Received: {[getattr(each, 'pattern', each) for each in self._waiting]}"
-            )
+        if self._shares is not None:
+            self._shares.check_all_met()

@@ -4,11 +4,13 @@ import dataclasses
 import io
 import math
 
+import numpy as np
 import rich.console
 import rich.table
 
 from rigl_tf import masks
-from rigl_tf.eligibility import dense_reason
+from rigl_tf.checks import check_keras_3
+from rigl_tf.eligibility import reason_within
 from rigl_tf.layers import layers_of_weights
 
 
@@ -38,6 +40,53 @@ class DenseWeights:
     shape: tuple
     reason: str
 
+    @property
+    def size(self):
+        return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Coverage:
+    """What the sparsity is a share of; `str` tells it in a sentence.
+
+    Attributes:
+        num_weights: Number of all weights of the model, masks excluded.
+        num_in_kernels: How many of them are in sparse kernels, active or not.
+        num_dense: How many are in other weights of two and more dimensions that stay dense by the
+            rule, not by the choice of the user.
+        num_frozen: How many of these stay dense as they are not trained.
+        num_embeddings: How many of these are embeddings.
+    """
+
+    num_weights: int
+    num_in_kernels: int
+    num_dense: int
+    num_frozen: int
+    num_embeddings: int
+
+    @property
+    def is_surprising(self):
+        """Whether kernels are frozen, or more than in sparse kernels is dense by the rule."""
+        return self.num_frozen > 0 or self.num_in_kernels < self.num_dense
+
+    def __str__(self):
+        share = self.num_in_kernels / max(1, self.num_weights)
+        parts = [
+            f"{self.num_in_kernels:,} of {self.num_weights:,} weights ({share:.1%}) are in sparse "
+            "kernels, and the sparsity is a share of these"
+        ]
+        if self.num_frozen:
+            parts.append(f"{self.num_frozen:,} are frozen and stay dense")
+        if self.num_embeddings:
+            parts.append(
+                f"{self.num_embeddings:,} are embeddings and stay dense, unless `sparse_layers` "
+                "names their layers"
+            )
+        num_others = self.num_dense - self.num_frozen - self.num_embeddings
+        if num_others:
+            parts.append(f"{num_others:,} are in other weights that are no kernels")
+        return "; ".join(parts) + "."
+
 
 @dataclasses.dataclass(frozen=True)
 class SparsitySummary:
@@ -47,11 +96,15 @@ class SparsitySummary:
         kernels: A `KernelSummary` for each sparse kernel.
         dense: A `DenseWeights` for each weight of two and more dimensions that is not sparse.
         num_weights: Number of all weights of the model, masks excluded.
+        outside: `{path: number}` of the kernels that are not zero outside of their masks, as
+            other code wrote there (`model.set_weights`, an average of weights), and of how many
+            weights. `rigl_tf.set_masks(model, rigl_tf.get_masks(model))` zeroes these.
     """
 
     kernels: tuple
     dense: tuple
     num_weights: int
+    outside: dict
 
     @property
     def sparsity(self):
@@ -63,6 +116,11 @@ class SparsitySummary:
     def num_active(self):
         """Number of weights of the model that are not masked out."""
         return self.num_weights - sum(kernel.size - kernel.num_active for kernel in self.kernels)
+
+    @property
+    def coverage(self):
+        """The `Coverage`: what `sparsity` is a share of."""
+        return _coverage(self.kernels, self.dense, self.num_weights)
 
     def __str__(self):
         table = rich.table.Table(title="Sparsity", title_justify="left")
@@ -79,10 +137,10 @@ class SparsitySummary:
             )
         for weights in self.dense:
             shape = "x".join(map(str, weights.shape))
-            size = f"{math.prod(weights.shape):,}"
+            size = f"{weights.size:,}"
             table.add_row(f"{weights.path} ({weights.reason})", shape, size, size, "dense")
         others = self.num_weights - sum(kernel.size for kernel in self.kernels)
-        others -= sum(math.prod(weights.shape) for weights in self.dense)
+        others -= sum(weights.size for weights in self.dense)
         if others:
             table.add_row("biases, normalisation", "", f"{others:,}", f"{others:,}", "dense")
         table.add_section()
@@ -90,7 +148,11 @@ class SparsitySummary:
         table.add_row(
             "all weights", "", f"{self.num_active:,}", f"{self.num_weights:,}", f"{total:.2%}"
         )
-        return as_text(table)
+        lines = [as_text(table), str(self.coverage)]
+        if self.outside:
+            kernels = ", ".join(f"{number:,} in {path}" for path, number in self.outside.items())
+            lines.append(f"Not zero outside of the masks: {kernels}.")
+        return "\n".join(lines)
 
 
 def as_text(table):
@@ -119,31 +181,59 @@ def sparsity_summary(model):
     >>> summary.kernels[0].num_active, round(summary.sparsity, 3)
     (784, 0.9)
     """
+    check_keras_3(model=model)
     if not model.weights:
         raise ValueError(
             "`sparsity_summary` needs a model with weights: build it by calling it on a batch. "
             f"Received: model={model.name!r}, without weights"
         )
-    sparse = masks.sparse_kernels(model)
-    kernels = tuple(
-        KernelSummary(path, mask.shape, int(mask.sum()))
-        for path, mask in masks.get_masks(model).items()
+    kernels, outside = [], {}
+    for path, kernel in masks.sparse_kernels(model).items():
+        mask = np.asarray(masks.mask_of(kernel), dtype=bool)
+        kernels.append(KernelSummary(path, mask.shape, int(mask.sum())))
+        num_outside = np.count_nonzero(np.asarray(kernel)[~mask])
+        if num_outside:
+            outside[path] = num_outside
+    return SparsitySummary(tuple(kernels), *_others(model), outside)
+
+
+def coverage(model):
+    """The `Coverage` of a built model. It reads no values."""
+    kernels = masks.sparse_kernels(model).items()
+    kernels = [DenseWeights(path, tuple(kernel.shape), "sparse") for path, kernel in kernels]
+    return _coverage(kernels, *_others(model))
+
+
+def _coverage(kernels, dense, num_weights):
+    by_rule = [weights for weights in dense if weights.reason != "not wrapped"]
+
+    def number(*reasons):
+        return sum(weights.size for weights in by_rule if weights.reason in reasons)
+
+    return Coverage(
+        num_weights,
+        sum(kernel.size for kernel in kernels),
+        sum(weights.size for weights in by_rule),
+        number("frozen", "not trainable"),
+        number("embedding"),
     )
-    own_masks = {id(masks.mask_of(kernel)) for kernel in sparse.values()}
-    own_kernels = {id(kernel) for kernel in sparse.values()}
-    weights = [weight for weight in model.weights if id(weight) not in own_masks]
-    reasons = _reasons(model)
+
+
+def _others(model):
+    """The `DenseWeights` of two and more dimensions, and the number of all weights but masks."""
+    sparse = masks.sparse_kernels(model).values()
+    own_kernels = {id(kernel) for kernel in sparse}
+    own_masks = {id(masks.mask_of(kernel)) for kernel in sparse}
+    weights = [
+        (weight, layers)
+        for weight, layers in layers_of_weights(model)
+        if id(weight) not in own_masks
+    ]
     dense = tuple(
-        DenseWeights(weight.path, tuple(weight.shape), reasons.get(id(weight), "not wrapped"))
-        for weight in weights
+        DenseWeights(
+            weight.path, tuple(weight.shape), reason_within(layers, weight) or "not wrapped"
+        )
+        for weight, layers in weights
         if len(weight.shape) >= 2 and id(weight) not in own_kernels
     )
-    return SparsitySummary(kernels, dense, sum(math.prod(weight.shape) for weight in weights))
-
-
-def _reasons(model):
-    """`{id of a weight: why it is dense}`, by the innermost layer that it belongs to."""
-    return {
-        id(weight): dense_reason(layers[-1], weight) or "not wrapped"
-        for weight, layers in layers_of_weights(model)
-    }
+    return dense, sum(math.prod(weight.shape) for weight, _ in weights)

@@ -6,6 +6,7 @@ import pytest
 
 import models
 import rigl_tf
+from rigl_tf import summary
 
 layers = keras.layers
 
@@ -111,7 +112,7 @@ def test_reasons_of_other_weights():
     summary = rigl_tf.sparsity_summary(rigl_tf.sparsify(dense, 0.5, "erk"))
     reasons = {w.path.removeprefix("sequential/"): w.reason for w in summary.dense}
     assert reasons == {
-        "frozen/kernel": "not trainable",
+        "frozen/kernel": "frozen",
         "norm/gamma": "normalisation",
         "norm/beta": "normalisation",
         "separable/depthwise_kernel": "depthwise",
@@ -158,3 +159,131 @@ def test_an_unbuilt_model():
     model = keras.Sequential([layers.Dense(3)], name="early")
     with pytest.raises(ValueError, match="model='early', without weights"):
         rigl_tf.sparsity_summary(model)
+
+
+# Of what the sparsity is a share.
+
+
+def text_model():
+    """Embeddings 20 x 4 = 80, frozen kernel 4 x 6 = 24 and bias 6, kernel 6 x 3 = 18 and bias 3."""
+    frozen = layers.Dense(6, name="frozen")
+    frozen.trainable = False
+    return keras.Sequential(
+        [
+            keras.Input((5,)),
+            layers.Embedding(20, 4, name="words"),
+            frozen,
+            layers.Dense(3, name="head"),
+        ]
+    )
+
+
+def test_the_coverage():
+    sparse = rigl_tf.sparsify(text_model(), 0.5)
+    told = summary.coverage(sparse)
+    assert told == summary.Coverage(131, 18, 104, 24, 80)
+    assert told == rigl_tf.sparsity_summary(sparse).coverage
+    assert told.is_surprising
+    sentence = (
+        "18 of 131 weights (13.7%) are in sparse kernels, and the sparsity is a share of these; "
+        "24 are frozen and stay dense; 80 are embeddings and stay dense, unless `sparse_layers` "
+        "names their layers."
+    )
+    assert str(told) == sentence
+    assert sentence in str(rigl_tf.sparsity_summary(sparse))
+
+
+def test_what_is_no_surprise():
+    sparse = rigl_tf.sparsify(models.lenet_300_100(), 0.9)
+    told = summary.coverage(sparse)
+    assert not told.is_surprising
+    assert str(told) == (
+        "266,200 of 266,610 weights (99.8%) are in sparse kernels, and the sparsity is a share of "
+        "these."
+    )
+    # What the user left out is none either: two of three kernels, most of the weights.
+    names = [layer.name for layer in models.lenet_300_100().layers if layer.weights]
+    sparse = rigl_tf.sparsify(models.lenet_300_100(), 0.9, dense_layers=names[:2])
+    told = summary.coverage(sparse)
+    assert (told.num_in_kernels, told.num_dense) == (1000, 0)
+    assert not told.is_surprising
+    # Nor are biases, 1 + 9, beside 3 + 9 weights in kernels, and embeddings that are not more.
+    small = [layers.Embedding(4, 3), layers.Dense(1), layers.Dense(9)]
+    told = summary.coverage(rigl_tf.sparsify(keras.Sequential([keras.Input((2,)), *small]), 0.5))
+    assert told == summary.Coverage(34, 12, 12, 0, 12)
+    assert not told.is_surprising
+    # Embeddings that are sparse are kernels.
+    told = summary.coverage(rigl_tf.sparsify(text_model(), 0.5, sparse_layers="words"))
+    assert (told.num_in_kernels, told.num_embeddings) == (98, 0)
+    assert told.is_surprising  # a kernel is frozen
+
+
+class MakesLayersLate(layers.Layer):
+    """Keras does not freeze the layers that a frozen layer makes when it is built."""
+
+    def build(self, shape):
+        self.dense = layers.Dense(4, name="inside")
+        self.dense.build(shape)
+        self.built = True
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+@pytest.mark.parametrize("frozen", ["layer", "model", "late", "unbuilt", "weight"])
+def test_frozen_weights_are_told(frozen):
+    base = keras.Sequential([layers.Dense(4, name="a"), layers.Dense(4, name="b")], name="base")
+    if frozen == "late":
+        base = MakesLayersLate(trainable=False)
+    elif frozen == "unbuilt":
+        base.trainable = False
+    dense = keras.Sequential([keras.Input((4,)), base, layers.Dense(3, name="head")])
+    if frozen == "layer":
+        for layer in base.layers:
+            layer.trainable = False
+    elif frozen == "model":
+        base.trainable = False
+    elif frozen == "weight":
+        for layer in base.layers:
+            layer.kernel.trainable = False
+    sparse = rigl_tf.sparsify(dense, 0.5)
+    reasons = [each.reason for each in rigl_tf.sparsity_summary(sparse).dense]
+    num_kernels = 1 if frozen == "late" else 2
+    assert reasons == ["not trainable" if frozen == "weight" else "frozen"] * num_kernels
+    told = summary.coverage(sparse)
+    assert told.num_frozen == 16 * num_kernels
+    assert told.is_surprising
+    assert f"; {16 * num_kernels} are frozen and stay dense." in str(told)
+
+
+def test_what_is_trained_in_a_frozen_model_is_sparse():
+    """As in fine-tuning: all of a base is frozen, then its last layer is not."""
+    base = keras.Sequential([layers.Dense(4, name="a"), layers.Dense(4, name="b")], name="base")
+    dense = keras.Sequential([keras.Input((4,)), base, layers.Dense(3, name="head")])
+    base.trainable = False
+    base.get_layer("b").trainable = True
+    trained = [weight.path for weight in dense.trainable_weights if len(weight.shape) > 1]
+    assert [path.split("/")[-2] for path in trained] == ["b", "head"]
+    sparse = rigl_tf.sparsify(dense, 0.5)
+    assert [path.split("/")[-2] for path in rigl_tf.get_masks(sparse)] == ["b", "head"]
+    assert [each.reason for each in rigl_tf.sparsity_summary(sparse).dense] == ["frozen"]
+
+
+def test_weights_outside_of_the_masks_are_told():
+    sparse = rigl_tf.sparsify(models.lenet_300_100(), 0.9, "uniform")
+    assert rigl_tf.sparsity_summary(sparse).outside == {}
+    assert "outside" not in str(rigl_tf.sparsity_summary(sparse))
+    masks = list(rigl_tf.get_masks(sparse).items())
+    kernels = {weight.path: weight for weight in sparse.weights}
+    # Ones in two places of a kernel, and something that is no number in one of another.
+    for (path, mask), value, number in zip(masks[1:], [1.0, np.nan], [2, 1], strict=True):
+        values = kernels[path].numpy()
+        values[tuple(np.argwhere(~mask)[:number].T)] = value
+        kernels[path].assign(values)
+    told = rigl_tf.sparsity_summary(sparse)
+    (first, _), (second, _) = masks[1:]
+    assert told.outside == {first: 2, second: 1}
+    assert f"Not zero outside of the masks: 2 in {first}, 1 in {second}." in str(told)
+    assert told.num_active == rigl_tf.sparsity_summary(sparse).num_active
+    rigl_tf.set_masks(sparse, rigl_tf.get_masks(sparse))
+    assert rigl_tf.sparsity_summary(sparse).outside == {}

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from rigl_tf import schedules, selection
-from rigl_tf.checks import check_integers
+from rigl_tf.checks import check_integers, check_keras_3
 from rigl_tf.optimizers import draws, growth
 from rigl_tf.optimizers.slots import optimizers_within
 from rigl_tf.optimizers.training import SparseTraining
@@ -90,6 +90,7 @@ class SparseOptimizer(SparseTraining):
         track_exploration=False,
         name=None,
     ):
+        check_keras_3(inner_optimizer=inner_optimizer)
         inner_optimizer = keras.optimizers.get(inner_optimizer)
         if any(isinstance(each, SparseOptimizer) for each in optimizers_within(inner_optimizer)):
             raise ValueError(

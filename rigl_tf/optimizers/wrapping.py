@@ -2,6 +2,7 @@
 
 import keras
 
+from rigl_tf.checks import check_keras_3
 from rigl_tf.optimizers.slots import optimizers_within
 
 
@@ -34,6 +35,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
     """
 
     def __init__(self, inner_optimizer, name=None):
+        check_keras_3(inner_optimizer=inner_optimizer)
         inner_optimizer = keras.optimizers.get(inner_optimizer)
         if inner_optimizer is None:
             raise ValueError(
