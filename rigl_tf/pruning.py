@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection
 from rigl_tf.checks import check_integers
-from rigl_tf.objective import batches, mean_loss, untouched_state
+from rigl_tf.objective import batches, mean_loss, mean_over, read_batches, untouched_state
 
 
 def magnitude_masks(model, sparsity, distribution=None):
@@ -86,16 +86,18 @@ def snip_masks(model, data, sparsity, loss, distribution=None):
 
     Args:
         model, sparsity, distribution: See `magnitude_masks`.
-        data: A pair `(inputs, targets)`, or an iterable of such batches.
+        data: A pair `(inputs, targets)` or triple `(inputs, targets, sample_weight)`, or an
+            iterable of such batches, which are read once, one after another.
         loss: A Keras loss, its name, or a function of targets and outputs; it is averaged over the
-            examples. Of a model with several outputs, a function of all of them.
+            examples: each counts with its weight, if it has one, as in `model.fit`. Of a model
+            with several outputs, a function of all of them.
 
     Returns:
         `{kernel path: mask}`, with exact counts.
 
     Raises:
-        ValueError: If an argument is out of its range, `data` is empty, endless or holds no pairs,
-            the model has no sparse kernel, or the scores are not finite, or all 0.
+        ValueError: If an argument is out of its range, `data` is empty, endless or holds no such
+            batches, the model has no sparse kernel, or the scores are not finite, or all 0.
 
     Example:
 
@@ -105,7 +107,7 @@ def snip_masks(model, data, sparsity, loss, distribution=None):
     >>> masks = snip_masks(model, batch, sparsity=0.75, loss="mse")
     """
     kernels = _kernel_values(model)
-    gradients = _gradients(model, kernels, batches(data), loss)
+    gradients = _gradients(model, kernels, read_batches(data), loss)
     scores = {path: tf.abs(gradients[path] * kernel) for path, kernel in kernels.items()}
     return _select(model, _check_not_all_zero(scores), sparsity, distribution)
 
@@ -122,7 +124,8 @@ def grasp_masks(model, data, sparsity, loss, distribution=None, temperature=200.
     - [Wang et al., 2020](https://arxiv.org/abs/2002.07376), equations 7 and 8
 
     Args:
-        model, data, sparsity, loss, distribution: See `snip_masks`.
+        model, data, sparsity, loss, distribution: See `snip_masks`. The data is read twice, so it
+            is kept in memory: the number of batches must be known.
         temperature: Number > 0. The outputs of the model, its logits, are divided by it, as in the
             authors' code.
 
@@ -130,7 +133,7 @@ def grasp_masks(model, data, sparsity, loss, distribution=None, temperature=200.
         `{kernel path: mask}`, with exact counts.
 
     Raises:
-        ValueError: See `snip_masks`.
+        ValueError: See `snip_masks`. If the number of batches is not known.
 
     Example:
 
@@ -182,13 +185,14 @@ def _gradients(model, kernels, data, loss, temperature=1.0, along=None):
     loss = mean_loss(loss)
     values = list(kernels.values())
     scale = 2.0 ** round(math.log2(temperature))
+    # A layer, as it hands on the masks of timesteps.
+    cool = keras.layers.Activation(lambda outputs: outputs / temperature, autocast=False)
 
-    def of_batch(inputs, targets):
+    def of_batch(inputs, targets, sample_weight):
         with tf.GradientTape() as outer:
             with tf.GradientTape() as tape:
-                outputs = model(inputs, training=True)
-                outputs = tf.nest.map_structure(lambda each: each / temperature, outputs)
-                value = scale * loss(targets, outputs)
+                outputs = tf.nest.map_structure(cool, model(inputs, training=True))
+                value = scale * loss(targets, outputs, sample_weight)
             gradients = tape.gradient(value, values, unconnected_gradients="zero")
             gradients = [tf.convert_to_tensor(each) for each in gradients]
         if along is None:
@@ -202,12 +206,8 @@ def _gradients(model, kernels, data, loss, temperature=1.0, along=None):
         )
         return [tf.convert_to_tensor(each) for each in products]
 
-    sums = [tf.zeros(each.shape, each.dtype) for each in values]
     with untouched_state(model):
-        for inputs, targets, share in data:
-            found = of_batch(inputs, targets)
-            sums = [total + share * each for total, each in zip(sums, found, strict=True)]
-    return dict(zip(kernels, sums, strict=True))
+        return dict(zip(kernels, mean_over(data, of_batch), strict=True))
 
 
 def _check_not_all_zero(scores):
