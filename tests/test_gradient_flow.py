@@ -50,7 +50,7 @@ def test_unequal_batches_are_the_mean_of_the_examples():
 
 
 def test_examples_count_with_their_weights():
-    """The first of eight counts 8 times, the others not at all: the gradient is that of the first."""
+    """The first of eight counts 8 times, the others not at all: the mean is that of the first."""
     weights = np.array([8, 0, 0, 0, 0, 0, 0, 0], "float32")
     for sparsity in (0.0, 0.5):
         model = linear(sparsity)

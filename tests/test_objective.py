@@ -78,7 +78,7 @@ UNKNOWN = tf.data.Dataset.from_tensors((X, Y)).repeat().take_while(lambda x, y: 
 
 @pytest.mark.parametrize("data", [UNKNOWN, (pair for pair in [(X, Y)])])
 def test_batches_of_unknown_number_are_not_kept(data):
-    with pytest.raises(ValueError, match="give a list, .* Received: .* of unknown length"):
+    with pytest.raises(ValueError, match=r"give a list, .* Received: .* of unknown length"):
         objective.batches(data)
     assert next(objective.read_batches(data)).num_examples == 4
 
@@ -173,7 +173,7 @@ def test_examples_count_with_their_weights(loss, within_scope):
 
 @pytest.mark.parametrize("loss", [HalfTheSum(), lambda y, z: tf.reduce_mean(y)])
 def test_weights_need_a_value_of_each_example(loss):
-    with pytest.raises(ValueError, match="a value for each of them.* Received: loss="):
+    with pytest.raises(ValueError, match=r"a value for each of them.* Received: loss="):
         objective.mean_loss(loss)(Y, Y, np.ones(4))
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import uuid
 import zipfile
 
 import keras
@@ -88,7 +89,8 @@ class Records:
     """Results by name, each computed once: those in the directory are read.
 
     A record is a dictionary with lists of arrays, and `metrics`, which JSON can hold. It is one
-    file, written under a temporary name and renamed when it is complete.
+    file, written under a temporary name and renamed when it is complete. Several processes may
+    share a directory: of two that compute the same, all go on with what the first has finished.
 
     Args:
         directory: Path, made if it is not there. `None` keeps nothing.
@@ -121,6 +123,8 @@ class Records:
         record = compute()
         record = {**record, "metrics": plain(record.get("metrics"))}
         if path is not None:
+            if path.exists():  # by now: another process was faster
+                return read(path)
             replace_file(path, lambda file: _write(file, record))
         return record
 
@@ -129,7 +133,6 @@ class Records:
         if not path.exists():
             text = json.dumps(settings, indent=2) + "\n"
             replace_file(path, lambda file: file.write(text.encode()))
-            return
         found = _settings_in(path)
         names = sorted(settings.keys() | found.keys())
         other = [name for name in names if settings.get(name) != found.get(name)]
@@ -158,11 +161,17 @@ def _settings_in(path):
 
 
 def replace_file(path, write):
-    """Writes a file under a temporary name, `write(file)`, and renames it when it is complete."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    with open(temporary, "wb") as file:
-        write(file)
-    os.replace(temporary, path)
+    """Writes a file under a temporary name, `write(file)`, and renames it when it is complete.
+
+    The name is its own: two processes may write the same file, and the later one counts.
+    """
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def plain(metrics):
