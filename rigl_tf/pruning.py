@@ -1,10 +1,13 @@
 """Masks from scores, once: before training (SNIP, GraSP) or after it (magnitude).
 
 Each function returns masks, `{kernel path: boolean array}`, for `rigl_tf.set_masks`; it changes
-nothing.
+nothing. Counts are exact. Where all kernels are ranked together, as in the papers, a kernel may
+lose all of its connections, and nothing comes through its layer any more: a warning names it.
 """
 
 import math
+import sys
+import warnings
 from numbers import Real
 
 import keras
@@ -23,8 +26,9 @@ def magnitude_masks(model, sparsity, distribution=None):
         model: A built sparse `keras.Model`; made with `sparsify(model, 0.0)` if it is to be pruned
             from dense. Inactive connections stay inactive where there are enough active ones.
         sparsity: Share of zeros over all sparse kernels, in `[0, 1)`.
-        distribution: How the kernels share the sparsity, see `rigl_tf.sparsify`; `None` ranks the
-            connections of all kernels together.
+        distribution: How the kernels share the sparsity, see `rigl_tf.sparsify`: each keeps one
+            connection at least. `None` ranks the connections of all kernels together, and warns if
+            none of a kernel's are left.
 
     Returns:
         `{kernel path: mask}`, with exact counts; of equal scores those with the lower index stay.
@@ -243,10 +247,12 @@ def _select(model, scores, sparsity, distribution):
         chosen = selection.top_k_mask(flat, size - distributions.num_zeros(size, sparsity)).numpy()
         ends = np.cumsum([score.shape.num_elements() for score in scores.values()])[:-1]
         parts = np.split(chosen, ends)
-        return {
+        result = {
             path: part.reshape(score.shape)
             for (path, score), part in zip(scores.items(), parts, strict=True)
         }
+        _warn_of_emptied(active, result)
+        return result
     shapes = {path: tuple(score.shape) for path, score in scores.items()}
     shares = distributions.allocate(distribution, shapes, sparsity)
     result = {}
@@ -255,3 +261,19 @@ def _select(model, scores, sparsity, distribution):
         num_active = size - distributions.num_zeros(size, shares[path])
         result[path] = selection.top_k_mask(score, num_active).numpy()
     return result
+
+
+def _warn_of_emptied(before, after):
+    """Warns, at the line of the user, of kernels that have lost all of their connections."""
+    emptied = [path for path, mask in after.items() if before[path].any() and not mask.any()]
+    if not emptied:
+        return
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "rigl_tf":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(
+        "Ranked together with the others, no connection is left in some kernels, and nothing comes "
+        'through their layers any more; a `distribution`, or `scope="layerwise"` of a lottery '
+        f"ticket, leaves some in each. Received: none in {emptied}",
+        stacklevel=level,
+    )

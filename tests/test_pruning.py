@@ -178,8 +178,34 @@ def test_a_kernel_that_the_loss_does_not_reach_scores_nothing(name):
     heads = [layers.Dense(size, use_bias=False)(inputs) for size in (5, 4)]
     model = rigl_tf.sparsify(keras.Model(inputs, heads), 0.0)
     function = getattr(pruning, f"{name}_masks")
-    masks = function(model, (X, Y), 0.8, lambda targets, outputs: squares(targets, outputs[0]))
+    with pytest.warns(UserWarning, match=r"none in \['dense_1/kernel'\]"):
+        masks = function(model, (X, Y), 0.8, lambda targets, outputs: squares(targets, outputs[0]))
     assert [int(mask.sum()) for mask in masks.values()] == [54 - 43, 0]
+
+
+@pytest.mark.parametrize("name", ["magnitude", "grasp"])
+def test_a_kernel_that_loses_all_connections_is_named(name, recwarn):
+    """The weights of the second kernel and their scores are tiny, and 0.8 of 50 leaves 10."""
+    model, function = linear((6, 5, 4)), getattr(pruning, f"{name}_masks")
+    small = model.layers[1].layer.kernel
+    small.assign(1e-3 * small)
+    arguments = {} if name == "magnitude" else {"data": (X, numbers((7, 4))), "loss": "mse"}
+    masks = list(function(model, sparsity=0.8, distribution=all_alike, **arguments).values())
+    assert [int(mask.sum()) for mask in masks] == [6, 4]
+    assert not recwarn
+    with pytest.warns(
+        UserWarning, match=r"Received: none in \['sequential/dense_1/kernel'\]"
+    ) as told:
+        masks = function(model, sparsity=0.8, **arguments)
+    assert [(len(told), told[0].filename)] == [(1, __file__)]
+    assert [int(mask.sum()) for mask in masks.values()] == [10, 0]
+
+
+def test_a_kernel_that_was_empty_before_is_not_told_of_again(recwarn):
+    model = linear((6, 5, 4))
+    rigl_tf.set_masks(model, {"sequential/dense_1/kernel": np.zeros((5, 4), bool)})
+    assert pruning.magnitude_masks(model, 0.8)["sequential/dense/kernel"].sum() == 10
+    assert not recwarn
 
 
 @pytest.mark.parametrize(
