@@ -61,6 +61,31 @@ def weights_of(model, weights):
     return [values[id(each)] if id(each) in values else each.numpy() for each in model.weights]
 
 
+def without_masks(model, weights):
+    """What `model.get_weights()` gave as `state_of` has it: the opposite of `weights_of`.
+
+    Nothing is set, so weights that are masked out keep their values. Of variables that are no
+    weights, such as the states of random seeds, it has the model's own values.
+
+    Returns:
+        The weights, a list, and the masks, `{kernel path: mask}`.
+
+    Raises:
+        ValueError: If they are not weights of such a model.
+    """
+    shapes = [tuple(each.shape) for each in model.weights]
+    received = [np.shape(array) for array in weights]
+    if received != shapes:
+        raise ValueError(
+            f"Weights must be as from `model.get_weights()`, {len(shapes)} arrays in their shapes. "
+            f"Received: {len(received)} arrays of shapes {received}"
+        )
+    given = dict(zip(map(id, model.weights), map(np.asarray, weights), strict=True))
+    values = [given[id(each)] if id(each) in given else _array(each) for each in _variables(model)]
+    kernels = masks.sparse_kernels(model)
+    return values, {path: given[id(masks.mask_of(kernel))] for path, kernel in kernels.items()}
+
+
 def restore(model, weights, kernel_masks):
     """Sets what `state_of` gave; the masks have the last word."""
     for variable, value in zip(_variables(model), weights, strict=True):

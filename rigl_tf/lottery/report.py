@@ -28,8 +28,9 @@ def has_residual(model):
 
 def _adds(operation):
     kind = type(operation)
-    is_own = kind.__module__.split(".")[0] == "keras" and kind is not keras.layers.Lambda
-    if not is_own and kind is not SparseWrapper:
+    if isinstance(operation, SparseWrapper):
+        return False  # what it wraps is looked at by itself
+    if kind.__module__.split(".")[0] != "keras" or kind is keras.layers.Lambda:
         return None
     # `keras.layers.Add`, and the operation that `x + y` makes; `x + 1.0` has one tensor.
     tensors = keras.tree.flatten(getattr(operation, "input", []))  # none if it was never called
