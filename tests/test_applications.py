@@ -54,7 +54,7 @@ def test_family(name, free_memory):
 
 
 def dense_net():
-    inputs = keras.Input((4,))
+    inputs = keras.Input((4,), name="inputs")
     x = keras.layers.Dense(16, name="first")(inputs)
     x = keras.layers.BatchNormalization(name="norm")(x)
     return keras.Model(inputs, keras.layers.Dense(10, name="second")(x))
