@@ -168,8 +168,10 @@ def initialize(model, initializer, seed=0):
             "takes `initializer=...` for a model that is built later. "
             f"Received: model={model.name!r}, without sparse kernels"
         )
+    layers = {id(weight): around[-1] for weight, around in layers_of_weights(model)}
     for index, kernel in enumerate(kernels.values()):
-        kernel.assign(draw(initializer, model, kernel, (seed, index), masks.mask_of(kernel)))
+        mask = masks.mask_of(kernel)
+        kernel.assign(_values(initializer, layers[id(kernel)], kernel, (seed, index), mask))
 
 
 def check(initializer):
@@ -184,7 +186,13 @@ def check(initializer):
 
 def draw(initializer, model, kernel, seed, kernel_mask):
     """The values of one kernel of a model or layer, in its shape and dtype."""
-    view, axes = _axes(_layer_of(model, kernel), kernel)
+    layers = {id(weight): around[-1] for weight, around in layers_of_weights(model)}
+    return _values(initializer, layers[id(kernel)], kernel, seed, kernel_mask)
+
+
+def _values(initializer, layer, kernel, seed, kernel_mask):
+    """The values of one kernel of the layer that computes with it."""
+    view, axes = _axes(layer, kernel)
     kernel_mask = tf.convert_to_tensor(kernel_mask)
     values = tf.convert_to_tensor(initializer(tf.reshape(kernel_mask, view), seed, axes))
     if values.shape != tuple(view):
@@ -194,11 +202,6 @@ def draw(initializer, model, kernel, seed, kernel_mask):
         )
     values = tf.cast(tf.reshape(values, kernel.shape), kernel.dtype)
     return masks.masked(values, kernel_mask)
-
-
-def _layer_of(model, kernel):
-    """The layer that computes with a kernel."""
-    return next(layers[-1] for weight, layers in layers_of_weights(model) if weight is kernel)
 
 
 def _default_axes(rank):

@@ -31,6 +31,8 @@ def all_layers(layer):
 def layers_of_weights(layer):
     """The weights of a layer or model in their order, each with the layers around it.
 
+    The outermost layer is the first, the one that computes with the weight the last.
+
     Example:
 
     >>> layer = keras.layers.TimeDistributed(keras.layers.Dense(2, use_bias=False))
@@ -39,13 +41,18 @@ def layers_of_weights(layer):
     ...  for weight, layers in layers_of_weights(layer)]
     [('kernel', ['TimeDistributed', 'Dense'])]
     """
-    around = {}
+    around, seen = {}, set()
 
     def walk(layer, outer):
-        around.update({id(weight): (*outer, layer) for weight in layer.weights})
-        for child in _children(layer):
-            if child not in outer:
+        # From the last child to the first, inner layers before outer ones: of several layers that
+        # hold a weight, the last and innermost counts. Each layer is looked at once: those of a
+        # user hold theirs in an attribute and, as Keras tracks them, in a list as well.
+        seen.add(id(layer))
+        for child in reversed(list(_children(layer))):
+            if id(child) not in seen:
                 walk(child, (*outer, layer))
+        for weight in layer.weights:
+            around.setdefault(id(weight), (*outer, layer))
 
     walk(layer, ())
     return [(weight, around[id(weight)]) for weight in layer.weights]

@@ -293,15 +293,12 @@ def _array_of_chief(strategy, array):
 
 
 def _copy_state_of_chief(strategy, variables):
-    """Gives `variables` the chief's values, bit for bit, in one transfer."""
-    arrays = [variable.numpy() for variable in variables]
-    mine = b"".join(array.tobytes() for array in arrays)
-    padded = np.frombuffer(mine + bytes(-len(mine) % 4), "int32")
-    state = _array_of_chief(strategy, padded).tobytes()
-    if state == padded.tobytes():
-        return
-    start = 0
-    for variable, array in zip(variables, arrays, strict=True):
-        value = np.frombuffer(state, array.dtype, array.size, start).reshape(array.shape)
-        variable.assign(value)
-        start += array.nbytes
+    """Gives `variables` the chief's values, bit for bit, one after another."""
+    for variable in variables:
+        array = variable.numpy()
+        mine = array.tobytes()
+        padded = np.frombuffer(mine + bytes(-len(mine) % 4), "int32")
+        state = _array_of_chief(strategy, padded)
+        if not np.array_equal(state, padded):
+            value = np.frombuffer(state.tobytes(), array.dtype, array.size).reshape(array.shape)
+            variable.assign(value)

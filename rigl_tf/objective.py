@@ -1,6 +1,7 @@
 """What gradients are taken of: the mean loss of a model over data, in a state that stays."""
 
 import contextlib
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -11,79 +12,171 @@ from rigl_tf import layers, masks
 
 
 class Batch(NamedTuple):
-    """One batch of the data; targets are tensors, `share` that of all examples."""
+    """One batch of the data; targets and weights of examples (or `None`) are tensors."""
 
     inputs: object
     targets: object
-    share: float
+    sample_weight: object
+    num_examples: int
 
 
-def batches(data):
-    """`data`, a pair `(inputs, targets)` or an iterable of such batches, as a list of `Batch`.
+def read_batches(data):
+    """An iterator over `data` as a `Batch` each, of which one is in memory at a time.
 
-    A tuple of two is a pair, whatever is in it: give two batches as a list. Targets of several
-    outputs are a tuple, a dictionary, or a list of arrays.
+    Args:
+        data: A pair `(inputs, targets)` or triple `(inputs, targets, sample_weight)`, or an
+            iterable of such batches: a list, a `tf.data.Dataset`, a `keras.utils.PyDataset`. A
+            tuple of two or three is one batch, whatever is in it: give two batches as a list.
+            Targets of several outputs are a tuple, a dictionary, or a list of arrays.
 
     Raises:
-        ValueError: If there is none, or no end of them, or something that is no such pair.
+        ValueError: If there is no end of them. When they are read, if there is none, or something
+            that is no such batch.
 
     Example:
 
-    >>> [batch.share for batch in batches([(np.ones((3, 2)), [0, 1, 2]), (np.ones((1, 2)), [0])])]
-    [0.75, 0.25]
+    >>> data = [(np.ones((3, 2)), [0, 1, 2]), (np.ones((1, 2)), [0])]
+    >>> [batch.num_examples for batch in read_batches(data)]
+    [3, 1]
     """
-    is_dataset = isinstance(data, tf.data.Dataset)
-    if is_dataset and data.cardinality() == tf.data.INFINITE_CARDINALITY:
-        raise ValueError("`data` must end. Received: a data set that is repeated without end")
     if not isinstance(data, Iterable) or isinstance(data, (str, dict)):
+        raise ValueError(f"`data` must be {_BATCHES}. Received: {type(data).__name__}")
+    check_ends(data)
+    return _read([data] if _is_batch(data) else data)
+
+
+def batches(data):
+    """The list of `read_batches(data)`, for what reads them several times: the same ones each time.
+
+    Raises:
+        ValueError: See `read_batches`. If their number is not known: they might fill the memory.
+    """
+    found = read_batches(data)
+    if not _is_batch(data) and _length(data) is None:
         raise ValueError(
-            "`data` must be a pair `(inputs, targets)`, or batches that are such pairs. "
-            f"Received: {type(data).__name__}"
+            "`data` that is read several times is kept in memory, so its number of batches must be "
+            "known: give a list, such as `list(data.take(10))` of a data set. "
+            f"Received: {type(data).__name__} of unknown length"
         )
-    is_pair = isinstance(data, tuple) and len(data) == 2
-    pairs = [_pair(batch) for batch in ([data] if is_pair else data)]
-    if not pairs:
+    return list(found)
+
+
+def check_ends(data):
+    """Raises a `ValueError` if it is known that there is no end of batches."""
+    if _length(data) == math.inf:
+        raise ValueError("`data` must end. Received: a data set that is repeated without end")
+
+
+def mean_over(some_batches, function):
+    """The mean over all examples of what a function gives for each batch.
+
+    Args:
+        some_batches: Iterable of `Batch`.
+        function: Function `function(inputs, targets, sample_weight)`. It returns a list of tensors
+            or arrays, means over the examples of the batch.
+
+    Returns:
+        List of tensors or arrays.
+    """
+    means, num_examples = None, 0
+    for inputs, targets, sample_weight, size in some_batches:
+        found = function(inputs, targets, sample_weight)
+        num_examples += size
+        share = size / num_examples
+        before = found if means is None else means
+        means = [a + share * (b - a) for a, b in zip(before, found, strict=True)]
+    return means
+
+
+_BATCHES = (
+    "a pair `(inputs, targets)` or triple `(inputs, targets, sample_weight)`, or batches that are "
+    "such"
+)
+
+
+def _is_batch(data):
+    return isinstance(data, tuple) and len(data) in (2, 3)
+
+
+def _length(data):
+    """The number of batches: `math.inf` if there is no end of them, `None` if it is not known."""
+    if isinstance(data, tf.data.Dataset):
+        length = int(data.cardinality())
+        known = {tf.data.INFINITE_CARDINALITY: math.inf, tf.data.UNKNOWN_CARDINALITY: None}
+        return known.get(length, length)
+    if isinstance(data, keras.utils.PyDataset):
+        length = data.num_batches
+        return math.inf if length is None else length
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
+def _read(data):
+    is_empty = True
+    for batch in data:
+        yield _batch(batch)
+        is_empty = False
+    if is_empty:
         raise ValueError("`data` must have a batch at least. Received: none")
-    sizes = [_num_examples(inputs, targets) for inputs, targets in pairs]
-    return [Batch(*pair, size / sum(sizes)) for pair, size in zip(pairs, sizes, strict=True)]
 
 
-def _pair(batch):
-    if not isinstance(batch, tuple) or len(batch) != 2:
+def _batch(batch):
+    if not _is_batch(batch):
         raise ValueError(
-            "`data` must be a pair `(inputs, targets)`, or batches that are such pairs. "
-            f"Received: a batch of type {type(batch).__name__}"
+            f"`data` must be {_BATCHES}. Received: a batch of type {type(batch).__name__}"
             + (f" and length {len(batch)}" if isinstance(batch, tuple) else "")
         )
-    inputs, targets = batch
+    inputs, targets, sample_weight = (*batch, None)[:3]
     is_structure = isinstance(targets, (tuple, dict)) or (
         isinstance(targets, list) and any(getattr(each, "shape", ()) for each in targets)
     )
     try:
         if is_structure:
-            return inputs, tf.nest.map_structure(tf.convert_to_tensor, targets)
-        return inputs, tf.convert_to_tensor(targets)
+            targets = tf.nest.map_structure(tf.convert_to_tensor, targets)
+        else:
+            targets = tf.convert_to_tensor(targets)
     except (TypeError, ValueError) as error:
         raise ValueError(f"Targets must be arrays. Received: {type(targets).__name__}") from error
+    if sample_weight is not None:
+        sample_weight = _weights(sample_weight)
+    return Batch(inputs, targets, sample_weight, _num_examples(inputs, targets, sample_weight))
 
 
-def _num_examples(inputs, targets):
-    shapes = [tf.shape(each).numpy().tolist() for each in tf.nest.flatten(targets)]
+def _weights(sample_weight):
+    try:
+        weights = None if isinstance(sample_weight, tuple) else tf.convert_to_tensor(sample_weight)
+    except (TypeError, ValueError):
+        weights = None
+    if weights is None or weights.dtype == tf.string:
+        raise ValueError(
+            "The weights of examples must be one array of numbers, those of all outputs. "
+            f"Received: sample_weight of type {type(sample_weight).__name__}"
+        )
+    return tf.cast(weights, keras.config.floatx())
+
+
+def _num_examples(inputs, targets, sample_weight):
+    tensors = tf.nest.flatten(targets) + ([] if sample_weight is None else [sample_weight])
+    shapes = [tf.shape(each).numpy().tolist() for each in tensors]
     shapes += [list(x.shape) for x in tf.nest.flatten(inputs) if getattr(x, "shape", ())]
     sizes = {shape[0] if shape else 0 for shape in shapes}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(
-            "A batch must have an example at least, and the same number of inputs and targets. "
-            f"Received: shapes={shapes}"
+            "A batch must have an example at least, and the same number of inputs, targets and "
+            f"weights of examples. Received: shapes={shapes}"
         )
     return sizes.pop()
 
 
 def mean_loss(loss):
-    """A function of targets and outputs: the mean of `loss` over the examples of a batch.
+    """A function of targets, outputs and weights of examples: the mean of `loss` over a batch.
 
     It is the same on a replica, where Keras divides its losses by the number of replicas, and
-    whatever the reduction of the loss is.
+    whatever the reduction of the loss is: the sum over the examples, each with its weight, divided
+    by their number. What the outputs (or the loss) mask, such as the end of a short sequence, is
+    left out, as in `model.fit`.
 
     Args:
         loss: A Keras loss, its name, or a function of targets and outputs; or a list or dictionary
@@ -91,11 +184,13 @@ def mean_loss(loss):
 
     Raises:
         ValueError: If it is something else. When it is called, if a Keras loss meets several
-            outputs.
+            outputs, or weights a loss that has no value for each example.
 
     Example:
 
     >>> float(mean_loss(keras.losses.MeanSquaredError("sum"))(np.zeros((4, 1)), np.ones((4, 1))))
+    1.0
+    >>> float(mean_loss("mse")(np.zeros((4, 1)), np.ones((4, 1)), [0.0, 0.0, 1.0, 3.0]))
     1.0
     """
     if isinstance(loss, (list, tuple, dict)) and len(loss) == 1:
@@ -106,29 +201,58 @@ def mean_loss(loss):
             f"several outputs, a function of all of them. Received: loss={loss!r}"
         )
     is_own = not isinstance(loss, (str, keras.losses.Loss))
-    loss = keras.losses.get(loss)
+    name, loss = getattr(loss, "name", loss), keras.losses.get(loss)
 
-    def mean(targets, outputs):
+    def mean(targets, outputs, sample_weight=None):
         if not is_own and tf.nest.is_nested(outputs):
             raise ValueError(
                 "The loss of a model with several outputs must be a function of all targets and "
-                f"outputs. Received: loss={getattr(loss, 'name', loss)!r}"
+                f"outputs. Received: loss={name!r}"
             )
+        keras_loss = loss
         if not isinstance(loss, keras.losses.Loss):
-            return tf.reduce_mean(loss(targets, outputs))
-        value = _reduced("sum_over_batch_size", loss, targets, outputs)
+            keras_loss = _Values(tf.convert_to_tensor(loss(targets, outputs)))
+            targets = keras_loss.values
         num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        shape = ()
+        if num_replicas > 1 or sample_weight is not None:
+            shape = _reduced(None, keras_loss, targets, outputs).shape
+        if sample_weight is not None:
+            _check_fits(sample_weight, shape, name)
+        value = _reduced("sum_over_batch_size", keras_loss, targets, outputs, sample_weight)
         # Keras scales what it has reduced itself.
-        is_scaled = num_replicas > 1 and _reduced(None, loss, targets, outputs).shape.rank > 0
-        return value * num_replicas if is_scaled else value
+        return value * num_replicas if len(shape) else value
 
     return mean
 
 
-def _reduced(reduction, loss, targets, outputs):
+def _check_fits(sample_weight, shape, name):
+    received, shape = tf.convert_to_tensor(sample_weight).shape, tf.TensorShape(shape)
+    num_shared = min(received.rank, shape.rank)
+    fits = received[:num_shared].is_compatible_with(shape[:num_shared])
+    if not num_shared or not fits or any(size != 1 for size in received[num_shared:]):
+        raise ValueError(
+            "If examples have weights, a loss must have a value for each of them. "
+            f"Received: loss={name!r} with values of shape {tuple(shape)}, and weights of shape "
+            f"{tuple(received)}"
+        )
+
+
+class _Values(keras.losses.Loss):
+    """The values that a function has found, to be reduced as Keras reduces its losses."""
+
+    def __init__(self, values):
+        super().__init__(name="values", dtype=values.dtype.name)
+        self.values = values
+
+    def call(self, targets, outputs):
+        return self.values
+
+
+def _reduced(reduction, loss, *arguments):
     own, loss.reduction = loss.reduction, reduction
     try:
-        return loss(targets, outputs)
+        return loss(*arguments)
     finally:
         loss.reduction = own
 

@@ -1,10 +1,13 @@
 """Masks from scores, once: before training (SNIP, GraSP) or after it (magnitude).
 
 Each function returns masks, `{kernel path: boolean array}`, for `rigl_tf.set_masks`; it changes
-nothing.
+nothing. Counts are exact. Where all kernels are ranked together, as in the papers, a kernel may
+lose all of its connections, and nothing comes through its layer any more: a warning names it.
 """
 
 import math
+import sys
+import warnings
 from numbers import Real
 
 import keras
@@ -13,7 +16,7 @@ import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection
 from rigl_tf.checks import check_integers
-from rigl_tf.objective import batches, mean_loss, untouched_state
+from rigl_tf.objective import batches, mean_loss, mean_over, read_batches, untouched_state
 
 
 def magnitude_masks(model, sparsity, distribution=None):
@@ -23,8 +26,9 @@ def magnitude_masks(model, sparsity, distribution=None):
         model: A built sparse `keras.Model`; made with `sparsify(model, 0.0)` if it is to be pruned
             from dense. Inactive connections stay inactive where there are enough active ones.
         sparsity: Share of zeros over all sparse kernels, in `[0, 1)`.
-        distribution: How the kernels share the sparsity, see `rigl_tf.sparsify`; `None` ranks the
-            connections of all kernels together.
+        distribution: How the kernels share the sparsity, see `rigl_tf.sparsify`: each keeps one
+            connection at least. `None` ranks the connections of all kernels together, and warns if
+            none of a kernel's are left.
 
     Returns:
         `{kernel path: mask}`, with exact counts; of equal scores those with the lower index stay.
@@ -86,16 +90,18 @@ def snip_masks(model, data, sparsity, loss, distribution=None):
 
     Args:
         model, sparsity, distribution: See `magnitude_masks`.
-        data: A pair `(inputs, targets)`, or an iterable of such batches.
+        data: A pair `(inputs, targets)` or triple `(inputs, targets, sample_weight)`, or an
+            iterable of such batches, which are read once, one after another.
         loss: A Keras loss, its name, or a function of targets and outputs; it is averaged over the
-            examples. Of a model with several outputs, a function of all of them.
+            examples: each counts with its weight, if it has one, as in `model.fit`. Of a model
+            with several outputs, a function of all of them.
 
     Returns:
         `{kernel path: mask}`, with exact counts.
 
     Raises:
-        ValueError: If an argument is out of its range, `data` is empty, endless or holds no pairs,
-            the model has no sparse kernel, or the scores are not finite, or all 0.
+        ValueError: If an argument is out of its range, `data` is empty, endless or holds no such
+            batches, the model has no sparse kernel, or the scores are not finite, or all 0.
 
     Example:
 
@@ -105,7 +111,7 @@ def snip_masks(model, data, sparsity, loss, distribution=None):
     >>> masks = snip_masks(model, batch, sparsity=0.75, loss="mse")
     """
     kernels = _kernel_values(model)
-    gradients = _gradients(model, kernels, batches(data), loss)
+    gradients = _gradients(model, kernels, read_batches(data), loss)
     scores = {path: tf.abs(gradients[path] * kernel) for path, kernel in kernels.items()}
     return _select(model, _check_not_all_zero(scores), sparsity, distribution)
 
@@ -122,7 +128,8 @@ def grasp_masks(model, data, sparsity, loss, distribution=None, temperature=200.
     - [Wang et al., 2020](https://arxiv.org/abs/2002.07376), equations 7 and 8
 
     Args:
-        model, data, sparsity, loss, distribution: See `snip_masks`.
+        model, data, sparsity, loss, distribution: See `snip_masks`. The data is read twice, so it
+            is kept in memory: the number of batches must be known.
         temperature: Number > 0. The outputs of the model, its logits, are divided by it, as in the
             authors' code.
 
@@ -130,7 +137,7 @@ def grasp_masks(model, data, sparsity, loss, distribution=None, temperature=200.
         `{kernel path: mask}`, with exact counts.
 
     Raises:
-        ValueError: See `snip_masks`.
+        ValueError: See `snip_masks`. If the number of batches is not known.
 
     Example:
 
@@ -182,13 +189,14 @@ def _gradients(model, kernels, data, loss, temperature=1.0, along=None):
     loss = mean_loss(loss)
     values = list(kernels.values())
     scale = 2.0 ** round(math.log2(temperature))
+    # A layer, as it hands on the masks of timesteps.
+    cool = keras.layers.Activation(lambda outputs: outputs / temperature, autocast=False)
 
-    def of_batch(inputs, targets):
+    def of_batch(inputs, targets, sample_weight):
         with tf.GradientTape() as outer:
             with tf.GradientTape() as tape:
-                outputs = model(inputs, training=True)
-                outputs = tf.nest.map_structure(lambda each: each / temperature, outputs)
-                value = scale * loss(targets, outputs)
+                outputs = tf.nest.map_structure(cool, model(inputs, training=True))
+                value = scale * loss(targets, outputs, sample_weight)
             gradients = tape.gradient(value, values, unconnected_gradients="zero")
             gradients = [tf.convert_to_tensor(each) for each in gradients]
         if along is None:
@@ -202,12 +210,8 @@ def _gradients(model, kernels, data, loss, temperature=1.0, along=None):
         )
         return [tf.convert_to_tensor(each) for each in products]
 
-    sums = [tf.zeros(each.shape, each.dtype) for each in values]
     with untouched_state(model):
-        for inputs, targets, share in data:
-            found = of_batch(inputs, targets)
-            sums = [total + share * each for total, each in zip(sums, found, strict=True)]
-    return dict(zip(kernels, sums, strict=True))
+        return dict(zip(kernels, mean_over(data, of_batch), strict=True))
 
 
 def _check_not_all_zero(scores):
@@ -243,10 +247,12 @@ def _select(model, scores, sparsity, distribution):
         chosen = selection.top_k_mask(flat, size - distributions.num_zeros(size, sparsity)).numpy()
         ends = np.cumsum([score.shape.num_elements() for score in scores.values()])[:-1]
         parts = np.split(chosen, ends)
-        return {
+        result = {
             path: part.reshape(score.shape)
             for (path, score), part in zip(scores.items(), parts, strict=True)
         }
+        _warn_of_emptied(active, result)
+        return result
     shapes = {path: tuple(score.shape) for path, score in scores.items()}
     shares = distributions.allocate(distribution, shapes, sparsity)
     result = {}
@@ -255,3 +261,19 @@ def _select(model, scores, sparsity, distribution):
         num_active = size - distributions.num_zeros(size, shares[path])
         result[path] = selection.top_k_mask(score, num_active).numpy()
     return result
+
+
+def _warn_of_emptied(before, after):
+    """Warns, at the line of the user, of kernels that have lost all of their connections."""
+    emptied = [path for path, mask in after.items() if before[path].any() and not mask.any()]
+    if not emptied:
+        return
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "rigl_tf":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(
+        "Ranked together with the others, no connection is left in some kernels, and nothing comes "
+        'through their layers any more; a `distribution`, or `scope="layerwise"` of a lottery '
+        f"ticket, leaves some in each. Received: none in {emptied}",
+        stacklevel=level,
+    )

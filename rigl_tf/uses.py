@@ -134,13 +134,19 @@ class _Graph:
 
     def _follow_loop(self, node, inputs):
         body = self._function(node.attr["body"].func.name)
-        while True:
+        # What is known comes from one variable to the next in each pass. A weight that is still in
+        # more and more places after that, as in a queue, may never come to an end.
+        for _ in range(2 * len(inputs) + 2):
             # What holds for a variable must hold at every iteration.
             results, used = body.follow(inputs)
             merged = [one.merge(other) for one, other in zip(inputs, results, strict=True)]
             if merged == inputs:
                 break
+            grown = [new for one, new in zip(inputs, merged, strict=True) if one != new]
             inputs = merged
+        else:
+            reason = f"in the loop {node.name!r} it comes to more and more places"
+            used.unknown.update({weight: reason for value in grown for weight in value.elements})
         uses = products.Uses()
         num_iterations = self._num_iterations(node, body)
         if num_iterations is None:

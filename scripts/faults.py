@@ -81,9 +81,9 @@ class Reference:
         checkpoints = [seen[f"checkpoint-{epoch:04d}.keras"][0] for epoch in range(1, _EPOCHS + 1)]
         epochs = [b - a for a, b in itertools.pairwise(checkpoints)]
         writing = [last - first for name, (first, last) in seen.items() if ".tmp-check" in name]
-        export = seen.get(".tmp-model.keras", seen["model.keras"])
+        export = min(seen[name][0] for name in seen if name.startswith((".tmp-model", "model")))
         self.seconds = {
-            "export": seen["report.json"][0] - export[0],
+            "export": seen["report.json"][0] - export,
             "checkpoint": statistics.median(writing),
             "mask update": statistics.median(epochs),
             "any time": seen["report.json"][0] - seen["config.json"][0],
@@ -114,13 +114,13 @@ def kill(process, directory, aim, epoch, seconds):
         Whether it was killed; `False` if it had ended by then.
     """
     pattern = {
-        "export": ".tmp-model.keras",
-        "checkpoint": f".tmp-checkpoint-{epoch:04d}.keras",
+        "export": ".tmp-model-*",
+        "checkpoint": f".tmp-checkpoint-{epoch:04d}-*",
         "mask update": f"checkpoint-{epoch:04d}.keras",
         "any time": "config.json",
         "resumed": "config.json",
     }[aim]
-    while process.poll() is None and not (directory / pattern).exists():
+    while process.poll() is None and not any(directory.glob(pattern)):
         time.sleep(_POLL_SECONDS)
     time.sleep(seconds)
     process.kill()

@@ -113,9 +113,10 @@ def run(feature, strategy, sparse=True):
             feature.run(model, watch, directory)
             if sparse:
                 watch.check()
-                feature.check(model, watch)
                 assert watch.moved, "no mask moved"
             weights = [np.asarray(weight) for weight in model.trainable_weights]
+            if sparse:
+                feature.check(model, watch)  # may change the model
     finally:
         keras.config.set_dtype_policy("float32")
     return weights, watch.history if sparse else None

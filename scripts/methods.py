@@ -58,17 +58,21 @@ def build_model(method, name, sparsity, distribution="erk", seed=0, data=None, *
     model = models.build(name, **model_arguments)
     if method != "small_dense":
         return sparsify(method, model, sparsity, distribution, seed, data)
+    num_kernel_weights = models.count_kernel_weights(model)
     masks = rigl_tf.get_masks(rigl_tf.sparsify(model, sparsity, distribution, seed=seed))
     num_sparse = sum(mask.size for mask in masks.values())
     num_active = sum(int(mask.sum()) for mask in masks.values())
-    num_dense = models.count_kernel_weights(model) - num_sparse
+    num_dense = num_kernel_weights - num_sparse
     builder = models.BUILDERS[name]
     width = models.small_dense_width(builder, num_active + num_dense, **model_arguments)
     return models.build(name, width=width, **model_arguments)
 
 
 def sparsify(method, model, sparsity, distribution="erk", seed=0, data=None):
-    """The model as `method` starts to train it; for the arguments see `build_model`."""
+    """The model as `method` starts to train it; for the arguments see `build_model`.
+
+    It shares its layers with the given one, see `rigl_tf.sparsify`: give each method a new model.
+    """
     if method == "dense":
         return model
     if method not in ("pruning", "dnw", *_AT_INITIALISATION):

@@ -14,7 +14,8 @@ class Rows:
     """Finished runs in a CSV file; a run is known by the columns in `key`.
 
     Every added row is on disk before `add` returns, so that a script can be stopped at any time.
-    Several processes may add rows to the same file.
+    Several processes may add rows to the same file. Columns that only some of the rows have, as
+    those of an older version of the script do, are kept; the others are empty there.
 
     Args:
         path: `pathlib.Path` of the CSV file, which need not exist.
@@ -36,7 +37,7 @@ class Rows:
             ]
 
     def __contains__(self, run):
-        return any(all(row[name] == run[name] for name in self.key) for row in self.rows)
+        return any(all(row.get(name) == run[name] for name in self.key) for row in self.rows)
 
     def add(self, row):
         """Appends one row; the file is written anew and renamed, so it is never half-written."""
@@ -44,7 +45,8 @@ class Rows:
             self.rows = [*self._read(), row]
             temporary = self.path.with_suffix(".tmp")
             with temporary.open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(row), lineterminator="\n")
+                names = dict.fromkeys(name for each in (row, *self.rows) for name in each)
+                writer = csv.DictWriter(file, list(names), lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(self.rows)
             os.replace(temporary, self.path)

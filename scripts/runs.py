@@ -21,6 +21,7 @@ import os
 import pathlib
 import shutil
 import sys
+import uuid
 import zipfile
 import zlib
 
@@ -97,7 +98,9 @@ class RunDirectory:
         Raises:
             OSError: If that fails. The temporary file is gone then, and what was at `name` is kept.
         """
-        temporary = self.path / (_TEMPORARY + name)
+        stem, dot, suffix = name.partition(".")
+        # A name of its own: another process that runs there by mistake must not write into it.
+        temporary = self.path / f"{_TEMPORARY}{stem}-{uuid.uuid4().hex}{dot}{suffix}"
         try:
             yield temporary
             os.replace(temporary, self.path / name)
@@ -118,7 +121,7 @@ class RunDirectory:
         with self.replacing(_CHECKPOINT.format(num_epochs)) as temporary:
             model.save(temporary)
         for path in last:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def restore(self, model, steps_per_epoch):
         """Loads the last checkpoint into a compiled model, the metrics up to it into this object.
@@ -168,7 +171,9 @@ class RunDirectory:
 
     def _write_metrics(self):
         with self.replacing("metrics.csv") as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(self._rows[0]), lineterminator="\n")
+            # Rows of another version of the script may have other columns.
+            names = dict.fromkeys(name for row in self._rows for name in row)
+            writer = csv.DictWriter(file, list(names), restval="nan", lineterminator="\n")
             writer.writeheader()
             writer.writerows(self._rows)
 

@@ -49,6 +49,25 @@ def test_unequal_batches_are_the_mean_of_the_examples():
     assert analysis.gradient_norms(model, parts, "mse").total == pytest.approx(whole, rel=1e-5)
 
 
+def test_examples_count_with_their_weights():
+    """The first of eight counts 8 times, the others not at all: the mean is that of the first."""
+    weights = np.array([8, 0, 0, 0, 0, 0, 0, 0], "float32")
+    for sparsity in (0.0, 0.5):
+        model = linear(sparsity)
+        first = analysis.gradient_norms(model, (X[:1], Y[:1]), "mse").total
+        weighted = analysis.gradient_norms(model, (X, Y, weights), "mse").total
+        assert weighted == pytest.approx(first, rel=1e-5)
+
+
+def test_batches_of_unknown_number_are_read_once_or_refused():
+    model = linear()
+    whole = analysis.gradient_norms(model, (X, Y), "mse").total
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).filter(lambda x, y: True).batch(3)
+    assert analysis.gradient_norms(model, data, "mse").total == pytest.approx(whole, rel=1e-5)
+    with pytest.raises(ValueError, match="of unknown length"):
+        analysis.GradientFlow(data)
+
+
 def test_total_over_weights_and_state_is_left_alone():
     inputs = keras.Input((6,))
     x = layers.Dropout(0.5)(layers.BatchNormalization()(layers.Dense(4)(inputs)))

@@ -381,7 +381,7 @@ def chain_with(*between, activation=None):
         (lambda: chain_with(activation="softmax"), "hidden", "'hidden' mixes its units"),
         (lambda: chain_with(layers.LayerNormalization(name="n")), "hidden", "'n' mixes units"),
         (lambda: chain_with(layers.Softmax(name="s")), "hidden", "'s' mixes units"),
-        (lambda: rigl_tf.sparsify(chain_with(), 0.5), "hidden", "'hidden' of class SparseWrapper"),
+        (lambda: rigl_tf.sparsify(chain_with(), 0.5), "hidden", "'hidden' inside a SparseWrapper"),
         (lambda: keras.Sequential([layers.Dense(2)]), "hidden", "a built Sequential"),
         (lambda: None, "hidden", "Received: None"),
     ],

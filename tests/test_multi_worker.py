@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import keras
 import multi_worker_program as program
@@ -170,6 +171,22 @@ def dense_model(strategy, **compile_arguments):
         model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
         model.compile("sgd", "mse", **compile_arguments)
     return model
+
+
+def test_the_state_is_copied_one_variable_at_a_time(strategy):
+    """Ten kernels of 1 MB: what NumPy and Python hold meanwhile is a few of them, not all twice."""
+    with strategy.scope():
+        hidden = [keras.layers.Dense(512, use_bias=False) for _ in range(10)]
+        model = keras.Sequential([keras.Input((512,)), *hidden])
+        model.compile("sgd", "mse")
+    data = tf.data.Dataset.from_tensors((np.ones((1, 512)), np.ones((1, 512))))
+    tracemalloc.start()
+    try:
+        multi_worker.fit(model, data, epochs=0, verbose=0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * 2**20
 
 
 @pytest.mark.parametrize(

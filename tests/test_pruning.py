@@ -83,6 +83,8 @@ def test_batches_are_averaged():
     (whole,) = pruning.snip_masks(model, (X[:6], Y[:6]), 0.8, "mse").values()
     (mask,) = pruning.snip_masks(model, halves, 0.8, "mse").values()
     np.testing.assert_array_equal(mask, whole)
+    (mask,) = pruning.snip_masks(model, (half for half in halves), 0.8, "mse").values()
+    np.testing.assert_array_equal(mask, whole)
     dataset = tf.data.Dataset.from_tensor_slices((X[:6], Y[:6])).batch(3)
     (mask,) = pruning.snip_masks(model, dataset, 0.8, "mse").values()
     np.testing.assert_array_equal(mask, whole)
@@ -95,6 +97,49 @@ def test_batches_of_unequal_sizes_are_the_mean_of_the_examples(name):
     (whole,) = function(model, (x, Y), 0.8, "mse").values()
     (mask,) = function(model, [(x[:1], Y[:1]), (x[1:], Y[1:])], 0.8, "mse").values()
     np.testing.assert_array_equal(mask, whole)
+
+
+@pytest.mark.parametrize("loss", ["mse", keras.losses.MeanSquaredError()])
+@pytest.mark.parametrize("name", ["snip", "grasp"])
+def test_weights_of_examples(name, loss):
+    """A weight of 4 is that of an example that is there four times, 0 takes it away."""
+    model, function = linear(), getattr(pruning, f"{name}_masks")
+    repeated = np.repeat(np.arange(7), [0, 0, 4, 0, 1, 0, 1])
+    weights = np.array([0, 0, 4, 0, 1, 0, 1], "float32")
+    (wanted,) = function(model, (X[repeated], Y[repeated]), 0.8, loss).values()
+    (mask,) = function(model, (X, Y, weights), 0.8, loss).values()
+    np.testing.assert_array_equal(mask, wanted)
+    dataset = tf.data.Dataset.from_tensor_slices((X, Y, weights)).batch(3)
+    (mask,) = function(model, dataset, 0.8, loss).values()
+    np.testing.assert_array_equal(mask, wanted)
+    (unweighted,) = function(model, (X, Y), 0.8, loss).values()
+    assert (unweighted != wanted).any()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        lambda y, z: keras.losses.sparse_categorical_crossentropy(y, z, from_logits=True),
+    ],
+)
+@pytest.mark.parametrize("name", ["snip", "grasp"])
+def test_targets_of_masked_timesteps_do_not_matter(name, loss):
+    dense = keras.Sequential(
+        [
+            keras.Input((5,), dtype="int32"),
+            layers.Embedding(7, 4, mask_zero=True),
+            layers.Dense(6, use_bias=False),
+            layers.Dense(3, use_bias=False),
+        ]
+    )
+    model = rigl_tf.sparsify(dense, 0.0)
+    x, y = np.array([[1, 2, 3, 0, 0], [4, 5, 0, 0, 0]]), np.zeros((2, 5), int)
+    others = np.where(x == 0, 2, y)
+    function = getattr(pruning, f"{name}_masks")
+    wanted, got = (function(model, (x, targets), 0.5, loss) for targets in (y, others))
+    for path, mask in wanted.items():
+        np.testing.assert_array_equal(got[path], mask)
 
 
 @pytest.mark.parametrize("kind", [list, dict])
@@ -133,8 +178,34 @@ def test_a_kernel_that_the_loss_does_not_reach_scores_nothing(name):
     heads = [layers.Dense(size, use_bias=False)(inputs) for size in (5, 4)]
     model = rigl_tf.sparsify(keras.Model(inputs, heads), 0.0)
     function = getattr(pruning, f"{name}_masks")
-    masks = function(model, (X, Y), 0.8, lambda targets, outputs: squares(targets, outputs[0]))
+    with pytest.warns(UserWarning, match=r"none in \['dense_1/kernel'\]"):
+        masks = function(model, (X, Y), 0.8, lambda targets, outputs: squares(targets, outputs[0]))
     assert [int(mask.sum()) for mask in masks.values()] == [54 - 43, 0]
+
+
+@pytest.mark.parametrize("name", ["magnitude", "grasp"])
+def test_a_kernel_that_loses_all_connections_is_named(name, recwarn):
+    """The weights of the second kernel and their scores are tiny, and 0.8 of 50 leaves 10."""
+    model, function = linear((6, 5, 4)), getattr(pruning, f"{name}_masks")
+    small = model.layers[1].layer.kernel
+    small.assign(1e-3 * small)
+    arguments = {} if name == "magnitude" else {"data": (X, numbers((7, 4))), "loss": "mse"}
+    masks = list(function(model, sparsity=0.8, distribution=all_alike, **arguments).values())
+    assert [int(mask.sum()) for mask in masks] == [6, 4]
+    assert not recwarn
+    with pytest.warns(
+        UserWarning, match=r"Received: none in \['sequential/dense_1/kernel'\]"
+    ) as told:
+        masks = function(model, sparsity=0.8, **arguments)
+    assert [(len(told), told[0].filename)] == [(1, __file__)]
+    assert [int(mask.sum()) for mask in masks.values()] == [10, 0]
+
+
+def test_a_kernel_that_was_empty_before_is_not_told_of_again(recwarn):
+    model = linear((6, 5, 4))
+    rigl_tf.set_masks(model, {"sequential/dense_1/kernel": np.zeros((5, 4), bool)})
+    assert pruning.magnitude_masks(model, 0.8)["sequential/dense/kernel"].sum() == 10
+    assert not recwarn
 
 
 @pytest.mark.parametrize(
@@ -296,7 +367,11 @@ def test_batch_statistics_and_dropout_are_left_alone():
         (lambda: pruning.random_masks(linear(), 0.5, seed=True), "seed=True"),
         (lambda: pruning.snip_masks(linear(), [], 0.5, "mse"), "none"),
         (lambda: pruning.snip_masks(linear(), [X, Y], 0.5, "mse"), "a batch of type ndarray"),
-        (lambda: pruning.grasp_masks(linear(), [(X, Y, Y)], 0.5, "mse"), "a batch of .* length 3"),
+        (lambda: pruning.grasp_masks(linear(), [(X, Y, Y, Y)], 0.5, "mse"), ".* length 4"),
+        (
+            lambda: pruning.grasp_masks(linear(), [(X, Y, Y)], 0.5, "mse"),
+            r"loss='mse' with values of shape \(7,\), and weights of shape \(7, 5\)",
+        ),
         (lambda: pruning.snip_masks(linear(), (X[:0], Y[:0]), 0.5, "mse"), "shapes="),
         (lambda: pruning.snip_masks(linear(), (X, Y), 0.5, None), "loss=None"),
         (lambda: pruning.grasp_masks(linear(), (X, Y), 0.5, "mae"), "0 for every connection"),

@@ -43,6 +43,22 @@ def test_a_run_is_known_by_its_key(tmp_path):
             assert other not in known
 
 
+def test_columns_that_came_or_went(tmp_path):
+    """A row of an older script has no `loss`, and one of a newer script no `accuracy`."""
+    path = tmp_path / "rows.csv"
+    results.Rows(path, KEY).add(row())
+    newer = {"method": "rigl", "sparsity": 0.9, "seed": 1, "loss": 0.25}
+    rows = results.Rows(path, KEY)
+    assert newer not in rows
+    rows.add(newer)
+    again = results.Rows(path, KEY)
+    assert again.rows == [{**row(), "loss": ""}, {**newer, "accuracy": ""}]
+    assert row() in again
+    assert newer in again
+    with_another_key = results.Rows(path, (*KEY, "epochs"))
+    assert {**newer, "epochs": 1} not in with_another_key
+
+
 def test_text_with_commas_and_quotes(tmp_path):
     path = tmp_path / "rows.csv"
     results.Rows(path, KEY).add(row(method='RigL, "fast"'))

@@ -392,6 +392,7 @@ def test_a_check_that_is_named_twice_is_done_once():
         ({"prune": lambda model, data: None}, "NoneType"),
         ({"prune": lambda model, data: {"other": np.ones(3)}}, "'other'"),
         ({"prune": lambda model, data: ({}, None, 3)}, "dict, NoneType, int"),
+        ({"prune": lambda model, data: ({}, [np.ones(3)])}, r"1 arrays of shapes \[\(3,\)\]"),
         ({"checks": None}, "checks=None"),
         ({"checks": ["half"]}, r"checks=\['half'\]"),
         ({"checks": "half data"}, "checks='half data'"),

@@ -96,7 +96,8 @@ def make_model():
             layers.BatchNormalization(),
             layers.Flatten(),
             layers.Dense(5, name="dense"),
-        ]
+        ],
+        name="net",
     )
 
 
@@ -105,7 +106,9 @@ def test_models():
     before = analysis.get_kernels(dense)
     assert [kernel.shape for kernel in before.values()] == [(2, 2, 2, 3), (27, 5)]
     assert analysis.weight_correlation(before, dense).total == 1
-    sparse = rigl_tf.sparsify(dense, 0.7, "uniform")
+    twin = make_model()
+    twin.set_weights(dense.get_weights())
+    sparse = rigl_tf.sparsify(twin, 0.7, "uniform")
     # The largest fifth of the dense kernel's 135 weights, if they are left, are the largest there.
     (path, _), (dense_path, mask) = rigl_tf.get_masks(sparse).items()
     order = np.argsort(-abs(before[dense_path]), axis=None, kind="stable")

@@ -54,7 +54,9 @@ class Halving:
 def test_global_levels_by_hand():
     # 15 connections; a half goes: 15 -> 15 - 7 = 8 -> 4. The weakest stand in the first kernel.
     model, train = network(), Halving()
-    found = lottery.find_ticket(model, train, levels=2, prune_fraction=0.5)
+    with pytest.warns(UserWarning, match=r"Received: none in \['sequential/one/kernel'\]") as told:
+        found = lottery.find_ticket(model, train, levels=2, prune_fraction=0.5)
+    assert [each.filename for each in told] == [__file__]
     assert [level.num_active for level in found] == [15, 8, 4]
     assert [level.sparsity for level in found] == [0.0, 7 / 15, 11 / 15]
     assert [level.number for level in found] == train.calls == [0, 1, 2]
@@ -81,13 +83,14 @@ def test_global_levels_by_hand():
     )
 
 
-def test_layerwise_levels_by_hand():
+def test_layerwise_levels_by_hand(recwarn):
     # 10 -> 10 - 3 = 7 -> 5 and 5 -> 5 - 1 = 4 -> 3.
     found = lottery.find_ticket(network(), Halving(), 2, prune_fraction=0.3, scope="layerwise")
     assert [level.num_active for level in found] == [15, 11, 8]
     first, second = found[2].masks.values()
     np.testing.assert_array_equal(first, np.abs(ONE) >= 6)
     np.testing.assert_array_equal(second, np.abs(TWO) >= 13)
+    assert not recwarn
 
 
 @pytest.mark.parametrize("scope", ["global", "layerwise"])

@@ -217,6 +217,38 @@ def test_resumed_run_equals_uninterrupted(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_two_processes_that_write_the_same_file(tmp_path):
+    """One begins, the other writes all of it meanwhile, then the first goes on."""
+    slow, fast = (runs.RunDirectory(tmp_path) for _ in range(2))
+    with slow.replacing("metrics.csv") as path, path.open("w") as file:
+        assert path.suffix == ".csv"
+        file.write("slow")
+        file.flush()
+        with fast.replacing("metrics.csv") as other:
+            other.write_text("fast")
+        file.write("ly")
+    assert (tmp_path / "metrics.csv").read_text() == "slowly"
+    assert [each.name for each in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_metrics_that_came_or_went(tmp_path):
+    """A run that another version of the script began; what is not known is no number."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    run = runs.RunDirectory(tmp_path)
+    model.optimizer.iterations.assign(1)
+    run.save_epoch(model, 1, {"epoch": 1, "old": 0.5})
+    resumed = runs.RunDirectory(tmp_path)
+    assert resumed.restore(model, steps_per_epoch=1) == 1
+    model.optimizer.iterations.assign(2)
+    resumed.save_epoch(model, 2, {"epoch": 2, "new": 0.25})
+    assert rows(tmp_path) == [
+        {"epoch": "1", "old": "0.5", "new": "nan"},
+        {"epoch": "2", "old": "nan", "new": "0.25"},
+    ]
+    assert runs.RunDirectory(tmp_path).restore(model, steps_per_epoch=1) == 2
+
+
 def test_mirrored_run_is_that_of_one_replica_and_resumed(
     uninterrupted, data_path, tmp_path, monkeypatch
 ):

@@ -359,7 +359,7 @@ def test_no_product(product):
     model = sequential((6,), Own(product))
     cost = flops.count(model)
     assert (cost.flops, cost.kernels, cost.num_other_weights) == (0, (), 42 + 7 + 84)
-    sparse = flops.count(rigl_tf.sparsify(model, 0.5))
+    sparse = flops.count(rigl_tf.sparsify(sequential((6,), Own(product)), 0.5))
     assert [kernel.num_uses for kernel in sparse.kernels] == [0, 0]
     assert sparse.flops_ratio == 1
 
@@ -372,9 +372,35 @@ def unlimited(x, own):
     )[0]
 
 
+def queue(x, own):
+    """Rows come in and go out: a third goes each time, so that the sum never is quite the limit."""
+    rows = tf.while_loop(
+        lambda step, rows: step < 5,
+        lambda step, rows: (step + 1, tf.concat([rows[2:], own.kernel[:2]], axis=0)),
+        [0, tf.zeros((6, 7))],
+    )[1]
+    return x @ rows
+
+
+def relay(x, own):
+    """A kernel that comes to the last of nine variables in the ninth iteration."""
+    first = own.kernel * 1
+    values = tf.while_loop(
+        lambda step, *values: step < 20,
+        lambda step, *values: (step + 1, first, *values[:-1]),
+        [0, *[tf.zeros((6, 7))] * 9],
+    )
+    return x @ values[-1]
+
+
+def test_a_loop_that_hands_a_kernel_on():
+    assert uses(sequential((6,), Own(relay))) == [(42, 1)]
+
+
 @pytest.mark.parametrize(
     ("product", "reason"),
     [
+        (queue, "more and more places"),
         (lambda x, own: x @ tf.gather(own.experts.value, tf.argmax(x[0]))[0:6], "GatherV2"),
         (lambda x, own: x @ (own.kernel @ tf.transpose(own.kernel)), "another weight"),
         (lambda x, own: x / ops.sum(own.kernel), "RealDiv"),
@@ -400,11 +426,10 @@ def test_what_cannot_be_counted(product, reason):
     ],
 )
 def test_a_sparse_model_is_used_as_the_dense_one(make):
-    dense = make()
-    sparse = rigl_tf.sparsify(dense, 0.5)
+    sparse = rigl_tf.sparsify(make(), 0.5)
     masks = rigl_tf.get_masks(sparse)
     cost = flops.count(sparse)
-    assert cost.dense_flops == flops.count(dense).dense_flops
+    assert cost.dense_flops == flops.count(make()).dense_flops
     num_uses = {kernel.path: kernel.num_uses for kernel in cost.kernels}
     of_others = sum(kernel.flops for kernel in cost.kernels if kernel.path not in masks)
     of_sparse = sum(2 * mask.sum() * num_uses[path] for path, mask in masks.items())

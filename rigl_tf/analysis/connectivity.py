@@ -54,7 +54,7 @@ def interpolate(model, start, end, evaluate, coefficients=None, control_points=(
         )
     if not callable(evaluate):
         raise ValueError(f"`evaluate` must be a function of the model. Received: {evaluate!r}")
-    own = model.get_weights()
+    own = [(variable, variable.numpy().copy()) for variable in model.weights]
     results = []
     try:
         for coefficient in coefficients:
@@ -63,7 +63,8 @@ def interpolate(model, start, end, evaluate, coefficients=None, control_points=(
                     variable.assign(bezier(arrays, float(coefficient)))
             results.append(evaluate(model))
     finally:
-        model.set_weights(own)
+        for variable, value in own:
+            variable.assign(value)
     return results
 
 

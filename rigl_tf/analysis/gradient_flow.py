@@ -8,7 +8,14 @@ import tensorflow as tf
 
 from rigl_tf import masks
 from rigl_tf.checks import check_integers
-from rigl_tf.objective import batches, mean_loss, on_a_replica, untouched_state
+from rigl_tf.objective import (
+    batches,
+    mean_loss,
+    mean_over,
+    on_a_replica,
+    read_batches,
+    untouched_state,
+)
 from rigl_tf.optimizers import SparseOptimizer
 from rigl_tf.optimizers.slots import optimizers_within
 
@@ -38,18 +45,20 @@ def gradient_norms(model, data, loss):
 
     Args:
         model: A built `keras.Model`, sparse or dense.
-        data: A pair `(inputs, targets)`, or an iterable of such batches. With `mixed_float16`,
-            small gradients of a mean over thousands of examples become 0: give smaller batches.
+        data: A pair `(inputs, targets)` or triple `(inputs, targets, sample_weight)`, or an
+            iterable of such batches. With `mixed_float16`, small gradients of a mean over thousands
+            of examples become 0: give smaller batches.
         loss: A Keras loss, its name, or a function of targets and outputs; it is averaged over the
-            examples. Of a model with several outputs, a function of all of them.
+            examples: each counts with its weight, if it has one, as in `model.fit`. Of a model
+            with several outputs, a function of all of them.
 
     Returns:
         A named pair: `total`, the norm of all gradients together; `by_weight`, the norm of each
         trainable weight, `{path: norm}`.
 
     Raises:
-        ValueError: If `data` is empty, endless or holds no pairs, the loss is none, or the model
-            has no trainable weight.
+        ValueError: If `data` is empty, endless or holds no such batches, the loss is none, or the
+            model has no trainable weight.
 
     Example:
 
@@ -58,7 +67,7 @@ def gradient_norms(model, data, loss):
     >>> gradient_norms(model, (np.array([[3.0, 4.0]]), np.array([[0.5]])), "mse").total
     5.0
     """
-    return _Measure(model, batches(data), loss)()
+    return _Measure(model, read_batches(data), loss)()
 
 
 class GradientFlow(keras.callbacks.Callback):
@@ -76,7 +85,8 @@ class GradientFlow(keras.callbacks.Callback):
     - [Evci et al., 2022](https://arxiv.org/abs/2010.03533), section 4
 
     Args:
-        data: See `gradient_norms`; data that is not trained on.
+        data: See `gradient_norms`; data that is not trained on. It is kept in memory: the number of
+            batches must be known.
         loss: See `gradient_norms`; `None` is the loss that the model was compiled with.
         every: Integer > 0. The norm is measured before the steps that are multiples of it.
         around_updates: Boolean, whether it is measured around mask updates.
@@ -180,20 +190,18 @@ class _Measure:
 
     def __call__(self):
         with untouched_state(self._model):
-            sums = [tf.zeros(weight.shape, weight.dtype) for weight in self._weights.values()]
-            for inputs, targets, share in self._data:
-                found = self._gradients(inputs, targets)
-                sums = [total + share * each for total, each in zip(sums, found, strict=True)]
+            gradients = mean_over(self._data, self._gradients)
         by_weight = {
             path: float(tf.norm(tf.cast(gradient, tf.float32)))
-            for path, gradient in zip(self._weights, sums, strict=True)
+            for path, gradient in zip(self._weights, gradients, strict=True)
         }
         return GradientNorms(float(tf.norm(list(by_weight.values()))), by_weight)
 
-    def _gradients_of_batch(self, inputs, targets):
+    def _gradients_of_batch(self, inputs, targets, sample_weight):
         values = [weight.value for weight in self._weights.values()]
         with tf.GradientTape() as tape:
-            loss = self._mean_loss(targets, self._model(inputs, training=True))
+            outputs = self._model(inputs, training=True)
+            loss = self._mean_loss(targets, outputs, sample_weight)
         gradients = tape.gradient(loss, values, unconnected_gradients="zero")
         pairs = zip(gradients, self._weights.values(), strict=True)
         return [active_only(tf.convert_to_tensor(each), weight) for each, weight in pairs]

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from rigl_tf import masks
 from rigl_tf.checks import check_integers
-from rigl_tf.objective import batches, mean_loss, on_a_replica, untouched_state
+from rigl_tf.objective import batches, mean_loss, mean_over, on_a_replica, untouched_state
 
 
 class SpectralDensity(NamedTuple):
@@ -41,17 +41,19 @@ def hessian(model, data, loss, max_size=6000):
 
     Args:
         model: A built `keras.Model`, sparse or dense.
-        data: A pair `(inputs, targets)`, or an iterable of such batches.
+        data: A pair `(inputs, targets)` or triple `(inputs, targets, sample_weight)`, or an
+            iterable of such batches, whose number must be known: they are kept in memory.
         loss: A Keras loss, its name, or a function of targets and outputs; it is averaged over the
-            examples. Of a model with several outputs, a function of all of them.
+            examples: each counts with its weight, if it has one, as in `model.fit`. Of a model
+            with several outputs, a function of all of them.
         max_size: Integer, the number of rows that is not too large.
 
     Returns:
         A symmetric array of shape `(n, n)`, in float64.
 
     Raises:
-        ValueError: If the model is too large, `data` is empty, endless or holds no pairs, or the
-            loss is none.
+        ValueError: If the model is too large, `data` is empty, endless, of unknown length or holds
+            no such batches, or the loss is none.
 
     Example:
 
@@ -127,7 +129,7 @@ def hessian_density(model, data, loss, num_steps=80, num_probes=1, seed=0):
 
     Raises:
         ValueError: If an argument is out of its range, the loss is none, or `data` is empty,
-            endless or holds no pairs.
+            endless, of unknown length or holds no such batches.
 
     Example:
 
@@ -179,9 +181,12 @@ class _Hessian:
         self._data = batches(data)
         self._mean_loss = mean_loss(loss)
         self._weights = model.trainable_variables
+        # Arguments of the product: as constants they would be in its graph.
         self._active = [_active_indices(weight) for weight in self._weights]
-        self._sizes = [len(active) for active in self._active]
-        self.size = sum(self._sizes)
+        self.size = sum(
+            math.prod(weight.shape) if active is None else len(active)
+            for weight, active in zip(self._weights, self._active, strict=True)
+        )
         if not self.size:
             raise ValueError(
                 "A Hessian needs a built model with trainable weights. "
@@ -192,11 +197,12 @@ class _Hessian:
     def times(self, vector):
         """The product with a vector, in float64."""
         vector = tf.constant(vector, tf.float32)
+
+        def of_batch(*batch):
+            return [self._product(*batch, self._active, vector).numpy().astype("float64")]
+
         with untouched_state(self._model):  # recurrent layers may keep theirs in inference, too
-            product = sum(
-                self._product(inputs, targets, vector).numpy().astype("float64") * share
-                for inputs, targets, share in self._data
-            )
+            (product,) = mean_over(self._data, of_batch)
         if not np.isfinite(product).all():
             raise ValueError(
                 "The Hessian must be finite. "
@@ -204,26 +210,29 @@ class _Hessian:
             )
         return product
 
-    def _product_of_batch(self, inputs, targets, vector):
+    def _product_of_batch(self, inputs, targets, sample_weight, active, vector):
         values = [weight.value for weight in self._weights]
         with tf.GradientTape() as outer:
             with tf.GradientTape() as tape:
-                loss = self._mean_loss(targets, self._model(inputs, training=False))
+                outputs = self._model(inputs, training=False)
+                loss = self._mean_loss(targets, outputs, sample_weight)
             gradients = tape.gradient(loss, values, unconnected_gradients="zero")
-            along = tf.reduce_sum(vector * self._flat(gradients))
+            along = tf.reduce_sum(vector * _flat(gradients, active))
         # The gradient of `vector . gradient` is `H vector`.
-        return self._flat(outer.gradient(along, values, unconnected_gradients="zero"))
+        return _flat(outer.gradient(along, values, unconnected_gradients="zero"), active)
 
-    def _flat(self, tensors):
-        """What stands at the weights that are trained, in one vector."""
-        parts = [
-            tf.gather(tf.reshape(tensor, [-1]), active)
-            for tensor, active in zip(tensors, self._active, strict=True)
-        ]
-        return tf.concat([tf.cast(part, tf.float32) for part in parts], axis=0)
+
+def _flat(tensors, active):
+    """What stands at the weights that are trained, in one vector."""
+    parts = [tf.reshape(tensor, [-1]) for tensor in tensors]
+    parts = [
+        part if indices is None else tf.gather(part, indices)
+        for part, indices in zip(parts, active, strict=True)
+    ]
+    return tf.concat([tf.cast(part, tf.float32) for part in parts], axis=0)
 
 
 def _active_indices(weight):
-    """The flat indices of what is trained of a weight: all of it, unless it is a sparse kernel."""
+    """The flat indices of the active connections of a sparse kernel; else all of it: `None`."""
     mask = masks.mask_of(weight)
-    return np.arange(math.prod(weight.shape)) if mask is None else np.flatnonzero(mask.numpy())
+    return None if mask is None else tf.constant(np.flatnonzero(mask.numpy()))

@@ -11,6 +11,7 @@ from rigl_tf.analysis.connectivity import error_barrier, interpolate
 from rigl_tf.checks import check_functions, check_integers
 from rigl_tf.layers import all_layers
 from rigl_tf.masks import set_masks
+from rigl_tf.objective import check_ends
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,7 +141,7 @@ def estimate_statistics(model, data):
             `tf.data.Dataset` that ends. Take batches as large as in training.
 
     Raises:
-        ValueError: If there is no batch, or `data` is no iterable of batches.
+        ValueError: If there is no batch, or no end of them, or `data` is no iterable of batches.
 
     Example:
 
@@ -154,6 +155,7 @@ def estimate_statistics(model, data):
             "`data` must be an iterable of batches; put a batch into a list. "
             f"Received: {type(data).__name__}"
         )
+    check_ends(data)
     normalisations = [
         layer
         for layer in all_layers(model)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import uuid
 import zipfile
 
 import keras
@@ -60,6 +61,31 @@ def weights_of(model, weights):
     return [values[id(each)] if id(each) in values else each.numpy() for each in model.weights]
 
 
+def without_masks(model, weights):
+    """What `model.get_weights()` gave as `state_of` has it: the opposite of `weights_of`.
+
+    Nothing is set, so weights that are masked out keep their values. Of variables that are no
+    weights, such as the states of random seeds, it has the model's own values.
+
+    Returns:
+        The weights, a list, and the masks, `{kernel path: mask}`.
+
+    Raises:
+        ValueError: If they are not weights of such a model.
+    """
+    shapes = [tuple(each.shape) for each in model.weights]
+    received = [np.shape(array) for array in weights]
+    if received != shapes:
+        raise ValueError(
+            f"Weights must be as from `model.get_weights()`, {len(shapes)} arrays in their shapes. "
+            f"Received: {len(received)} arrays of shapes {received}"
+        )
+    given = dict(zip(map(id, model.weights), map(np.asarray, weights), strict=True))
+    values = [given[id(each)] if id(each) in given else _array(each) for each in _variables(model)]
+    kernels = masks.sparse_kernels(model)
+    return values, {path: given[id(masks.mask_of(kernel))] for path, kernel in kernels.items()}
+
+
 def restore(model, weights, kernel_masks):
     """Sets what `state_of` gave; the masks have the last word."""
     for variable, value in zip(_variables(model), weights, strict=True):
@@ -88,7 +114,8 @@ class Records:
     """Results by name, each computed once: those in the directory are read.
 
     A record is a dictionary with lists of arrays, and `metrics`, which JSON can hold. It is one
-    file, written under a temporary name and renamed when it is complete.
+    file, written under a temporary name and renamed when it is complete. Several processes may
+    share a directory: of two that compute the same, all go on with what the first has finished.
 
     Args:
         directory: Path, made if it is not there. `None` keeps nothing.
@@ -121,6 +148,8 @@ class Records:
         record = compute()
         record = {**record, "metrics": plain(record.get("metrics"))}
         if path is not None:
+            if path.exists():  # by now: another process was faster
+                return read(path)
             replace_file(path, lambda file: _write(file, record))
         return record
 
@@ -129,7 +158,6 @@ class Records:
         if not path.exists():
             text = json.dumps(settings, indent=2) + "\n"
             replace_file(path, lambda file: file.write(text.encode()))
-            return
         found = _settings_in(path)
         names = sorted(settings.keys() | found.keys())
         other = [name for name in names if settings.get(name) != found.get(name)]
@@ -158,11 +186,17 @@ def _settings_in(path):
 
 
 def replace_file(path, write):
-    """Writes a file under a temporary name, `write(file)`, and renames it when it is complete."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    with open(temporary, "wb") as file:
-        write(file)
-    os.replace(temporary, path)
+    """Writes a file under a temporary name, `write(file)`, and renames it when it is complete.
+
+    The name is its own: two processes may write the same file, and the later one counts.
+    """
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def plain(metrics):

@@ -12,7 +12,7 @@ from rigl_tf.checks import check_functions
 from rigl_tf.lottery.jackpot import check_numbers, check_thresholds, decide
 from rigl_tf.lottery.levels import replace_file
 from rigl_tf.lottery.report import has_residual, report
-from rigl_tf.lottery.tickets import check_arguments, prune
+from rigl_tf.lottery.tickets import check_arguments, nums_left
 from rigl_tf.lottery.trainings import all_trainings, percent, small_network, width_of
 
 
@@ -146,12 +146,11 @@ def jackpot_protocol(
 
 def _judged(model, levels, pruning, judged_levels, min_sparsity):
     """The levels to judge and their sparsities, which do not depend on the weights."""
-    sparsities = {}
-    for level in range(1, levels + 1):
-        kernel_masks = prune(model, **pruning, times=level).values()
-        size = sum(mask.size for mask in kernel_masks)
-        zeros = sum(np.count_nonzero(~mask) for mask in kernel_masks)
-        sparsities[level] = float(zeros / size)
+    size = sum(mask.size for mask in masks.get_masks(model).values())
+    sparsities = {
+        level: (size - sum(nums_left(model, **pruning, times=level))) / size
+        for level in range(1, levels + 1)
+    }
     if judged_levels is None:
         judged_levels = [level for level, value in sparsities.items() if value >= min_sparsity]
     else:

@@ -5,7 +5,6 @@ import numpy as np
 
 from rigl_tf.layers import all_layers
 from rigl_tf.rebuild import is_clonable
-from rigl_tf.wrapper import SparseWrapper
 
 
 def has_residual(model):
@@ -28,8 +27,10 @@ def has_residual(model):
 
 def _adds(operation):
     kind = type(operation)
-    is_own = kind.__module__.split(".")[0] == "keras" and kind is not keras.layers.Lambda
-    if not is_own and kind is not SparseWrapper:
+    package = kind.__module__.split(".")[0]
+    if package == "rigl_tf":
+        return False  # what a wrapper holds is looked at by itself
+    if package != "keras" or kind is keras.layers.Lambda:
         return None
     # `keras.layers.Add`, and the operation that `x + y` makes; `x + 1.0` has one tensor.
     tensors = keras.tree.flatten(getattr(operation, "input", []))  # none if it was never called

@@ -13,7 +13,7 @@ from rigl_tf import masks
 from rigl_tf.checks import check_functions
 from rigl_tf.lottery import corruption
 from rigl_tf.lottery.jackpot import check_numbers, check_percent
-from rigl_tf.lottery.levels import Records, restore, shapes_of, state_of
+from rigl_tf.lottery.levels import Records, restore, shapes_of, state_of, without_masks
 
 CHECKS = (
     "corrupted labels",
@@ -223,10 +223,11 @@ def _find(build, prune, rearranges, num_classes, data, seed, run):
     if weights is None:
         weights = initial
     else:
-        model.set_weights(weights)
-        weights = state_of(model)["weights"]
+        weights, own_masks = without_masks(model, weights)
         if rearranges:
+            restore(model, weights, [np.ones_like(mask) for mask in own_masks.values()])
             _check_unmasked(model, kernel_masks)
+        kernel_masks = {**own_masks, **kernel_masks}
     masks.set_masks(model, kernel_masks)
     kernel_masks = list(masks.get_masks(model).values())
     _check_pruned(kernel_masks)

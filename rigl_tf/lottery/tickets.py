@@ -101,8 +101,9 @@ def find_ticket(
             of your own loop; begin at `rewind.start_step`, as in the example.
         levels: Integer >= 1, how many times to prune. Trainings are one more.
         prune_fraction: Share of the active connections that a level prunes, in `(0, 1)`.
-        scope: `"global"` ranks the connections of all sparse kernels together; with `"layerwise"`
-            each kernel loses its own weakest `prune_fraction`.
+        scope: `"global"` ranks the connections of all sparse kernels together, and warns if none of
+            a kernel's are left; with `"layerwise"` each kernel loses its own weakest
+            `prune_fraction`, and keeps one at least.
         rewind_step: Integer >= 0, in steps (batches) of the first training.
         one_shot: Whether to prune once, to the counts that `levels` prunings have.
         directory: Path, or `None`. Finished levels are kept there: a run that was stopped goes on
@@ -179,7 +180,8 @@ def find_ticket(
 def prune(model, prune_fraction, scope, times=1):
     """Masks that keep the largest weights, with the counts of `times` prunings; see `find_ticket`.
 
-    A kernel without active connections stays without.
+    A kernel without active connections stays without. A global ranking may take all of a kernel:
+    a warning names it.
 
     Example:
 
@@ -189,24 +191,27 @@ def prune(model, prune_fraction, scope, times=1):
     [52]
     """
     kernel_masks = masks.get_masks(model)
-    sizes = {path: mask.size for path, mask in kernel_masks.items()}
-    num_active = {path: np.count_nonzero(mask) for path, mask in kernel_masks.items()}
+    nums = nums_left(model, prune_fraction, scope, times)
     if scope == "global":
-        num_left = _num_left(sum(num_active.values()), prune_fraction, times)
-        found = pruning.magnitude_masks(model, _sparsity(sum(sizes.values()), num_left))
+        size = sum(mask.size for mask in kernel_masks.values())
+        found = pruning.magnitude_masks(model, _sparsity(size, *nums))
     else:
         shares = {
-            path: _sparsity(sizes[path], _num_left(num_active[path], prune_fraction, times))
-            for path in sizes
+            path: _sparsity(mask.size, num_left)
+            for (path, mask), num_left in zip(kernel_masks.items(), nums, strict=True)
         }
         found = pruning.magnitude_masks(model, 0.0, lambda shapes, sparsity: shares)
     return {path: mask & kernel_masks[path] for path, mask in found.items()}
 
 
-def _num_left(num_active, prune_fraction, times):
+def nums_left(model, prune_fraction, scope, times=1):
+    """How many connections `prune` leaves, whatever the weights: in all, or in each kernel."""
+    nums = [int(np.count_nonzero(mask)) for mask in masks.get_masks(model).values()]
+    if scope == "global":
+        nums = [sum(nums)]
     for _ in range(times):
-        num_active -= distributions.num_zeros(int(num_active), prune_fraction)
-    return num_active
+        nums = [number - distributions.num_zeros(number, prune_fraction) for number in nums]
+    return nums
 
 
 def _sparsity(size, num_active):

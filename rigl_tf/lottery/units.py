@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from rigl_tf import wrapper
 from rigl_tf.compact import treats_units_alike
 from rigl_tf.layers import without_build_configs
 from rigl_tf.rebuild import copy_of_layer, copy_state, is_clonable, with_layers
@@ -230,6 +231,7 @@ def _sources(value):
 
 def _check_kernel_layer(layer):
     """Refuses other layers, and kernels in parts: of quantised layers, LoRA, grouped filters."""
+    _check(not isinstance(layer, wrapper.SparseWrapper), layer.name, "inside a SparseWrapper")
     is_plain = type(layer) in _KERNEL_LAYERS and len(layer.weights) == 1 + layer.use_bias
     _check(is_plain, layer.name, f"of class {type(layer).__name__}")
     if isinstance(layer, keras.layers.Conv2D):

@@ -58,7 +58,8 @@ class Feature:
         compile: Arguments of `compile`.
         fit: Makes the arguments of `fit` from a temporary directory.
         train: Trains the compiled model, given a `Watch` and a temporary directory.
-        check: Asserts what else must hold, given the trained model and the `Watch`.
+        check: Asserts what else must hold, given the trained model and the `Watch`; it is the last
+            to use the model.
         policy: Name of the dtype policy.
         limit: Two replicas fail, with any model; part of the message.
         differs: Why two replicas train otherwise than one device, with any model.

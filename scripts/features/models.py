@@ -40,9 +40,10 @@ def words(directory):
 
 
 def int8_keeps_zeros(model, watch):
+    masks = watch.masks
     plain = rigl_tf.strip(model)
     plain.quantize("int8")
-    for layer, mask in zip(plain.layers, watch.masks, strict=True):
+    for layer, mask in zip(plain.layers, masks, strict=True):
         quantized = np.asarray(layer.kernel)
         assert quantized.dtype == np.int8
         assert quantized[mask].any()

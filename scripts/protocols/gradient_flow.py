@@ -130,8 +130,7 @@ def _he(init):
 
 
 def _build(case, seed, sparsity, init="dense"):
-    dense = networks.build(case, seed)
-    return rigl_tf.sparsify(dense, sparsity, initializer=_he(init), seed=seed)
+    return networks.build(case, seed, sparsity, initializer=_he(init))
 
 
 def _train(case, model, method, seed, watch=True, start=0):
