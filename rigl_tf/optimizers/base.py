@@ -4,11 +4,13 @@ import math
 from numbers import Real
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from rigl_tf import schedules, selection
 from rigl_tf.checks import check_integers
-from rigl_tf.optimizers import draws, growth
+from rigl_tf.optimizers import draws, growth, limits
+from rigl_tf.optimizers.changeable import Changeable
 from rigl_tf.optimizers.slots import optimizers_within
 from rigl_tf.optimizers.training import SparseTraining
 from rigl_tf.optimizers.wrapping import serialized
@@ -75,6 +77,10 @@ class SparseOptimizer(SparseTraining):
     """
 
     trains_at_updates = False
+    begin_step = Changeable()
+    end_step = Changeable()
+    update_frequency = Changeable()
+    drop_fraction = Changeable()
 
     def __init__(
         self,
@@ -99,8 +105,6 @@ class SparseOptimizer(SparseTraining):
         check_integers(seed=seed)
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"`seed` must be in [-2**63, 2**63). Received: seed={seed}")
-        schedules.check_update_steps(begin_step, end_step, update_frequency)
-        schedules.drop_fraction_schedule(drop_fraction, begin_step, end_step)  # raises
         average = gradient_momentum is not None
         if average and not (isinstance(gradient_momentum, Real) and 0 <= gradient_momentum < 1):
             raise ValueError(
@@ -122,6 +126,69 @@ class SparseOptimizer(SparseTraining):
         self.grow_init = grow_init
         self.grow_scale = grow_scale
         self.track_exploration = bool(track_exploration)
+        self._check_schedule()
+        steps = self._update_steps()
+        if update_frequency == 1 and steps and len(steps) > 1 and not self.trains_at_updates:
+            limits.warn(
+                f"With `update_frequency=1` {type(self).__name__} trains no weight from step "
+                f"{steps[0]} to step {steps[-1]}: each of them is a mask update instead of a "
+                "gradient step."
+            )
+
+    # When.
+
+    def is_update_step(self, step):
+        """Whether masks are updated at `step`, a scalar integer tensor."""
+        now = self._numbers.tensor if tf.is_tensor(step) else self._numbers.values.get
+        return schedules.is_update_step(
+            step, now("begin_step"), now("end_step"), now("update_frequency")
+        )
+
+    def _update_steps(self):
+        """The steps of the updates, as a range; `None` if a subclass has a schedule of its own."""
+        if type(self).is_update_step is not SparseOptimizer.is_update_step:
+            return None
+        return schedules.update_steps(self.begin_step, self.end_step, self.update_frequency)
+
+    def _check_schedule(self):
+        """Raises a `ValueError` unless the numbers that say when and how much make sense."""
+        schedules.check_update_steps(self.begin_step, self.end_step, self.update_frequency)
+        schedules.drop_fraction_schedule(self.drop_fraction, self.begin_step, self.end_step)
+        if self._update_steps() is not None:
+            schedules.check_any_update(self.begin_step, self.end_step, self.update_frequency)
+
+    def _check_changed(self, name, before):
+        """Raises a `ValueError` if a built optimizer cannot take the attribute as it is now."""
+        if callable(before) or callable(getattr(self, name)):
+            raise ValueError(
+                f"`{name}` of an optimizer that is built can become another number, no other "
+                "schedule: make a new optimizer. "
+                f"Received: {name}={getattr(self, name)!r} instead of {before!r}"
+            )
+        self._check_schedule()
+        self._has_told = False
+
+    def _unfinished(self, step):
+        steps = self._update_steps()
+        if steps is None or step == 0:
+            return None
+        name, when = type(self).__name__, f"training ended after {step} steps"
+        if step <= steps[0]:
+            return f"{name} has not updated a mask: {when}, and the first update is at {steps[0]}."
+        if step < 0.9 * self.end_step:
+            return (
+                f"{name} has not reached `end_step`, until which connections change: {when}. "
+                f"Received: end_step={self.end_step}"
+            )
+        return None
+
+    def _drop_fraction_at(self, step):
+        """The share of the active connections to drop at `step`, a scalar integer tensor."""
+        if callable(self.drop_fraction):
+            return self.drop_fraction(step)
+        now = self._numbers.tensor
+        progress = schedules.progress(step, now("begin_step"), now("end_step"))
+        return schedules.cosine(now("drop_fraction"), progress)
 
     # What an algorithm decides.
 
@@ -176,10 +243,6 @@ class SparseOptimizer(SparseTraining):
             )
         return scores
 
-    @property
-    def _drop_schedule(self):
-        return schedules.drop_fraction_schedule(self.drop_fraction, self.begin_step, self.end_step)
-
     def new_mask(self, kernel, mask, gradient, step):
         """The mask after an update: drop and grow.
 
@@ -190,13 +253,9 @@ class SparseOptimizer(SparseTraining):
             mask,
             self._scores("drop_scores", kernel, mask, gradient),
             self._scores("grow_scores", kernel, mask, gradient),
-            num_to_drop(num_active, self._drop_schedule(step)),
+            num_to_drop(num_active, self._drop_fraction_at(step)),
         )
         return new_mask
-
-    def is_update_step(self, step):
-        """Whether masks are updated at `step`, a scalar integer tensor."""
-        return schedules.is_update_step(step, self.begin_step, self.end_step, self.update_frequency)
 
     def get_config(self):
         return {
@@ -214,6 +273,13 @@ class SparseOptimizer(SparseTraining):
 
 
 def num_to_drop(num_active, drop_fraction):
-    """How many of so many active connections are dropped: rounded down, in float32."""
-    drop_fraction = tf.cast(drop_fraction, tf.float32)
-    return tf.cast(tf.cast(num_active, tf.float32) * drop_fraction, tf.int32)
+    """How many of so many active connections are dropped: rounded down.
+
+    In float32, which holds `num_active` up to 2**24; beyond that in float64, or more could be
+    dropped than that share.
+    """
+    # (As a tensor, TensorFlow makes a Python number a float32.)
+    exact = np.float64(drop_fraction) if isinstance(drop_fraction, Real) else drop_fraction
+    exact = tf.cast(num_active, tf.float64) * tf.cast(exact, tf.float64)
+    single = tf.cast(num_active, tf.float32) * tf.cast(drop_fraction, tf.float32)
+    return tf.cast(tf.where(num_active < 2**24, tf.cast(single, tf.float64), exact), tf.int32)

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection
-from rigl_tf.optimizers import kernels
+from rigl_tf.optimizers import kernels, targets
 from rigl_tf.optimizers.base import SparseOptimizer
 from rigl_tf.optimizers.slots import optimizers_within
 from rigl_tf.optimizers.wrapping import serialized
@@ -81,17 +81,8 @@ class DNW(SparseOptimizer):
         super().exclude_from_weight_decay(var_list, var_names)
         self._without_decay = (list(var_list or []), var_names)
 
-    def build(self, variables):
-        if self.built:
-            return
-        super().build(variables)
-        shares = self._plan.allocate(self.distribution, self.sparsity)
-        self._plan.num_active = {}
-        for sparse in self._plan.by_id.values():
-            size = math.prod(sparse.kernel.shape)
-            self._plan.num_active[sparse.index] = size - distributions.num_zeros(
-                size, shares[sparse.index]
-            )
+    def _allocate(self, sparse_kernels):
+        return targets.allocate(self, sparse_kernels, self.sparsity)
 
     def _trained_variables(self, variables):
         twins = {
@@ -125,7 +116,9 @@ class DNW(SparseOptimizer):
         """The mask of the largest latent weights; that of before if they are no numbers."""
         finite = tf.reduce_all(tf.math.is_finite(latent))
         scores = tf.where(finite, tf.abs(latent), tf.zeros([], latent.dtype))
-        largest = selection.top_k_mask(scores, self._plan.num_active[sparse.index])
+        size = math.prod(sparse.kernel.shape)
+        num_active = size - distributions.num_zeros(size, sparse.sparsity)
+        largest = selection.top_k_mask(scores, num_active)
         return tf.where(finite, largest, mask)
 
     def finalize_variable_values(self, var_list):

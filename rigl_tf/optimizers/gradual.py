@@ -1,14 +1,19 @@
 """Gradual pruning: from dense to sparse while the network trains."""
 
+import functools
 import itertools
 import math
+import operator
 from numbers import Real
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from rigl_tf import distributions, schedules, selection
+from rigl_tf.optimizers import kernels, targets
 from rigl_tf.optimizers.base import SparseOptimizer
+from rigl_tf.optimizers.changeable import unsaved_scalar
 from rigl_tf.optimizers.wrapping import serialized
 
 
@@ -59,7 +64,7 @@ class GradualPruning(SparseOptimizer):
         begin_step=0,
         update_frequency=100,
         power=3,
-        distribution="uniform",
+        distribution="erk",
         name=None,
     ):
         distributions.get(distribution)
@@ -68,71 +73,87 @@ class GradualPruning(SparseOptimizer):
         super().__init__(inner_optimizer, end_step, begin_step, update_frequency, name=name)
         self.power = power
         self.distribution = distribution
-        if not self._steps:
-            raise ValueError(
-                "There must be an update between `begin_step` and `end_step`. Received: begin_step="
-                f"{begin_step}, end_step={end_step}, update_frequency={update_frequency}"
-            )
         self.sparsity = _at_each(self._steps, sparsity) if callable(sparsity) else sparsity
-        self._sparsities()  # raises
+        self._check_schedule()
 
     @property
     def _steps(self):
         return schedules.update_steps(self.begin_step, self.end_step, self.update_frequency)
 
-    def _sparsities(self):
-        """The sparsity of all kernels together after each update."""
+    def _check_schedule(self):
+        super()._check_schedule()
+        sparsity = getattr(self, "sparsity", None)
+        if isinstance(sparsity, (list, tuple)):
+            _check_list(sparsity, len(self._steps))
+        elif sparsity is not None:
+            distributions.check_sparsity(sparsity)
+
+    @property
+    def _final_sparsity(self):
+        listed = isinstance(self.sparsity, (list, tuple))
+        return float(max(self.sparsity) if listed else self.sparsity)
+
+    def _allocate(self, sparse_kernels):
+        return targets.allocate(self, sparse_kernels, self._final_sparsity, keeps_zeros=True)
+
+    def _create_state(self, variables, shares):
+        super()._create_state(variables, shares)
+        # A variable, as constants may be multiplied with each other in another order in a graph,
+        # and a product that is rounded differently can make another count.
+        self._plan.shares = {
+            sparse.index: unsaved_scalar(sparse.sparsity, "float64", "sparsity")
+            for sparse in self._plan.by_id.values()
+        }
         if isinstance(self.sparsity, (list, tuple)):
-            if len(self.sparsity) != len(self._steps):
-                raise ValueError(
-                    f"`sparsity` must have an entry for each of the {len(self._steps)} updates. "
-                    f"Received: sparsity={self.sparsity}"
-                )
-            values = [distributions.check_sparsity(value) for value in self.sparsity]
-            # What a schedule computes in float32 may fall in the last digits.
-            if any(later < value - 1e-6 for value, later in itertools.pairwise(values)):
-                raise ValueError(
-                    "`sparsity` must not fall from one update to the next: what is pruned does "
-                    f"not come back. Received: sparsity={values}"
-                )
-            return values
-        final = distributions.check_sparsity(self.sparsity)
-        last = self._steps[-1]
-        begin = min(self.begin_step, last - 1)  # a single update prunes all at once
-        progress = [(step - begin) / (last - begin) for step in self._steps]
-        return [final * (1 - (1 - share) ** self.power) for share in progress]
+            progress = np.array(self.sparsity) / (self._final_sparsity or 1.0)
+            with tf.init_scope():
+                self._plan.progress = tf.constant(progress, tf.float64)
 
-    def build(self, variables):
-        if self.built:
-            return
-        super().build(variables)
-        self._plan.sparsity = self._plan.allocate(self.distribution, max(self._sparsities()))
+    def _progress(self, step):
+        """The share in `[0, 1]` of its final sparsity that an update at `step` gives a kernel."""
+        begin, end, frequency = (
+            tf.cast(self._numbers.tensor(name), tf.int64)
+            for name in ("begin_step", "end_step", "update_frequency")
+        )
+        first = tf.where(begin > 0, begin, frequency)
+        if isinstance(self.sparsity, (list, tuple)):
+            # Not `progress[...]`: XLA would compile a slice anew for every step.
+            return tf.gather(self._plan.progress, (step - first) // frequency)
+        last = first + (end - 1 - first) // frequency * frequency
+        begin = tf.minimum(begin, last - 1)  # a single update prunes all at once
+        left = 1 - tf.cast(step - begin, tf.float64) / tf.cast(last - begin, tf.float64)
+        return 1 - _power(left, self.power)
 
-    def _counts(self, size, sparsity):
-        """The number of active connections of a kernel, whose final sparsity it is, over time."""
-        sparsities = self._sparsities()
-        highest = max(sparsities) or 1.0
-        return [
-            size - distributions.num_zeros(size, sparsity * (overall / highest))
-            for overall in sparsities
-        ]
-
-    def _update_kernels(self, strategy, pairs, gradients):
+    def _update_masks(self, strategy, pairs, loss_scale):
+        # Magnitudes need no gradient: neither its sum over the replicas, nor that it is finite.
+        if type(self).drop_scores is SparseOptimizer.drop_scores:
+            pairs = []
+        gradients = kernels.sum_over_replicas(strategy, pairs, loss_scale)
         # A kernel without a gradient is pruned, too: that of zeros is not used.
         known = {sparse.index for sparse, _ in pairs}
         others = [each for each in self._plan.by_id.values() if each.index not in known]
         zeros = [tf.zeros(each.kernel.shape, each.kernel.dtype) for each in others]
         pairs = [*pairs, *((each, None) for each in others)]
-        super()._update_kernels(strategy, pairs, [*gradients, *zeros])
+        self._update_if_finite(strategy, pairs, [*gradients, *zeros])
 
     def new_mask(self, kernel, mask, gradient, step):
         size = math.prod(kernel.shape)
-        counts = self._counts(size, self._plan.sparsity[self._kernel_index])
-        counts = tf.constant(counts, tf.int32)
-        # Not `counts[...]`: XLA would compile a slice anew for every step.
-        num_active = tf.gather(counts, (step - self._steps[0]) // self.update_frequency)
+        share = tf.convert_to_tensor(self._plan.shares[self._kernel_index])
+        num_zeros = tf.floor(share * self._progress(step) * size)
         scores = self._scores("drop_scores", kernel, mask, gradient)
-        return selection.keep(mask, scores, num_active)
+        return selection.keep(mask, scores, size - tf.cast(num_zeros, tf.int32))
+
+    def _unfinished(self, step):
+        steps = self._update_steps()  # `None` if they are a subclass's own
+        if steps is None or step == 0 or step > steps[-1]:
+            return None
+        sparse = [each.kernel for each in self._plan.by_id.values()]
+        size = sum(math.prod(kernel.shape) for kernel in sparse)
+        now = sum(targets.num_inactive(kernel) for kernel in sparse) / size
+        return (
+            f"{type(self).__name__} has made a sparsity of {now:.3f} of {self._final_sparsity}: "
+            f"training ended after {step} steps, and the last update is at {steps[-1]}."
+        )
 
     def get_config(self):
         config = super().get_config()
@@ -148,6 +169,29 @@ class GradualPruning(SparseOptimizer):
 def _at_each(steps, schedule):
     """The sparsity that a schedule gives at each step."""
     return [_number(step, schedule(tf.constant(step, tf.int64))) for step in steps]
+
+
+def _check_list(sparsities, num_updates):
+    """Raises a `ValueError` unless it is a list of a sparsity for each update, that do not fall."""
+    if len(sparsities) != num_updates:
+        raise ValueError(
+            f"`sparsity` must have an entry for each of the {num_updates} updates. "
+            f"Received: sparsity={sparsities}"
+        )
+    values = [distributions.check_sparsity(value) for value in sparsities]
+    # What a schedule computes in float32 may fall in the last digits.
+    if any(later < value - 1e-6 for value, later in itertools.pairwise(values)):
+        raise ValueError(
+            "`sparsity` must not fall from one update to the next: what is pruned does "
+            f"not come back. Received: sparsity={values}"
+        )
+
+
+def _power(base, exponent):
+    """`base ** exponent`: a whole power by multiplication, exact where its result is."""
+    if exponent != int(exponent) or exponent > 16:
+        return tf.pow(base, tf.cast(exponent, base.dtype))
+    return functools.reduce(operator.mul, [base] * int(exponent))
 
 
 def _number(step, value):
