@@ -4,7 +4,6 @@ import math
 from numbers import Real
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from rigl_tf import schedules, selection
@@ -157,8 +156,8 @@ class SparseOptimizer(SparseTraining):
         if self._update_steps() is not None:
             schedules.check_any_update(self.begin_step, self.end_step, self.update_frequency)
 
-    def _check_changed(self, name, before):
-        """Raises a `ValueError` if a built optimizer cannot take the attribute as it is now."""
+    def _changed(self, name, before):
+        """Called when an attribute of the built optimizer was set; a `ValueError` takes it back."""
         if callable(before) or callable(getattr(self, name)):
             raise ValueError(
                 f"`{name}` of an optimizer that is built can become another number, no other "
@@ -275,11 +274,14 @@ class SparseOptimizer(SparseTraining):
 def num_to_drop(num_active, drop_fraction):
     """How many of so many active connections are dropped: rounded down.
 
-    In float32, which holds `num_active` up to 2**24; beyond that in float64, or more could be
-    dropped than that share.
+    In float32, which holds `num_active` up to 2**24. Beyond that in integers, by the fraction in
+    units of `2**-32`, or more than that share could be dropped.
     """
-    # (As a tensor, TensorFlow makes a Python number a float32.)
-    exact = np.float64(drop_fraction) if isinstance(drop_fraction, Real) else drop_fraction
-    exact = tf.cast(num_active, tf.float64) * tf.cast(exact, tf.float64)
-    single = tf.cast(num_active, tf.float32) * tf.cast(drop_fraction, tf.float32)
-    return tf.cast(tf.where(num_active < 2**24, tf.cast(single, tf.float64), exact), tf.int32)
+    share = tf.cast(drop_fraction, tf.float32)
+    if isinstance(drop_fraction, Real):  # which may be less than the float32 next to it
+        units = tf.constant(int(min(max(drop_fraction, 0), 1) * 2**32), tf.int64)
+    else:
+        units = tf.cast(tf.clip_by_value(share, 0, 1) * 2**32, tf.int64)
+    many = tf.bitwise.right_shift(tf.cast(num_active, tf.int64) * units, tf.constant(32, tf.int64))
+    few = tf.cast(tf.cast(num_active, tf.float32) * share, tf.int32)
+    return tf.where(num_active < 2**24, few, tf.cast(many, tf.int32))

@@ -15,7 +15,7 @@ _DTYPES = {"begin_step": "int64", "end_step": "int64", "update_frequency": "int6
 class Changeable:
     """An attribute of an optimizer, a number, that counts from when it is set on.
 
-    Before it is set on a built optimizer, the optimizer's `_check_changed` may refuse it.
+    A built optimizer is told by its method `_changed`, which may refuse it.
     """
 
     def __set_name__(self, owner, name):
@@ -36,7 +36,7 @@ class Changeable:
         if not optimizer.built:
             return
         try:
-            optimizer._check_changed(self._name, before)
+            optimizer._changed(self._name, before)
         except ValueError:
             numbers.values[self._name] = before
             raise
@@ -54,7 +54,14 @@ class Numbers:
         """Creates the variables of those that are numbers."""
         for name, value in self.values.items():
             if isinstance(value, Real):
-                self._variables[name] = unsaved_scalar(value, _DTYPES.get(name, "float32"), name)
+                self._variables[name] = keras.Variable(
+                    keras.initializers.Constant(value),
+                    shape=(),
+                    dtype=_DTYPES.get(name, "float32"),
+                    trainable=False,
+                    aggregation="only_first_replica",
+                    name=name,
+                )
 
     def write(self, name):
         """Lets graphs see the value that was set."""
@@ -65,15 +72,3 @@ class Numbers:
         """The number as a graph sees it; the value itself before the optimizer is built."""
         variable = self._variables.get(name)
         return self.values[name] if variable is None else tf.convert_to_tensor(variable)
-
-
-def unsaved_scalar(value, dtype, name):
-    """A variable that graphs see as such, and that no checkpoint holds unless it is tracked."""
-    return keras.Variable(
-        keras.initializers.Constant(value),
-        shape=(),
-        dtype=dtype,
-        trainable=False,
-        aggregation="only_first_replica",
-        name=name,
-    )

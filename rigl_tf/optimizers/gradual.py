@@ -3,7 +3,6 @@
 import functools
 import itertools
 import math
-import operator
 from numbers import Real
 
 import keras
@@ -13,7 +12,6 @@ import tensorflow as tf
 from rigl_tf import distributions, schedules, selection
 from rigl_tf.optimizers import kernels, targets
 from rigl_tf.optimizers.base import SparseOptimizer
-from rigl_tf.optimizers.changeable import unsaved_scalar
 from rigl_tf.optimizers.wrapping import serialized
 
 
@@ -98,31 +96,45 @@ class GradualPruning(SparseOptimizer):
 
     def _create_state(self, variables, shares):
         super()._create_state(variables, shares)
-        # A variable, as constants may be multiplied with each other in another order in a graph,
-        # and a product that is rounded differently can make another count.
-        self._plan.shares = {
-            sparse.index: unsaved_scalar(sparse.sparsity, "float64", "sparsity")
-            for sparse in self._plan.by_id.values()
+        # Variables, as the steps may be changed later. Those of `add_variable` have a fixed shape.
+        self._plan.counts = {
+            index: tf.Variable(
+                counts,
+                shape=[None],
+                trainable=False,
+                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            )
+            for index, counts in self._counts().items()
         }
-        if isinstance(self.sparsity, (list, tuple)):
-            progress = np.array(self.sparsity) / (self._final_sparsity or 1.0)
-            with tf.init_scope():
-                self._plan.progress = tf.constant(progress, tf.float64)
 
-    def _progress(self, step):
-        """The share in `[0, 1]` of its final sparsity that an update at `step` gives a kernel."""
-        begin, end, frequency = (
-            tf.cast(self._numbers.tensor(name), tf.int64)
-            for name in ("begin_step", "end_step", "update_frequency")
-        )
-        first = tf.where(begin > 0, begin, frequency)
+    def _changed(self, name, before):
+        super()._changed(name, before)
+        with tf.init_scope():
+            for index, counts in self._counts().items():
+                self._plan.counts[index].assign(counts)
+
+    def _counts(self):
+        """The number of active connections after each update, as `{index: array}`."""
+        progress = self._progress()
+        result = {}
+        for sparse in self._plan.by_id.values():
+            size = math.prod(sparse.kernel.shape)
+            zeros = np.floor(sparse.sparsity * progress * size)
+            result[sparse.index] = (size - zeros).astype("int32")
+        return result
+
+    def _progress(self):
+        """The share in `[0, 1]` of its final sparsity that a kernel has after each update."""
         if isinstance(self.sparsity, (list, tuple)):
-            # Not `progress[...]`: XLA would compile a slice anew for every step.
-            return tf.gather(self._plan.progress, (step - first) // frequency)
-        last = first + (end - 1 - first) // frequency * frequency
-        begin = tf.minimum(begin, last - 1)  # a single update prunes all at once
-        left = 1 - tf.cast(step - begin, tf.float64) / tf.cast(last - begin, tf.float64)
-        return 1 - _power(left, self.power)
+            return np.array(self.sparsity) / (self._final_sparsity or 1.0)
+        first, last = self._steps[0], self._steps[-1]
+        begin = min(self.begin_step, last - 1)  # a single update prunes all at once
+        steps = np.arange(first, last + 1, self.update_frequency)
+        left = 1 - (steps - begin) / (last - begin)
+        if self.power == int(self.power):
+            # By multiplication, which is exact where the result is: a power might be rounded.
+            return 1 - functools.reduce(np.multiply, [left] * int(self.power))
+        return 1 - left**self.power
 
     def _update_masks(self, strategy, pairs, loss_scale):
         # Magnitudes need no gradient: neither its sum over the replicas, nor that it is finite.
@@ -137,11 +149,13 @@ class GradualPruning(SparseOptimizer):
         self._update_if_finite(strategy, pairs, [*gradients, *zeros])
 
     def new_mask(self, kernel, mask, gradient, step):
-        size = math.prod(kernel.shape)
-        share = tf.convert_to_tensor(self._plan.shares[self._kernel_index])
-        num_zeros = tf.floor(share * self._progress(step) * size)
+        begin = self._numbers.tensor("begin_step")
+        frequency = self._numbers.tensor("update_frequency")
+        number = (step - tf.where(begin > 0, begin, frequency)) // frequency
+        # Not `counts[...]`: XLA would compile a slice anew for every step.
+        num_active = tf.gather(self._plan.counts[self._kernel_index], number)
         scores = self._scores("drop_scores", kernel, mask, gradient)
-        return selection.keep(mask, scores, size - tf.cast(num_zeros, tf.int32))
+        return selection.keep(mask, scores, num_active)
 
     def _unfinished(self, step):
         steps = self._update_steps()  # `None` if they are a subclass's own
@@ -185,13 +199,6 @@ def _check_list(sparsities, num_updates):
             "`sparsity` must not fall from one update to the next: what is pruned does "
             f"not come back. Received: sparsity={values}"
         )
-
-
-def _power(base, exponent):
-    """`base ** exponent`: a whole power by multiplication, exact where its result is."""
-    if exponent != int(exponent) or exponent > 16:
-        return tf.pow(base, tf.cast(exponent, base.dtype))
-    return functools.reduce(operator.mul, [base] * int(exponent))
 
 
 def _number(step, value):
