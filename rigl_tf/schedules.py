@@ -57,8 +57,8 @@ def check_any_update(begin_step, end_step, update_frequency):
     """Raises a `ValueError` unless there is a step at which masks are updated."""
     if not update_steps(begin_step, end_step, update_frequency):
         raise ValueError(
-            "There must be a mask update before `end_step`: the first is at `begin_step`, or at "
-            f"`update_frequency` if that is 0. Received: begin_step={begin_step}, "
+            "There must be a mask update before `end_step`; the first would be at step "
+            f"{begin_step or update_frequency}. Received: begin_step={begin_step}, "
             f"end_step={end_step}, update_frequency={update_frequency}"
         )
 

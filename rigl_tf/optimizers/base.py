@@ -37,21 +37,24 @@ class SparseOptimizer(SparseTraining):
     constraint is applied after an update, too.
 
     Args:
-        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights.
-        end_step: Integer, in steps. No connection changes at or after it.
-        begin_step: Integer, in steps. No connection changes before it, nor at step 0.
-        update_frequency: Integer, the number of steps from one update to the next. With 1, every
-            step from `begin_step` to `end_step` is an update, and none of them trains the weights
-            unless `trains_at_updates`.
+        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights, or its name.
+        end_step: Integer, in steps. No connection changes at or after it; often 75 % of training:
+            `end_step = int(0.75 * epochs * steps_per_epoch)`, with
+            `steps_per_epoch = math.ceil(len(x_train) / batch_size)`.
+        begin_step: Integer, in steps. No connection changes before it or at step 0. Defaults to 0.
+        update_frequency: Integer, the number of steps from one mask update to the next. Defaults to
+            100. An update replaces a gradient step: with 1, no step from `begin_step` to `end_step`
+            trains the weights.
         drop_fraction: Share of the active connections that an update drops. A float in `[0, 1]` is
             its value at `begin_step`, from where it falls to 0 at `end_step` along a cosine; a
             `keras.optimizers.schedules.LearningRateSchedule` or another callable of the step (a
-            scalar integer tensor) is taken as it is.
-        seed: Integer of at most 64 bits. Random scores are a function of it, of the kernel's index
-            and of the step.
+            scalar integer tensor) is taken as it is. Defaults to 0.3.
+        seed: Integer of at most 64 bits. Random scores and values are a function of it, of the
+            kernel's index and of the step. Defaults to 0.
         gradient_momentum: Float in `[0, 1)` or `None`. If given, `gradient` in the scores is the
-            moving average `m * average + (1 - m) * gradient` over all steps.
-        grow_init: Where grown connections start, a string (the paper found none better than zero):
+            moving average `m * average + (1 - m) * gradient` over all steps. Defaults to `None`.
+        grow_init: Where grown connections start, a string. Defaults to `"zeros"` (the paper found
+            none better):
 
             - `"zeros"`;
             - `"initial_distribution"`: normally distributed about 0, with the standard deviation
@@ -61,18 +64,23 @@ class SparseOptimizer(SparseTraining):
             - `"gradient"`: the `gradient` of the scores;
             - `"gradient_sign"`: its sign.
         grow_scale: Number, the factor of these values; below 0 a connection starts in the
-            direction in which the gradient descends.
+            direction in which the gradient descends. Defaults to 1.0.
         track_exploration: Boolean, whether `exploration_rate` and `turnover` are counted. It costs
-            a boolean array of each kernel's size.
-        name: String.
+            a boolean array of each kernel's size. Defaults to `False`.
+        name: String. Defaults to the class's name in snake case, with a number.
 
     Attributes:
         trains_at_updates: Boolean, whether an update step is a gradient step, too; the masks are
             updated after it. False unless a subclass says so.
 
+    `begin_step`, `end_step`, `update_frequency` and `drop_fraction`, if it is a number, are
+    attributes that may be set at any time, and count from then on. When `fit` ends, a warning tells
+    once if masks were never updated, or if `end_step` is far off.
+
     Raises:
-        ValueError: If an argument is out of its range; when it is built, if the model has no
-            sparse kernel.
+        TypeError: If there is no such argument.
+        ValueError: If an argument is out of its range, or no update is before `end_step`; when it
+            is built, if the model has no sparse kernel that is trained.
     """
 
     trains_at_updates = False

@@ -33,16 +33,22 @@ class DNW(SparseOptimizer):
     - [Wortsman et al., 2019](https://arxiv.org/abs/1906.00586)
 
     Args:
-        inner_optimizer: The `keras.optimizers.Optimizer` that trains the latent weights. No
-            `MultiOptimizer`, and no `keras.callbacks.SwapEMAWeights` beside it.
+        inner_optimizer: The `keras.optimizers.Optimizer` that trains the latent weights, or its
+            name. No `MultiOptimizer`, and no `keras.callbacks.SwapEMAWeights` beside it.
         sparsity: Share of zeros over all sparse kernels, in `[0, 1)`.
-        distribution: How the kernels share the sparsity, see `rigl_tf.sparsify`. Each of them has
+        distribution: How the kernels share the sparsity, a string or a function, see
+            `rigl_tf.sparsify`. Defaults to `"erk"`, with which all kernels together have the
+            sparsity that was asked for; `"uniform"` leaves the first kernel dense, and a warning
+            says what is lost by that. Each kernel has
             `size - floor(its sparsity * size)` active connections.
-        track_exploration, name: See `rigl_tf.SparseOptimizer`.
+        track_exploration: Boolean, whether `exploration_rate` and `turnover` are counted. It costs
+            a boolean array of each kernel's size. Defaults to `False`.
+        name: String. Defaults to the class's name in snake case, with a number.
 
     Raises:
-        ValueError: If an argument is out of its range; when it is built, if the model has no
-            sparse kernel.
+        TypeError: If there is no such argument.
+        ValueError: If an argument is out of its range; when it is built, if the model has no sparse
+            kernel that is trained.
 
     Example:
 

@@ -22,28 +22,37 @@ class GradualPruning(SparseOptimizer):
     At update steps, after the gradient step, each kernel keeps the connections with the largest
     weights: so many that it has the sparsity `s * (1 - (1 - p) ** power)`, where `s` is its final
     sparsity and `p` goes from 0 at `begin_step` to 1 at the last update. What is pruned does not
-    come back.
+    come back. A warning tells, when it is built or when `fit` ends, if another sparsity than the
+    one that was asked for is what comes of it.
 
     Reference:
 
     - [Zhu and Gupta, 2017](https://arxiv.org/abs/1710.01878), equation 1
 
     Args:
-        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights.
-        end_step: Integer, in steps. No connection changes at or after it.
+        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights, or its name.
+        end_step: Integer, in steps. No connection changes at or after it, and the last update
+            before it makes the final sparsity, so train longer than that: for one
+            `end_step = int(0.75 * epochs * steps_per_epoch)`, with
+            `steps_per_epoch = math.ceil(len(x_train) / batch_size)`.
         sparsity: Share of zeros over all sparse kernels in the end, in `[0, 1)`. Or a list of it
             after each update, which does not fall; or a function of the step that gives it, such
             as a `tfmot.sparsity.keras.PruningSchedule` (which gives a pair, the sparsity last). It
             is asked at each update step, and `power` is not used.
-        begin_step: Integer, in steps. No connection changes before it, nor at step 0.
-        update_frequency: Integer, the number of steps from one update to the next.
-        power: Number > 0. The paper uses 3.
-        distribution: How the kernels share the sparsity, see `rigl_tf.sparsify`.
-        name: String.
+        begin_step: Integer, in steps. No connection changes before it or at step 0. Defaults to 0.
+        update_frequency: Integer, the number of steps from one mask update to the next. Defaults to
+            100. Every step trains the weights, those with an update too.
+        power: Number > 0. Defaults to 3, as in the paper.
+        distribution: How the kernels share the sparsity, a string or a function, see
+            `rigl_tf.sparsify`. Defaults to `"erk"`, with which all kernels together have the
+            sparsity that was asked for; `"uniform"` leaves the first kernel dense, and a warning
+            says what is lost by that.
+        name: String. Defaults to the class's name in snake case, with a number.
 
     Raises:
-        ValueError: If an argument is out of its range; when it is built, if the model has no
-            sparse kernel, or there is no update between `begin_step` and `end_step`.
+        TypeError: If there is no such argument.
+        ValueError: If an argument is out of its range, or no update is before `end_step`; when it
+            is built, if the model has no sparse kernel that is trained.
 
     Example:
 
@@ -66,7 +75,7 @@ class GradualPruning(SparseOptimizer):
         name=None,
     ):
         distributions.get(distribution)
-        if not isinstance(power, Real) or isinstance(power, bool) or not power > 0:
+        if not isinstance(power, Real) or isinstance(power, bool) or not 0 < power < math.inf:
             raise ValueError(f"`power` must be a number > 0. Received: power={power!r}")
         super().__init__(inner_optimizer, end_step, begin_step, update_frequency, name=name)
         self.power = power
