@@ -7,13 +7,11 @@ import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection
 from rigl_tf.optimizers import kernels, targets
-from rigl_tf.optimizers.base import SparseOptimizer
 from rigl_tf.optimizers.slots import optimizers_within
-from rigl_tf.optimizers.wrapping import serialized
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
-class DNW(SparseOptimizer):
+class DNW(targets.TargetSparsity):
     """Discovering Neural Wirings: trains dense weights, of which the largest are the network.
 
     The optimizer keeps a dense copy of each kernel, its latent weights. The gradient with respect
@@ -87,8 +85,9 @@ class DNW(SparseOptimizer):
         super().exclude_from_weight_decay(var_list, var_names)
         self._without_decay = (list(var_list or []), var_names)
 
-    def _allocate(self, sparse_kernels):
-        return targets.allocate(self, sparse_kernels, self.sparsity)
+    @property
+    def _final_sparsity(self):
+        return self.sparsity
 
     def _trained_variables(self, variables):
         twins = {
@@ -137,9 +136,5 @@ class DNW(SparseOptimizer):
 
     def get_config(self):
         config = super().get_config()
-        names = ("inner_optimizer", "track_exploration", "name")
-        return {
-            **{name: config[name] for name in names},
-            "sparsity": self.sparsity,
-            "distribution": serialized("distribution", self.distribution),
-        }
+        names = ("inner_optimizer", "sparsity", "distribution", "track_exploration", "name")
+        return {name: config[name] for name in (*names, "allocation") if name in config}

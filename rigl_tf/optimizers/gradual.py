@@ -12,11 +12,10 @@ import tensorflow as tf
 from rigl_tf import distributions, schedules, selection
 from rigl_tf.optimizers import kernels, targets
 from rigl_tf.optimizers.base import SparseOptimizer
-from rigl_tf.optimizers.wrapping import serialized
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
-class GradualPruning(SparseOptimizer):
+class GradualPruning(targets.TargetSparsity):
     """Gradual magnitude pruning: a dense network loses its weakest connections while it trains.
 
     At update steps, after the gradient step, each kernel keeps the connections with the largest
@@ -62,6 +61,7 @@ class GradualPruning(SparseOptimizer):
     """
 
     trains_at_updates = True
+    _keeps_zeros = True
 
     def __init__(
         self,
@@ -99,9 +99,6 @@ class GradualPruning(SparseOptimizer):
     def _final_sparsity(self):
         listed = isinstance(self.sparsity, (list, tuple))
         return float(max(self.sparsity) if listed else self.sparsity)
-
-    def _allocate(self, sparse_kernels):
-        return targets.allocate(self, sparse_kernels, self._final_sparsity, keeps_zeros=True)
 
     def _create_state(self, variables, shares):
         super()._create_state(variables, shares)
@@ -179,14 +176,10 @@ class GradualPruning(SparseOptimizer):
         )
 
     def get_config(self):
-        config = super().get_config()
-        names = ("inner_optimizer", "end_step", "begin_step", "update_frequency", "name")
-        return {
-            **{name: config[name] for name in names},
-            "sparsity": self.sparsity,
-            "power": self.power,
-            "distribution": serialized("distribution", self.distribution),
-        }
+        config = {**super().get_config(), "power": self.power}
+        others = ("drop_fraction", "seed", "gradient_momentum", "grow_init", "grow_scale")
+        unused = (*others, "track_exploration")
+        return {name: value for name, value in config.items() if name not in unused}
 
 
 def _at_each(steps, schedule):
