@@ -96,7 +96,7 @@ def fit(
     >>> with strategy.scope():
     ...     dense = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     ...     model = rigl_tf.sparsify(dense, sparsity=0.5)
-    ...     model.compile(rigl_tf.RigL("sgd", end_step=100), "mse")
+    ...     model.compile(rigl_tf.RigL("sgd", end_step=1000), "mse")
     >>> dataset = tf.data.Dataset.from_tensors((tf.ones((8, 4)), tf.ones((8, 2))))
     >>> history = rigl_tf.multi_worker.fit(model, dataset, epochs=3, verbose=0)
     >>> len(history.history["loss"])

@@ -53,6 +53,28 @@ def check_update_steps(begin_step, end_step, update_frequency):
         )
 
 
+def check_any_update(begin_step, end_step, update_frequency):
+    """Raises a `ValueError` unless there is a step at which masks are updated."""
+    if not update_steps(begin_step, end_step, update_frequency):
+        raise ValueError(
+            "There must be a mask update before `end_step`; the first would be at step "
+            f"{begin_step or update_frequency}. Received: begin_step={begin_step}, "
+            f"end_step={end_step}, update_frequency={update_frequency}"
+        )
+
+
+def progress(step, begin_step, end_step):
+    """Share in `[0, 1]` of the way from `begin_step` to `end_step`; integers or tensors."""
+    steps = end_step - begin_step
+    steps = tf.cast(steps, tf.float32) if tf.is_tensor(steps) else float(steps)
+    return tf.clip_by_value(tf.cast(step - begin_step, tf.float32) / steps, 0, 1)
+
+
+def cosine(drop_fraction, progress):
+    """`drop_fraction`, a number or tensor, annealed to zero along half of a cosine."""
+    return drop_fraction / 2 * (1 + tf.cos(math.pi * progress))
+
+
 class _DropFraction:
     """A share of the active connections to drop, as a callable of the step with a config."""
 
@@ -85,8 +107,7 @@ class _AnnealedDropFraction(_DropFraction):
 
     def _progress(self, step):
         """Share in `[0, 1]` of the way from `begin_step` to `end_step`."""
-        progress = tf.cast(step - self.begin_step, tf.float32) / (self.end_step - self.begin_step)
-        return tf.clip_by_value(progress, 0, 1)
+        return progress(step, self.begin_step, self.end_step)
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
@@ -112,7 +133,7 @@ class CosineDropFraction(_AnnealedDropFraction):
     """
 
     def __call__(self, step):
-        return self.drop_fraction / 2 * (1 + tf.cos(math.pi * self._progress(step)))
+        return cosine(self.drop_fraction, self._progress(step))
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")

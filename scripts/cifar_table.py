@@ -18,6 +18,7 @@ from absl import app, flags
 from scripts import experiments, methods, results
 
 _BATCH_SIZE = 128
+_UPDATE_FREQUENCY = 50  # steps
 _NAME = "cifar10_resnet20"
 _KEY = ("method", "sparsity", "seed", "epochs", "examples")
 # Method of the table: method, distribution.
@@ -56,7 +57,13 @@ def train(data, run):
     )
     inner = keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True)
     optimizer = methods.wrap_optimizer(
-        method, inner, total_steps, sparsity, distribution, update_frequency=50, seed=seed
+        method,
+        inner,
+        total_steps,
+        sparsity,
+        distribution,
+        update_frequency=_UPDATE_FREQUENCY,
+        seed=seed,
     )
     history = experiments.fit(
         model,

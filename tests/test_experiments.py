@@ -18,6 +18,7 @@ from scripts import (
     datasets,
     experiments,
     language_table,
+    methods,
     results,
 )
 
@@ -181,8 +182,9 @@ def data_dir(tmp_path_factory):
     return path
 
 
-def test_cifar_table(data_dir, tmp_path):
-    arguments = [f"--data_dir={data_dir}", f"--output_dir={tmp_path}", "--epochs=1"]
+def test_cifar_table(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar_table, "_UPDATE_FREQUENCY", 2)
+    arguments = [f"--data_dir={data_dir}", f"--output_dir={tmp_path}", "--epochs=3"]
     chosen = ["--methods=static,rigl (erk)", "--sparsities=0.9"]
     run(cifar_table, *arguments, *chosen)
     rows = rows_of(tmp_path / "cifar10_resnet20.csv")
@@ -195,6 +197,7 @@ def test_cifar_table(data_dir, tmp_path):
 
 def test_compression(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(compression, "_L2", (1e-4,))
+    monkeypatch.setattr(compression, "_UPDATE_FREQUENCY", 1)  # one update, in four steps
     run(
         compression,
         f"--data_dir={data_dir}",
@@ -265,6 +268,12 @@ def test_live_pixels_as_text():
 
 
 def test_ablations(data_dir, tmp_path, monkeypatch):
+    wrap = methods.wrap_optimizer
+
+    def updating_soon(*args, **arguments):
+        return wrap(*args, **{**arguments, "update_frequency": 2})
+
+    monkeypatch.setattr(methods, "wrap_optimizer", updating_soon)
     chosen = {
         "update": ["every 50, 0.5"],
         "schedule": ["learning rate"],
@@ -282,7 +291,7 @@ def test_ablations(data_dir, tmp_path, monkeypatch):
         ablations,
         f"--data_dir={data_dir}",
         f"--output_dir={tmp_path}",
-        "--epochs=2",
+        "--epochs=4",
         "--seeds=0",
     )
     rows = rows_of(tmp_path / "ablations.csv")
@@ -294,7 +303,7 @@ def test_ablations(data_dir, tmp_path, monkeypatch):
         "lottery",
         "distribution",
     ]
-    assert rows[-1]["epochs"] == "1"
+    assert rows[-1]["epochs"] == "2"
     page = (tmp_path / "ablations.md").read_text()
     assert f"| 50 | – | – | {float(rows[0]['accuracy']):.2f} |" in page
     assert f"| random normal | {float(rows[3]['accuracy']):.2f} |" in page

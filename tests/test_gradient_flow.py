@@ -231,3 +231,20 @@ def test_several_outputs():
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=f"Received: {message}"):
         call()
+
+
+@pytest.mark.skipif(
+    not hasattr(optimizers, "MultiOptimizer"), reason="this Keras has no MultiOptimizer"
+)
+def test_the_updates_of_every_sparse_optimizer():
+    dense = keras.Sequential([keras.Input((6,)), layers.Dense(8), layers.Dense(3)])
+    model = rigl_tf.sparsify(dense, 0.5)
+    first, second = (layer.layer.kernel.path for layer in model.layers)
+    each_second, each_third = (rigl_tf.RigL("sgd", 8, update_frequency=f) for f in (2, 3))
+    several = optimizers.MultiOptimizer(
+        optimizers.OptimizerMap(optimizers.SGD(), {first: each_second, second: each_third})
+    )
+    flow = analysis.GradientFlow((X, Y))
+    model.compile(several, "mse", run_eagerly=True)
+    model.fit(X, Y, batch_size=1, verbose=0, callbacks=[flow])
+    assert [step for step, *_ in flow.updates] == [2, 3, 4, 6]

@@ -4,6 +4,7 @@ import functools
 import itertools
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -257,3 +258,137 @@ def test_a_distribution_that_cannot_be_saved(algorithm):
     optimizer = getattr(rigl_tf, algorithm)("sgd", **{**arguments, "distribution": partial})
     with pytest.raises(ValueError, match=r"`distribution` must be .*register_keras_serializable"):
         optimizer.get_config()
+
+
+# The number that was asked for.
+
+
+def large_first():
+    """88 % of 800 connections are those of the first layer."""
+    dense = keras.Sequential([keras.Input((44,)), layers.Dense(16, "tanh"), layers.Dense(6)])
+    return rigl_tf.sparsify(dense, 0.0)
+
+
+def trained(optimizer, num_steps, model=None, widths=(44, 6)):
+    model = model or large_first()
+    model.compile(optimizer, "mse", run_eagerly=True)
+    x, y = (numbers((4 * num_steps, width)) for width in widths)
+    model.fit(x, y, batch_size=4, shuffle=False, verbose=0)
+    return model
+
+
+def sparsity_of(model):
+    return 1 - np.concatenate([mask.ravel() for mask in masks_of(model)]).mean()
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.98])
+def test_the_sparsity_is_held_by_default(sparsity):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model = trained(rigl_tf.GradualPruning("sgd", 5, sparsity, update_frequency=2), 6)
+    assert sparsity_of(model) == pytest.approx(sparsity, abs=3 / 800)
+
+
+def make_uniform(algorithm):
+    if algorithm == "DNW":
+        return rigl_tf.DNW("sgd", 0.9, "uniform")
+    return rigl_tf.GradualPruning("sgd", 5, 0.9, update_frequency=2, distribution="uniform")
+
+
+@pytest.mark.parametrize("algorithm", ["GradualPruning", "DNW"])
+def test_a_distribution_that_does_not_hold_the_sparsity(algorithm):
+    """Of 96 connections 86 are left out; the 704 of the first layer stay: 86 of 800."""
+    message = rf"{algorithm} makes a sparsity of 0.107 instead of 0.9, .*/dense/kernel'\] dense"
+    with pytest.warns(UserWarning, match=message):
+        model = trained(make_uniform(algorithm), 6)
+    assert sparsity_of(model) == pytest.approx(86 / 800)
+
+
+def test_a_model_that_is_sparser_already():
+    dense = keras.Sequential([keras.Input((44,)), layers.Dense(16, "tanh"), layers.Dense(6)])
+    model = rigl_tf.sparsify(dense, 0.8)
+    with pytest.warns(UserWarning, match=r"makes a sparsity of 0\.(79.|80.) instead of 0\.5, by"):
+        model = trained(rigl_tf.GradualPruning("sgd", 5, 0.5, update_frequency=2), 6, model)
+    assert sparsity_of(model) == pytest.approx(0.8, abs=3 / 800)
+
+
+def test_training_that_ends_before_the_last_update():
+    """The update at 2 is halfway to that at 4: of 704 and 96 weights 281 and 38 go, 40 %."""
+    optimizer = rigl_tf.GradualPruning(
+        "sgd", 5, 0.8, update_frequency=2, power=1, distribution=all_alike
+    )
+    message = "has made a sparsity of 0.399 of 0.8: training ended after 4 steps, .* is at 4."
+    with pytest.warns(UserWarning, match=message):
+        trained(optimizer, 4)
+
+
+def test_pruning_needs_no_gradient():
+    """The gradients of the last update are not finite, and the inner optimizer skips them."""
+    model = model_to_prune()
+    inner = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+    optimizer = rigl_tf.GradualPruning(inner, **BY_HAND)
+    for step in range(11):
+        variables = [w for w in model.trainable_weights if len(w.shape) == 2]
+        gradients = [tf.fill(w.shape, np.inf if step == 10 else 1.0) for w in variables]
+        optimizer.apply(gradients, variables)
+    assert [int(mask.sum()) for mask in masks_of(model)] == ACTIVE[10]
+    assert int(optimizer.num_skipped_updates) == 0
+
+
+def test_scores_of_ones_own_by_the_gradient():
+    """The connections whose gradients are largest stay; those that are not finite say nothing."""
+
+    class ByGradient(rigl_tf.GradualPruning):
+        def drop_scores(self, kernel, mask, gradient):
+            return gradient
+
+    model = model_to_prune()
+    optimizer = ByGradient("sgd", **{**BY_HAND, "end_step": 4})  # one update, of 75 %
+    variables = model.trainable_weights
+    gradients = [np.arange(np.prod(w.shape), dtype="float32").reshape(w.shape) for w in variables]
+    for _ in range(4):
+        optimizer.apply(gradients, variables)
+    np.testing.assert_array_equal(masks_of(model)[0].ravel(), np.arange(64) >= 48)
+
+
+def test_a_million_updates():
+    """After the update at step t, 0.5 * (t - 0) / 999,999 of the connections are gone."""
+    optimizer = rigl_tf.GradualPruning("sgd", 10**6, 0.5, power=1, update_frequency=1)
+    dense = keras.Sequential([keras.Input((44,)), layers.Dense(100, use_bias=False)])
+    model = rigl_tf.sparsify(dense, 0.0)
+    model.compile(optimizer, "mse", jit_compile=False)
+    optimizer.build(model.trainable_variables)
+    optimizer.step.assign(500_000)
+    x = numbers((4, 44))
+    model.fit(x, numbers((4, 100)), verbose=0)
+    assert int(masks_of(model)[0].sum()) == 4400 - 1100
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def by_name(shapes, sparsity):
+    """The kernel whose path holds `first` stays dense: 192 of 256 weights are the second one's."""
+    return {path: 0.0 if "first" in path else sparsity for path in shapes}
+
+
+@pytest.mark.parametrize("algorithm", ["GradualPruning", "DNW"])
+def test_the_allocation_is_remembered_where_paths_change(algorithm, tmp_path):
+    dense = keras.Sequential(
+        [keras.Input((8,)), layers.Dense(8, name="first"), layers.Dense(24, name="second")]
+    )
+    model = rigl_tf.sparsify(dense, 0.0)
+    arguments = {"sparsity": 0.5, "distribution": by_name}
+    times = {"end_step": 3, "update_frequency": 2} if algorithm == "GradualPruning" else {}
+    optimizer = getattr(rigl_tf, algorithm)("sgd", **arguments, **times)
+    with pytest.warns(UserWarning, match="makes a sparsity of 0.375 instead of 0.5"):
+        optimizer.build(model.trainable_variables)
+    config = optimizer.get_config()
+    renamed = keras.Sequential([keras.Input((8,)), layers.Dense(8), layers.Dense(24)])
+    renamed = rigl_tf.sparsify(renamed, 0.0)
+    loaded = type(optimizer).from_config(config)
+    trained(loaded, 4, renamed, (8, 24))
+    assert [int(mask.sum()) for mask in masks_of(renamed)] == [64, 96]
+    # Another distribution, another sparsity or another model: it is decided anew.
+    for other in ({"distribution": "erk"}, {"sparsity": 0.75}):
+        changed = type(optimizer).from_config({**config, **other})
+        changed.build(renamed.trainable_variables)
+        assert changed._plan.by_id[id(renamed.trainable_variables[0])].sparsity > 0

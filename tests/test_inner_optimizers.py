@@ -356,7 +356,7 @@ def test_a_loss_scale_that_changes_in_a_graph(world):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: rigl_tf.RigL(None, end_step=9), lambda: rigl_tf.StaticSparse(None)]
+    "make", [lambda: rigl_tf.RigL(None, end_step=999), lambda: rigl_tf.StaticSparse(None)]
 )
 def test_no_inner_optimizer(make):
     with pytest.raises(ValueError, match=r"`inner_optimizer` must be .* inner_optimizer=None"):

@@ -369,7 +369,7 @@ def test_each_call_draws_other_numbers():
     assert_equal(*draws)
     assert len(np.unique(draws[0])) > 0.99 * draws[0].size
     with pytest.raises(ValueError, match="`random_uniform` must be called inside `drop_scores`"):
-        rigl_tf.SET("sgd", end_step=9).random_uniform(tf.zeros([3]))
+        rigl_tf.SET("sgd", end_step=999).random_uniform(tf.zeros([3]))
 
 
 # How many.
@@ -445,7 +445,7 @@ def test_scores_of_another_shape(method):
 def test_arguments_that_are_changed_before_training():
     """The cosine of a longer time is flatter: 30 % are 0.3 / 2 * (1 + cos(pi / 3)) at step 4."""
     model = sparse_model((10, 20))
-    optimizer = GrowElsewhere("sgd", end_step=2, update_frequency=4, drop_fraction=0.9)
+    optimizer = GrowElsewhere("sgd", end_step=5, update_frequency=4, drop_fraction=0.9)
     optimizer.end_step, optimizer.drop_fraction = 12, 0.3
     history = train(model, optimizer, 5)
     dropped = (history[3][0] & ~history[4][0]).sum()
@@ -580,7 +580,7 @@ def test_fit_warns_of_skipped_updates(tmp_path):
 def test_a_copy_before_training():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        copied = copy.deepcopy(rigl_tf.RigL("adam", end_step=9))
+        copied = copy.deepcopy(rigl_tf.RigL("adam", end_step=999))
     assert not copied.built
     train(sparse_model(), copied, 1)
 
@@ -621,18 +621,18 @@ def test_an_inner_optimizer_that_was_in_use():
     model, inner = sparse_model(), keras.optimizers.Adam()
     inner.build(model.trainable_variables)
     with pytest.raises(ValueError, match=r"must be new.*Received: inner_optimizer='adam'"):
-        rigl_tf.RigL(inner, end_step=10).build(model.trainable_variables)
+        rigl_tf.RigL(inner, end_step=999).build(model.trainable_variables)
 
 
 def test_a_sparse_inner_optimizer():
     with pytest.raises(ValueError, match="must be a dense optimizer"):
-        rigl_tf.RigL(rigl_tf.SET("sgd", end_step=5), end_step=5)
+        rigl_tf.RigL(rigl_tf.SET("sgd", end_step=999), end_step=999)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_model_that_was_never_sparsified(algorithm):
     model = keras.Sequential([keras.Input((6,)), layers.Dense(3)])
-    model.compile(ALGORITHMS[algorithm]("sgd", end_step=5), "mse")
+    model.compile(ALGORITHMS[algorithm]("sgd", end_step=999), "mse")
     with pytest.raises(ValueError, match=r"needs a sparse model.*rigl_tf\.sparsify"):
         model.fit(*data(), verbose=0)
 
@@ -646,7 +646,7 @@ def test_no_grow_scores():
 
 @pytest.mark.parametrize("num", [0, 3, 5])
 def test_another_number_of_gradients(num):
-    model, optimizer = sparse_model(), rigl_tf.RigL("sgd", end_step=5)
+    model, optimizer = sparse_model(), rigl_tf.RigL("sgd", end_step=999)
     gradients = [*random_gradients(model, 0), tf.zeros([])][:num]
     with pytest.raises(ValueError, match=rf"each of the 4 variables\. Received: {num} gradients"):
         optimizer.apply(gradients, model.trainable_variables)
@@ -660,7 +660,7 @@ def test_a_seed_beyond_64_bits(seed):
 
 def test_first_apply_without_variables():
     with pytest.raises(ValueError, match="needs `trainable_variables`"):
-        rigl_tf.RigL("sgd", end_step=5).apply([tf.zeros([2])])
+        rigl_tf.RigL("sgd", end_step=999).apply([tf.zeros([2])])
 
 
 # What is the inner optimizer's.

@@ -144,3 +144,17 @@ def test_bad_steps(arguments, message):
 
 def test_numpy_integers_are_integers():
     schedules.check_update_steps(np.int64(0), np.int32(5), np.int64(1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "first"), [((0, 75, 100), 100), ((0, 100, 100), 100), ((0, 1, 1), 1)]
+)
+def test_no_update_at_all(arguments, first):
+    message = f"the first would be at step {first}. Received: begin_step=0, end_step={arguments[1]}"
+    with pytest.raises(ValueError, match=message):
+        schedules.check_any_update(*arguments)
+
+
+def test_an_update_at_the_last_moment():
+    schedules.check_any_update(0, 101, 100)
+    schedules.check_any_update(5, 6, 100)

@@ -140,7 +140,7 @@ def test_mnist_table(mnist_dir, tmp_path, capsys, monkeypatch):
     arguments = [
         f"--data_dir={mnist_dir}",
         f"--output_dir={output_dir}",
-        "--epochs=2",
+        "--epochs=7",  # 140 steps; the first mask update is at step 100
         "--sparsities=0.9",
         "--seeds=3",
     ]
@@ -151,7 +151,7 @@ def test_mnist_table(mnist_dir, tmp_path, capsys, monkeypatch):
     )
     rows = rows_of(csv_file)
     known = [(row["method"], row["sparsity"], row["seed"], row["epochs"]) for row in rows]
-    assert known == [("dense", "0.0", "3", "2"), ("rigl", "0.9", "3", "2")]
+    assert known == [("dense", "0.0", "3", "7"), ("rigl", "0.9", "3", "7")]
     assert all(float(row["accuracy"]) > 50 for row in rows)
     dense, rigl = (f"{float(row['accuracy']):.2f}" for row in rows)
     lines = table.read_text().splitlines()
@@ -176,7 +176,7 @@ def test_mnist_table(mnist_dir, tmp_path, capsys, monkeypatch):
         lambda data, run: trained.append((len(data.x_train), run)) or {"accuracy": 42},
     )
     run(mnist_table, *arguments, "--methods=dense,set", "--max_examples=150")
-    settings = {"seed": 3, "epochs": 2, "examples": 150}
+    settings = {"seed": 3, "epochs": 7, "examples": 150}
     dense, sparse = {"method": "dense", "sparsity": 0.0}, {"method": "set", "sparsity": 0.9}
     # With fewer examples it is another run, so the dense one is not taken for done.
     assert trained == [(150, {**dense, **settings}), (150, {**sparse, **settings})]

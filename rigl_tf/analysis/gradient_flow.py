@@ -131,9 +131,8 @@ class GradientFlow(keras.callbacks.Callback):
                 "`GradientFlow` looks between steps: compile with `steps_per_execution=1`. "
                 f"Received: steps_per_execution={self.model.steps_per_execution}"
             )
-        optimizers = list(optimizers_within(self.model.optimizer))
-        sparse = [each for each in optimizers if isinstance(each, SparseOptimizer)]
-        self._sparse = sparse[0] if sparse else None
+        optimizers = optimizers_within(self.model.optimizer)
+        self._sparse = [each for each in optimizers if isinstance(each, SparseOptimizer)]
         loss = self.model.loss if self._loss is None else self._loss
         self._measure = _Measure(self.model, self._data, loss)
         self._last_step = None
@@ -163,13 +162,15 @@ class GradientFlow(keras.callbacks.Callback):
             logs["gradient_norm"] = self.history[-1][1].total
 
     def _is_update(self, step):
-        return self._sparse is not None and bool(self._sparse.is_update_step(step))
+        return any(bool(each.is_update_step(step)) for each in self._sparse)
 
     def _step(self):
-        if self._sparse is None:
+        if not self._sparse:
             return int(tf.convert_to_tensor(self.model.optimizer.iterations))
-        # Its iterations stand still at update steps.
-        return int(tf.convert_to_tensor(self._sparse.step)) if self._sparse.built else 0
+        # Their iterations stand still at update steps. (Several step together; one whose variables
+        # are not in this model is never built.)
+        steps = [int(tf.convert_to_tensor(each.step)) for each in self._sparse if each.built]
+        return max(steps, default=0)
 
 
 class _Measure:

@@ -6,14 +6,12 @@ import keras
 import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection
-from rigl_tf.optimizers import kernels
-from rigl_tf.optimizers.base import SparseOptimizer
+from rigl_tf.optimizers import kernels, targets
 from rigl_tf.optimizers.slots import optimizers_within
-from rigl_tf.optimizers.wrapping import serialized
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
-class DNW(SparseOptimizer):
+class DNW(targets.TargetSparsity):
     """Discovering Neural Wirings: trains dense weights, of which the largest are the network.
 
     The optimizer keeps a dense copy of each kernel, its latent weights. The gradient with respect
@@ -33,16 +31,22 @@ class DNW(SparseOptimizer):
     - [Wortsman et al., 2019](https://arxiv.org/abs/1906.00586)
 
     Args:
-        inner_optimizer: The `keras.optimizers.Optimizer` that trains the latent weights. No
-            `MultiOptimizer`, and no `keras.callbacks.SwapEMAWeights` beside it.
+        inner_optimizer: The `keras.optimizers.Optimizer` that trains the latent weights, or its
+            name. No `MultiOptimizer`, and no `keras.callbacks.SwapEMAWeights` beside it.
         sparsity: Share of zeros over all sparse kernels, in `[0, 1)`.
-        distribution: How the kernels share the sparsity, see `rigl_tf.sparsify`. Each of them has
+        distribution: How the kernels share the sparsity, a string or a function, see
+            `rigl_tf.sparsify`. Defaults to `"erk"`, with which all kernels together have the
+            sparsity that was asked for; `"uniform"` leaves the first kernel dense, and a warning
+            says what is lost by that. Each kernel has
             `size - floor(its sparsity * size)` active connections.
-        track_exploration, name: See `rigl_tf.SparseOptimizer`.
+        track_exploration: Boolean, whether `exploration_rate` and `turnover` are counted. It costs
+            a boolean array of each kernel's size. Defaults to `False`.
+        name: String. Defaults to the class's name in snake case, with a number.
 
     Raises:
-        ValueError: If an argument is out of its range; when it is built, if the model has no
-            sparse kernel.
+        TypeError: If there is no such argument.
+        ValueError: If an argument is out of its range; when it is built, if the model has no sparse
+            kernel that is trained.
 
     Example:
 
@@ -81,17 +85,9 @@ class DNW(SparseOptimizer):
         super().exclude_from_weight_decay(var_list, var_names)
         self._without_decay = (list(var_list or []), var_names)
 
-    def build(self, variables):
-        if self.built:
-            return
-        super().build(variables)
-        shares = self._plan.allocate(self.distribution, self.sparsity)
-        self._plan.num_active = {}
-        for sparse in self._plan.by_id.values():
-            size = math.prod(sparse.kernel.shape)
-            self._plan.num_active[sparse.index] = size - distributions.num_zeros(
-                size, shares[sparse.index]
-            )
+    @property
+    def _final_sparsity(self):
+        return self.sparsity
 
     def _trained_variables(self, variables):
         twins = {
@@ -125,7 +121,9 @@ class DNW(SparseOptimizer):
         """The mask of the largest latent weights; that of before if they are no numbers."""
         finite = tf.reduce_all(tf.math.is_finite(latent))
         scores = tf.where(finite, tf.abs(latent), tf.zeros([], latent.dtype))
-        largest = selection.top_k_mask(scores, self._plan.num_active[sparse.index])
+        size = math.prod(sparse.kernel.shape)
+        num_active = size - distributions.num_zeros(size, sparse.sparsity)
+        largest = selection.top_k_mask(scores, num_active)
         return tf.where(finite, largest, mask)
 
     def finalize_variable_values(self, var_list):
@@ -138,9 +136,5 @@ class DNW(SparseOptimizer):
 
     def get_config(self):
         config = super().get_config()
-        names = ("inner_optimizer", "track_exploration", "name")
-        return {
-            **{name: config[name] for name in names},
-            "sparsity": self.sparsity,
-            "distribution": serialized("distribution", self.distribution),
-        }
+        names = ("inner_optimizer", "sparsity", "distribution", "track_exploration", "name")
+        return {name: config[name] for name in (*names, "allocation") if name in config}

@@ -21,11 +21,42 @@ class RigL(SparseOptimizer):
     - [Evci et al., 2020](https://arxiv.org/abs/1911.11134), Algorithm 1
 
     Args:
-        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights.
+        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights, or its name.
         end_step: Integer, in steps. No connection changes at or after it; the paper uses 75 % of
-            training.
-        begin_step, update_frequency, drop_fraction, seed, grow_init, grow_scale,
-            track_exploration, name: See `rigl_tf.SparseOptimizer`.
+            training: `end_step = int(0.75 * epochs * steps_per_epoch)`, with
+            `steps_per_epoch = math.ceil(len(x_train) / batch_size)`.
+        begin_step: Integer, in steps. No connection changes before it or at step 0. Defaults to 0.
+        update_frequency: Integer, the number of steps from one mask update to the next. Defaults to
+            100. An update replaces a gradient step: with 1, no step from `begin_step` to `end_step`
+            trains the weights.
+        drop_fraction: Share of the active connections that an update drops. A float in `[0, 1]` is
+            its value at `begin_step`, from where it falls to 0 at `end_step` along a cosine; a
+            `keras.optimizers.schedules.LearningRateSchedule` or another callable of the step (a
+            scalar integer tensor) is taken as it is. Defaults to 0.3.
+        seed: Integer of at most 64 bits. Random scores and values are a function of it, of the
+            kernel's index and of the step. Defaults to 0.
+        gradient_momentum: Float in `[0, 1)` or `None`. If given, `gradient` in the scores is the
+            moving average `m * average + (1 - m) * gradient` over all steps. Defaults to `None`.
+        grow_init: Where grown connections start, a string. Defaults to `"zeros"` (the paper found
+            none better):
+
+            - `"zeros"`;
+            - `"initial_distribution"`: normally distributed about 0, with the standard deviation
+              that the active weights of the kernel had when training began;
+            - `"random_normal"`: the same, with that of the active weights before the update;
+            - `"random_uniform"`: between plus and minus the mean magnitude of the active weights;
+            - `"gradient"`: the `gradient` of the scores;
+            - `"gradient_sign"`: its sign.
+        grow_scale: Number, the factor of these values; below 0 a connection starts in the
+            direction in which the gradient descends. Defaults to 1.0.
+        track_exploration: Boolean, whether `exploration_rate` and `turnover` are counted. It costs
+            a boolean array of each kernel's size. Defaults to `False`.
+        name: String. Defaults to the class's name in snake case, with a number.
+
+    Raises:
+        TypeError: If there is no such argument.
+        ValueError: If an argument is out of its range, or no update is before `end_step`; when it
+            is built, if the model has no sparse kernel that is trained.
 
     Example:
 
@@ -47,10 +78,42 @@ class RigLInverted(SparseOptimizer):
     - The authors' code of [Evci et al., 2020](https://arxiv.org/abs/1911.11134)
 
     Args:
-        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights.
-        end_step: Integer, in steps. No connection changes at or after it.
-        begin_step, update_frequency, drop_fraction, seed, grow_init, grow_scale,
-            track_exploration, name: See `rigl_tf.SparseOptimizer`.
+        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights, or its name.
+        end_step: Integer, in steps. No connection changes at or after it; often 75 % of training:
+            `end_step = int(0.75 * epochs * steps_per_epoch)`, with
+            `steps_per_epoch = math.ceil(len(x_train) / batch_size)`.
+        begin_step: Integer, in steps. No connection changes before it or at step 0. Defaults to 0.
+        update_frequency: Integer, the number of steps from one mask update to the next. Defaults to
+            100. An update replaces a gradient step: with 1, no step from `begin_step` to `end_step`
+            trains the weights.
+        drop_fraction: Share of the active connections that an update drops. A float in `[0, 1]` is
+            its value at `begin_step`, from where it falls to 0 at `end_step` along a cosine; a
+            `keras.optimizers.schedules.LearningRateSchedule` or another callable of the step (a
+            scalar integer tensor) is taken as it is. Defaults to 0.3.
+        seed: Integer of at most 64 bits. Random scores and values are a function of it, of the
+            kernel's index and of the step. Defaults to 0.
+        gradient_momentum: Float in `[0, 1)` or `None`. If given, `gradient` in the scores is the
+            moving average `m * average + (1 - m) * gradient` over all steps. Defaults to `None`.
+        grow_init: Where grown connections start, a string. Defaults to `"zeros"` (the paper found
+            none better):
+
+            - `"zeros"`;
+            - `"initial_distribution"`: normally distributed about 0, with the standard deviation
+              that the active weights of the kernel had when training began;
+            - `"random_normal"`: the same, with that of the active weights before the update;
+            - `"random_uniform"`: between plus and minus the mean magnitude of the active weights;
+            - `"gradient"`: the `gradient` of the scores;
+            - `"gradient_sign"`: its sign.
+        grow_scale: Number, the factor of these values; below 0 a connection starts in the
+            direction in which the gradient descends. Defaults to 1.0.
+        track_exploration: Boolean, whether `exploration_rate` and `turnover` are counted. It costs
+            a boolean array of each kernel's size. Defaults to `False`.
+        name: String. Defaults to the class's name in snake case, with a number.
+
+    Raises:
+        TypeError: If there is no such argument.
+        ValueError: If an argument is out of its range, or no update is before `end_step`; when it
+            is built, if the model has no sparse kernel that is trained.
 
     Example:
 
@@ -70,10 +133,42 @@ class SET(SparseOptimizer):
     - [Mocanu et al., 2018](https://arxiv.org/abs/1707.04780), Sparse Evolutionary Training
 
     Args:
-        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights.
-        end_step: Integer, in steps. No connection changes at or after it.
-        begin_step, update_frequency, drop_fraction, seed, grow_init, grow_scale,
-            track_exploration, name: See `rigl_tf.SparseOptimizer`.
+        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights, or its name.
+        end_step: Integer, in steps. No connection changes at or after it; often 75 % of training:
+            `end_step = int(0.75 * epochs * steps_per_epoch)`, with
+            `steps_per_epoch = math.ceil(len(x_train) / batch_size)`.
+        begin_step: Integer, in steps. No connection changes before it or at step 0. Defaults to 0.
+        update_frequency: Integer, the number of steps from one mask update to the next. Defaults to
+            100. An update replaces a gradient step: with 1, no step from `begin_step` to `end_step`
+            trains the weights.
+        drop_fraction: Share of the active connections that an update drops. A float in `[0, 1]` is
+            its value at `begin_step`, from where it falls to 0 at `end_step` along a cosine; a
+            `keras.optimizers.schedules.LearningRateSchedule` or another callable of the step (a
+            scalar integer tensor) is taken as it is. Defaults to 0.3.
+        seed: Integer of at most 64 bits. Random scores and values are a function of it, of the
+            kernel's index and of the step. Defaults to 0.
+        gradient_momentum: Float in `[0, 1)` or `None`. If given, `gradient` in the scores is the
+            moving average `m * average + (1 - m) * gradient` over all steps. Defaults to `None`.
+        grow_init: Where grown connections start, a string. Defaults to `"zeros"` (the paper found
+            none better):
+
+            - `"zeros"`;
+            - `"initial_distribution"`: normally distributed about 0, with the standard deviation
+              that the active weights of the kernel had when training began;
+            - `"random_normal"`: the same, with that of the active weights before the update;
+            - `"random_uniform"`: between plus and minus the mean magnitude of the active weights;
+            - `"gradient"`: the `gradient` of the scores;
+            - `"gradient_sign"`: its sign.
+        grow_scale: Number, the factor of these values; below 0 a connection starts in the
+            direction in which the gradient descends. Defaults to 1.0.
+        track_exploration: Boolean, whether `exploration_rate` and `turnover` are counted. It costs
+            a boolean array of each kernel's size. Defaults to `False`.
+        name: String. Defaults to the class's name in snake case, with a number.
+
+    Raises:
+        TypeError: If there is no such argument.
+        ValueError: If an argument is out of its range, or no update is before `end_step`; when it
+            is built, if the model has no sparse kernel that is trained.
 
     Example:
 
@@ -105,12 +200,44 @@ class SNFS(SparseOptimizer):
     - [Evci et al., 2020](https://arxiv.org/abs/1911.11134), table 1: without redistribution
 
     Args:
-        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights.
-        end_step: Integer, in steps. No connection changes at or after it.
-        gradient_momentum: Float in `[0, 1)`, the momentum of the average.
+        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights, or its name.
+        end_step: Integer, in steps. No connection changes at or after it; often 75 % of training:
+            `end_step = int(0.75 * epochs * steps_per_epoch)`, with
+            `steps_per_epoch = math.ceil(len(x_train) / batch_size)`.
+        begin_step: Integer, in steps. No connection changes before it or at step 0. Defaults to 0.
+        update_frequency: Integer, the number of steps from one mask update to the next. Defaults to
+            100. An update replaces a gradient step: with 1, no step from `begin_step` to `end_step`
+            trains the weights.
+        drop_fraction: Share of the active connections that an update drops. A float in `[0, 1]` is
+            its value at `begin_step`, from where it falls to 0 at `end_step` along a cosine; a
+            `keras.optimizers.schedules.LearningRateSchedule` or another callable of the step (a
+            scalar integer tensor) is taken as it is. Defaults to 0.3.
+        seed: Integer of at most 64 bits. Random scores and values are a function of it, of the
+            kernel's index and of the step. Defaults to 0.
+        gradient_momentum: Float in `[0, 1)`, the momentum `m` of the moving average `m * average +
+            (1 - m) * gradient` over all steps. Defaults to 0.9.
+        grow_init: Where grown connections start, a string. Defaults to `"zeros"` (the paper found
+            none better):
+
+            - `"zeros"`;
+            - `"initial_distribution"`: normally distributed about 0, with the standard deviation
+              that the active weights of the kernel had when training began;
+            - `"random_normal"`: the same, with that of the active weights before the update;
+            - `"random_uniform"`: between plus and minus the mean magnitude of the active weights;
+            - `"gradient"`: the `gradient` of the scores;
+            - `"gradient_sign"`: its sign.
+        grow_scale: Number, the factor of these values; below 0 a connection starts in the
+            direction in which the gradient descends. Defaults to 1.0.
+        track_exploration: Boolean, whether `exploration_rate` and `turnover` are counted. It costs
+            a boolean array of each kernel's size. Defaults to `False`.
         redistribute: Boolean, whether kernels grow as many connections as they are important.
-        begin_step, update_frequency, drop_fraction, seed, grow_init, grow_scale,
-            track_exploration, name: See `rigl_tf.SparseOptimizer`.
+            Defaults to `False`.
+        name: String. Defaults to the class's name in snake case, with a number.
+
+    Raises:
+        TypeError: If there is no such argument.
+        ValueError: If an argument is out of its range, or no update is before `end_step`; when it
+            is built, if the model has no sparse kernel that is trained.
 
     Example:
 
@@ -121,17 +248,33 @@ class SNFS(SparseOptimizer):
         self,
         inner_optimizer,
         end_step,
-        *args,
+        begin_step=0,
+        update_frequency=100,
+        drop_fraction=0.3,
+        seed=0,
         gradient_momentum=0.9,
+        grow_init="zeros",
+        grow_scale=1.0,
+        track_exploration=False,
         redistribute=False,
-        **kwargs,
+        name=None,
     ):
         if gradient_momentum is None:
             raise ValueError(
                 "`gradient_momentum` must be a number in [0, 1). Received: gradient_momentum=None"
             )
         super().__init__(
-            inner_optimizer, end_step, *args, gradient_momentum=gradient_momentum, **kwargs
+            inner_optimizer,
+            end_step,
+            begin_step,
+            update_frequency,
+            drop_fraction,
+            seed,
+            gradient_momentum,
+            grow_init,
+            grow_scale,
+            track_exploration,
+            name,
         )
         self.redistribute = bool(redistribute)
 
@@ -157,7 +300,7 @@ class SNFS(SparseOptimizer):
         sizes = tf.constant([mask.shape.num_elements() for mask in masks])
         num_active = tf.stack([tf.math.count_nonzero(mask, dtype=tf.int32) for mask in masks])
         sparsity = tf.cast(sizes - num_active, tf.float32) / tf.cast(sizes, tf.float32)
-        fraction = tf.cast(self._drop_schedule(tf.convert_to_tensor(self.step)), tf.float32)
+        fraction = tf.cast(self._drop_fraction_at(tf.convert_to_tensor(self.step)), tf.float32)
         filling_up = (sparsity < 0.2) & (importance * len(masks) > tf.reduce_sum(importance))
         fraction = tf.where(filling_up, tf.minimum(fraction, sparsity), fraction)
         num_drop = num_to_drop(num_active, fraction)
@@ -184,8 +327,12 @@ class StaticSparse(SparseOptimizer):
     """Sparse training whose connections never change.
 
     Args:
-        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights.
-        name: String.
+        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights, or its name.
+        name: String. Defaults to the class's name in snake case, with a number.
+
+    Raises:
+        TypeError: If there is no such argument.
+        ValueError: When it is built, if the model has no sparse kernel that is trained.
 
     Example:
 

@@ -1,46 +1,57 @@
 """Gradual pruning: from dense to sparse while the network trains."""
 
+import functools
 import itertools
 import math
 from numbers import Real
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from rigl_tf import distributions, schedules, selection
+from rigl_tf.optimizers import kernels, targets
 from rigl_tf.optimizers.base import SparseOptimizer
-from rigl_tf.optimizers.wrapping import serialized
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
-class GradualPruning(SparseOptimizer):
+class GradualPruning(targets.TargetSparsity):
     """Gradual magnitude pruning: a dense network loses its weakest connections while it trains.
 
     At update steps, after the gradient step, each kernel keeps the connections with the largest
     weights: so many that it has the sparsity `s * (1 - (1 - p) ** power)`, where `s` is its final
     sparsity and `p` goes from 0 at `begin_step` to 1 at the last update. What is pruned does not
-    come back.
+    come back. A warning tells, when it is built or when `fit` ends, if another sparsity than the
+    one that was asked for is what comes of it.
 
     Reference:
 
     - [Zhu and Gupta, 2017](https://arxiv.org/abs/1710.01878), equation 1
 
     Args:
-        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights.
-        end_step: Integer, in steps. No connection changes at or after it.
+        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights, or its name.
+        end_step: Integer, in steps. No connection changes at or after it, and the last update
+            before it makes the final sparsity, so train longer than that: for one
+            `end_step = int(0.75 * epochs * steps_per_epoch)`, with
+            `steps_per_epoch = math.ceil(len(x_train) / batch_size)`.
         sparsity: Share of zeros over all sparse kernels in the end, in `[0, 1)`. Or a list of it
             after each update, which does not fall; or a function of the step that gives it, such
             as a `tfmot.sparsity.keras.PruningSchedule` (which gives a pair, the sparsity last). It
             is asked at each update step, and `power` is not used.
-        begin_step: Integer, in steps. No connection changes before it, nor at step 0.
-        update_frequency: Integer, the number of steps from one update to the next.
-        power: Number > 0. The paper uses 3.
-        distribution: How the kernels share the sparsity, see `rigl_tf.sparsify`.
-        name: String.
+        begin_step: Integer, in steps. No connection changes before it or at step 0. Defaults to 0.
+        update_frequency: Integer, the number of steps from one mask update to the next. Defaults to
+            100. Every step trains the weights, those with an update too.
+        power: Number > 0. Defaults to 3, as in the paper.
+        distribution: How the kernels share the sparsity, a string or a function, see
+            `rigl_tf.sparsify`. Defaults to `"erk"`, with which all kernels together have the
+            sparsity that was asked for; `"uniform"` leaves the first kernel dense, and a warning
+            says what is lost by that.
+        name: String. Defaults to the class's name in snake case, with a number.
 
     Raises:
-        ValueError: If an argument is out of its range; when it is built, if the model has no
-            sparse kernel, or there is no update between `begin_step` and `end_step`.
+        TypeError: If there is no such argument.
+        ValueError: If an argument is out of its range, or no update is before `end_step`; when it
+            is built, if the model has no sparse kernel that is trained.
 
     Example:
 
@@ -50,6 +61,7 @@ class GradualPruning(SparseOptimizer):
     """
 
     trains_at_updates = True
+    _keeps_zeros = True
 
     def __init__(
         self,
@@ -59,95 +71,136 @@ class GradualPruning(SparseOptimizer):
         begin_step=0,
         update_frequency=100,
         power=3,
-        distribution="uniform",
+        distribution="erk",
         name=None,
     ):
         distributions.get(distribution)
-        if not isinstance(power, Real) or isinstance(power, bool) or not power > 0:
+        if not isinstance(power, Real) or isinstance(power, bool) or not 0 < power < math.inf:
             raise ValueError(f"`power` must be a number > 0. Received: power={power!r}")
         super().__init__(inner_optimizer, end_step, begin_step, update_frequency, name=name)
         self.power = power
         self.distribution = distribution
-        if not self._steps:
-            raise ValueError(
-                "There must be an update between `begin_step` and `end_step`. Received: begin_step="
-                f"{begin_step}, end_step={end_step}, update_frequency={update_frequency}"
-            )
         self.sparsity = _at_each(self._steps, sparsity) if callable(sparsity) else sparsity
-        self._sparsities()  # raises
+        self._check_schedule()
 
     @property
     def _steps(self):
         return schedules.update_steps(self.begin_step, self.end_step, self.update_frequency)
 
-    def _sparsities(self):
-        """The sparsity of all kernels together after each update."""
+    def _check_schedule(self):
+        super()._check_schedule()
+        sparsity = getattr(self, "sparsity", None)
+        if isinstance(sparsity, (list, tuple)):
+            _check_list(sparsity, len(self._steps))
+        elif sparsity is not None:
+            distributions.check_sparsity(sparsity)
+
+    @property
+    def _final_sparsity(self):
+        listed = isinstance(self.sparsity, (list, tuple))
+        return float(max(self.sparsity) if listed else self.sparsity)
+
+    def _create_state(self, variables, shares):
+        super()._create_state(variables, shares)
+        # Variables, as the steps may be changed later. Those of `add_variable` have a fixed shape.
+        self._plan.counts = {
+            index: tf.Variable(
+                counts,
+                shape=[None],
+                trainable=False,
+                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            )
+            for index, counts in self._counts().items()
+        }
+
+    def _changed(self, name, before):
+        super()._changed(name, before)
+        with tf.init_scope():
+            for index, counts in self._counts().items():
+                self._plan.counts[index].assign(counts)
+
+    def _counts(self):
+        """The number of active connections after each update, as `{index: array}`."""
+        progress = self._progress()
+        result = {}
+        for sparse in self._plan.by_id.values():
+            size = math.prod(sparse.kernel.shape)
+            zeros = np.floor(sparse.sparsity * progress * size)
+            result[sparse.index] = (size - zeros).astype("int32")
+        return result
+
+    def _progress(self):
+        """The share in `[0, 1]` of its final sparsity that a kernel has after each update."""
         if isinstance(self.sparsity, (list, tuple)):
-            if len(self.sparsity) != len(self._steps):
-                raise ValueError(
-                    f"`sparsity` must have an entry for each of the {len(self._steps)} updates. "
-                    f"Received: sparsity={self.sparsity}"
-                )
-            values = [distributions.check_sparsity(value) for value in self.sparsity]
-            # What a schedule computes in float32 may fall in the last digits.
-            if any(later < value - 1e-6 for value, later in itertools.pairwise(values)):
-                raise ValueError(
-                    "`sparsity` must not fall from one update to the next: what is pruned does "
-                    f"not come back. Received: sparsity={values}"
-                )
-            return values
-        final = distributions.check_sparsity(self.sparsity)
-        last = self._steps[-1]
+            return np.array(self.sparsity) / (self._final_sparsity or 1.0)
+        first, last = self._steps[0], self._steps[-1]
         begin = min(self.begin_step, last - 1)  # a single update prunes all at once
-        progress = [(step - begin) / (last - begin) for step in self._steps]
-        return [final * (1 - (1 - share) ** self.power) for share in progress]
+        steps = np.arange(first, last + 1, self.update_frequency)
+        left = 1 - (steps - begin) / (last - begin)
+        if self.power == int(self.power):
+            # By multiplication, which is exact where the result is: a power might be rounded.
+            return 1 - functools.reduce(np.multiply, [left] * int(self.power))
+        return 1 - left**self.power
 
-    def build(self, variables):
-        if self.built:
-            return
-        super().build(variables)
-        self._plan.sparsity = self._plan.allocate(self.distribution, max(self._sparsities()))
-
-    def _counts(self, size, sparsity):
-        """The number of active connections of a kernel, whose final sparsity it is, over time."""
-        sparsities = self._sparsities()
-        highest = max(sparsities) or 1.0
-        return [
-            size - distributions.num_zeros(size, sparsity * (overall / highest))
-            for overall in sparsities
-        ]
-
-    def _update_kernels(self, strategy, pairs, gradients):
+    def _update_masks(self, strategy, pairs, loss_scale):
+        # Magnitudes need no gradient: neither its sum over the replicas, nor that it is finite.
+        if type(self).drop_scores is SparseOptimizer.drop_scores:
+            pairs = []
+        gradients = kernels.sum_over_replicas(strategy, pairs, loss_scale)
         # A kernel without a gradient is pruned, too: that of zeros is not used.
         known = {sparse.index for sparse, _ in pairs}
         others = [each for each in self._plan.by_id.values() if each.index not in known]
         zeros = [tf.zeros(each.kernel.shape, each.kernel.dtype) for each in others]
         pairs = [*pairs, *((each, None) for each in others)]
-        super()._update_kernels(strategy, pairs, [*gradients, *zeros])
+        self._update_if_finite(strategy, pairs, [*gradients, *zeros])
 
     def new_mask(self, kernel, mask, gradient, step):
-        size = math.prod(kernel.shape)
-        counts = self._counts(size, self._plan.sparsity[self._kernel_index])
-        counts = tf.constant(counts, tf.int32)
+        begin = self._numbers.tensor("begin_step")
+        frequency = self._numbers.tensor("update_frequency")
+        number = (step - tf.where(begin > 0, begin, frequency)) // frequency
         # Not `counts[...]`: XLA would compile a slice anew for every step.
-        num_active = tf.gather(counts, (step - self._steps[0]) // self.update_frequency)
+        num_active = tf.gather(self._plan.counts[self._kernel_index], number)
         scores = self._scores("drop_scores", kernel, mask, gradient)
         return selection.keep(mask, scores, num_active)
 
+    def _unfinished(self, step):
+        steps = self._update_steps()  # `None` if they are a subclass's own
+        if steps is None or step == 0 or step > steps[-1]:
+            return None
+        sparse = [each.kernel for each in self._plan.by_id.values()]
+        size = sum(math.prod(kernel.shape) for kernel in sparse)
+        now = sum(targets.num_inactive(kernel) for kernel in sparse) / size
+        return (
+            f"{type(self).__name__} has made a sparsity of {now:.3f} of {self._final_sparsity}: "
+            f"training ended after {step} steps, and the last update is at {steps[-1]}."
+        )
+
     def get_config(self):
-        config = super().get_config()
-        names = ("inner_optimizer", "end_step", "begin_step", "update_frequency", "name")
-        return {
-            **{name: config[name] for name in names},
-            "sparsity": self.sparsity,
-            "power": self.power,
-            "distribution": serialized("distribution", self.distribution),
-        }
+        config = {**super().get_config(), "power": self.power}
+        others = ("drop_fraction", "seed", "gradient_momentum", "grow_init", "grow_scale")
+        unused = (*others, "track_exploration")
+        return {name: value for name, value in config.items() if name not in unused}
 
 
 def _at_each(steps, schedule):
     """The sparsity that a schedule gives at each step."""
     return [_number(step, schedule(tf.constant(step, tf.int64))) for step in steps]
+
+
+def _check_list(sparsities, num_updates):
+    """Raises a `ValueError` unless it is a list of a sparsity for each update, that do not fall."""
+    if len(sparsities) != num_updates:
+        raise ValueError(
+            f"`sparsity` must have an entry for each of the {num_updates} updates. "
+            f"Received: sparsity={sparsities}"
+        )
+    values = [distributions.check_sparsity(value) for value in sparsities]
+    # What a schedule computes in float32 may fall in the last digits.
+    if any(later < value - 1e-6 for value, later in itertools.pairwise(values)):
+        raise ValueError(
+            "`sparsity` must not fall from one update to the next: what is pruned does "
+            f"not come back. Received: sparsity={values}"
+        )
 
 
 def _number(step, value):

@@ -5,7 +5,8 @@ import dataclasses
 import keras
 import tensorflow as tf
 
-from rigl_tf import distributions, masks
+from rigl_tf import masks
+from rigl_tf.optimizers import growth
 
 
 @dataclasses.dataclass(eq=False)
@@ -28,6 +29,20 @@ class SparseKernel:
     average: keras.Variable | None  # moving average of the dense gradient
     initial_std: keras.Variable | None  # of the active weights when training began
     explored: Explored | None
+    sparsity: float | None  # its own, if the optimizer makes it as sparse as that
+
+    def start(self):
+        """What is kept of this kernel begins as its values and its mask are now."""
+        kernel, mask = (tf.convert_to_tensor(each) for each in (self.kernel, self.mask))
+        if self.trained is not self.kernel:
+            self.trained.assign(kernel)
+        if self.average is not None:
+            self.average.assign(tf.zeros_like(kernel))
+        if self.initial_std is not None:
+            self.initial_std.assign(growth.std_of_active(kernel, mask))
+        if self.explored is not None:
+            self.explored.ever_active.assign(mask)
+            self.explored.num_replaced.assign(0)
 
     def note_exploration(self, old, new, ever_active, num_replaced):
         """Counts a mask update, if asked to; the last two are `self.explored` on one replica."""
@@ -53,8 +68,6 @@ class Plan:
         }
         # What an algorithm knows of each kernel, by its index. (On the optimizer, a dictionary
         # with such keys could not be in a checkpoint of TensorFlow.)
-        self.num_active = {}
-        self.sparsity = {}
         self.num_moved = {}
         # (sparse kernel, average of its weights), for an inner optimizer with `use_ema=True`.
         self.weight_averages = [
@@ -67,14 +80,6 @@ class Plan:
     def trained(self, variables):
         """What the inner optimizer trains in the place of each variable."""
         return [self._trained_by_id.get(id(variable), variable) for variable in variables]
-
-    def allocate(self, distribution, sparsity):
-        """The sparsity of each sparse kernel, as `{index: sparsity}`."""
-        kernels = masks.by_path(sparse.kernel for sparse in self.by_id.values())
-        shapes = {path: tuple(kernel.shape) for path, kernel in kernels.items()}
-        shares = distributions.allocate(distribution, shapes, sparsity)
-        sparse = self.by_id.values()
-        return {each.index: shares[path] for each, path in zip(sparse, shapes, strict=True)}
 
     def check_known(self, variables):
         """Raises a `ValueError` if a variable is not one of those of `build`."""

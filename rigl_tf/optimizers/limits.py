@@ -1,5 +1,6 @@
-"""What an inner optimizer cannot do, because Keras cannot: refused before it does harm."""
+"""What cannot work, because Keras cannot do it or it was not meant: refused, or warned of."""
 
+import inspect
 import warnings
 
 import keras
@@ -11,6 +12,14 @@ from rigl_tf.optimizers.slots import optimizers_within
 # Their replicas run as threads that cannot meet inside a branch of a graph.
 _THREADED_STRATEGIES = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
 _BRANCHING_ARGUMENTS = ("gradient_accumulation_steps", "ema_overwrite_frequency")
+
+
+def warn(message):
+    """Warns at the line outside of `rigl_tf` that led here."""
+    frame, level = inspect.currentframe(), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("rigl_tf."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def check_unused(inner_optimizer):

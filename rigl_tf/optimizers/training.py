@@ -7,7 +7,7 @@ import tensorflow as tf
 from rigl_tf import masks
 from rigl_tf.optimizers import draws, growth, kernels, limits
 from rigl_tf.optimizers.slots import recorded_slots
-from rigl_tf.optimizers.wrapping import WrappingOptimizer
+from rigl_tf.optimizers.wrapping import WrappingOptimizer, can_hold
 
 
 class SparseTraining(WrappingOptimizer):
@@ -21,65 +21,102 @@ class SparseTraining(WrappingOptimizer):
     _kernel_seed = None
     _num_draws = 0
     _num_told = 0
+    _has_told = False
+    _build_error = None
 
     # State.
 
     def build(self, variables):
-        """Creates the state of this optimizer and of the inner one."""
+        """Creates the state of this optimizer and of the inner one.
+
+        Raises:
+            ValueError: If none of the variables is a sparse kernel, the inner optimizer is not new,
+                or an argument does not fit these kernels. Then the optimizer is as it was before;
+                where it is of no more use, every later call says so again.
+        """
         if self.built:
             return
+        if self._build_error is not None:
+            raise self._build_error
         variables = list(variables)
-        if not any(masks.mask_of(variable) is not None for variable in variables):
+        if not variables:
+            return  # as from Keras, which asks for the weights of a model that are in no layer
+        sparse = [variable for variable in variables if masks.mask_of(variable) is not None]
+        if not sparse:
             raise ValueError(
-                f"{type(self).__name__} needs a sparse model: make one with `rigl_tf.sparsify(model"
-                ", sparsity=...)` and compile that. Received: variables="
+                f"{type(self).__name__} needs a sparse model, and a sparse kernel in it that is "
+                "not frozen: make one with `rigl_tf.sparsify(model, sparsity=...)` and compile "
+                "that, or, if all its sparse layers are frozen, so that no connection can move, "
+                "compile it with the inner optimizer alone. Received: variables="
                 f"{[getattr(variable, 'path', variable.name) for variable in variables]}"
             )
         limits.check_unused(self.inner_optimizer)
         limits.warn_of_vanishing_squares(self.inner_optimizer)
         masks.settle(variables)
+        self._check_schedule()
+        shares = self._allocate(sparse)
+        try:
+            self._create_state(variables, shares)
+        except Exception as error:
+            self.built, self._build_error = False, error
+            raise
+
+    def _allocate(self, kernels):
+        """The sparsity that each of these kernels gets, in their order, if it gets one."""
+        return [None] * len(kernels)
+
+    def _create_state(self, variables, shares):
         super().build(variables)
         self.step = self._add_scalar("step")
         self.num_skipped_updates = self._add_scalar("num_skipped_updates")
+        self._numbers.build()
         trained = self._trained_variables(variables)
         with recorded_slots(self.inner_optimizer) as slots:
             self.inner_optimizer.build(trained)
+        shares = iter(shares)
         sparse_kernels = [
-            self._sparse_kernel(kernel, index, twin, slots.get(id(twin), []))
+            self._sparse_kernel(kernel, index, twin, slots.get(id(twin), []), next(shares))
             for index, (kernel, twin) in enumerate(zip(variables, trained, strict=True))
             if masks.mask_of(kernel) is not None
         ]
         self._plan = kernels.Plan(variables, trained, sparse_kernels)
+        self._start()
+
+    def _start(self):
+        with tf.init_scope():
+            for variable in (self.step, self.num_skipped_updates):
+                variable.assign(0)
+            for sparse in self._plan.by_id.values():
+                sparse.start()
 
     def _trained_variables(self, variables):
         """What the inner optimizer trains in the place of each variable of the model."""
         return variables
 
-    def _sparse_kernel(self, kernel, index, trained, slots):
+    def _sparse_kernel(self, kernel, index, trained, slots, sparsity):
         average = initial_std = explored = None
         if self.gradient_momentum is not None:
             average = self.add_variable_from_reference(kernel, name="gradient_average")
         if self.grow_init == "initial_distribution":
             initial_std = self._add_scalar(f"initial_std_{index}", "float32")
-            with tf.init_scope():
-                active = tf.convert_to_tensor(masks.mask_of(kernel))
-                initial_std.assign(growth.std_of_active(tf.convert_to_tensor(kernel), active))
         if self.track_exploration:
-            explored = self._add_explored(kernel, index)
-        mask = masks.mask_of(kernel)
+            name = f"{kernel.path.replace('/', '_')}_ever_active"
+            ever_active = self.add_variable(kernel.shape, dtype="bool", name=name)
+            explored = kernels.Explored(ever_active, self._add_scalar(f"num_replaced_{index}"))
         return kernels.SparseKernel(
-            kernel, mask, index, trained, slots, average, initial_std, explored
+            kernel,
+            masks.mask_of(kernel),
+            index,
+            trained,
+            slots,
+            average,
+            initial_std,
+            explored,
+            sparsity,
         )
 
     def _add_scalar(self, name, dtype="int64"):
         return self.add_variable(shape=(), dtype=dtype, aggregation="only_first_replica", name=name)
-
-    def _add_explored(self, kernel, index):
-        name = f"{kernel.path.replace('/', '_')}_ever_active"
-        ever_active = self.add_variable(kernel.shape, dtype="bool", name=name)
-        with tf.init_scope():
-            ever_active.assign(masks.mask_of(kernel))
-        return kernels.Explored(ever_active, self._add_scalar(f"num_replaced_{index}"))
 
     # Steps.
 
@@ -94,9 +131,11 @@ class SparseTraining(WrappingOptimizer):
                     "Received: trainable_variables=None"
                 )
             self.build(trainable_variables)
+        grads = list(grads)
+        if not self.built and not grads:
+            return  # a model without a weight to train
         variables = list(trainable_variables or self._plan.variables)
         self._plan.check_known(variables)
-        grads = list(grads)
         if len(grads) != len(variables):
             raise ValueError(
                 f"`grads` must hold a gradient, or None, for each of the {len(variables)} "
@@ -168,9 +207,12 @@ class SparseTraining(WrappingOptimizer):
     def _update_masks(self, strategy, pairs, loss_scale):
         """An update step, the same on every replica."""
         gradients = kernels.sum_over_replicas(strategy, pairs, loss_scale)
-        finite = kernels.all_finite(strategy, gradients, pairs)
+        self._update_if_finite(strategy, pairs, gradients)
+
+    def _update_if_finite(self, strategy, pairs, gradients):
+        """`_update_kernels`, if these gradients and kernels hold numbers only."""
         tf.cond(
-            finite,
+            kernels.all_finite(strategy, gradients, pairs),
             lambda: self._update_kernels(strategy, pairs, gradients),
             lambda: self._skip_update(),
         )
@@ -198,7 +240,11 @@ class SparseTraining(WrappingOptimizer):
         return new_mask, values * tf.cast(self.grow_scale, values.dtype)
 
     def finalize_variable_values(self, var_list):
-        """Called by Keras when `fit` ends: writes averages back, tells of newly skipped updates."""
+        """Called by Keras when `fit` ends: writes averages back, and warns of what was not done.
+
+        Newly skipped updates are told each time. That masks were never updated, or that `end_step`
+        or the final sparsity was not reached, is told once: `fit` may be called again.
+        """
         super().finalize_variable_values(self._plan.trained(var_list) if self.built else var_list)
         for variable in var_list:
             if masks.mask_of(variable) is not None:
@@ -210,13 +256,32 @@ class SparseTraining(WrappingOptimizer):
                 "gradients or weights were not finite. The masks are as they were before.",
                 stacklevel=2,
             )
+        if self.built and not self._has_told:
+            message = self._unfinished(int(tf.convert_to_tensor(self.step)))
+            if message:
+                self._has_told = True
+                limits.warn(message)
+
+    def _unfinished(self, step):
+        """What was still to come when training ended at `step`, as a sentence; or `None`."""
 
     def _num_skipped(self):
         return int(tf.convert_to_tensor(self.num_skipped_updates)) if self.built else 0
 
     def load_own_variables(self, store):
         super().load_own_variables(store)
+        if self.built:
+            self._load_counts(store)
         self._num_told = self._num_skipped()
+
+    def _load_counts(self, store):
+        """Loads what all sparse optimizers keep, from the state of any of them."""
+        counts = (self.step, self.num_skipped_updates)
+        own = [id(variable) for variable in self.variables]
+        saved = {str(own.index(id(count))): count for count in counts}
+        if all(name in store and can_hold(count, store[name]) for name, count in saved.items()):
+            for name, count in saved.items():
+                count.assign(store[name])
 
     # Exploration.
 

@@ -1,5 +1,9 @@
 """An optimizer around another one: what is the other's business."""
 
+import functools
+import inspect
+import warnings
+
 import keras
 
 from rigl_tf.checks import check_keras_3
@@ -22,6 +26,24 @@ def serialized(name, value):
         ) from error
 
 
+def naming_its_arguments(init):
+    """`init`, an `__init__`, that tells which arguments there are when it is called with others."""
+    signature = inspect.signature(init)
+    names = [name for name in signature.parameters if name != "self"]
+
+    @functools.wraps(init)
+    def __init__(self, *args, **kwargs):
+        try:
+            signature.bind(self, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(
+                f"{type(self).__name__}: {error}; its arguments are {', '.join(names)}."
+            ) from None
+        init(self, *args, **kwargs)
+
+    return __init__
+
+
 class WrappingOptimizer(keras.optimizers.Optimizer):
     """Base class of optimizers that wrap another one, as `keras.optimizers.LossScaleOptimizer`.
 
@@ -33,6 +55,11 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
             makes one of.
         name: String.
     """
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = naming_its_arguments(cls.__init__)
 
     def __init__(self, inner_optimizer, name=None):
         check_keras_3(inner_optimizer=inner_optimizer)
@@ -130,18 +157,58 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
             store[str(index)] = variable.numpy()
 
     def load_own_variables(self, store):
+        """Loads the state of this optimizer; one that does not fit is left out, with a warning."""
         own = super().variables
-        if len(store.keys()) != len(own):
-            if self.built:
-                raise ValueError(
-                    f"The saved state of an optimizer must be that of a {type(self).__name__}, "
-                    f"with {len(own)} variables of its own. Received: {len(store.keys())} variables"
-                )
-            # As every Keras optimizer: a warning that there is nothing to load into yet.
-            super().load_own_variables(store)
+        if _fits(store, own):
+            for index, variable in enumerate(own):
+                variable.assign(store[str(index)])
             return
-        for index, variable in enumerate(own):
-            variable.assign(store[str(index)])
+        if self.built:
+            self._start_anew(len(store.keys()), len(own))
+            return
+        warnings.warn(
+            f"Skipping variable loading for optimizer {self.name!r}, because it is not built: call "
+            "`optimizer.build(model.trainable_variables)` before, to go on where the saved "
+            "training stopped.",
+            stacklevel=2,
+        )
+
+    def _start_anew(self, num_saved, num_variables):
+        warnings.warn(
+            f"Skipping variable loading for optimizer {self.name!r}, because the saved state, of "
+            f"{num_saved} variables, is not that of this {type(self).__name__}, of "
+            f"{num_variables}: it is that of another optimizer, or of one that had not begun to "
+            "train. What does not fit starts anew.",
+            stacklevel=3,
+        )
+        self._start()
+
+    def _start(self):
+        """Gives the state of this optimizer, once it is built, the values it begins with."""
+
+    def set_weights(self, weights):
+        """Sets all variables: this optimizer's, then the inner one's, as `variables` lists them.
+
+        Arrays that are not those of all variables are left out, with a warning.
+
+        Args:
+            weights: List of arrays.
+
+        Raises:
+            ValueError: If the optimizer is not built.
+        """
+        if not self.built:
+            raise ValueError(
+                "`set_weights` needs an optimizer that is built: call `optimizer.build(model."
+                f"trainable_variables)` before. Received: optimizer={self.name!r}, not built"
+            )
+        variables = self.variables
+        shapes = [tuple(variable.shape) for variable in variables]
+        if [tuple(weight.shape) for weight in weights] != shapes:
+            self._start_anew(len(weights), len(variables))
+            return
+        for variable, weight in zip(variables, weights, strict=True):
+            variable.assign(weight)
 
     def get_config(self):
         inner_optimizer = keras.saving.serialize_keras_object(self.inner_optimizer)
@@ -155,3 +222,19 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
             for name, value in config.items()
         }
         return cls(**arguments)
+
+
+def _fits(store, variables):
+    """Whether `store` holds a value for each of these variables, and for no other."""
+    names = [str(index) for index in range(len(variables))]
+    return set(store.keys()) == set(names) and all(
+        can_hold(variable, store[name]) for variable, name in zip(variables, names, strict=True)
+    )
+
+
+def can_hold(variable, value):
+    """Whether `value`, from a file, has the shape of `variable`, and is of integers if it is."""
+    of_integers = keras.backend.is_int_dtype(str(value.dtype))
+    return tuple(value.shape) == tuple(variable.shape) and of_integers == (
+        keras.backend.is_int_dtype(variable.dtype)
+    )

@@ -1,0 +1,109 @@
+"""Optimizers that make kernels as sparse as they are told: what each of them gets."""
+
+import dataclasses
+import math
+import warnings
+
+import tensorflow as tf
+
+from rigl_tf import distributions, masks
+from rigl_tf.optimizers.base import SparseOptimizer
+from rigl_tf.optimizers.wrapping import serialized
+
+_TOLERANCE = 0.005  # as much is lost by the dense first layer of a large model
+
+
+class TargetSparsity(SparseOptimizer):
+    """Base class of the optimizers that make the kernels as sparse as they are told.
+
+    What each kernel gets is decided when the optimizer is built and remembered in its config, by
+    the kernels' positions and shapes: paths may change when a model is saved and loaded, and a
+    distribution may go by them.
+
+    A subclass has the attribute `distribution`, and `_final_sparsity`, that of all kernels.
+
+    Attributes:
+        _keeps_zeros: Boolean, whether connections that are inactive stay so.
+    """
+
+    _keeps_zeros = False
+    _allocation = None
+
+    def _allocate(self, kernels):
+        shapes = [list(kernel.shape) for kernel in kernels]
+        if not self._remembers() or self._allocation.shapes != shapes:
+            shares = self._new_shares(kernels)
+            self._allocation = _Allocation(self.distribution, self._final_sparsity, shapes, shares)
+        return self._allocation.shares
+
+    def _new_shares(self, kernels):
+        """The sparsity of each kernel by the distribution; warns if it is not that of all."""
+        shapes = {path: tuple(kernel.shape) for path, kernel in masks.by_path(kernels).items()}
+        sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+        shares = distributions.allocate(self.distribution, shapes, self._final_sparsity)
+        zeros = {path: distributions.num_zeros(size, shares[path]) for path, size in sizes.items()}
+        if self._keeps_zeros:
+            now = map(num_inactive, kernels)
+            zeros = {path: max(num, next(now)) for path, num in zeros.items()}
+        size = sum(sizes.values())
+        reached = sum(zeros.values()) / size
+        # Each kernel may miss a whole weight.
+        if abs(reached - self._final_sparsity) > _TOLERANCE + len(zeros) / size:
+            dense = [path for path, num in zeros.items() if not num]
+            warnings.warn(
+                f"{type(self).__name__} makes a sparsity of {reached:.3f} instead of "
+                f"{self._final_sparsity}, by its distribution, which leaves {dense} dense"
+                f"{' and the connections that are inactive already' * self._keeps_zeros}; "
+                '`distribution="erk"` holds the number for a dense model. '
+                f"Received: distribution={self.distribution!r}",
+                stacklevel=2,
+            )
+        return list(shares.values())
+
+    def _remembers(self):
+        """Whether an allocation is known, and made for what is asked for now."""
+        known, wanted = self._allocation, (self.distribution, self._final_sparsity)
+        return known is not None and (known.distribution, known.sparsity) == wanted
+
+    def get_config(self):
+        config = {
+            **super().get_config(),
+            "sparsity": self.sparsity,
+            "distribution": serialized("distribution", self.distribution),
+        }
+        if self._remembers():
+            config["allocation"] = {
+                "distribution": config["distribution"],
+                "sparsity": self._final_sparsity,
+                "shapes": self._allocation.shapes,
+                "shares": self._allocation.shares,
+            }
+        return config
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        known = config.pop("allocation", None)
+        optimizer = super().from_config(config, custom_objects)
+        if known is not None and known["distribution"] == config["distribution"]:
+            optimizer._allocation = _Allocation(
+                optimizer.distribution, known["sparsity"], known["shapes"], known["shares"]
+            )
+        return optimizer
+
+
+@dataclasses.dataclass(eq=False)
+class _Allocation:
+    """The sparsity of each kernel (kept out of Keras's attribute tracking), and what it is for."""
+
+    distribution: object
+    sparsity: float
+    shapes: list
+    shares: list
+
+
+def num_inactive(kernel):
+    """The number of inactive connections of a sparse kernel."""
+    with tf.init_scope():
+        mask = tf.convert_to_tensor(masks.mask_of(kernel))
+        return int(tf.math.count_nonzero(~mask))
