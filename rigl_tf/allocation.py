@@ -20,7 +20,8 @@ class Allocation:
     Args:
         distribution, sparsity, seed, initializer: See `rigl_tf.sparsify`.
         choice: The `Choice` of kernels. Names in it that no layer had are errors.
-        num_layers: Number of layers to be built.
+        num_layers: Number of layers to be built, `None` if that is not known: then `share_out` is
+            called when they are.
     """
 
     def __init__(self, distribution, sparsity, seed, choice, num_layers, initializer=None):

@@ -8,7 +8,7 @@ import numpy as np
 
 from rigl_tf import masks
 from rigl_tf.layers import without_build_configs
-from rigl_tf.rebuild import copy_of_layer, copy_state, is_clonable
+from rigl_tf.rebuild import is_clonable
 from rigl_tf.sparsify import strip
 from rigl_tf.wrapper import SparseWrapper
 
@@ -78,7 +78,7 @@ def compact(model):
         x = new_layer(x)
         stage.fill(new_layer, rows, columns)
         for layer in stage.after:
-            new_layer = copy_of_layer(layer)
+            new_layer = _new(layer)
             x = new_layer(x)
             pending.append((layer, new_layer, columns))
     result = keras.Model(inputs, x, name=model.name)
@@ -285,8 +285,13 @@ def treats_units_alike(function, shape):
 def _copy_state(layer, new_layer, columns):
     if isinstance(layer, keras.layers.BatchNormalization):
         new_layer.set_weights([weight[columns] for weight in layer.get_weights()])
-    else:
-        copy_state(layer, new_layer)
+
+
+def _new(layer):
+    """The layer itself, if it has no weights: else one of the same config."""
+    if not isinstance(layer, keras.layers.BatchNormalization):
+        return layer
+    return type(layer).from_config(without_build_configs(layer.get_config()))
 
 
 def _inner(layer):

@@ -3,6 +3,7 @@
 import inspect
 
 import keras
+import numpy as np
 
 
 def all_layers(layer):
@@ -94,6 +95,35 @@ def build_signature(layer):
             if parameter.kind not in several
         ]
     )
+
+
+class _Traced(keras.layers.Layer):
+    """A function of tensors as a layer, whose output Keras finds without computing it."""
+
+    def __init__(self, function):
+        super().__init__()
+        vars(self)["call"] = function  # which Keras is not to track
+
+    def call(self, *args, **kwargs):
+        raise NotImplementedError
+
+
+def build_by_call(function, args, kwargs):
+    """Builds the layers that a function calls, a layer for one, without computing anything.
+
+    Args:
+        function: The function. Python in it runs once.
+        args, kwargs: Its arguments. Only the shapes and types of tensors and arrays in it matter.
+    """
+
+    def symbolic(value):
+        if keras.ops.is_tensor(value) or isinstance(value, np.ndarray):
+            dtype = keras.backend.standardize_dtype(value.dtype)
+            return keras.KerasTensor(value.shape, dtype)
+        return value
+
+    args, kwargs = keras.tree.map_structure(symbolic, (args, kwargs))
+    _Traced(function).compute_output_spec(*args, **kwargs)
 
 
 def symbolic_arguments(layer, shapes):

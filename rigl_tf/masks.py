@@ -6,11 +6,49 @@ holds the kernel finds the mask. Layers and optimizers meet here and nowhere els
 """
 
 import collections
+import pathlib
 from collections.abc import Mapping
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+
+class MaskVariables(keras.layers.Layer):
+    """Holds the mask variables of a layer's kernels, as a layer of its own.
+
+    Keras loads it after the kernels. A file of a dense model has no masks: they stay as they are.
+    In any case the kernels are masked then.
+    """
+
+    def __init__(self, name="masks"):
+        super().__init__(name=name, dtype="float32")
+        # Out of Keras's sight: the kernels are weights of another layer.
+        vars(self).update(by_kernel={}, _kernels=[])
+        self.built = True
+
+    def add(self, name, kernel, initializer):
+        """A new mask variable for the kernel of this name."""
+        *outer, layer_name, _ = ["", *kernel.path.split("/")]
+        with keras.name_scope(layer_name or self.name, override_parent="/".join(outer)):
+            mask = self.add_weight(
+                shape=kernel.shape,
+                dtype="bool",
+                initializer=initializer,
+                trainable=False,
+                name=f"{name.replace('/', '_')}_mask",
+            )
+        # `tf.train.Checkpoint` finds variables that are attributes, not those in a dictionary.
+        setattr(self, f"_{mask.name}", mask)
+        self.by_kernel[name] = mask
+        self._kernels.append(kernel)
+        return mask
+
+    def load_own_variables(self, store):
+        if store.keys():
+            super().load_own_variables(store)
+        for kernel in self._kernels:
+            apply_mask(kernel)
 
 
 class MaskConstraint(keras.constraints.Constraint):
@@ -118,13 +156,15 @@ def set_masks(model, masks):
     An optimizer's slots stay as they are: a connection that was trained before, taken away and
     given back, goes on with what is left of its momentum.
 
-    Other code can write into inactive connections, `model.set_weights` for one. What it writes
-    counts until the next optimizer step, or until `set_masks(model, get_masks(model))`.
+    Other code can write into inactive connections. What it writes counts until the next optimizer
+    step, or until `set_masks(model, get_masks(model))`; `rigl_tf.sparsity_summary` tells of it.
 
     Args:
         model: A sparse `keras.Model` or layer.
         masks: Dictionary `{kernel path: mask}` as from `get_masks`. A mask has the kernel's shape
-            and holds booleans, or numbers that are 0 or 1.
+            and holds booleans, or numbers that are 0 or 1. Masks of another model of the same
+            architecture, whose paths are others (as those of a loaded model may be), are taken in
+            their order, if there is one for each kernel and all shapes agree.
 
     Raises:
         ValueError: If a path is not a sparse kernel of the model, or a mask has another shape or
@@ -136,8 +176,15 @@ def set_masks(model, masks):
 
 
 def check_masks(model, masks):
-    """`masks` as boolean arrays; raises a `ValueError` unless they fit the model's kernels."""
+    """`masks` as boolean arrays by the paths of the model's kernels.
+
+    Raises:
+        ValueError: Unless they fit; see `set_masks`.
+    """
     masks, kernels = as_booleans(masks), sparse_kernels(model)
+    shapes = [tuple(kernel.shape) for kernel in kernels.values()]
+    if not masks.keys() <= kernels.keys() and [mask.shape for mask in masks.values()] == shapes:
+        return dict(zip(kernels, masks.values(), strict=True))
     for path, mask in masks.items():
         if path not in kernels:
             raise ValueError(
@@ -151,6 +198,85 @@ def check_masks(model, masks):
                 f"Received: shape={mask.shape}"
             )
     return masks
+
+
+def save_masks(model, path):
+    """Writes the masks of a sparse model into a file, for `load_masks`.
+
+    Args:
+        model: A sparse `keras.Model` or layer.
+        path: Where to write, a file that ends with `.npz`. An earlier one is replaced.
+
+    Raises:
+        ValueError: If `path` has another ending, or the model has no sparse kernel.
+    """
+    path = _npz(path)
+    masks = get_masks(model)
+    if not masks:
+        raise ValueError(
+            "`save_masks` needs a built sparse model: make one with `rigl_tf.sparsify`. "
+            f"Received: model={model.name!r}, without sparse kernels"
+        )
+    # Names by number: two paths may differ in more than the names of files can.
+    arrays = {f"mask_{index}": mask for index, mask in enumerate(masks.values())}
+    np.savez_compressed(path, paths=np.array(list(masks)), **arrays)
+
+
+def load_masks(model, path):
+    """Sets the masks that `save_masks` wrote, as `set_masks` does.
+
+    Args:
+        model: A sparse `keras.Model` or layer of the same architecture.
+        path: The file.
+
+    Raises:
+        ValueError: If the file is none of `save_masks`, or its masks do not fit the model.
+    """
+    with np.load(_npz(path)) as file:
+        if "paths" not in file:
+            raise ValueError(
+                f"`path` must be a file of `rigl_tf.save_masks`. Received: path={str(path)!r}"
+            )
+        masks = {str(each): file[f"mask_{index}"] for index, each in enumerate(file["paths"])}
+    set_masks(model, masks)
+
+
+def _npz(path):
+    path = pathlib.Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"`path` must end with '.npz'. Received: path={str(path)!r}")
+    return path
+
+
+def set_weights(layer, weights):
+    """As `layer.set_weights` of Keras, but the masks may be left out, and the kernels are masked.
+
+    Args:
+        layer: A sparse `keras.Model` or layer.
+        weights: List of arrays: those of `layer.get_weights()`, or of the dense layer.
+
+    Raises:
+        ValueError: If their number is neither, or a shape is another. Nothing is changed then.
+    """
+    variables = layer.weights
+    own_masks = {id(mask_of(kernel)) for kernel in variables if mask_of(kernel) is not None}
+    dense = [variable for variable in variables if id(variable) not in own_masks]
+    chosen = dense if len(weights) == len(dense) else variables
+    if len(weights) != len(chosen):
+        raise ValueError(
+            f"`weights` must be the {len(variables)} weights of {layer.name!r}, or the "
+            f"{len(dense)} without the masks. Received: {len(weights)} arrays"
+        )
+    for variable, value in zip(chosen, weights, strict=True):
+        if tuple(variable.shape) != np.shape(value):
+            raise ValueError(
+                f"The array for {variable.path!r} must have its shape {tuple(variable.shape)}. "
+                f"Received: shape={np.shape(value)}"
+            )
+    for variable, value in zip(chosen, weights, strict=True):
+        variable.assign(value)
+    for kernel in sparse_kernels(layer).values():
+        apply_mask(kernel)
 
 
 def as_booleans(masks):

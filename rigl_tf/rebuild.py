@@ -1,51 +1,62 @@
-"""Copies of models with some of their layers exchanged."""
-
-import contextlib
+"""Models with some of their layers exchanged, around the very layer objects of another model."""
 
 import keras
 import tensorflow as tf
 
-from rigl_tf.copies import (
-    another,
-    copy_adapted,
-    copy_inside,
-    copy_of_lambda,
-    own_attributes,
-    without_wrappers,
-)
-from rigl_tf.layers import all_layers, without_build_configs
+from rigl_tf.layers import without_build_configs
 
 # Models whose structure is known; a Functional model is a `keras.Function` of its inputs.
 _CLONABLE = (keras.Sequential, keras.Function)
 
-# What a class of models may do in a way of its own, and Keras's own classes would not.
-_METHODS = ("call", "train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
+# What Keras tracks for a layer. There is no public way to give a layer that is built another one in
+# the place of one that it holds, nor to make another object with the same attributes.
+_STORES = ("trainable_variables", "non_trainable_variables", "layers", "metrics", "seed_generators")
+_TRACKED = ("_tracker", *(f"_{name}" for name in _STORES))
+
+# What a twin does not take over: places in graphs, losses of calls, what belongs to `compile`, and
+# methods that stand in the place of the class's.
+_OWN = (
+    "_inbound_nodes",
+    "_outbound_nodes",
+    "_losses",
+    "_loss_ids",
+    "_losses_override",
+    "optimizer",
+    "train_function",
+    "test_function",
+    "predict_function",
+    "compiled",
+    "build",
+    "quantize",
+    "call",
+    "set_weights",
+)
 
 
 def is_clonable(model):
-    """Whether a model is Sequential or Functional: its layers can be exchanged in a copy."""
+    """Whether a model is Sequential or Functional: Keras knows its graph."""
     return isinstance(model, _CLONABLE)
 
 
 def leaves(model):
     """The layers of a model that can be exchanged, each once.
 
-    These are the layers of Sequential and Functional models, those of nested ones in their place,
-    and the layers that attributes of a subclassed model hold, also in lists and dictionaries.
+    These are the layers of Sequential and Functional models, and those that attributes of a model
+    hold, also in lists and dictionaries; those of nested models in their place.
 
     Returns:
         List of `(layer, containers)`: `containers` are the models around it, from the outside in.
     """
-    seen = set()
+    seen = {id(model)}
 
     def walk(model, containers):
-        for layer in model.layers if is_clonable(model) else _held_layers(model):
+        for layer in _held(model):
             # Functional models also hold operations such as slicing.
             is_layer = isinstance(layer, keras.layers.Layer)
             if id(layer) in seen or not is_layer or isinstance(layer, keras.layers.InputLayer):
                 continue
             seen.add(id(layer))
-            if _is_walked(layer, model):
+            if isinstance(layer, keras.Model):
                 yield from walk(layer, (*containers, layer))
             else:
                 yield layer, containers
@@ -53,109 +64,71 @@ def leaves(model):
     return list(walk(model, (model,)))
 
 
-def _is_walked(layer, parent):
-    # A subclassed model inside a Functional one is copied from its config, as a layer is.
-    return isinstance(layer, _CLONABLE if is_clonable(parent) else keras.Model)
+def with_layers(model, exchange, in_place=False, inside_layers=False):
+    """A model around the layers of another one, some of which are exchanged.
 
-
-def rebuild(model, exchange):
-    """A copy of a Sequential or Functional model with its layers exchanged, uncompiled.
+    What is not exchanged is the same object, so both models share their weights.
 
     Args:
-        model: The model. It is not changed.
-        exchange: Gets a layer, returns the layer to put into its place in the copy.
+        model: A `keras.Model`.
+        exchange: Gets a layer that is no model, returns what takes its place: the layer, or another
+            one around it or inside of it.
+        in_place: Whether subclassed models, and Sequential ones that are not built, are changed
+            themselves. If not, a twin is made: another model of the class with the same attributes.
+        inside_layers: Whether the layers inside of layers are exchanged, too.
 
-    Raises:
-        ValueError: If Keras cannot make another model of the same class.
+    Returns:
+        A model; `model` itself if it was changed in place, or nothing was exchanged. A new one is
+        not compiled.
     """
-    with _uncompiled(model):
-        copy = keras.models.clone_model(
-            model, input_tensors=_new_inputs(model), clone_function=exchange, recursive=True
-        )
-    _check_classes(model, copy)
-    return copy
+    cache = {}
+
+    def visit(layer):
+        if id(layer) not in cache:
+            # The layer is kept, so that no other gets its identity; it may hold itself.
+            cache[id(layer)] = layer, layer
+            cache[id(layer)] = layer, exchanged(layer)
+        return cache[id(layer)][1]
+
+    def exchanged(layer):
+        if not isinstance(layer, keras.layers.Layer):
+            return layer  # an operation
+        if not isinstance(layer, keras.Model):
+            layer = exchange(layer)
+            if not inside_layers:
+                return layer
+        if all(visit(each) is each for each in _held(layer)):
+            return layer
+        return _around(layer, visit, in_place)
+
+    return visit(model)
 
 
-def exchange_in_place(model, exchange):
-    """Exchanges the layers that the attributes of a subclassed model hold.
+def copy_of_layer(layer):
+    """A layer of the same class and config without weights, for a model that is trained on its own.
 
-    Args:
-        model: The model, not built.
-        exchange: As in `rebuild`. Models in Sequential or Functional form become copies.
+    A layer that nothing in a training changes is no copy, but the layer itself.
     """
-
-    def exchanged(value):
-        if isinstance(value, _CLONABLE):
-            return rebuild(value, exchange)
-        if isinstance(value, keras.Model):
-            exchange_in_place(value, exchange)
-            return value
-        return exchange(value)
-
-    values = {name: value for name, value in own_attributes(model).items() if _layers_in(value)}
-    new_layers = {
-        id(layer): exchanged(layer) for value in values.values() for layer in _layers_in(value)
-    }
-    # Keras forgets the layers that are taken out of a list which it tracks, and would keep those
-    # whose attribute is given another value. All are set anew, so that their order stays.
-    for name in list(values)[:1]:
-        setattr(model, name, [layer for value in values.values() for layer in _layers_in(value)])
-        getattr(model, name).clear()
-    for name, value in values.items():
-        setattr(model, name, _with_layers(value, new_layers))
-
-
-def copy_of_subclassed(model, caller):
-    """Another model of a subclassed model's class and config, without its weights, not built."""
-    try:
-        copy = another(model, model.get_config())
-    except (NotImplementedError, TypeError) as error:
-        raise ValueError(
-            f"`{caller}` needs another model of the same class, made by `from_config` from what "
-            f"`get_config` returns: implement them. Received: model={model.name!r} of class "
-            f"{type(model).__name__} ({' '.join(str(error).split())})"
-        ) from error
-    for (layer, _), (new_layer, _) in zip(leaves(model), leaves(copy), strict=False):
-        new_layer.trainable = layer.trainable
-    return copy
-
-
-def build_like(copy, model):
-    """Builds a copy of a subclassed model and gives it all the state, other than masks."""
-    copy_adapted(model, copy)  # some layers can be called only after that
-    copy.build_from_config(model.get_build_config())
-    copy.built = True
-    copy_inside(model, copy)
-
-
-def copy_of_layer(layer, plain=False):
-    """Another layer of the same class and config, not built.
-
-    Args:
-        layer: The layer, or an operation of a Functional model.
-        plain: Whether each `SparseWrapper` inside is left out.
-    """
-    if type(layer) is keras.layers.Lambda:
-        return copy_of_lambda(layer)
-    config = without_build_configs(layer.get_config())
-    copy = another(layer, without_wrappers(config) if plain else config)
-    if isinstance(layer, keras.layers.Layer):
-        copy_adapted(layer, copy)
-    return copy
+    if not isinstance(layer, keras.layers.Layer) or not layer.variables or hasattr(layer, "adapt"):
+        return layer
+    return type(layer).from_config(without_build_configs(layer.get_config()))
 
 
 def copy_state(layer, new_layer):
-    """Gives a layer the state of another one of the same class and config, built if that is."""
-    layers = zip(all_layers(layer), all_layers(new_layer), strict=False)
-    for old, new in layers if not layer.built else [(layer, new_layer)]:
-        # In a Sequential model that is not built itself.
-        if old.built and old.weights and not new.built:
-            new.build_from_config(old.get_build_config())
-    copy_inside(layer, new_layer)
+    """Gives what `copy_of_layer` made, and was built since, the values of the layer's variables."""
+    if new_layer is not layer:
+        new_layer.trainable = layer.trainable
+        for variable, new_variable in zip(layer.variables, new_layer.variables, strict=True):
+            new_variable.assign(variable)
 
 
-def _held_layers(model):
-    return [layer for value in own_attributes(model).values() for layer in _layers_in(value)]
+def _held(layer):
+    """The layers (and operations) of a model's graph, and those in a layer's attributes."""
+    in_graph = layer.layers if is_clonable(layer) else []
+    values = [value for name, value in vars(layer).items() if name not in _TRACKED]
+    held = {id(each): each for each in [*in_graph, *_layers_in(values)]}
+    internal = getattr(layer, "_functional", None)  # of a Sequential model
+    return [each for each in held.values() if each is not internal]
 
 
 def _layers_in(value):
@@ -169,70 +142,159 @@ def _layers_in(value):
     return []
 
 
-def _with_layers(value, new_layers):
-    """A value like that of `_layers_in`, with other layers: `{id of a layer: layer}`."""
+def _around(layer, visit, in_place):
+    """`layer`, or one like it, around what `visit` gives for the layers that it holds."""
+    if isinstance(layer, keras.Function):
+        return _functional(layer, visit)
+    if isinstance(layer, keras.Sequential):
+        if in_place and not _inputs(layer):
+            return _changed_sequential(layer, visit)
+        return _sequential(layer, visit)
+    if in_place:
+        for old in list(vars(layer)["_layers"]):
+            if visit(old) is not old:
+                vars(layer)["_tracker"].replace_tracked_value("layers", old, visit(old))
+        _set_attributes(layer, layer, visit)
+        return layer
+    return _twin(layer, visit)
+
+
+def _functional(model, visit):
+    # A Functional model of the same tensors: `clone_model` would ask for a class's constructor.
+    plain = keras.Model(model.input, model.output, name=model.name)
+    new = keras.models.clone_model(
+        plain, input_tensors=_new_inputs(model), clone_function=visit, recursive=False
+    )
+    if type(model) is not type(plain):
+        new = _of_class(model, visit, keras.Model, new.input, new.output, name=model.name)
+    return _as_trainable(new, model)
+
+
+def _sequential(model, visit):
+    layers = [visit(layer) for layer in model.layers]
+    inputs = _inputs(model)
+    if inputs:
+        layers.insert(0, _new_input(inputs[0], inputs[0].name))
+    if type(model) is keras.Sequential:
+        new = keras.Sequential(layers, name=model.name)
+    else:
+        new = _of_class(model, visit, keras.Sequential, layers, name=model.name)
+    new.built = new.built or model.built
+    return _as_trainable(new, model)
+
+
+def _changed_sequential(model, visit):
+    layers, built = [visit(layer) for layer in model.layers], model.built
+    while model.layers:
+        model.pop(rebuild=False)
+    for layer in layers:
+        model.add(layer)
+    model.built = model.built or built
+    return model
+
+
+def _inputs(model):
+    return getattr(model, "inputs", None)  # none, where a Sequential model does not know them
+
+
+def _of_class(model, visit, base, *args, **kwargs):
+    """A Functional or Sequential model of a model's class, whose constructor is not called."""
+    new = type(model).__new__(type(model))
+    base.__init__(new, *args, **kwargs)
+    _take_tracked(new, model, visit)
+    _set_attributes(new, model, visit)
+    return new
+
+
+def _twin(layer, visit):
+    """Another layer of a layer's class with the same attributes, whose constructor is not called.
+
+    It shares the weights.
+    """
+    new = type(layer).__new__(type(layer))
+    fresh = {"_inbound_nodes": [], "_outbound_nodes": []}
+    fresh |= {"_losses": [], "_loss_ids": set(), "_losses_override": []}
+    if isinstance(layer, keras.Model):
+        fresh |= dict.fromkeys(("train_function", "test_function", "predict_function"))
+        fresh["compiled"] = False
+    taken = {name: vars(layer)[name] for name in ("_auto_config", "_lock") if name in vars(layer)}
+    vars(new).update(fresh | taken)
+    _take_tracked(new, layer, visit)
+    _set_attributes(new, layer, visit)
+    return new
+
+
+def _take_tracked(new, layer, visit):
+    """Lets Keras track for a layer what it tracks for another one, in the same order."""
+    tracker = vars(new)["_tracker"]
+    for name in _STORES:
+        for each in vars(layer)[f"_{name}"]:
+            each = visit(each) if name == "layers" else each
+            if not any(tracker.is_in_store(store, each) for store in _STORES):
+                tracker.add_to_store(name, each)
+
+
+def _set_attributes(new, layer, visit):
+    """Gives a layer the attributes of another one, with the layers in them exchanged.
+
+    Args:
+        new: The layer; `layer` itself, where only these attributes are set.
+        layer: The layer that has them.
+        visit: Gets a layer, returns what takes its place.
+    """
+    for name, value in list(vars(layer).items()):
+        # TensorFlow's own bookkeeping comes by itself.
+        if name in (*_TRACKED, *_OWN) or name.startswith("_self_"):
+            continue
+        layers = _layers_in(value)
+        if any(visit(each) is not each for each in layers):
+            setattr(new, name, _exchanged(value, visit))
+        elif name not in vars(new):
+            vars(new)[name] = value
+
+
+def _exchanged(value, visit):
+    """A value with the layers in it exchanged, in containers of their own."""
     if isinstance(value, keras.layers.Layer):
-        return new_layers[id(value)]
+        return visit(value)
     if isinstance(value, dict):
-        return {key: _with_layers(each, new_layers) for key, each in value.items()}
+        return {key: _exchanged(each, visit) for key, each in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_with_layers(each, new_layers) for each in value))
+        return type(value)(*(_exchanged(each, visit) for each in value))
     if isinstance(value, (list, tuple)):
         kind = tuple if isinstance(value, tuple) else list
-        return kind(_with_layers(each, new_layers) for each in value)
+        return kind(_exchanged(each, visit) for each in value)
     return value
 
 
-def _check_classes(model, copy):
-    """Refuses a copy that behaves in another way, as Keras lost the class."""
-    lost = [
-        name for name in _METHODS if getattr(type(model), name) is not getattr(type(copy), name)
-    ]
-    if type(model) is not type(copy) and lost:
-        raise ValueError(
-            "To copy a model, Keras must be able to make another one of its class from inputs and "
-            "outputs: let the constructor take `*args, **kwargs` and pass them on, or wrap the "
-            "layers by hand with `rigl_tf.SparseWrapper`. Received: model="
-            f"{model.name!r} of class {type(model).__name__}, with {', '.join(lost)} of its own"
-        )
-    for layer, new_layer in zip(model.layers, copy.layers, strict=True):
-        if is_clonable(layer):
-            _check_classes(layer, new_layer)
+def _as_trainable(new, model):
+    # Without telling the layers, which both models share.
+    vars(new)["_trainable"] = model.trainable
+    return new
 
 
 def _new_inputs(model):
     """Inputs like those of a model: `clone_model` forgets their names, and what else they are."""
-    inputs = getattr(model, "inputs", None)  # none, if a Sequential model is not built
-    if isinstance(model, keras.Sequential) and not (inputs and inputs[0].sparse):
-        return None  # As Keras copies it: name, shape, dtype, optional.
-    input_layers = {
+    layers = {
         id(layer.output): layer
         for layer in model.layers
         if isinstance(layer, keras.layers.InputLayer)
     }
 
     def new_input(tensor):
-        layer = input_layers.get(id(tensor))
-        return keras.Input(
-            batch_shape=tensor.shape,
-            dtype=tensor.dtype,
-            sparse=tensor.sparse,
-            ragged=tensor.ragged,
-            optional=layer is not None and layer.optional,
-            name=tensor.name if layer is None else layer.name,
-        )
+        layer = layers.get(id(tensor))
+        name = tensor.name if layer is None else layer.name
+        return _new_input(tensor, name, layer is not None and layer.optional)
 
-    if isinstance(model, keras.Sequential):
-        return new_input(inputs[0])
     return tf.nest.map_structure(new_input, model.input)
 
 
-@contextlib.contextmanager
-def _uncompiled(model):
-    """Hides that a model is compiled: `clone_model` would compile its copy, optimizer and all."""
-    compiled = model.compiled
-    model.compiled = False
-    try:
-        yield
-    finally:
-        model.compiled = compiled
+def _new_input(tensor, name, optional=False):
+    return keras.Input(
+        batch_shape=tensor.shape,
+        dtype=tensor.dtype,
+        sparse=tensor.sparse,
+        ragged=tensor.ragged,
+        optional=optional,
+        name=name,
+    )

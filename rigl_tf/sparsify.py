@@ -1,25 +1,17 @@
 """From a dense Keras model to a sparse one, and back to plain Keras layers."""
 
+import contextlib
 import functools
 
 import keras
+import tensorflow as tf
 
 from rigl_tf import distributions, initializers, masks
 from rigl_tf.allocation import NO_KERNEL, Allocation
 from rigl_tf.checks import check_integers
-from rigl_tf.copies import check_tied
 from rigl_tf.eligibility import Choice
-from rigl_tf.layers import all_layers
-from rigl_tf.rebuild import (
-    build_like,
-    copy_of_layer,
-    copy_of_subclassed,
-    copy_state,
-    exchange_in_place,
-    is_clonable,
-    leaves,
-    rebuild,
-)
+from rigl_tf.layers import all_layers, build_by_call
+from rigl_tf.rebuild import is_clonable, leaves, with_layers
 from rigl_tf.wrapper import SparseWrapper
 
 
@@ -85,57 +77,52 @@ def sparsify(
     if initializer is not None:
         initializers.check(initializer)
     choice = Choice(dense_layers, sparse_layers)
-    is_copied_first = model.built and not is_clonable(model)
-    dense = copy_of_subclassed(model, "sparsify") if is_copied_first else model
-    chosen = _choose(model, choice)
-    if is_copied_first:
-        chosen = _chosen_in_copy(dense, model, chosen)
-    allocation = Allocation(distribution, sparsity or 0.0, seed, choice, len(chosen), initializer)
-    wrap = functools.partial(_wrap, chosen=chosen, allocation=allocation)
-    if is_clonable(dense):
-        sparse, pairs = _copy(dense, wrap)
-        check_tied(pairs)
-    else:
-        sparse = dense
-        exchange_in_place(sparse, functools.cache(lambda layer: wrap(layer, layer)))
-    if is_copied_first:
-        build_like(sparse, model)
-        allocation.share_out()
-    if from_zeros:
-        allocation.take_zeros()
-    for kernel in masks.sparse_kernels(sparse).values():
-        masks.apply_mask(kernel)
-    if initializer is not None and model.built:  # else it is done when it is built
-        initializers.initialize(sparse, initializer, seed)
+    with _scope(model):
+        chosen = _choose(model, choice)
+        is_complete = model.built or is_clonable(model)
+        allocation = Allocation(
+            distribution,
+            sparsity or 0.0,
+            seed,
+            choice,
+            len(chosen) if is_complete else None,
+            initializer,
+        )
+        wrap = functools.partial(_wrap, chosen=chosen, allocation=allocation)
+        sparse = with_layers(model, wrap, in_place=True)
+        if not is_complete:
+            _wrap_later(sparse, choice, allocation)
+        if from_zeros:
+            allocation.take_zeros()
+    _forget_training(model)
+    if not is_clonable(sparse):
+        sparse.compiled = False
+    # Keras's own wants the masks among the weights.
+    vars(sparse)["set_weights"] = functools.partial(masks.set_weights, sparse)
     return sparse
 
 
 def strip(model):
-    """A model of plain Keras layers that predicts what the sparse model predicts.
+    """A model of plain Keras layers around the layers of the sparse model.
 
-    The zeros are in the kernels; masks and wrappers are gone, so the model can be saved and loaded
-    without `rigl_tf`. Only a layer of your own class whose constructor wraps layers keeps them so.
+    It predicts what the sparse model predicts, and shares its weights. The zeros are in the
+    kernels; masks and wrappers are gone, so the model can be saved and loaded without `rigl_tf`.
+    Nothing in the sparse model is changed.
 
     Args:
-        model: A built `keras.Model`. It is not changed. Without sparse layers, the result is a
-            copy. Of a subclassed model another one is made by `from_config`.
+        model: A built `keras.Model`. Of a subclassed model the result is a twin: another model of
+            its class with the same attributes.
 
     Returns:
-        A new, uncompiled model of the same structure and layer names.
+        An uncompiled model of the same structure and layer names.
 
     Raises:
-        ValueError: If the model is not built, has LoRA, or cannot be copied.
+        ValueError: If the model is not built, or has LoRA.
     """
     _check_model(model, "strip")
     if not model.built:
         raise ValueError(f"`strip` needs a built model. Received: model={model.name!r}, not built")
-    for kernel in masks.sparse_kernels(model).values():
-        masks.apply_mask(kernel)
-    if is_clonable(model):
-        return _copy(model, lambda layer, copy: copy, plain=True)[0]
-    plain = copy_of_subclassed(model, "strip")
-    exchange_in_place(plain, functools.cache(_plain))
-    build_like(plain, model)
+    plain = with_layers(model, _inner, inside_layers=True)
     return plain
 
 
@@ -176,81 +163,88 @@ def _check_arguments(model, sparsity, distribution, from_zeros, seed):
         )
 
 
+def _scope(model):
+    """The scope of the strategy under which a model was made.
+
+    Raises:
+        ValueError: If it is another one than that of the caller.
+    """
+    strategies = {masks.strategy_of(variable) for variable in model.variables}
+    if tf.distribute.has_strategy() and strategies - {tf.distribute.get_strategy()}:
+        raise ValueError(
+            "Under a strategy the model must be made in its scope, as everywhere in Keras. "
+            f"Received: model={model.name!r}, made outside of `strategy.scope()`"
+        )
+    strategy = next(iter(strategies), None)
+    return strategy.scope() if strategy is not None else contextlib.nullcontext()
+
+
 def _choose(model, choice):
     """The layers to wrap: `{id: fn}`, where `fn(built layer)` tells which weights are sparse.
 
     Raises:
         ValueError: If there is none.
     """
-    chosen = {}
+    chosen, taken = {}, set()
     for layer, containers in leaves(model):
         if not layer.built:
             if choice.may_have_kernels(layer, containers):
                 chosen[id(layer)] = functools.partial(choice.select, containers=containers)
             continue
-        selected = choice.select(layer, containers)
+        # A kernel that several layers hold gets its mask in the first.
+        selected = [
+            is_chosen and id(weight) not in taken
+            for weight, is_chosen in zip(
+                layer.weights, choice.select(layer, containers), strict=True
+            )
+        ]
         if any(selected):
-            # By position: a copy has other names inside, and forgets which of these are frozen.
+            taken.update(id(weight) for weight, each in zip(layer.weights, selected, strict=True) if each)
             chosen[id(layer)] = lambda _, selected=selected: selected
-    if not chosen:
+    if not chosen and (model.built or is_clonable(model)):
         choice.check_all_met()
         kinds = sorted({type(layer).__name__ for layer, _ in leaves(model)})
         raise ValueError(f"{NO_KERNEL}Received: model={model.name!r} with layers {kinds}")
     return chosen
 
 
-def _chosen_in_copy(copy, model, chosen):
-    """What `_choose` returns for a subclassed model, for the layers of its copy, not yet built."""
-    pairs = list(zip(leaves(model), leaves(copy), strict=False))
-    if not any(id(layer) in chosen for (layer, _), _ in pairs):
-        raise ValueError(
-            "The constructor of a model that is copied must make its layers: in its copy, which "
-            f"is not built yet, is none to wrap. Received: model={model.name!r} of class "
-            f"{type(model).__name__}"
-        )
-    return {id(new): chosen[id(old)] for (old, _), (new, _) in pairs if id(old) in chosen}
-
-
-def _wrap(layer, copy, chosen, allocation):
-    """What takes the place of a layer: its copy, wrapped if the layer is chosen."""
+def _wrap(layer, chosen, allocation):
+    """What takes the place of a layer: a wrapper around it, if the layer is chosen."""
     if id(layer) not in chosen:
-        return copy
-    wrapper = SparseWrapper(copy)
+        return layer
+    wrapper = SparseWrapper(layer)
     wrapper.allocate_later(chosen[id(layer)], allocation.add, allocation.share_out)
+    if layer.built:
+        wrapper.take_built()
     return wrapper
 
 
-def _copy(model, exchange, plain=False):
-    """A copy of a Sequential or Functional model, weights and all, with layers exchanged.
+def _wrap_later(model, choice, allocation):
+    """Wraps what a subclassed model makes in `build` or in its first call, before that computes."""
 
-    Args:
-        model: The model.
-        exchange: Gets a layer and its copy, returns what to put in its place in the new model.
-        plain: Whether the copies are made without the `SparseWrapper`s inside of layers.
+    @functools.wraps(model.call)
+    def first_call(*args, **kwargs):
+        del vars(model)["call"]
+        with tf.init_scope():
+            build_by_call(model.call, args, kwargs)
+        chosen = {
+            id(layer): functools.partial(choice.select, containers=containers)
+            for layer, containers in leaves(model)
+            if not isinstance(layer, SparseWrapper) and any(choice.select(layer, containers))
+        }
+        with_layers(
+            model, functools.partial(_wrap, chosen=chosen, allocation=allocation), in_place=True
+        )
+        allocation.share_out()
+        return model.call(*args, **kwargs)
 
-    Returns:
-        The copy, and a list of `(layer, its copy)`.
-    """
-    pairs = []
-
-    def exchange_copy(layer):
-        inner = _inner(layer)
-        copy = copy_of_layer(inner, plain)
-        if isinstance(inner, keras.layers.Layer):  # and no operation such as slicing
-            pairs.append((inner, copy))
-        return exchange(layer, copy)
-
-    new = rebuild(model, exchange_copy)
-    for layer, copy in pairs:
-        copy_state(layer, copy)
-    return new, pairs
+    vars(model)["call"] = first_call
 
 
-def _plain(layer):
-    """A layer that is not built, out of its wrapper and without wrappers inside."""
-    inner = _inner(layer)
-    is_plain = not any(isinstance(each, SparseWrapper) for each in all_layers(inner))
-    return inner if is_plain else copy_of_layer(inner, plain=True)
+def _forget_training(model):
+    """Lets a model that was in use trace its steps anew: they know nothing of the masks."""
+    for name in ("train_function", "test_function", "predict_function"):
+        setattr(model, name, None)
 
 
 def _inner(layer):

@@ -10,6 +10,7 @@ from rigl_tf import distributions, masks
 from rigl_tf.eligibility import Choice
 from rigl_tf.layers import (
     all_layers,
+    build_by_call,
     build_signature,
     builds_by_call,
     symbolic_arguments,
@@ -18,10 +19,9 @@ from rigl_tf.layers import (
 )
 from rigl_tf.mask_choice import MaskChoice
 
-_BUILD_ALL = (
-    "A sparse layer must build all of its sublayers in its `build` (or, without a `build`, in each "
-    "call). Received: layer="
-)
+# Where the masks stand among the attributes of a wrapper: Keras loads these in alphabetical order,
+# and the masks must come after the kernels.
+_MASKS = "~masks"
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
@@ -34,7 +34,9 @@ class SparseWrapper(keras.layers.Wrapper):
 
     It is called, built and asked as the layer is: it takes the same arguments, and public
     attributes that are not its own are the layer's, so `wrapper.units` works, and so does setting
-    `wrapper.activation`.
+    `wrapper.activation`. Its weights are those of the layer, in their order, then the masks. In
+    files of weights the layer's stand where they would stand without the wrapper, so that such a
+    file fits the sparse and the dense model.
 
     Args:
         layer: The `keras.layers.Layer` to wrap, built or not. See `rigl_tf.eligibility`.
@@ -47,7 +49,7 @@ class SparseWrapper(keras.layers.Wrapper):
     Raises:
         ValueError: If `sparsity` is outside `[0, 1)`, the layer has LoRA adapters, or (when it is
             built) it has no kernel that can be sparse; or (when it is called) if it makes kernels
-            that it did not make in `build`.
+            that neither its `build` nor its first call made.
 
     Example:
 
@@ -56,6 +58,12 @@ class SparseWrapper(keras.layers.Wrapper):
     >>> int(np.count_nonzero(layer.layer.kernel))
     8
     """
+
+    def __new__(cls, layer=None, *args, **kwargs):
+        # Keras names what it writes into a file by the class, see `_class_named`.
+        if cls is SparseWrapper and isinstance(layer, keras.layers.Layer):
+            cls = _class_named(type(layer).__name__)
+        return super().__new__(cls, layer, *args, **kwargs)
 
     def __init__(self, layer, sparsity=0.0, seed=0, name=None, **kwargs):
         if isinstance(layer, SparseWrapper):
@@ -81,8 +89,10 @@ class SparseWrapper(keras.layers.Wrapper):
         self.sparsity = sparsity
         self.seed = seed
         self.supports_masking = layer.supports_masking
-        self._masks = {}
-        self._chosen = []
+        setattr(self, _MASKS, masks.MaskVariables(name="masks"))
+        self._chosen = None  # until all that the layer makes is there
+        self._build_shapes = None
+        self._is_called = False
         self._select = None
         self._on_build = None
         self._settle = None
@@ -93,6 +103,7 @@ class SparseWrapper(keras.layers.Wrapper):
 
         @functools.wraps(layer.call)
         def call(*args, **kwargs):
+            self._complete(args, kwargs)
             outputs = self.layer(*args, **kwargs)
             self._check_complete()
             return outputs
@@ -101,9 +112,20 @@ class SparseWrapper(keras.layers.Wrapper):
         self.build.__signature__ = build_signature(layer)
 
     def __getattr__(self, name):
-        if name.startswith("_") or "layer" not in vars(self) or hasattr(type(self), name):
+        layer = vars(self).get("layer")
+        is_private = name.startswith("_") and name not in vars(layer or self)
+        if layer is None or is_private or hasattr(type(self), name):
             return super().__getattribute__(name)  # raises the error
-        return getattr(self.layer, name)
+        return getattr(layer, name)
+
+    def __dir__(self):
+        # Keras saves the layers in the attributes that it finds here: those inside the layer.
+        own = set(super().__dir__())
+        layer = vars(self).get("layer")
+        return sorted(own if layer is None else own - {"layer"} | set(dir(layer)))
+
+    def __repr__(self):
+        return f"<SparseWrapper {self.layer!r}>"
 
     def __setattr__(self, name, value):
         is_own = name.startswith("_") or name in vars(self) or hasattr(type(self), name)
@@ -113,65 +135,73 @@ class SparseWrapper(keras.layers.Wrapper):
             setattr(self.layer, name, value)
 
     @property
-    def state_size(self):
-        """That of a recurrent cell. `keras.layers.RNN` looks for this name in `dir(cell)`."""
-        return self.layer.state_size
-
-    @property
     def kernel_masks(self):
         """`{kernel name: boolean mask variable}`; empty until the layer is built."""
-        return dict(self._masks)
+        return dict(getattr(self, _MASKS).by_kernel)
 
     @property
     def kernel_mask(self):
         """The mask variable of a layer with one kernel."""
-        if len(self._masks) != 1:
+        if len(self.kernel_masks) != 1:
             raise AttributeError(
                 "`kernel_mask` is there for a built layer with one kernel; see `kernel_masks`. "
-                f"Received: kernels={list(self._masks)}"
+                f"Received: kernels={list(self.kernel_masks)}"
             )
-        return next(iter(self._masks.values()))
+        return next(iter(self.kernel_masks.values()))
 
     def build(self, *args, **kwargs):
         shapes = inspect.signature(self.build).bind(*args, **kwargs).arguments
         # A model may be built while `fit` traces its step: variables belong outside of that.
         with tf.init_scope():
-            if not all(layer.built for layer in all_layers(self.layer)):
+            if not self.layer.built or unbuilt(self.layer):
                 self._build_layer(shapes)
-            self._add_masks()
+            if self.layer.built and not unbuilt(self.layer):
+                self._add_masks()
         self._build_shapes = dict(shapes)
 
+    def take_built(self):
+        """Gives the layer, which is built, its masks, as `build` does."""
+        config = self.layer.get_build_config() or {}
+        self._build_shapes = dict(config.get("shapes_dict", config))
+        with tf.init_scope():
+            self._add_masks()
+        self.built = True
+
     def _build_layer(self, shapes):
+        with self._layer_scope():
+            if not builds_by_call(self.layer):
+                if not self.layer.built:
+                    self.layer.build(**shapes)
+                    self.layer.built = True
+            elif not self._is_called:
+                build_by_call(self.layer, (), symbolic_arguments(self.layer, shapes))
+
+    def _layer_scope(self):
         # The kernels keep the paths that they have in the dense model: without the wrapper's name.
         parent = self.path.rpartition("/")[0]
-        with keras.name_scope(self.layer.name, caller=self.layer, override_parent=parent):
-            if not builds_by_call(self.layer):
-                self.layer.build(**shapes)
-            elif unbuilt(self.layer):
-                self.layer(**symbolic_arguments(self.layer, shapes))
-        self.layer.built = True
+        return keras.name_scope(self.layer.name, caller=self.layer, override_parent=parent)
+
+    def __call__(self, *args, **kwargs):
+        self._is_called = True  # what its `build` leaves open comes with the arguments
+        return super().__call__(*args, **kwargs)
+
+    def _complete(self, args, kwargs):
+        """Builds what only a call of the layer makes or builds, before the first one computes."""
+        if self._chosen is None:
+            with tf.init_scope():
+                with self._layer_scope():
+                    build_by_call(self.layer, args, kwargs)
+                self._add_masks()
 
     def _add_masks(self):
         weights = self.layer.weights
         self._chosen = self._choose(weights)
-        if len(self._chosen) != len(weights):
-            raise ValueError(
-                f"{_BUILD_ALL}{self.layer.name!r}, where these are not built: {unbuilt(self.layer)}"
-            )
         kernels = [weight for weight, chosen in zip(weights, self._chosen, strict=True) if chosen]
         choices = [MaskChoice(kernel) for kernel in kernels]
         for choice in choices:
             name = choice.kernel.path.removeprefix(f"{self.layer.path}/")
-            self._masks[name] = self.add_weight(
-                shape=choice.kernel.shape,
-                dtype="bool",
-                initializer=choice,
-                trainable=False,
-                name=f"{name.replace('/', '_')}_mask",
-            )
-            # `tf.train.Checkpoint` finds variables that are attributes, not those in a dictionary.
-            setattr(self, f"_{self._masks[name].name}", self._masks[name])
-            masks.link(choice.kernel, self._masks[name], self._settle)
+            mask = getattr(self, _MASKS).add(name, choice.kernel, choice)
+            masks.link(choice.kernel, mask, self._settle)
         if self._on_build is not None:
             self._on_build(self, choices)
             return
@@ -201,7 +231,7 @@ class SparseWrapper(keras.layers.Wrapper):
         """Raises an error if a call made kernels that are not sparse, as they came too late."""
         weights = self.layer.weights
         is_listed = self._select is None and isinstance(self.sparsity, list)
-        if not self.built or len(weights) == len(self._chosen) or is_listed:
+        if len(weights) == len(self._chosen) or is_listed:
             return
         chosen = self._select(self.layer) if self._select is not None else []
         if len(chosen) != len(weights):  # chosen by position, among those that there were
@@ -212,7 +242,10 @@ class SparseWrapper(keras.layers.Wrapper):
             if is_chosen and masks.mask_of(weight) is None
         ]
         if late:
-            raise ValueError(f"{_BUILD_ALL}{self.layer.name!r}, whose call made {late}")
+            raise ValueError(
+                "A sparse layer must make all of its kernels in its `build` or its first call. "
+                f"Received: layer={self.layer.name!r}, whose later call made {late}"
+            )
 
     def _shares(self):
         """The sparsity of each kernel with a mask."""
@@ -247,6 +280,7 @@ class SparseWrapper(keras.layers.Wrapper):
         )
 
     def compute_output_spec(self, *args, **kwargs):
+        self._complete(args, kwargs)
         outputs = self.layer.compute_output_spec(*args, **kwargs)
         self._check_complete()
         return outputs
@@ -258,27 +292,33 @@ class SparseWrapper(keras.layers.Wrapper):
         return self.layer.compute_mask(*args, **kwargs)
 
     def get_config(self):
-        if self._on_build is not None and not self.built:
+        if self._on_build is not None and self._chosen is None:
             raise ValueError(
                 "The sparsity of a layer is known when its model is built: build the model before "
                 f"it is saved or cloned. Received: layer={self.name!r}, not built"
             )
         sparsity = self.sparsity
-        if self.built:
+        if self._chosen is not None:
             # By position: the rule could choose others, if weights were frozen meanwhile.
             shares = iter(self._shares())
             sparsity = [next(shares) if chosen else None for chosen in self._chosen]
         config = without_build_configs(super().get_config())
         return {**config, "sparsity": sparsity, "seed": self.seed}
 
+    def set_weights(self, weights):
+        """Sets the weights of the layer, and its masks if they are there; keeps the zeros."""
+        masks.set_weights(self, weights)
+
+    # In files the layer's variables stand at the wrapper's place, the masks in one of their own.
+
+    def save_own_variables(self, store):
+        self.layer.save_own_variables(store)
+
     def load_own_variables(self, store):
-        super().load_own_variables(store)
-        # The layer's kernels come next, or stay as they are with `skip_mismatch=True`.
-        for kernel in masks.sparse_kernels(self.layer).values():
-            masks.apply_mask(kernel)
+        self.layer.load_own_variables(store)
 
     def get_build_config(self):
-        return {"shapes": self._build_shapes} if self.built else None
+        return {"shapes": self._build_shapes} if self.built and self._build_shapes else None
 
     def build_from_config(self, config):
         self.build(**config["shapes"])
@@ -291,3 +331,18 @@ def _check_no_lora(layer):
             "A SparseWrapper needs a layer without LoRA adapters: they make its kernel dense. "
             f"Received: layer={layer.name!r} with LoRA in {adapted}"
         )
+
+
+@functools.cache
+def _class_named(name):
+    """A subclass of `SparseWrapper` with the name of a class of layers.
+
+    Keras writes the weights of a layer in a list to a place that it names by the class. So those of
+    a sparse layer stand where a dense model looks for them, and the other way around.
+    """
+    named = type(name, (SparseWrapper,), {"__module__": __name__, "__doc__": SparseWrapper.__doc__})
+    registered = keras.saving.get_registered_name(SparseWrapper)
+    package, _, registered_name = registered.partition(">")
+    keras.saving.register_keras_serializable(package=package, name=registered_name)(named)
+    keras.saving.get_custom_objects()[registered] = SparseWrapper  # it stays what is loaded
+    return named

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from rigl_tf.compact import treats_units_alike
 from rigl_tf.layers import without_build_configs
-from rigl_tf.rebuild import copy_of_layer, copy_state, is_clonable, rebuild
+from rigl_tf.rebuild import copy_of_layer, copy_state, is_clonable, with_layers
 
 _RULE = (
     "Units are selected in a plain (not wrapped: `rigl_tf.strip` it before) Dense or Conv2D layer "
@@ -80,7 +80,7 @@ def keep_units(model, selections):
         size = "units" if isinstance(layer, keras.layers.Dense) else "filters"
         return type(layer).from_config({**config, size: len(selections[layer.name].units)})
 
-    result = rebuild(model, smaller)
+    result = with_layers(model, smaller)
     weights = {}
     for name, selection in selections.items():
         _keep(weights, links[name], selection)
