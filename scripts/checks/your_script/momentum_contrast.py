@@ -38,7 +38,6 @@ class MomentumContrast(keras.Model):
         self.encoder = encoder
         self.momentum_encoder = keras.models.clone_model(encoder)
         self.momentum_encoder.set_weights(encoder.get_weights())
-        self.momentum_encoder.trainable = False
         self.predictor = keras.Sequential([layers.Dense(width, activation="relu")])
         self.predictor.add(layers.Dense(width))
         self.augment = layers.RandomTranslation(0.15, 0.15)

@@ -68,11 +68,12 @@ model.compile(optimizer, "binary_crossentropy", metrics=["accuracy"])
 batches = dataset.map(lambda x, y: ({name: value[:, None] for name, value in x.items()}, y))
 model.fit(batches, epochs=2)
 
-sample = {
-    "sex": np.array([[1], [0]]),
-    "ca": np.array([[0], [3]]),
-    "thal": tf.constant([["fixed"], ["never seen"]]),
-    "age": np.array([[60.0], [41.0]], "float32"),
-    "chol": np.array([[233.0], [270.0]], "float32"),
+patients = {
+    "sex": [[1], [0]],
+    "ca": [[0], [3]],
+    "thal": [["fixed"], ["never seen"]],
+    "age": [[60.0], [41.0]],
+    "chol": [[233.0], [270.0]],
 }
+sample = {name: tf.convert_to_tensor(value) for name, value in patients.items()}
 print("probability of a disease:", model.predict(sample)[:, 0])

@@ -89,4 +89,4 @@ z_sample = np.array([[0.0, 1.0], [-1.0, 0.5]], "float32")
 x_decoded = vae.decoder.predict(z_sample)
 assert np.allclose(x_decoded, decoder.predict(z_sample), atol=1e-6)
 
-model, sample = decoder, z_sample
+model, sample = vae.decoder, z_sample
