@@ -101,14 +101,15 @@ def _could_move(mask):
 def _mask(kernel):
     with tf.init_scope():
         mask = rigl_tf.masks.mask_of(kernel)
-        return None if mask is None else np.array(mask, dtype=bool)
+        return None if mask is None else np.asarray(mask).copy()
 
 
+@contextlib.contextmanager
 def execute(name, text):
-    """Runs the text of a script as a module of its own, and gives what it leaves.
+    """Runs the text of a script as a module of its own, and gives the module.
 
-    It is a file while it runs, as AutoGraph reads the source; and it can be imported, as Keras
-    looks for classes in the module that they come from.
+    Until the end it is a file, as AutoGraph reads the source, and Keras finds its classes and
+    functions when it loads a model, which a script's user would give as `custom_objects`.
     """
     keras.utils.clear_session(free_memory=False)
     with tempfile.TemporaryDirectory() as directory:
@@ -121,9 +122,19 @@ def execute(name, text):
             with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 spec.loader.exec_module(module)
+            with keras.saving.custom_object_scope(_classes_and_functions(module)):
+                yield module
         finally:
             keras.config.set_dtype_policy("float32")
-    return module
+            del sys.modules[module.__name__]
+
+
+def _classes_and_functions(module):
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", None) == module.__name__
+    }
 
 
 def check(name):
@@ -137,15 +148,19 @@ def check(name):
     """
     begin = time.monotonic()
     watch = Watch()
-    with watch.watching():
-        script = execute(name, your_script.sparse(name))
+    with contextlib.ExitStack() as stack:
+        with watch.watching():
+            script = stack.enter_context(execute(name, your_script.sparse(name)))
+        row = {"script": name, **_check(name, watch, script.model, script.sample)}
+    return {**row, "seconds": round(time.monotonic() - begin)}
+
+
+def _check(name, watch, model, sample):
     moved, could = watch.check()
-    model, sample = script.model, script.sample
     masks = list(rigl_tf.get_masks(model).values())
     assert masks, "the trained model has no sparse kernel"
     expected = _predict(model, sample)
     row = {
-        "script": name,
         "kernels": len(masks),
         "sparsity": f"{1 - sum(map(np.sum, masks)) / sum(map(np.size, masks)):.3f}",
         "updates": watch.num_updates,
@@ -156,9 +171,7 @@ def check(name):
     _same_masks(model, masks)
     np.testing.assert_equal(_predict(model, sample), expected, "saving or export changed the model")
     watch.check()
-    row["stripped"] = f"{_strip(model, sample, expected):.1e}"
-    row["seconds"] = round(time.monotonic() - begin)
-    return row
+    return {**row, "stripped": f"{_strip(model, sample, expected):.1e}"}
 
 
 def _predict(model, sample):
@@ -206,12 +219,12 @@ def _loaded(model):
 
 def why_dense_cannot_be_loaded(name):
     """The kind of error with which Keras cannot save and load what the dense script trains."""
-    script = execute(name, your_script.dense(name))
-    try:
-        outputs = _predict(_loaded(script.model), script.sample)
-    except Exception as error:
-        return type(error).__name__
-    same = _difference(outputs, _predict(script.model, script.sample)) < 1e-5
+    with execute(name, your_script.dense(name)) as script:
+        try:
+            outputs = _predict(_loaded(script.model), script.sample)
+        except Exception as error:
+            return type(error).__name__
+        same = _difference(outputs, _predict(script.model, script.sample)) < 1e-5
     return None if same else "other predictions"
 
 
