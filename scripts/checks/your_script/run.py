@@ -219,7 +219,7 @@ def _loaded(model):
 
 def why_dense_cannot_be_loaded(name):
     """The kind of error with which Keras cannot save and load what the dense script trains."""
-    with execute(name, your_script.dense(name)) as script:
+    with execute(f"dense_{name}", your_script.dense(name)) as script:
         try:
             outputs = _predict(_loaded(script.model), script.sample)
         except Exception as error:
