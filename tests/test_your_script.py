@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import app, flags
+from absl.testing import flagsaver
 
 import rigl_tf
 from scripts.checks import your_script
@@ -186,6 +188,27 @@ model = keras.Model(inputs, Double(dtype="float32")(inputs))
     assert "a_users_made_up" not in sys.modules
     with pytest.raises(TypeError, match="Could not locate class 'Double'"):
         run._loaded(script.model)
+
+
+def test_main(tmp_path, monkeypatch, capsys):
+    """What fails is told in its row, and the others go on."""
+    texts = {"broken": SCRIPT, "loop": your_script.sparse("custom_training_loop")}
+    monkeypatch.setattr(your_script, "NAMES", list(texts))
+    monkeypatch.setattr(your_script, "sparse", texts.get)
+    with flagsaver.flagsaver():
+        run._define_flags()
+        flags.FLAGS(["run", f"--output={tmp_path}/table.md"])
+        assert run.main(["run"])  # the exit code
+        with pytest.raises(app.UsageError, match="no such scripts"):
+            run.main(["run", "loop", "nowhere"])
+    page = (tmp_path / "table.md").read_text()
+    assert "1 of 2 scripts" in page
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows] == ["| script", "| ---", "| broken", "| loop"]
+    assert "**fails**: NameError: name 'build' is not defined" in " ".join(rows[2])
+    # Three kernels; 40 steps, of which those from 5 to 25 in steps of 5 update the masks.
+    assert rows[3][1:6] == ["3", "0.850", "5", "3 of 3", "model"]
+    assert "broken" in capsys.readouterr().out
 
 
 @pytest.fixture
