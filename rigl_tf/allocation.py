@@ -40,9 +40,12 @@ class Allocation:
         self._built.append((wrapper, choices))
         if self._is_shared_out:
             num_before = sum(len(choices) for _, choices in self._built[:-1])
-            for index, choice in enumerate(choices, num_before):
-                self._choose(choice, wrapper, self._sparsity, index)
-            wrapper.keep([self._sparsity] * len(choices), self._seed)
+            kernels = masks.by_path(choice.kernel for choice in choices)
+            by_layer = self._choice.sparsities(kernels)
+            shares = list((by_layer or dict.fromkeys(kernels, self._sparsity)).values())
+            for index, (choice, share) in enumerate(zip(choices, shares, strict=True), num_before):
+                self._choose(choice, wrapper, share, index)
+            wrapper.keep(shares, self._seed)
         elif len(self._built) == self._num_layers and not self._is_held:
             self.share_out()
 
@@ -66,11 +69,20 @@ class Allocation:
         choices = [(choice, wrapper) for wrapper, choices in self._built for choice in choices]
         kernels = masks.by_path(choice.kernel for choice, _ in choices)
         if not kernels:
-            raise ValueError(f"{NO_KERNEL}Received: a model whose layers have none when built")
-        shapes = {path: tuple(kernel.shape) for path, kernel in kernels.items()}
-        shares = distributions.allocate(self._distribution, shapes, self._sparsity).values()
+            raise ValueError(
+                f"{NO_KERNEL}{self._choice.advice()}"
+                "Received: a model whose layers have none when built"
+            )
+        shares = self._choice.sparsities(kernels)
+        if shares is None:
+            shapes = {path: tuple(kernel.shape) for path, kernel in kernels.items()}
+            shares = distributions.allocate(self._distribution, shapes, self._sparsity)
+        shares = shares.values()
+        first = {}
         for index, ((choice, wrapper), share) in enumerate(zip(choices, shares, strict=True)):
-            self._choose(choice, wrapper, share, index)
+            # A network and its clone, a target network say, have the same paths and masks.
+            twin = first.setdefault((choice.kernel.path, tuple(choice.kernel.shape)), index)
+            self._choose(choice, wrapper, share, twin)
         self._keep(shares)
 
     def _choose(self, choice, wrapper, sparsity, index):

@@ -2,13 +2,15 @@
 
 import contextlib
 import functools
+import warnings
+from collections.abc import Mapping
 
 import keras
 import tensorflow as tf
 
-from rigl_tf import distributions, initializers, masks
+from rigl_tf import distributions, initializers, masks, summary
 from rigl_tf.allocation import NO_KERNEL, Allocation
-from rigl_tf.checks import check_integers
+from rigl_tf.checks import check_integers, check_keras_3
 from rigl_tf.eligibility import Choice
 from rigl_tf.layers import all_layers, build_by_call
 from rigl_tf.rebuild import is_clonable, leaves, with_layers
@@ -30,25 +32,33 @@ def sparsify(
 
     Every layer with kernels is put inside a `SparseWrapper`. Kernels are the trainable weights of
     two and more dimensions, except biases, the scale and offset of normalisations, the slopes of
-    PReLU, embeddings and depthwise kernels. The masks are random, with exact counts.
+    PReLU, embeddings, depthwise kernels, and what its name or shape shows to be a vector, a
+    position, a token or a learned query. The masks are random, with exact counts.
     `rigl_tf.sparsity_summary` lists what was done.
 
-    A Sequential or Functional model is not changed: the result is a copy with its weights, nested
-    models and all. A model that is not built yet gets its masks when it is. A *subclassed* model
-    that is not built is changed in place: the layers that its attributes hold are wrapped, and the
-    result is the model itself. One that is built is copied by `from_config`, then wrapped.
+    The sparse model is made of the very layers of the given one, so the two share their weights:
+    train, save and export the sparse one, and make the dense one twice (or
+    `keras.models.clone_model` it before) if you need it as well. The result is a new model around
+    the same layers, nested models and all. Only a *subclassed* model, and a Sequential one that
+    does not know its inputs yet, is changed in place: the layers in its attributes, in lists and
+    dictionaries too, are wrapped, and the result is the model itself. What is not built yet gets
+    its masks when it is, also what a subclassed model makes in `build` or in its first call.
 
     Args:
         model: A `keras.Model`.
-        sparsity: Share of zeros over all wrapped kernels, in `[0, 1)`.
+        sparsity: Share of zeros over all wrapped kernels, in `[0, 1)`; or a dictionary
+            `{layers: share}`, with keys as in `dense_layers`, that gives each kernel its own. What
+            it does not name stays dense; where several keys name a kernel, the first one counts;
+            `distribution` is left out.
         distribution: How the kernels share the sparsity: `"uniform"`, `"erdos_renyi"`, `"erk"`,
             `"str_resnet50"`, or a callable `fn(shapes, sparsity) -> {path: sparsity}`, see
             `rigl_tf.distributions`.
         dense_layers: Layers that stay dense, and are no part of `sparsity`: a layer's name (or a
-            nested model's), a compiled regular expression that is searched in the paths of
-            kernels, a predicate that gets a layer, or a list of these. What is inside a layer
-            goes with it.
-        sparse_layers: Layers whose embeddings or depthwise kernels become sparse too; given like
+            nested model's), the whole path of a kernel, a compiled regular expression that is
+            searched in the paths of kernels, a layer, a class of layers, a predicate that gets a
+            layer, or a list of these. What is inside a layer goes with it.
+        sparse_layers: Layers of which also those weights become sparse that the rule takes for no
+            kernels: embeddings, depthwise kernels, positions, tokens, learned queries. Given like
             `dense_layers`, which have the last word.
         from_zeros: Whether the model is sparse already: the masks are `True` where its weights are
             not zero, and `sparsity` and `distribution` are left out.
@@ -58,13 +68,11 @@ def sparsify(
             are the values that `initializer` draws.
 
     Returns:
-        An uncompiled model of the same structure, layer names and (without `initializer`) weights;
-        in a Sequential or Functional model the paths of the kernels are the same, too, but for
-        `keras.name_scope`s.
+        An uncompiled model of the same structure, with the same names and paths.
 
     Raises:
-        ValueError: If an argument is out of its range, the model has wrapped layers already, LoRA
-            or no kernel, or cannot be copied.
+        ValueError: If an argument is out of its range, the model's layers are sparse already, it
+            has LoRA or no kernel, or was not made in the scope of the strategy.
 
     Example:
 
@@ -76,7 +84,7 @@ def sparsify(
     _check_arguments(model, sparsity, distribution, from_zeros, seed)
     if initializer is not None:
         initializers.check(initializer)
-    choice = Choice(dense_layers, sparse_layers)
+    choice = Choice(dense_layers, sparse_layers, sparsity)
     with _scope(model):
         chosen = _choose(model, choice)
         is_complete = model.built or is_clonable(model)
@@ -91,6 +99,10 @@ def sparsify(
             _wrap_later(sparse, choice, allocation)
         if from_zeros:
             allocation.take_zeros()
+    if sparse.built and not isinstance(sparsity, Mapping):
+        told = summary.coverage(sparse)
+        if told.is_surprising:
+            warnings.warn(str(told), stacklevel=2)
     _forget_training(model)
     if not is_clonable(sparse):
         sparse.compiled = False
@@ -119,11 +131,11 @@ def strip(model):
     _check_model(model, "strip")
     if not model.built:
         raise ValueError(f"`strip` needs a built model. Received: model={model.name!r}, not built")
-    plain = with_layers(model, _inner, inside_layers=True)
-    return plain
+    return with_layers(model, _inner, inside_layers=True)
 
 
 def _check_model(model, caller):
+    check_keras_3(model=model)
     if not isinstance(model, keras.Model):
         raise ValueError(f"`{caller}` takes a `keras.Model`. Received: {model!r}")
     layers = [_inner(layer) for layer in all_layers(model)]
@@ -148,17 +160,17 @@ def _check_arguments(model, sparsity, distribution, from_zeros, seed):
                 "`from_zeros=True` needs the weights: build the model before. "
                 f"Received: model={model.name!r}, not built"
             )
-    else:
+    elif not isinstance(sparsity, Mapping):  # a `Choice` checks that
         distributions.check_sparsity(sparsity)
     distributions.get(distribution)
     check_integers(seed=seed)
     wrapped = any(isinstance(layer, SparseWrapper) for layer, _ in leaves(model))
     if wrapped or any(masks.mask_of(weight) is not None for weight in model.weights):
         raise ValueError(
-            "`sparsify` takes a dense model: the layers of this one are sparse already, as a sparse "
-            "model shares the layers of the model that it is made of. Make the dense model anew for "
-            "each sparse one (`keras.models.clone_model` before the first), or change the masks "
-            f"with `rigl_tf.set_masks`. Received: model={model.name!r}"
+            "`sparsify` takes a dense model, and the layers of this one are sparse already: a "
+            "sparse model shares the layers of the model that it was made of. Make the dense model "
+            "anew for each sparse one (or `keras.models.clone_model` before the first), or change "
+            f"the masks with `rigl_tf.set_masks`. Received: model={model.name!r}"
         )
 
 
@@ -198,12 +210,16 @@ def _choose(model, choice):
             )
         ]
         if any(selected):
-            taken.update(id(weight) for weight, each in zip(layer.weights, selected, strict=True) if each)
+            taken.update(
+                id(weight) for weight, each in zip(layer.weights, selected, strict=True) if each
+            )
             chosen[id(layer)] = lambda _, selected=selected: selected
     if not chosen and (model.built or is_clonable(model)):
         choice.check_all_met()
         kinds = sorted({type(layer).__name__ for layer, _ in leaves(model)})
-        raise ValueError(f"{NO_KERNEL}Received: model={model.name!r} with layers {kinds}")
+        raise ValueError(
+            f"{NO_KERNEL}{choice.advice()}Received: model={model.name!r} with layers {kinds}"
+        )
     return chosen
 
 
@@ -211,7 +227,7 @@ def _wrap(layer, chosen, allocation):
     """What takes the place of a layer: a wrapper around it, if the layer is chosen."""
     if id(layer) not in chosen:
         return layer
-    wrapper = SparseWrapper(layer)
+    wrapper = SparseWrapper(layer, seed=0)  # `Allocation` gives it the right one
     wrapper.allocate_later(chosen[id(layer)], allocation.add, allocation.share_out)
     return wrapper
 

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import random
 
 import keras
 import tensorflow as tf
@@ -42,7 +43,9 @@ class SparseWrapper(keras.layers.Wrapper):
         layer: The `keras.layers.Layer` to wrap, built or not. See `rigl_tf.eligibility`.
         sparsity: Share of zeros, in `[0, 1)`, of each of the layer's kernels; or a list with an
             entry for each of `layer.weights`, `None` for those that stay dense.
-        seed: Integer. The masks are a function of it and of the kernel's index in the layer.
+        seed: Integer, or `None` for a random one, as in Keras's initializers:
+            `keras.utils.set_random_seed` makes it the same in every run. The masks are a function
+            of it and of the kernel's index in the layer.
         name: String. Defaults to the layer's name, so that a sparse model has the same layer
             names as the dense one.
 
@@ -65,7 +68,7 @@ class SparseWrapper(keras.layers.Wrapper):
         layer = vars(self).get("layer")
         return SparseWrapper if layer is None else _class_named(type(layer).__name__)
 
-    def __init__(self, layer, sparsity=0.0, seed=0, name=None, **kwargs):
+    def __init__(self, layer, sparsity=0.0, seed=None, name=None, **kwargs):
         if isinstance(layer, SparseWrapper):
             raise ValueError(f"A layer can be wrapped only once. Received: layer={layer}")
         if "go_backwards" in kwargs:
@@ -87,7 +90,7 @@ class SparseWrapper(keras.layers.Wrapper):
             self._take_signatures(layer)
         super().__init__(layer, name=name, **kwargs)
         self.sparsity = sparsity
-        self.seed = seed
+        self.seed = random.randint(0, 2**31 - 1) if seed is None else seed
         self.supports_masking = layer.supports_masking
         setattr(self, _MASKS, masks.MaskVariables(name="masks"))
         self._chosen = None  # until all that the layer makes is there

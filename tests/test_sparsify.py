@@ -1,8 +1,10 @@
 """Tests of `rigl_tf.sparsify` and `rigl_tf.strip`."""
 
 import json
+import re
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -193,6 +195,54 @@ def test_dense_layers():
     assert zeros == [48, 6]
     one = rigl_tf.sparsify(mlp(), 0.5, dense_layers="first")
     assert list(rigl_tf.get_masks(one)) == ["mlp/second/kernel", "mlp/third/kernel"]
+
+
+def test_a_sparsity_for_each_layer():
+    sparse = rigl_tf.sparsify(mlp(), {"first": 0.5, re.compile("^mlp/third"): 0.25})
+    masks = rigl_tf.get_masks(sparse)
+    # Half of 16 x 12, a quarter of 8 x 3; what is not named stays dense.
+    assert {path: int((~mask).sum()) for path, mask in masks.items()} == {
+        "mlp/first/kernel": 96,
+        "mlp/third/kernel": 6,
+    }
+    check_invariant(sparse)
+    assert not isinstance(sparse.get_layer("second"), rigl_tf.SparseWrapper)
+
+
+def test_a_sparsity_for_each_layer_of_a_model_that_is_not_built():
+    dense = keras.Sequential([layers.LSTM(4, name="lstm"), layers.Dense(5), layers.Dense(2)])
+    sparse = rigl_tf.sparsify(dense, {layers.LSTM: 0.5, dense.layers[2]: 0.0})
+    sparse.build((None, 5, 3))
+    # Half of 3 x 16 and 4 x 16; the last is to become sparse later.
+    assert [int((~mask).sum()) for mask in rigl_tf.get_masks(sparse).values()] == [24, 32, 0]
+    wrong = rigl_tf.sparsify(keras.Sequential([layers.Dense(5, name="a")]), {"b": 0.5})
+    with pytest.raises(ValueError, match=r"Each key of `sparsity` must .*Received: \['b'\]"):
+        wrong.build((None, 3))
+
+
+def test_of_what_the_sparsity_is_a_share_is_told():
+    base = keras.Sequential([keras.Input((16,)), layers.Dense(30), layers.Dense(30)])
+    base.trainable = False
+    with pytest.warns(UserWarning, match=r"^90 of 1,533 weights .*; 1,380 are frozen and stay"):
+        rigl_tf.sparsify(keras.Sequential([base, layers.Dense(3)]), 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rigl_tf.sparsify(mlp(), 0.5)
+
+
+def test_only_embeddings():
+    model = keras.Sequential([keras.Input((5,)), layers.Embedding(9, 4, name="words")], name="m")
+    with pytest.raises(
+        ValueError, match=r"`sparse_layers`: \['m/words/embeddings \(embedding\)'\]"
+    ):
+        rigl_tf.sparsify(model, 0.5)
+
+
+def test_a_model_of_keras_2():
+    model = type("Model", (), {"__module__": "tf_keras.src.engine.training"})()
+    for caller in (lambda: rigl_tf.sparsify(model, 0.5), lambda: rigl_tf.strip(model)):
+        with pytest.raises(ValueError, match="`model` must be made with Keras 3"):
+            caller()
 
 
 def test_a_frozen_layer_stays_dense():

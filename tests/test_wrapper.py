@@ -1,5 +1,6 @@
 """Tests of `rigl_tf.SparseWrapper`."""
 
+import random
 import time
 
 import keras
@@ -147,6 +148,35 @@ def test_seeds():
 
     np.testing.assert_array_equal(mask(3), mask(3))
     assert (mask(3) != mask(4)).any()
+
+
+def test_wrappers_without_a_seed_differ_and_repeat_with_keras_seed():
+    def layer_and_masks():
+        keras.utils.set_random_seed(7)
+        pair = [rigl_tf.SparseWrapper(layers.Dense(8), 0.5) for _ in range(2)]
+        for layer in pair:
+            layer.build((None, 8))
+        return pair[0], *(layer.kernel_mask.numpy() for layer in pair)
+
+    layer, first, second = layer_and_masks()
+    assert (first != second).any()
+    _, again_first, again_second = layer_and_masks()
+    np.testing.assert_array_equal(first, again_first)
+    np.testing.assert_array_equal(second, again_second)
+    # A copy from the config draws the same masks, whatever the global seed is.
+    keras.utils.set_random_seed(8)
+    copy = rigl_tf.SparseWrapper.from_config(layer.get_config())
+    copy.build((None, 8))
+    np.testing.assert_array_equal(copy.kernel_mask, first)
+
+
+def test_sparsify_takes_nothing_from_the_global_random_numbers():
+    dense = keras.Sequential([keras.Input((8,)), layers.Dense(8)])
+    keras.utils.set_random_seed(7)
+    want = random.random()
+    keras.utils.set_random_seed(7)
+    rigl_tf.sparsify(dense, 0.5)
+    assert random.random() == want
 
 
 @pytest.mark.parametrize("sparsity", [1.0, 1, -0.1, float("nan"), "x", None, True])
@@ -450,7 +480,10 @@ def test_models_that_are_built_late(make, how):
 
 
 def test_late_and_early_built_models_have_the_same_masks():
-    early, late = sequential(), sequential()
+    keras.utils.set_random_seed(0)
+    early = sequential()
+    keras.utils.set_random_seed(0)
+    late = sequential()
     early.build((None, 6))
     late.compile("sgd", "mse")
     late.fit(inputs_of((4, 6)), inputs_of((4, 3)), verbose=0)
