@@ -185,6 +185,8 @@ class ExportReport:
         max_difference: Largest absolute difference between the outputs of the loaded artifact and
             those of the model, on `inputs` or on random ones. Equal infinities do not differ.
         not_counted: Dictionary `{path of a kernel: why its FLOPs cannot be counted}`.
+        outside: Dictionary `{path of a kernel: number of weights that are not zero outside of its
+            mask}`, of the kernels with such weights.
     """
 
     path: str
@@ -198,6 +200,7 @@ class ExportReport:
     sparse_bytes: int
     max_difference: float
     not_counted: dict = dataclasses.field(default_factory=dict)
+    outside: dict = dataclasses.field(default_factory=dict)
 
     @property
     def sparsity(self):
@@ -228,6 +231,8 @@ class ExportReport:
         else:
             table.add_row("FLOPs per sample", f"{self.flops:,} of {self.dense_flops:,}")
             table.add_row("FLOPs ratio", f"{self.flops_ratio:.3f}")
+        if self.outside:
+            table.add_row("not zero outside of the masks", f"{sum(self.outside.values()):,}")
         table.add_row("bytes on disk", f"{self.file_bytes:,}")
         table.add_row("bytes compressed", f"{self.compressed_bytes:,}")
         table.add_row("bytes as values and bit mask", f"{self.sparse_bytes:,}")

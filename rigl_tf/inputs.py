@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from rigl_tf.layers import all_layers
+
 
 def signature(model, inputs=None):
     """The inputs of a built model, in the structure in which it is called.
@@ -27,6 +29,7 @@ def signature(model, inputs=None):
             "The model must be built: call it on a batch. "
             f"Received: model={model.name!r}, not built"
         )
+    inputs = by_name(model, inputs)
     given = _specs_of_batch(inputs)
     if not getattr(model, "inputs", None):
         if inputs is None:
@@ -39,8 +42,22 @@ def signature(model, inputs=None):
     # `input` of a Sequential model is there only after it was called.
     known = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     specs = tf.nest.map_structure(_spec, known)
+    if isinstance(model, keras.Sequential) and not _is_stateful(model):
+        # It may know the size of the batch that it was built with, and takes any.
+        specs = tf.TensorSpec((None, *specs.shape[1:]), specs.dtype, specs.name)
     _check(model, specs, given)
     return specs
+
+
+def by_name(model, inputs):
+    """`inputs` in the order of a model's inputs, if they are a dictionary by the names of these."""
+    names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
+    if not isinstance(inputs, dict) or isinstance(getattr(model, "input", None), dict):
+        return inputs
+    if not names or set(names) != set(inputs):
+        return inputs
+    flat = [inputs[name] for name in names]
+    return tf.nest.pack_sequence_as(model.input, flat)
 
 
 def concrete(model, inputs=None, batch_size=1):
@@ -53,6 +70,7 @@ def concrete(model, inputs=None, batch_size=1):
     Raises:
         ValueError: As in `signature`, and if another dimension is unknown.
     """
+    inputs = by_name(model, inputs)
     specs = signature(model, inputs)
     given = specs if inputs is None else _specs_of_batch(inputs)
 
@@ -79,6 +97,7 @@ def batch_of(model, inputs=None, batch_size=8):
     Raises:
         ValueError: As in `concrete`, and if `inputs` are of other types, or without an example.
     """
+    inputs = by_name(model, inputs)
     specs = concrete(model, inputs, batch_size)
     if inputs is not None and not any(
         isinstance(x, tf.TensorSpec) for x in tf.nest.flatten(inputs)
@@ -100,6 +119,10 @@ def batch_of(model, inputs=None, batch_size=8):
         return tf.cast(values if spec.dtype.is_floating else tf.floor(values), spec.dtype)
 
     return tf.nest.map_structure(random, specs)
+
+
+def _is_stateful(model):
+    return any(getattr(layer, "stateful", False) for layer in all_layers(model))
 
 
 def check_shapes(specs, batch):

@@ -127,6 +127,11 @@ def by_path(kernels):
     return result
 
 
+def own_masks(model):
+    """The identities of the mask variables of a model or layer."""
+    return {id(mask_of(kernel)) for kernel in sparse_kernels(model).values()}
+
+
 def sparse_kernels(model):
     """The sparse kernels of a model or layer, as `{path: kernel}` in the order of its weights.
 
@@ -264,8 +269,8 @@ def set_weights(layer, weights):
         ValueError: If their number is neither, or a shape is another. Nothing is changed then.
     """
     variables = layer.weights
-    own_masks = {id(mask_of(kernel)) for kernel in variables if mask_of(kernel) is not None}
-    dense = [variable for variable in variables if id(variable) not in own_masks]
+    masks = own_masks(layer)
+    dense = [variable for variable in variables if id(variable) not in masks]
     chosen = dense if len(weights) == len(dense) else variables
     if len(weights) != len(chosen):
         raise ValueError(

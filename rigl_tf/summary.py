@@ -187,14 +187,20 @@ def sparsity_summary(model):
             "`sparsity_summary` needs a model with weights: build it by calling it on a batch. "
             f"Received: model={model.name!r}, without weights"
         )
-    kernels, outside = [], {}
-    for path, kernel in masks.sparse_kernels(model).items():
-        mask = np.asarray(masks.mask_of(kernel), dtype=bool)
-        kernels.append(KernelSummary(path, mask.shape, int(mask.sum())))
-        num_outside = np.count_nonzero(np.asarray(kernel)[~mask])
-        if num_outside:
-            outside[path] = num_outside
-    return SparsitySummary(tuple(kernels), *_others(model), outside)
+    kernels = tuple(
+        KernelSummary(path, mask.shape, int(mask.sum()))
+        for path, mask in masks.get_masks(model).items()
+    )
+    return SparsitySummary(kernels, *_others(model), num_outside(model))
+
+
+def num_outside(model):
+    """`{path: number}` of the kernels that are not zero outside of their masks."""
+    numbers = {
+        path: np.count_nonzero(np.asarray(kernel)[~np.asarray(masks.mask_of(kernel), dtype=bool)])
+        for path, kernel in masks.sparse_kernels(model).items()
+    }
+    return {path: int(number) for path, number in numbers.items() if number}
 
 
 def coverage(model):

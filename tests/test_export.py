@@ -4,7 +4,6 @@ import collections
 import json
 import pathlib
 import shutil
-import sys
 import zipfile
 
 import keras
@@ -16,8 +15,6 @@ import rigl_tf
 from scripts import strategies
 
 layers = keras.layers
-# `rigl_tf.export` is the function, which hides its module.
-export_module = sys.modules["rigl_tf.export"]
 
 
 def inputs_of(shape, seed=0):
@@ -70,15 +67,26 @@ def serve(path, **inputs):
 
 
 def perturb(monkeypatch, perturbation):
-    """Makes `export` write another bias of the last layer, of three units."""
-    strip = export_module.strip
+    """Makes each artifact give other outputs: those of the last of three units."""
+    change_outputs(
+        monkeypatch, lambda outputs: outputs + tf.cast([0, perturbation, 0], outputs.dtype)
+    )
 
-    def perturbed(model):
-        stripped = strip(model)
-        stripped.layers[-1].bias.assign_add([0, perturbation, 0])
-        return stripped
 
-    monkeypatch.setattr(export_module, "strip", perturbed)
+def change_outputs(monkeypatch, change):
+    """Lets each artifact that is loaded return what `change` makes of each of its outputs."""
+    load, load_model = tf.saved_model.load, keras.saving.load_model
+
+    def changed(call):
+        return lambda *args, **kwargs: tf.nest.map_structure(change, call(*args, **kwargs))
+
+    def loaded(path):
+        artifact = load(path)
+        artifact.serve = changed(artifact.serve)
+        return artifact
+
+    monkeypatch.setattr(tf.saved_model, "load", loaded)
+    monkeypatch.setattr(keras.saving, "load_model", lambda path: changed(load_model(path)))
 
 
 # What is written.
@@ -134,13 +142,38 @@ def test_the_zeros_of_a_saved_model_are_those_of_the_masks(tmp_path):
     assert len([name for name in names if "VARIABLE_VALUE" in name]) == len(arrays) == 8
 
 
-def test_a_dirty_kernel_is_masked(tmp_path):
+@pytest.mark.parametrize("format", ["saved_model", "keras"])
+def test_weights_outside_of_the_masks_are_told_of(format, tmp_path):
     model = sparse_mlp()
     kernel, mask = model.layers[0].layer.kernel, model.layers[0].kernel_mask.numpy()
     kernel.assign(np.ones(kernel.shape))
-    rigl_tf.export(model, tmp_path / "model.keras", format="keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded.layers[0].kernel, mask)
+    outside = {kernel.path: int((~mask).sum())}
+    with pytest.warns(UserWarning, match="not zero outside of the masks"):
+        report = rigl_tf.export(model, tmp_path / "model.keras", format)
+    assert report.outside == outside == rigl_tf.sparsity_summary(model).outside
+    assert "not zero outside of the masks" in str(report)
+    # They are what the model predicts with, and they stay.
+    np.testing.assert_array_equal(kernel, np.ones(kernel.shape))
+    if format == "keras":
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+        np.testing.assert_array_equal(loaded.layers[0].kernel, np.ones(kernel.shape))
+
+
+def test_small_outputs_are_compared_with_what_they_are(tmp_path, monkeypatch):
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(20_000, activation="softmax")(inputs))
+    report = rigl_tf.export(model, tmp_path / "export")
+    assert report.max_difference < 1e-8
+    change_outputs(monkeypatch, tf.zeros_like)
+    with pytest.raises(RuntimeError, match="not those of the model"):
+        rigl_tf.export(model, tmp_path / "export")
+
+
+def test_outputs_that_cancel_out(tmp_path):
+    inputs = keras.Input((64,))
+    x = layers.Dense(64)(inputs)
+    outputs = keras.ops.sum(x, axis=-1) - keras.ops.sum(x[:, ::-1], axis=-1)
+    rigl_tf.export(keras.Model(inputs, outputs), tmp_path / "export")
 
 
 def test_a_dense_model(tmp_path):
@@ -290,9 +323,7 @@ def test_infinite_outputs(tmp_path, monkeypatch):
     allowed = keras.ops.where([[True, False, True]], layers.Dense(3)(x), -np.inf)
     model = keras.Model(x, [allowed, -allowed])
     assert rigl_tf.export(model, tmp_path / "export").max_difference < 1e-5
-    strip = export_module.strip
-    other = keras.Model(x, [allowed, keras.ops.abs(allowed) * 0 + 1])
-    monkeypatch.setattr(export_module, "strip", lambda model: strip(other))
+    change_outputs(monkeypatch, lambda outputs: tf.abs(outputs) * 0 + 1)
     with pytest.raises(RuntimeError, match=r"largest difference (nan|inf)"):
         rigl_tf.export(model, tmp_path / "other")
 
@@ -452,10 +483,7 @@ def test_words_as_outputs(tmp_path, monkeypatch):
     (outputs,) = serve(report.path, x=tf.constant(x)).values()
     assert len(set(outputs)) > 1
     np.testing.assert_array_equal(outputs, model(x))
-    strip = export_module.strip
-    wrong = rigl_tf.sparsify(dense, 0.5)
-    wrong.layers[0].layer.bias.assign([9, 0, 0] if outputs[0] != b"a" else [0, 9, 0])
-    monkeypatch.setattr(export_module, "strip", lambda _: strip(wrong))
+    change_outputs(monkeypatch, lambda outputs: tf.strings.lower(outputs) + "!")
     with pytest.raises(RuntimeError, match="not those of the model"):
         rigl_tf.export(model, tmp_path / "export")
 
@@ -732,6 +760,13 @@ def test_random_numbers_without_a_seed(layer, error, message, untouched):
     with pytest.raises(error, match=message) as raised:
         rigl_tf.export(model, untouched / "export")
     assert "\n" not in str(raised.value)
+
+
+def test_a_model_that_is_random_at_inference(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3), Noise()])
+    with pytest.raises(RuntimeError, match="`check=False`"):
+        rigl_tf.export(model, tmp_path / "export")
+    assert rigl_tf.export(model, tmp_path / "export", check=False).max_difference > 0
 
 
 # What goes wrong while it is written.
