@@ -41,7 +41,7 @@ from rigl_tf import (
 )
 from rigl_tf.compact import compact, live_units
 from rigl_tf.export import export
-from rigl_tf.masks import get_masks, set_masks
+from rigl_tf.masks import get_masks, load_masks, save_masks, set_masks
 from rigl_tf.optimizers import (
     DNW,
     SET,
@@ -77,10 +77,12 @@ __all__ = [
     "get_masks",
     "initializers",
     "live_units",
+    "load_masks",
     "lottery",
     "multi_worker",
     "online",
     "pruning",
+    "save_masks",
     "schedules",
     "selection",
     "set_masks",

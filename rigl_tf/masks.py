@@ -44,6 +44,11 @@ class MaskVariables(keras.layers.Layer):
         self._kernels.append(kernel)
         return mask
 
+    def have_lost(self, weights):
+        """Whether a kernel with a mask is none of these weights."""
+        held = {id(weight) for weight in weights}
+        return any(id(kernel) not in held for kernel in self._kernels)
+
     def load_own_variables(self, store):
         if store.keys():
             super().load_own_variables(store)

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import random
+import warnings
 
 import keras
 import tensorflow as tf
@@ -229,8 +230,18 @@ class SparseWrapper(keras.layers.Wrapper):
         return chosen
 
     def _check_complete(self):
-        """Raises an error if a call made kernels that are not sparse, as they came too late."""
+        """Raises an error if a call made kernels that are not sparse, as they came too late.
+
+        Warns if the layer has other kernels than those with the masks.
+        """
         weights = self.layer.weights
+        if getattr(self, _MASKS).have_lost(weights):
+            warnings.warn(
+                f"The masks of layer {self.name!r} hold for kernels that it no longer has, as "
+                "`quantize` takes their place: use `rigl_tf.strip` on the model before that.",
+                stacklevel=2,
+            )
+            return
         is_listed = self._select is None and isinstance(self.sparsity, list)
         if len(weights) == len(self._chosen) or is_listed:
             return
