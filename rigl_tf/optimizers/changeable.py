@@ -33,7 +33,7 @@ class Changeable:
         numbers = vars(optimizer).setdefault("_numbers", Numbers())
         before = numbers.values.get(self._name)
         numbers.values[self._name] = value
-        if not optimizer.built:
+        if not getattr(optimizer, "built", False) or value == before:
             return
         try:
             optimizer._changed(self._name, before)

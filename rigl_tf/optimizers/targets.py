@@ -16,9 +16,9 @@ _TOLERANCE = 0.005  # as much is lost by the dense first layer of a large model
 class TargetSparsity(SparseOptimizer):
     """Base class of the optimizers that make the kernels as sparse as they are told.
 
-    What each kernel gets is decided when the optimizer is built and remembered in its config, by
-    the kernels' positions and shapes: paths may change when a model is saved and loaded, and a
-    distribution may go by them.
+    What each kernel gets is decided when the optimizer is built. If the distribution goes by paths,
+    it is remembered in the config, by the kernels' positions and shapes: paths may change when a
+    model is saved and loaded.
 
     A subclass has the attribute `distribution`, and `_final_sparsity`, that of all kernels.
 
@@ -31,10 +31,21 @@ class TargetSparsity(SparseOptimizer):
 
     def _allocate(self, kernels):
         shapes = [list(kernel.shape) for kernel in kernels]
-        if not self._remembers() or self._allocation.shapes != shapes:
-            shares = self._new_shares(kernels)
+        if self._remembers() and self._allocation.shapes == shapes:
+            return self._allocation.shares
+        shares, self._allocation = self._new_shares(kernels), None
+        if self._shares_without_paths(shapes) != shares:
             self._allocation = _Allocation(self.distribution, self._final_sparsity, shapes, shares)
-        return self._allocation.shares
+        return shares
+
+    def _shares_without_paths(self, shapes):
+        """What the distribution makes of numbers for paths; `None` if it needs to know them."""
+        numbered = {str(index): tuple(shape) for index, shape in enumerate(shapes)}
+        try:
+            shares = distributions.allocate(self.distribution, numbered, self._final_sparsity)
+        except Exception:  # whatever a user's function does with paths that it does not know
+            return None
+        return list(shares.values())
 
     def _new_shares(self, kernels):
         """The sparsity of each kernel by the distribution; warns if it is not that of all."""
