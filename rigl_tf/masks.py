@@ -225,8 +225,7 @@ def save_masks(model, path):
     Raises:
         ValueError: If `path` has another ending, or the model has no sparse kernel.
     """
-    path = _npz(path)
-    masks = get_masks(model)
+    path, masks = _npz(path), get_masks(model)
     if not masks:
         raise ValueError(
             "`save_masks` needs a built sparse model: make one with `rigl_tf.sparsify`. "

@@ -180,14 +180,19 @@ def _scope(model):
     Raises:
         ValueError: If it is another one than that of the caller.
     """
-    strategies = {masks.strategy_of(variable) for variable in model.variables}
-    if tf.distribute.has_strategy() and strategies - {tf.distribute.get_strategy()}:
+    made = {getattr(each.value, "distribute_strategy", None) for each in model.variables}
+    current = tf.distribute.get_strategy()
+    # The variables of one device know nothing of their strategy.
+    mirrors = tf.distribute.has_strategy() and not isinstance(
+        current, tf.distribute.OneDeviceStrategy
+    )
+    if mirrors and made - {current}:
         raise ValueError(
             "Under a strategy the model must be made in its scope, as everywhere in Keras. "
             f"Received: model={model.name!r}, made outside of `strategy.scope()`"
         )
-    strategy = next(iter(strategies), None)
-    return strategy.scope() if strategy is not None else contextlib.nullcontext()
+    strategy = next(iter(made - {None}), None)
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
 def _choose(model, choice):
