@@ -3,7 +3,6 @@
 import dataclasses
 
 import keras
-import tensorflow as tf
 
 from rigl_tf.layers import without_build_configs
 
@@ -129,8 +128,8 @@ def calls_of(model):
     that of the dense model for one.
 
     Returns:
-        A Functional model of new inputs around the same layers, and a list of `Call`s on the way
-        from its inputs to its outputs.
+        A Functional model of the same inputs and layers, and a list of `Call`s on the way from its
+        inputs to its outputs.
     """
     calls = []
 
@@ -144,7 +143,7 @@ def calls_of(model):
     plain = keras.Model(inputs, model.output if is_function else model.outputs[0], name=model.name)
     new = keras.models.clone_model(
         plain,
-        input_tensors=_new_inputs(plain),
+        input_tensors=inputs,
         clone_function=lambda layer: layer,
         call_function=call,
         recursive=False,
@@ -210,8 +209,10 @@ def _around(layer, visit, in_place):
 def _functional(model, visit):
     # A Functional model of the same tensors: `clone_model` would ask for a class's constructor.
     plain = keras.Model(model.input, model.output, name=model.name)
+    # The inputs are the model's own: so what is made of them and of a layer's `output`, which is
+    # that of the model's graph, is a model, too.
     new = keras.models.clone_model(
-        plain, input_tensors=_new_inputs(model), clone_function=visit, recursive=False
+        plain, input_tensors=model.input, clone_function=visit, recursive=False
     )
     if type(model) is not type(plain):
         new = _of_class(model, visit, type(plain), new.input, new.output, name=model.name)
@@ -222,7 +223,7 @@ def _sequential(model, visit):
     layers = [visit(layer) for layer in model.layers]
     inputs = _inputs(model)
     if inputs:
-        layers.insert(0, _new_input(inputs[0], inputs[0].name))
+        layers.insert(0, inputs[0])
     if type(model) is keras.Sequential:
         new = keras.Sequential(layers, name=model.name)
     else:
@@ -319,30 +320,3 @@ def _as_trainable(new, model):
     # Without telling the layers, which both models share.
     vars(new)["_trainable"] = model.trainable
     return new
-
-
-def _new_inputs(model):
-    """Inputs like those of a model: `clone_model` forgets their names, and what else they are."""
-    layers = {
-        id(layer.output): layer
-        for layer in model.layers
-        if isinstance(layer, keras.layers.InputLayer)
-    }
-
-    def new_input(tensor):
-        layer = layers.get(id(tensor))
-        name = tensor.name if layer is None else layer.name
-        return _new_input(tensor, name, layer is not None and layer.optional)
-
-    return tf.nest.map_structure(new_input, model.input)
-
-
-def _new_input(tensor, name, optional=False):
-    return keras.Input(
-        batch_shape=tensor.shape,
-        dtype=tensor.dtype,
-        sparse=tensor.sparse,
-        ragged=tensor.ragged,
-        optional=optional,
-        name=name,
-    )

@@ -247,6 +247,15 @@ def _take_built(model):
 def _wrap_later(model, choice, allocation):
     """Wraps what a subclassed model makes in `build` or in its first call, before that computes."""
 
+    build = model.build
+
+    @functools.wraps(build)
+    def first_build(*args, **kwargs):
+        vars(model)["build"] = build
+        # `fit` may build the model while it traces its step: variables belong outside of that.
+        with tf.init_scope():
+            return build(*args, **kwargs)
+
     @functools.wraps(model.call)
     def first_call(*args, **kwargs):
         del vars(model)["call"]
@@ -262,7 +271,7 @@ def _wrap_later(model, choice, allocation):
             _take_built(model)
         return model.call(*args, **kwargs)
 
-    vars(model)["call"] = first_call
+    vars(model).update(build=first_build, call=first_call)
 
 
 def _forget_training(model):
