@@ -23,7 +23,6 @@ QUICK = {
     "distillation",  # a trained model in another one
     "fine_tuning",  # a frozen base, unfrozen later
     "gan",  # two networks, two optimizers
-    "grad_cam",  # a second model of the same layers
     "graph_attention",  # weights of the layers' own, lists of layers
     "message_passing",  # layers made in a layer's build
     "mixed_precision",
@@ -35,6 +34,10 @@ QUICK = {
     "transfer_learning",
     "first_call",  # layers made at the first call
 }
+
+# Their second model mixes `layer.output` of wrapped layers and of others, which are two graphs: the
+# README says what to write in place of it.
+TWO_GRAPHS = ("functional_resnet", "grad_cam")
 
 
 def lines_that_differ(old, new):
@@ -222,6 +225,7 @@ def free_memory():
     [
         name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
         for name in your_script.NAMES
+        if name not in TWO_GRAPHS
     ],
 )
 def test_script(name, free_memory):
@@ -230,3 +234,22 @@ def test_script(name, free_memory):
     assert 0 < moved <= could
     assert row["updates"] >= 2
     assert 0.2 < float(row["sparsity"]) < 0.95
+
+
+@pytest.mark.parametrize("name", TWO_GRAPHS)
+def test_a_script_that_mixes_two_graphs(name, free_memory):
+    with pytest.raises(ValueError, match="All operation names should be unique"):
+        run.check(name)
+
+
+def test_grad_cam_of_the_given_model():
+    """What the README advises for such scripts: the given model has the same weights."""
+    dense, mixed = your_script.sparse("grad_cam"), "make_gradcam_heatmap(sample, model, name)"
+    assert mixed in dense
+    text = dense.replace("rigl_tf.sparsify(make_model(), 0.8)", "rigl_tf.sparsify(given, 0.8)")
+    text = text.replace("model = rigl_tf", "given = make_model()\nmodel = rigl_tf")
+    text = text.split("# The same features")[0].replace(mixed, mixed.replace("model", "given"))
+    with run.execute("grad_cam_of_the_given", text) as script:
+        np.testing.assert_allclose(
+            script.given.predict(script.sample, verbose=0), script.preds, atol=1e-5
+        )
