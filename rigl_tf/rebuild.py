@@ -215,8 +215,8 @@ def _functional(model, visit):
         plain, input_tensors=model.input, clone_function=visit, recursive=False
     )
     if type(model) is not type(plain):
-        new = _of_class(model, visit, type(plain), new.input, new.output, name=model.name)
-    return _as_trainable(new, model)
+        new = _of_class(type(model), type(plain), new.input, new.output, name=model.name)
+    return _like(new, model, visit)
 
 
 def _sequential(model, visit):
@@ -224,12 +224,9 @@ def _sequential(model, visit):
     inputs = _inputs(model)
     if inputs:
         layers.insert(0, inputs[0])
-    if type(model) is keras.Sequential:
-        new = keras.Sequential(layers, name=model.name)
-    else:
-        new = _of_class(model, visit, keras.Sequential, layers, name=model.name)
+    new = _of_class(type(model), keras.Sequential, layers, name=model.name)
     new.built = new.built or model.built
-    return _as_trainable(new, model)
+    return _like(new, model, visit)
 
 
 def _changed_sequential(model, visit):
@@ -246,12 +243,19 @@ def _inputs(model):
     return getattr(model, "inputs", None)  # none, where a Sequential model does not know them
 
 
-def _of_class(model, visit, base, *args, **kwargs):
-    """A Functional or Sequential model of a model's class, whose constructor is not called."""
-    new = type(model).__new__(type(model))
+def _of_class(kind, base, *args, **kwargs):
+    """A model of a class by the constructor of its base class alone."""
+    new = kind.__new__(kind)
     base.__init__(new, *args, **kwargs)
+    return new
+
+
+def _like(new, model, visit):
+    """Gives a new graph what else the model has: attributes, and what Keras tracks for these."""
     _take_tracked(new, model, visit)
     _set_attributes(new, model, visit)
+    # Without telling the layers, which both models share.
+    vars(new)["_trainable"] = model.trainable
     return new
 
 
@@ -287,7 +291,8 @@ def _set_attributes(new, layer, visit):
     """Gives a layer the attributes of another one, with the layers in them exchanged.
 
     Args:
-        new: The layer; `layer` itself, where only these attributes are set.
+        new: The layer; `layer` itself to exchange layers in its attributes. Another one keeps the
+            attributes that it has.
         layer: The layer that has them.
         visit: Gets a layer, returns what takes its place.
     """
@@ -295,10 +300,11 @@ def _set_attributes(new, layer, visit):
         # TensorFlow's own bookkeeping comes by itself.
         if name in (*_TRACKED, *_OWN) or name.startswith("_self_"):
             continue
-        layers = _layers_in(value)
-        if any(visit(each) is not each for each in layers):
+        if new is not layer and name in vars(new):
+            continue
+        if any(visit(each) is not each for each in _layers_in(value)):
             setattr(new, name, _exchanged(value, visit))
-        elif name not in vars(new):
+        else:
             vars(new)[name] = value
 
 
@@ -314,9 +320,3 @@ def _exchanged(value, visit):
         kind = tuple if isinstance(value, tuple) else list
         return kind(_exchanged(each, visit) for each in value)
     return value
-
-
-def _as_trainable(new, model):
-    # Without telling the layers, which both models share.
-    vars(new)["_trainable"] = model.trainable
-    return new
