@@ -297,12 +297,14 @@ def test_states_of_recurrent_layers_go_on(is_bidirectional):
     model = keras.Sequential([keras.Input(batch_shape=(2, 3, 6)), layer, layers.Dense(2)])
     x = numbers((2, 3, 6))
     model.predict(x, verbose=0)
-    before = [variable.numpy() for variable in model.variables]
+    inner = [layer.forward_layer, layer.backward_layer] if is_bidirectional else [layer]
+    states = [state for each in inner for state in each.states]
+    before = [state.numpy() for state in states]
     want = model(x)
     assert (model(x).numpy() != want.numpy()).any()
     for each in around(model):
-        for variable, value in zip(model.variables, before, strict=True):
-            variable.assign(value)
+        for state, value in zip(states, before, strict=True):
+            state.assign(value)
         np.testing.assert_array_equal(each(x), want)
 
 
@@ -311,10 +313,11 @@ def test_export_leaves_the_states_of_recurrent_layers(tmp_path):
     model = keras.Sequential([keras.Input(batch_shape=(2, 3, 6)), layer, layers.Dense(2)])
     sparse = rigl_tf.sparsify(model, 0.5)
     sparse.predict(numbers((2, 3, 6)), verbose=0)
-    before = [variable.numpy() for variable in sparse.variables]
+    before = [state.numpy() for state in layer.states]
+    assert before[0].any()
     rigl_tf.export(sparse, tmp_path / "export")
-    for variable, old in zip(sparse.variables, before, strict=True):
-        np.testing.assert_array_equal(variable, old)
+    for state, old in zip(layer.states, before, strict=True):
+        np.testing.assert_array_equal(state, old)
 
 
 # Wrappers inside of other layers.
