@@ -199,6 +199,36 @@ def test_layers_made_late_get_masks(make, how):
     np.testing.assert_array_equal(plain(X), sparse(X))
 
 
+@pytest.mark.parametrize("make", [InBuild, unbuilt])
+def test_build_gives_masks(make):
+    sparse = half(make())
+    sparse.build((None, 8))
+    assert active(sparse) == HALF
+    check_invariant(sparse)
+    fit(sparse)
+    assert active(sparse) == HALF
+
+
+@pytest.mark.parametrize("how", ["call", "predict"])
+def test_layers_made_late_by_a_part(how):
+    sparse = half(keras.Sequential([InBuild(), layers.Dense(2, name="head")]))
+    HOW[how](sparse)
+    assert active(sparse) == [*HALF, 4]  # half of 4 x 2
+    check_invariant(sparse)
+
+
+@pytest.mark.filterwarnings("ignore:`build")  # Keras on the layer that is not used
+def test_a_built_model_with_a_layer_that_is_never_used():
+    """What is built is sparse at once: it does not wait for what no call builds."""
+    model = InInit()
+    model.unused = layers.Dense(3, name="unused")
+    model(X)
+    sparse = half(model)
+    assert active(sparse) == HALF
+    check_invariant(sparse)
+    assert rigl_tf.sparsity_summary(sparse).sparsity == 0.5
+
+
 @pytest.mark.parametrize("make", [InInit, InBuild, InCall])
 def test_a_built_subclassed_model_in_place(make):
     model = make()
