@@ -126,6 +126,24 @@ def test_other_models_around_the_layers():
     assert rigl_tf.get_masks(base) == {}
 
 
+@pytest.mark.parametrize("make", [mlp, lambda: built(InInit())])
+@pytest.mark.parametrize(
+    "wrong", [{"dense_layers": "typo"}, {"distribution": lambda shapes, sparsity: {}}]
+)
+def test_a_refused_sparsify_leaves_the_model_as_it_was(make, wrong):
+    model = make()
+    with pytest.raises(ValueError, match="Received"):
+        rigl_tf.sparsify(model, 0.5, **wrong)
+    assert all(masks.mask_of(weight) is None for weight in model.weights)
+    assert not any(isinstance(layer, rigl_tf.SparseWrapper) for layer in model.layers)
+    assert active(half(model)) == HALF
+
+
+def built(model):
+    model(X)
+    return model
+
+
 # In place: subclassed models, and Sequential ones that know no inputs.
 
 
