@@ -1,4 +1,4 @@
-"""What copies of models keep: what layers learned, what is frozen, states, shared weights."""
+"""What sparse and stripped models keep: what layers learned, what is frozen, states, ties."""
 
 import keras
 import numpy as np
@@ -16,8 +16,10 @@ def numbers(shape, seed=0, mean=0.0, scale=1.0):
     return values.astype("float32")
 
 
-def copies(model):
-    return [rigl_tf.sparsify(model, 0.0), rigl_tf.strip(model)]
+def around(model):
+    """A sparse model around the layers of a dense one, and a plain one around those of it."""
+    sparse = rigl_tf.sparsify(model, 0.0)
+    return [sparse, rigl_tf.strip(sparse)]
 
 
 # What layers learned by `adapt`.
@@ -60,10 +62,11 @@ def test_a_nested_layer_keeps_what_it_learned(is_built):
     layer = Scaled()
     layer.norm.adapt(X)
     model = keras.Sequential([keras.Input((6,)), layer] if is_built else [layer])
+    want = model(X) if is_built else None
     sparse = rigl_tf.sparsify(model, 0.0)
     if is_built:
-        np.testing.assert_array_equal(sparse(X), model(X))
-        np.testing.assert_array_equal(rigl_tf.strip(sparse)(X), model(X))
+        np.testing.assert_array_equal(sparse(X), want)
+        np.testing.assert_array_equal(rigl_tf.strip(sparse)(X), want)
     sparse(X)
     scaled = sparse.layers[0].layer.norm(X)
     np.testing.assert_allclose(scaled, (X - X.mean(0)) / X.std(0), rtol=1e-4, atol=1e-4)
@@ -73,9 +76,9 @@ def test_a_layer_of_a_subclassed_model_keeps_what_it_learned():
     model = ScaledModel()
     model.norm.adapt(X)
     want = model(X)
-    for copy in copies(model):
-        np.testing.assert_array_equal(copy(X), want)
-        np.testing.assert_array_equal(copy.predict(X, verbose=0), want)
+    for each in around(model):
+        np.testing.assert_array_equal(each(X), want)
+        np.testing.assert_array_equal(each.predict(X, verbose=0), want)
 
 
 @serializable
@@ -126,18 +129,18 @@ def test_vocabularies_and_bins_are_kept(output_mode):
     texts = ["a b", "b c d", "a a e f g h"]
     model = Words(output_mode)
     adapt(model, texts)
-    want = model(tf.constant(texts))
-    for copy in copies(model):
-        assert copy.words.get_vocabulary() == model.words.get_vocabulary()
-        np.testing.assert_array_equal(copy(tf.constant(texts)), want)
+    want, vocabulary = model(tf.constant(texts)), model.words.get_vocabulary()
+    for each in around(model):
+        assert each.words.get_vocabulary() == vocabulary
+        np.testing.assert_array_equal(each(tf.constant(texts)), want)
 
     layer = WordsLayer(output_mode)
     adapt(layer.inner, texts)
     inputs = keras.Input((), dtype="string")
     model = keras.Model(inputs, layer(inputs))
     want = model(tf.constant(texts))
-    for copy in copies(model):
-        np.testing.assert_array_equal(copy(tf.constant(texts)), want)
+    for each in around(model):
+        np.testing.assert_array_equal(each(tf.constant(texts)), want)
 
 
 # What is frozen.
@@ -240,8 +243,8 @@ def test_what_is_frozen_stays_frozen(make):
     model = make()
     want = [weight.shape for weight in model.trainable_weights]
     sparse = rigl_tf.sparsify(model, 0.5)
-    for copy in (sparse, rigl_tf.strip(model), rigl_tf.strip(sparse)):
-        assert [weight.shape for weight in copy.trainable_weights] == want
+    for each in (sparse, rigl_tf.strip(sparse)):
+        assert [weight.shape for weight in each.trainable_weights] == want
     trainable = {weight.path for weight in sparse.trainable_weights}
     assert rigl_tf.get_masks(sparse).keys() <= trainable
 
@@ -272,30 +275,49 @@ class NoisyModel(keras.Model):
 
 
 @pytest.mark.parametrize("is_subclassed", [False, True])
-def test_copies_go_on_with_the_seeds(is_subclassed):
+def test_seeds_go_on(is_subclassed):
     inputs = keras.Input((6,))
     model = NoisyModel()
     if not is_subclassed:
         model = keras.Model(inputs, model.noise(model.dense(inputs)))
     model.predict(X, verbose=0)
-    new = copies(model)
+    (seed,) = [each for each in model.variables if "seed" in each.path]
+    before = seed.numpy()
     want = model(X)
-    for copy in new:
-        np.testing.assert_array_equal(copy(X), want)
+    for each in around(model):
+        seed.assign(before)
+        np.testing.assert_array_equal(each(X), want)
+        assert (seed.numpy() != before).any()
 
 
 @pytest.mark.parametrize("is_bidirectional", [False, True])
-def test_copies_go_on_with_the_states_of_recurrent_layers(is_bidirectional, tmp_path):
+def test_states_of_recurrent_layers_go_on(is_bidirectional):
     layer = layers.LSTM(4, stateful=True)
     layer = layers.Bidirectional(layer) if is_bidirectional else layer
     model = keras.Sequential([keras.Input(batch_shape=(2, 3, 6)), layer, layers.Dense(2)])
     x = numbers((2, 3, 6))
     model.predict(x, verbose=0)
-    new = copies(model)
-    rigl_tf.export(model, tmp_path / "export")
+    inner = [layer.forward_layer, layer.backward_layer] if is_bidirectional else [layer]
+    states = [state for each in inner for state in each.states]
+    before = [state.numpy() for state in states]
     want = model(x)
-    for copy in new:
-        np.testing.assert_array_equal(copy(x), want)
+    assert (model(x).numpy() != want.numpy()).any()
+    for each in around(model):
+        for state, value in zip(states, before, strict=True):
+            state.assign(value)
+        np.testing.assert_array_equal(each(x), want)
+
+
+def test_export_leaves_the_states_of_recurrent_layers(tmp_path):
+    layer = layers.LSTM(4, stateful=True)
+    model = keras.Sequential([keras.Input(batch_shape=(2, 3, 6)), layer, layers.Dense(2)])
+    sparse = rigl_tf.sparsify(model, 0.5)
+    sparse.predict(numbers((2, 3, 6)), verbose=0)
+    before = [state.numpy() for state in layer.states]
+    assert before[0].any()
+    rigl_tf.export(sparse, tmp_path / "export")
+    for state, old in zip(layer.states, before, strict=True):
+        np.testing.assert_array_equal(state, old)
 
 
 # Wrappers inside of other layers.
@@ -349,7 +371,7 @@ def all_layers(model):
 SCALE = 3.0
 
 
-def test_lambda_layers_are_copied_with_their_functions(tmp_path):
+def test_lambda_layers_keep_their_functions(tmp_path):
     factor = tf.constant(2.0)
     model = keras.Sequential(
         [
@@ -364,14 +386,15 @@ def test_lambda_layers_are_copied_with_their_functions(tmp_path):
             layers.Dense(4),
         ]
     )
-    for copy in copies(model):
-        np.testing.assert_array_equal(copy(X), model(X))
-        assert [layer.name for layer in copy.layers] == [layer.name for layer in model.layers]
-        assert [each.output.shape for each in copy.layers] == [
-            each.output.shape for each in model.layers
-        ]
-        assert copy.layers[1].dtype_policy.name == "float64"
-    rigl_tf.export(model, tmp_path / "export")
+    want = model(X)
+    sparse, plain = around(model)
+    for each in (sparse, plain):
+        np.testing.assert_array_equal(each(X), want)
+        assert [layer.name for layer in each.layers] == [layer.name for layer in model.layers]
+        assert each.output_shape == (None, 4)
+        assert each.layers[1] is model.layers[1]
+        assert each.layers[1].dtype_policy.name == "float64"
+    rigl_tf.export(sparse, tmp_path / "export")
 
 
 # Inputs.
@@ -386,8 +409,9 @@ class AddIfThere(layers.Layer):
 def test_optional_inputs_stay_optional():
     inputs, other = keras.Input((6,)), keras.Input((6,), optional=True)
     model = keras.Model([inputs, other], layers.Dense(2)(AddIfThere()(inputs, other)))
-    for copy in copies(model):
-        np.testing.assert_array_equal(copy([X, None]), model([X, None]))
+    want = model([X, None])
+    for each in around(model):
+        np.testing.assert_array_equal(each([X, None]), want)
 
 
 @pytest.mark.parametrize("kind", ["sparse", "ragged"])
@@ -395,9 +419,9 @@ def test_sparse_and_ragged_inputs_stay_what_they_are(kind):
     inputs = keras.Input((6,), **{kind: True})
     output = layers.Lambda(lambda x: tf.zeros((1, 6)), output_shape=(6,))(inputs)
     model = keras.Model(inputs, layers.Dense(2)(output))
-    for copy in copies(model):
-        assert getattr(copy.input, kind)
-        assert getattr(copy.layers[0], kind)
+    for each in around(model):
+        assert getattr(each.input, kind)
+        assert getattr(each.layers[0], kind)
 
 
 def test_a_sequential_model_keeps_a_sparse_input():
@@ -405,10 +429,11 @@ def test_a_sequential_model_keeps_a_sparse_input():
     dense = layers.Lambda(tf.sparse.to_dense, output_shape=(6,))
     model = keras.Sequential([inputs, dense, layers.Dense(2)])
     x = tf.sparse.from_dense(X)
-    for copy in copies(model):
-        assert copy.inputs[0].sparse
-        assert copy.inputs[0].name == "it"
-        np.testing.assert_array_equal(copy(x), model(x))
+    want = model(x)
+    for each in around(model):
+        assert each.inputs[0].sparse
+        assert each.inputs[0].name == "it"
+        np.testing.assert_array_equal(each(x), want)
 
 
 # Weights that layers share.
@@ -445,12 +470,27 @@ def tied(wrap):
     return keras.Model(inputs, Tied(embedding)(wrap(layers.Dense(4))(embedding(inputs))))
 
 
-def test_tied_weights_are_refused_and_can_be_wrapped_by_hand():
-    with pytest.raises(ValueError, match=r"share a weight.*wrap the layers by hand"):
-        rigl_tf.sparsify(tied(lambda layer: layer), 0.5)
-    model = tied(lambda layer: rigl_tf.SparseWrapper(layer, 0.5))
+@pytest.mark.parametrize("how", ["sparsify", "with the embedding", "by hand"])
+def test_tied_weights_stay_tied(how):
     x = np.arange(10).reshape(2, 5)
-    np.testing.assert_array_equal(rigl_tf.strip(model)(x), model(x))
+    if how == "by hand":
+        sparse = tied(lambda layer: rigl_tf.SparseWrapper(layer, 0.5))
+    else:
+        more = {"sparse_layers": layers.Embedding} if how == "with the embedding" else {}
+        sparse = rigl_tf.sparsify(tied(lambda layer: layer), 0.5, dict.fromkeys, **more)
+    plain = rigl_tf.strip(sparse)
+    # Half of 4 x 4 and 20 x 4.
+    counts = [int(mask.sum()) for mask in rigl_tf.get_masks(sparse).values()]
+    assert sorted(counts) == ([8, 40] if how == "with the embedding" else [8])
+    for model in (sparse, plain):
+        (embedding,) = [weight for weight in model.weights if weight.path.endswith("/embeddings")]
+        assert model.layers[1].embeddings is embedding
+        assert model.layers[-1].embedding.embeddings is embedding
+    before = embedding.numpy()
+    sparse.compile(keras.optimizers.SGD(0.1), "mse")
+    sparse.fit(x, numbers((2, 5, 20)), verbose=0)
+    assert (embedding.numpy() != before).any()
+    np.testing.assert_array_equal(plain(x), sparse(x))
 
 
 # LoRA.

@@ -330,28 +330,28 @@ def test_a_backup_of_another_sparsity_wins(tmp_path):
 
 @pytest.mark.parametrize("name", ["dense.keras", "dense.weights.h5"])
 def test_dense_weights_into_a_sparse_model(name, trained):
-    """They are refused, or left out if Keras is told so: `sparsify` is what takes dense weights."""
-    model = make()
-    before = kernels(model), masks_of(model)
-    with pytest.raises(ValueError, match=r"expected 1 variables.*Expected: \['kernel_mask'\]"):
-        model.load_weights(trained[0] / name)
-    with pytest.warns(UserWarning, match="could not be loaded"):
-        model.load_weights(trained[0] / name, skip_mismatch=True)
-    assert same(before[0].values(), kernels(model).values())
-    assert same(before[1], masks_of(model))
+    """They are taken where the masks are `True`, and the masks stay."""
+    model = rigl_tf.sparsify(dense_model(), 0.5, equally)
+    masks = masks_of(model)
+    model.load_weights(trained[0] / name)
+    dense = keras.models.load_model(trained[0] / "dense.keras")
+    want = [
+        np.where(mask, dense.layers[i].kernel, 0) for mask, i in zip(masks, (0, 2), strict=True)
+    ]
+    assert same(want, kernels(model).values())
+    assert same(masks, masks_of(model))
+    model.compile(rigl(), "mse", run_eagerly=True)
     fit(model)
 
 
 @pytest.mark.parametrize("name", ["sparse.keras", "sparse.weights.h5"])
 def test_sparse_weights_into_a_dense_model(name, trained):
-    """They are refused, or left out if Keras is told so: `strip` makes a dense model of them."""
+    """They are loaded as those of the dense model, without the masks."""
     model = dense_model()
-    before = [model.layers[i].kernel.numpy() for i in (0, 2)]
-    with pytest.raises(ValueError, match="could not be loaded"):
-        model.load_weights(trained[0] / name)
-    with pytest.warns(UserWarning, match="could not be loaded"):
-        model.load_weights(trained[0] / name, skip_mismatch=True)
-    assert same(before, [model.layers[i].kernel.numpy() for i in (0, 2)])
+    model.load_weights(trained[0] / name)
+    assert same([value for value in trained[1] if value.dtype != bool], values(model))
+    for index, mask in zip((0, 2), trained[2], strict=True):
+        assert not model.layers[index].kernel.numpy()[~mask].any()
 
 
 def test_masks_without_their_kernels(tmp_path):
@@ -372,12 +372,13 @@ def test_masks_without_their_kernels(tmp_path):
 def test_weights_that_are_set_past_the_masks():
     """They count until the next step; `set_masks` with the masks that are there zeroes at once."""
     model = make()
-    ones = [np.ones_like(w) if w.dtype == "float32" else w for w in values(model)]
     for step in (
         lambda: fit(model),
         lambda: rigl_tf.set_masks(model, rigl_tf.get_masks(model)),
     ):
-        model.set_weights(ones)
+        for weight in model.weights:
+            if weight.dtype == "float32":
+                weight.assign(np.ones(weight.shape))
         outputs = model.predict(np.ones((1, 6)), verbose=0)
         # tanh(6 + 1) = 1 in each of 8 units, (1 - 1) / sqrt(1 + 0.001) + 1 after the norm.
         np.testing.assert_allclose(outputs, np.full((1, 3), 9), rtol=1e-5)

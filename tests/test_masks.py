@@ -83,7 +83,7 @@ def test_masks_are_set_as_they_were_got(model):
 @pytest.mark.parametrize(
     ("path", "mask", "message"),
     [
-        ("unknown/kernel", np.ones((4, 3)), "must be the path .* Received: 'unknown/kernel'"),
+        ("unknown/kernel", np.ones((5, 3)), "must be the path .* Received: 'unknown/kernel'"),
         ("model/second/bias", np.ones(3), "must be the path"),
         ("model/second/kernel", np.ones((3, 4)), r"shape \(4, 3\). Received: shape=\(3, 4\)"),
         ("model/second/kernel", np.ones(12), "must have the kernel's shape"),

@@ -174,23 +174,25 @@ def test_the_networks_of_the_paper(name, decay):
 
 
 def test_as_the_distribution_of_a_model():
-    model = keras.Sequential(
-        [
-            keras.Input((8, 8, 3)),
-            keras.layers.Conv2D(4, 3, name="conv1"),
-            keras.layers.Conv2D(8, 3, name="conv2"),
-            keras.layers.Flatten(),
-            keras.layers.Dense(10, name="dense"),
-        ]
-    )
+    def build():
+        return keras.Sequential(
+            [
+                keras.Input((8, 8, 3)),
+                keras.layers.Conv2D(4, 3, name="conv1"),
+                keras.layers.Conv2D(8, 3, name="conv2"),
+                keras.layers.Flatten(),
+                keras.layers.Dense(10, name="dense"),
+            ]
+        )
+
     # Sizes 108, 288 and 1280; at 0.7 active: int(502.8) = 502, of which 384 in the dense layer.
     # 118: raw 12 and 6, 1296 + 1728 = 3024; 50.6 and 67.4.
     distribution = functools.partial(smart_ratio, residual=True)
-    sparse = rigl_tf.sparsify(model, 0.7, distribution)
+    sparse = rigl_tf.sparsify(build(), 0.7, distribution)
     got = [int(mask.sum()) for mask in rigl_tf.get_masks(sparse).values()]
     assert got == [50, 67, 384]
     with pytest.raises(ValueError, match="linear layers alone would keep 384"):
-        rigl_tf.sparsify(model, 0.8, distribution)
+        rigl_tf.sparsify(build(), 0.8, distribution)
 
 
 @pytest.mark.parametrize(

@@ -99,31 +99,32 @@ def test_erk_is_the_default():
 
 
 def test_kernels_of_one_shape_have_different_masks_and_seeds_count():
-    dense = keras.Sequential([keras.Input((9,)), layers.Dense(9), layers.Dense(9)])
-    first, second = rigl_tf.get_masks(rigl_tf.sparsify(dense, 0.5, "erk")).values()
+    def dense():
+        return keras.Sequential([keras.Input((9,)), layers.Dense(9), layers.Dense(9)])
+
+    first, second = rigl_tf.get_masks(rigl_tf.sparsify(dense(), 0.5, "erk")).values()
     assert (first != second).any()
-    other, _ = rigl_tf.get_masks(rigl_tf.sparsify(dense, 0.5, "erk", seed=1)).values()
+    other, _ = rigl_tf.get_masks(rigl_tf.sparsify(dense(), 0.5, "erk", seed=1)).values()
     assert (first != other).any()
 
 
 # What becomes of the model.
 
 
-def test_weights_are_kept_where_active_and_the_original_is_untouched():
+def test_weights_are_kept_where_active_and_shared():
     dense = convnet()
     for weight in dense.weights:
         weight.assign(inputs_of(weight.shape, seed=len(weight.path)))
     dense.compile("adam", "mse")
     optimizer = dense.optimizer
-    before = [weight.numpy() for weight in dense.weights]
+    before = dense.get_weights()
     sparse = rigl_tf.sparsify(dense, 0.7)
     masks = rigl_tf.get_masks(sparse)
-    values = {weight.path: weight.numpy() for weight in sparse.weights}
-    for weight in dense.weights:
-        want = np.where(masks.get(weight.path, True), weight.numpy(), 0)
-        np.testing.assert_array_equal(values[weight.path], want, err_msg=weight.path)
+    shared = {weight.path: weight for weight in sparse.weights}
     for weight, old in zip(dense.weights, before, strict=True):
-        np.testing.assert_array_equal(weight, old)
+        assert shared[weight.path] is weight
+        want = np.where(masks.get(weight.path, True), old, 0)
+        np.testing.assert_array_equal(weight, want, err_msg=weight.path)
     assert dense.compiled
     assert dense.optimizer is optimizer
     assert not any(isinstance(layer, rigl_tf.SparseWrapper) for layer in dense.layers)
@@ -135,7 +136,8 @@ def test_weights_are_kept_where_active_and_the_original_is_untouched():
 def test_at_sparsity_zero_the_predictions_are_the_dense_ones():
     dense = convnet()
     inputs = inputs_of((2, 6, 6, 2))
-    np.testing.assert_array_equal(rigl_tf.sparsify(dense, 0.0)(inputs), dense(inputs))
+    want = dense(inputs)
+    np.testing.assert_array_equal(rigl_tf.sparsify(dense, 0.0)(inputs), want)
 
 
 def test_an_unbuilt_model_gets_its_masks_when_it_is_built():
@@ -180,9 +182,9 @@ def test_a_shared_layer_has_one_mask():
     assert [mask.size for mask in rigl_tf.get_masks(sparse).values()] == [64, 24]
     check_invariant(sparse)
     x = inputs_of((4, 8))
-    kernel, bias = sparse.get_layer("shared").layer.get_weights()
+    kernel, bias, _ = sparse.get_layer("shared").get_weights()
     hidden = (x @ kernel + bias) @ kernel + bias
-    head = sparse.get_layer("head").layer.get_weights()
+    head = sparse.get_layer("head").get_weights()
     np.testing.assert_allclose(sparse(x), hidden @ head[0] + head[1], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(rigl_tf.strip(sparse)(x), sparse(x))
 
@@ -287,9 +289,13 @@ def test_every_layer_kept_dense():
         rigl_tf.sparsify(mlp(), 0.5, dense_layers=["first", "second", "third"])
 
 
-def test_sparsified_twice():
-    with pytest.raises(ValueError, match="sparse already"):
-        rigl_tf.sparsify(rigl_tf.sparsify(mlp(), 0.5), 0.5)
+@pytest.mark.parametrize("which", ["sparse", "dense", "stripped"])
+def test_sparsified_twice(which):
+    dense = mlp()
+    sparse = rigl_tf.sparsify(dense, 0.5)
+    models = {"sparse": sparse, "dense": dense, "stripped": rigl_tf.strip(sparse)}
+    with pytest.raises(ValueError, match=r"sparse already: .*anew.*clone_model.*set_masks"):
+        rigl_tf.sparsify(models[which], 0.5)
 
 
 @pytest.mark.parametrize("caller", [lambda m: rigl_tf.sparsify(m, 0.5), rigl_tf.strip])
@@ -324,17 +330,22 @@ def test_strip(make):
     assert "rigl_tf" not in json.dumps(plain.get_config())
     for path, mask in rigl_tf.get_masks(sparse).items():
         assert not kernels_of(plain)[path][~mask].any()
-    assert all(weight.constraint is None for weight in plain.trainable_weights)
+    assert rigl_tf.get_masks(plain) == rigl_tf.get_masks(dense) == {}
+    shared = {weight.path: weight for weight in sparse.weights}
+    assert all(shared[weight.path] is weight for weight in plain.weights)
 
 
-def test_strip_masks_a_dirty_kernel():
-    # tfmot's strip does not.
+def test_strip_touches_no_value():
+    """What other code wrote outside of the masks stays, and is predicted with."""
     sparse = rigl_tf.sparsify(mlp(), 0.7, "uniform")
     kernel = sparse.get_layer("second").layer.kernel
-    mask = rigl_tf.get_masks(sparse)["mlp/second/kernel"]
     kernel.assign(np.ones((12, 8)))
+    before, want = sparse.get_weights(), sparse(inputs_of((3, 16)))
     plain = rigl_tf.strip(sparse)
-    np.testing.assert_array_equal(plain.get_layer("second").kernel, mask.astype("float32"))
+    assert plain.get_layer("second").kernel is kernel
+    for value, old in zip(sparse.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, old)
+    np.testing.assert_array_equal(plain(inputs_of((3, 16))), want)
 
 
 def test_strip_of_a_trained_model():
@@ -352,12 +363,9 @@ def test_strip_of_a_trained_model():
     assert sparse.compiled
 
 
-def test_strip_of_a_dense_model_is_a_copy():
+def test_strip_of_a_dense_model_is_the_model():
     dense = mlp()
-    copy = rigl_tf.strip(dense)
-    x = inputs_of((3, 16))
-    np.testing.assert_array_equal(copy(x), dense(x))
-    assert copy.layers[0].kernel is not dense.layers[0].kernel
+    assert rigl_tf.strip(dense) is dense
 
 
 def test_a_stripped_model_is_loaded_without_rigl_tf(tmp_path):
@@ -382,8 +390,8 @@ def test_names_of_inputs_are_kept():
     outputs = keras.layers.Dense(2)(keras.layers.Concatenate()(list(inputs.values())))
     model = keras.Model(inputs, outputs)
     sparse = rigl_tf.sparsify(model, 0.5)
-    for copy in (sparse, rigl_tf.strip(sparse)):
-        assert [layer.name for layer in copy.layers] == [layer.name for layer in model.layers]
+    for each in (sparse, rigl_tf.strip(sparse)):
+        assert [layer.name for layer in each.layers] == [layer.name for layer in model.layers]
 
 
 @pytest.mark.parametrize("built", [True, False])

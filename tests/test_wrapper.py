@@ -285,28 +285,47 @@ class Late(layers.Layer):
 
 
 @pytest.mark.parametrize("makes_it_in_build", [False, True])
-def test_a_sublayer_that_is_built_by_a_call_is_refused(makes_it_in_build):
+def test_a_sublayer_that_is_built_by_the_first_call(makes_it_in_build):
+    layer = rigl_tf.SparseWrapper(Late(makes_it_in_build), 0.5)
+    x = inputs_of((2, 3))
+    outputs = layer(x)
+    assert {name: int(mask.numpy().sum()) for name, mask in layer.kernel_masks.items()} == {
+        "first/kernel": 6,  # half of 3 x 4
+        "second/kernel": 6,
+    }
+    check_invariant(layer)
+    # The first call computes with the masked kernels already.
+    np.testing.assert_array_equal(layer(x), outputs)
+
+    unbuilt = keras.Sequential([Late(makes_it_in_build), layers.Dense(3)])
+    sparse = rigl_tf.sparsify(unbuilt, 0.5, dict.fromkeys)
+    sparse.build((None, 3))
+    assert [int(mask.sum()) for mask in rigl_tf.get_masks(sparse).values()] == [6, 6, 6]
+    check_invariant(sparse)
+
+    unbuilt = keras.Sequential([Late(makes_it_in_build), layers.Dense(3)])
+    sparse = rigl_tf.sparsify(unbuilt, 0.5, dict.fromkeys, dense_layers="second")
+    sparse.build((None, 3))
+    assert [mask.shape for mask in rigl_tf.get_masks(sparse).values()] == [(3, 4), (4, 3)]
+
+
+@pytest.mark.parametrize("makes_it_in_build", [False, True])
+def test_a_sublayer_that_is_built_by_a_later_call_is_refused(makes_it_in_build):
     # Its kernel comes after the masks, and would be dense.
-    match = "must build all of its sublayers in its `build`.*second"
+    match = "all of its kernels in its `build` or its first call.*second"
     layer = rigl_tf.SparseWrapper(Late(makes_it_in_build), 0.5)
     layer(inputs_of((2, 3)), is_gated=False)
     assert list(layer.kernel_masks) == ["first/kernel"]
     for _ in range(2):
         with pytest.raises(ValueError, match=match):
             layer(inputs_of((2, 3)))
-    unbuilt = keras.Sequential([Late(makes_it_in_build), layers.Dense(3)])
-    with pytest.raises(ValueError, match=match):
-        rigl_tf.sparsify(unbuilt, 0.5).build((None, 3))
-    # Where it is known to stay dense, all is well.
-    rigl_tf.sparsify(unbuilt, 0.5, dense_layers=lambda layer: layer.name == "second").build(
-        (None, 3)
-    )
 
 
-def test_a_copy_with_fewer_weights_than_the_model_is_refused():
+def test_a_sublayer_that_was_built_by_a_call_before():
     model = keras.Sequential([keras.Input((3,)), Late(False), layers.Dense(3)])
-    with pytest.raises(ValueError, match=r"these are not built: \['second'\]"):
-        rigl_tf.sparsify(model, 0.5)
+    sparse = rigl_tf.sparsify(model, 0.5, dict.fromkeys)
+    assert [mask.shape for mask in rigl_tf.get_masks(sparse).values()] == [(3, 4), (3, 4), (4, 3)]
+    check_invariant(sparse)
 
 
 def test_a_normalisation_may_be_built_by_a_call():
@@ -335,10 +354,20 @@ def test_a_layer_that_cannot_be_built_by_shapes():
             return self.inner(inputs)
 
     inputs = inputs_of((2, 3))
-    with pytest.raises(ValueError, match=r"builds \['dense'\].*with \['\*several'\] in `call`"):
-        rigl_tf.SparseWrapper(Sum(layers.Dense(3, name="dense")), 0.5)(inputs, inputs)
+    for wrapper, args, kwargs in (
+        (rigl_tf.SparseWrapper(Sum(layers.Dense(3)), 0.5), (inputs, inputs), {}),
+        (rigl_tf.SparseWrapper(Mode(layers.Dense(3)), 0.5), (inputs,), {"mode": "fast"}),
+    ):
+        outputs = wrapper(*args, **kwargs)
+        # Half of 3 x 3, rounded up; `build_by_call` knows all arguments.
+        assert wrapper.kernel_mask.numpy().sum() == 5
+        check_invariant(wrapper)
+        want = sum(args) @ wrapper.layer.inner.kernel.numpy()
+        np.testing.assert_allclose(outputs, want, rtol=1e-5, atol=1e-6)
+
+    # A `build` by shapes alone does not.
     with pytest.raises(ValueError, match=r"builds \['dense'\].*with \['mode'\] in `call`"):
-        rigl_tf.SparseWrapper(Mode(layers.Dense(3, name="dense")), 0.5)(inputs, mode="fast")
+        rigl_tf.SparseWrapper(Mode(layers.Dense(3, name="dense")), 0.5).build((2, 3))
 
     # What is built, or has nothing to build, is called as ever.
     class Model(keras.Model):
