@@ -46,8 +46,12 @@ class Allocation:
             for index, (choice, share) in enumerate(zip(choices, shares, strict=True), num_before):
                 self._choose(choice, wrapper, share, index)
             wrapper.keep(shares, self._seed)
-        elif len(self._built) == self._num_layers and not self._is_held:
+        elif len(self._built) >= self._num_layers and not self._is_held:
             self.share_out()
+
+    def expect(self, num_layers):
+        """Tells of more layers to be built."""
+        self._num_layers += num_layers
 
     @contextlib.contextmanager
     def held(self):

@@ -7,6 +7,7 @@ holds the kernel finds the mask. Layers and optimizers meet here and nowhere els
 
 import collections
 import pathlib
+import re
 from collections.abc import Mapping
 
 import keras
@@ -86,6 +87,11 @@ def masked(values, kernel_mask):
 def link(kernel, kernel_mask, settle=None):
     """Makes `kernel` a sparse kernel with this mask; for `settle` see `MaskConstraint`."""
     kernel.constraint = MaskConstraint(kernel_mask, kernel.constraint, settle)
+
+
+def unlink(kernel):
+    """Makes a sparse kernel a dense one again."""
+    kernel.constraint = kernel.constraint.constraint
 
 
 def settle(kernels):
@@ -197,8 +203,7 @@ def check_masks(model, masks):
         ValueError: Unless they fit; see `set_masks`.
     """
     masks, kernels = as_booleans(masks), sparse_kernels(model)
-    shapes = [tuple(kernel.shape) for kernel in kernels.values()]
-    if not masks.keys() <= kernels.keys() and [mask.shape for mask in masks.values()] == shapes:
+    if _is_renamed(masks, kernels):
         return dict(zip(kernels, masks.values(), strict=True))
     for path, mask in masks.items():
         if path not in kernels:
@@ -213,6 +218,15 @@ def check_masks(model, masks):
                 f"Received: shape={mask.shape}"
             )
     return masks
+
+
+def _is_renamed(masks, kernels):
+    """Whether masks are those of the same kernels by other names: Keras numbers layers anew."""
+    shapes = [tuple(kernel.shape) for kernel in kernels.values()]
+    if masks.keys() <= kernels.keys() or [mask.shape for mask in masks.values()] != shapes:
+        return False
+    plain, others = ([re.sub(r"_\d+", "", path) for path in paths] for paths in (masks, kernels))
+    return not masks.keys() & kernels.keys() or plain == others
 
 
 def save_masks(model, path):

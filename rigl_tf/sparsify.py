@@ -87,18 +87,23 @@ def sparsify(
     choice = Choice(dense_layers, sparse_layers, sparsity)
     with _scope(model):
         chosen = _choose(model, choice)
-        is_complete = model.built or is_clonable(model)
         allocation = Allocation(
             distribution, sparsity or 0.0, seed, choice, len(chosen), initializer
         )
-        wrap = functools.partial(_wrap, chosen=chosen, allocation=allocation)
-        sparse = with_layers(model, wrap, in_place=True)
-        if model.built:
-            _take_built(sparse)
-        if not is_complete:
-            _wrap_later(sparse, choice, allocation)
-        if from_zeros:
-            allocation.take_zeros()
+        parts = [each for each in _models_in(model) if not is_clonable(each) and not each.built]
+        try:
+            with allocation.held():
+                sparse = with_layers(model, _wrapping(chosen, allocation), in_place=True)
+            for part in parts:
+                _wrap_later(part, sparse, choice, allocation)
+            if model.built:
+                _take_built(sparse)
+                allocation.share_out()
+            if from_zeros:
+                allocation.take_zeros()
+        except Exception:
+            _undo(model)
+            raise
     if sparse.built and not isinstance(sparsity, Mapping):
         told = summary.coverage(sparse)
         if told.is_surprising:
@@ -196,13 +201,23 @@ def _scope(model):
 
 
 def _choose(model, choice):
-    """The layers to wrap: `{id: fn}`, where `fn(built layer)` tells which weights are sparse.
+    """As `_chosen`; a `ValueError` if it is known that there is none."""
+    chosen = _chosen(model, choice)
+    if not chosen and (model.built or is_clonable(model)):
+        choice.check_all_met()
+        kinds = sorted({type(layer).__name__ for layer, _ in leaves(model)})
+        raise ValueError(
+            f"{NO_KERNEL}{choice.advice()}Received: model={model.name!r} with layers {kinds}"
+        )
+    return chosen
 
-    Raises:
-        ValueError: If there is none.
-    """
+
+def _chosen(model, choice):
+    """The layers to wrap: `{id: fn}`, where `fn(built layer)` tells which weights are sparse."""
     chosen, taken = {}, set()
     for layer, containers in leaves(model):
+        if isinstance(layer, SparseWrapper):
+            continue
         if not layer.built:
             if choice.may_have_kernels(layer, containers):
                 chosen[id(layer)] = functools.partial(choice.select, containers=containers)
@@ -219,22 +234,20 @@ def _choose(model, choice):
                 id(weight) for weight, each in zip(layer.weights, selected, strict=True) if each
             )
             chosen[id(layer)] = lambda _, selected=selected: selected
-    if not chosen and (model.built or is_clonable(model)):
-        choice.check_all_met()
-        kinds = sorted({type(layer).__name__ for layer, _ in leaves(model)})
-        raise ValueError(
-            f"{NO_KERNEL}{choice.advice()}Received: model={model.name!r} with layers {kinds}"
-        )
     return chosen
 
 
-def _wrap(layer, chosen, allocation):
-    """What takes the place of a layer: a wrapper around it, if the layer is chosen."""
-    if id(layer) not in chosen:
-        return layer
-    wrapper = SparseWrapper(layer, seed=0)  # `Allocation` gives it the right one
-    wrapper.allocate_later(chosen[id(layer)], allocation.add, allocation.share_out)
-    return wrapper
+def _wrapping(chosen, allocation):
+    """What takes the place of a layer: a function that puts those in `chosen` in a wrapper."""
+
+    def wrap(layer):
+        if id(layer) not in chosen:
+            return layer
+        wrapper = SparseWrapper(layer, seed=0)  # `Allocation` gives it the right one
+        wrapper.allocate_later(chosen[id(layer)], allocation.add, allocation.share_out)
+        return wrapper
+
+    return wrap
 
 
 def _take_built(model):
@@ -244,34 +257,61 @@ def _take_built(model):
             layer.take_built()
 
 
-def _wrap_later(model, choice, allocation):
-    """Wraps what a subclassed model makes in `build` or in its first call, before that computes."""
+def _undo(model):
+    """Makes the layers of a model, which were dense, dense again."""
+    for kernel in model.weights:
+        if masks.mask_of(kernel) is not None:
+            masks.unlink(kernel)
+    for part in _models_in(model):
+        for name in ("call", "build"):
+            hook = vars(part).get(name)
+            if hasattr(hook, "undo"):
+                hook.undo()
+    with_layers(model, _inner, in_place=True)
 
-    build = model.build
+
+def _models_in(model):
+    """A model and those in it, each once."""
+    return [each for each in all_layers(model) if isinstance(each, keras.Model)]
+
+
+def _wrap_later(part, model, choice, allocation):
+    """Wraps what a subclassed model, a part of `model` or itself, makes in `build` or in a call.
+
+    That is its first call, before it computes anything.
+    """
+    build = part.build
+    if part is not model:
+        allocation.expect(1)  # this part, until it is known what is in it
+
+    def wrap_new():
+        new = {id(layer) for layer, _ in leaves(part) if not isinstance(layer, SparseWrapper)}
+        chosen = {key: value for key, value in _chosen(model, choice).items() if key in new}
+        allocation.expect(len(chosen))
+        with_layers(part, _wrapping(chosen, allocation), in_place=True)
+        _take_built(part)
 
     @functools.wraps(build)
     def first_build(*args, **kwargs):
-        vars(model)["build"] = build
+        vars(part)["build"] = build
         # `fit` may build the model while it traces its step: variables belong outside of that.
-        with tf.init_scope():
-            return build(*args, **kwargs)
-
-    @functools.wraps(model.call)
-    def first_call(*args, **kwargs):
-        del vars(model)["call"]
         with tf.init_scope(), allocation.held():
-            build_by_call(model.call, args, kwargs)
-            chosen = {
-                id(layer): functools.partial(choice.select, containers=containers)
-                for layer, containers in leaves(model)
-                if not isinstance(layer, SparseWrapper) and any(choice.select(layer, containers))
-            }
-            wrap = functools.partial(_wrap, chosen=chosen, allocation=allocation)
-            with_layers(model, wrap, in_place=True)
-            _take_built(model)
-        return model.call(*args, **kwargs)
+            build(*args, **kwargs)
+            wrap_new()
 
-    vars(model).update(build=first_build, call=first_call)
+    @functools.wraps(part.call)
+    def first_call(*args, **kwargs):
+        del vars(part)["call"]
+        with tf.init_scope(), allocation.held():
+            build_by_call(part.call, args, kwargs)
+            if part is not model:
+                allocation.expect(-1)
+            wrap_new()
+        return part.call(*args, **kwargs)
+
+    first_build.undo = functools.partial(vars(part).update, build=build)
+    first_call.undo = functools.partial(vars(part).pop, "call")
+    vars(part).update(build=first_build, call=first_call)
 
 
 def _forget_training(model):
