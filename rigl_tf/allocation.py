@@ -8,7 +8,7 @@ from rigl_tf import distributions, initializers, masks
 NO_KERNEL = (
     "`sparsify` needs a model with a layer whose kernel can be sparse: a trainable weight of two "
     "or more dimensions that is no bias, normalisation, embedding or depthwise kernel, and not in "
-    "`dense_layers`. Layers made after the constructor of a model are wrapped by hand. "
+    "`dense_layers`. "
 )
 
 
@@ -61,7 +61,7 @@ class Allocation:
             yield
         finally:
             self._is_held = False
-        if len(self._built) >= self._num_layers:
+        if self._built and len(self._built) >= self._num_layers:
             self.share_out()
 
     def share_out(self):
