@@ -520,3 +520,20 @@ def test_a_network_and_its_clone_have_the_same_masks():
         np.testing.assert_array_equal(one.kernel_mask, other.kernel_mask)
         np.testing.assert_array_equal(one.layer.kernel, other.layer.kernel)
     assert not np.any(model(X))
+
+
+def test_quantize_of_a_sparse_layer_is_told():
+    model = rigl_tf.sparsify(keras.Sequential([keras.Input((8,)), layers.Dense(4)]), 0.5)
+    model.quantize("int8")
+    with pytest.warns(UserWarning, match="kernels that it no longer has"):
+        model(np.ones((2, 8), "float32"))
+
+
+def test_a_stripped_model_is_quantized():
+    model = rigl_tf.sparsify(keras.Sequential([keras.Input((8,)), layers.Dense(4)]), 0.5)
+    inputs = np.random.default_rng(0).normal(size=(4, 8)).astype("float32")
+    before, mask = model(inputs), model.layers[0].kernel_mask.numpy()
+    plain = rigl_tf.strip(model)
+    plain.quantize("int8")
+    np.testing.assert_allclose(plain(inputs), before, atol=0.05)
+    assert not np.asarray(plain.layers[0]._kernel)[~mask].any()
