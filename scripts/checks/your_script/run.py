@@ -298,7 +298,9 @@ def page(rows):
             "changed. **moved**: kernels with another mask than at the start, of those that are "
             "neither full nor empty. **saved and loaded**: as a whole, or the weights where Keras "
             "cannot load the dense script's model either (with the error that it gives). "
-            "Predictions of what was loaded are the same, bit for bit.",
+            "Predictions of what was loaded are the same, bit for bit. What fails makes a second "
+            "model of `layer.output` of wrapped layers and of others, which stand in two graphs: "
+            "[what to write in its place](../README.md#any-model).",
             "",
             table(rows),
             "",
