@@ -22,9 +22,13 @@ class Allocation:
         distribution, sparsity, seed, initializer: See `rigl_tf.sparsify`.
         choice: The `Choice` of kernels. Names in it that no layer had are errors.
         num_layers: Number of layers to be built.
+
+    Attributes:
+        on_shared_out: Function to call when the sparsity was shared out, or `None`.
     """
 
     def __init__(self, distribution, sparsity, seed, choice, num_layers, initializer=None):
+        self.on_shared_out = None
         self._distribution = distribution
         self._sparsity = sparsity
         self._seed = seed
@@ -33,7 +37,7 @@ class Allocation:
         self._initializer = initializer
         self._built = []
         self._is_shared_out = False
-        self._is_held = False
+        self._num_holds = 0
 
     def add(self, wrapper, choices):
         """Called by a wrapper when it is built, with a `MaskChoice` for each of its kernels."""
@@ -45,8 +49,8 @@ class Allocation:
             shares = list((by_layer or dict.fromkeys(kernels, self._sparsity)).values())
             for index, (choice, share) in enumerate(zip(choices, shares, strict=True), num_before):
                 self._choose(choice, wrapper, share, index)
-            wrapper.keep(shares, self._seed)
-        elif len(self._built) >= self._num_layers and not self._is_held:
+            wrapper.keep_sparsity(shares, self._seed)
+        elif len(self._built) >= self._num_layers and not self._num_holds:
             self.share_out()
 
     def expect(self, num_layers):
@@ -56,12 +60,12 @@ class Allocation:
     @contextlib.contextmanager
     def held(self):
         """Waits with the sharing until the end of this context: more layers may come in it."""
-        self._is_held = True
+        self._num_holds += 1
         try:
             yield
         finally:
-            self._is_held = False
-        if self._built and len(self._built) >= self._num_layers:
+            self._num_holds -= 1
+        if self._built and len(self._built) >= self._num_layers and not self._num_holds:
             self.share_out()
 
     def share_out(self):
@@ -88,6 +92,8 @@ class Allocation:
             twin = first.setdefault((choice.kernel.path, tuple(choice.kernel.shape)), index)
             self._choose(choice, wrapper, share, twin)
         self._keep(shares)
+        if self.on_shared_out is not None:
+            self.on_shared_out()
 
     def _choose(self, choice, wrapper, sparsity, index):
         seed = (self._seed, index)
@@ -115,4 +121,4 @@ class Allocation:
     def _keep(self, shares):
         shares = iter(shares)
         for wrapper, choices in self._built:
-            wrapper.keep([float(next(shares)) for _ in choices], self._seed)
+            wrapper.keep_sparsity([float(next(shares)) for _ in choices], self._seed)

@@ -159,7 +159,7 @@ class _Stage:
         if dense is not new_layer:
             # For copies made from the config, which always have a sparsity below 1.
             share = min(1 - connections.mean(), math.nextafter(1.0, 0.0))
-            new_layer.keep([float(share)], new_layer.seed)
+            new_layer.keep_sparsity([float(share)], new_layer.seed)
             masks.assign(dense.kernel, connections)
         dense.kernel.assign(np.where(connections, self.kernel[chosen], 0))
         if dense.use_bias:

@@ -74,7 +74,8 @@ def dense_reason(layer, weight):
     if isinstance(layer, _NORMALISATIONS):
         return "normalisation"
     if not weight.trainable:
-        return "not trainable" if layer.trainable else "frozen"
+        # What a layer keeps for itself, the vector of a `SpectralNormalization` say, or frozen.
+        return meaning(layer, weight) or "not trainable" if layer.trainable else "frozen"
     if isinstance(layer, keras.layers.Embedding) or "embed" in weight.name:
         return "embedding"
     if isinstance(layer, _OPTIONAL_LAYERS) or "depthwise_kernel" in weight.name:
@@ -134,9 +135,9 @@ class Choice:
         if reason is not None:
             self._reasons[weight.path] = reason
         # A weight that has a mask belongs to another wrapper.
-        if is_dense or mask_of(weight) is not None or reason in ("frozen", "not trainable"):
+        if is_dense or mask_of(weight) is not None:
             return False
-        if reason in _FIRM:
+        if not weight.trainable or reason == "frozen" or reason in _FIRM:
             return False
         if reason is not None and not is_sparse:
             if self._shares is not None:

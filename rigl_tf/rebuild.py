@@ -4,7 +4,8 @@ import dataclasses
 
 import keras
 
-from rigl_tf.layers import without_build_configs
+from rigl_tf.layers import layers_of_weights, without_build_configs
+from rigl_tf.wrapper import SparseWrapper
 
 # Models whose structure is known; a Functional model is a `keras.Function` of its inputs.
 _CLONABLE = (keras.Sequential, keras.Function)
@@ -43,10 +44,12 @@ def leaves(model):
     """The layers of a model that can be exchanged, each once.
 
     These are the layers of Sequential and Functional models, and those that attributes of a model
-    hold, also in lists and dictionaries; those of nested models in their place.
+    hold, also in lists and dictionaries; those of nested models in their place, and those in a
+    layer like `TimeDistributed`, which computes with another one.
 
     Returns:
-        List of `(layer, containers)`: `containers` are the models around it, from the outside in.
+        List of `(layer, containers)`: `containers` are the models, and layers like that, around
+        it, from the outside in.
     """
     seen = {id(model)}
 
@@ -57,7 +60,7 @@ def leaves(model):
             if id(layer) in seen or not is_layer or isinstance(layer, keras.layers.InputLayer):
                 continue
             seen.add(id(layer))
-            if isinstance(layer, keras.Model):
+            if isinstance(layer, keras.Model) or _only_calls(layer):
                 yield from walk(layer, (*containers, layer))
             else:
                 yield layer, containers
@@ -65,18 +68,37 @@ def leaves(model):
     return list(walk(model, (model,)))
 
 
-def with_layers(model, exchange, in_place=False, inside_layers=False):
+def _only_calls(layer):
+    """Whether a layer has another one in its attribute `layer`, and no kernel of its own.
+
+    Around such a layer no `SparseWrapper` could stand: it hides the attribute, in which Keras looks
+    for what is to be saved.
+    """
+    if isinstance(layer, SparseWrapper) or not isinstance(
+        vars(layer).get("layer"), keras.layers.Layer
+    ):
+        return False
+    if not layer.built:
+        return type(layer) in (keras.layers.TimeDistributed, keras.layers.SpectralNormalization)
+    return all(
+        len(weight.shape) < 2 or not weight.trainable or layers[-1] is not layer
+        for weight, layers in layers_of_weights(layer)
+    )
+
+
+def with_layers(model, exchange, in_place=False):
     """A model around the layers of another one, some of which are exchanged.
 
     What is not exchanged is the same object, so both models share their weights.
 
     Args:
         model: A `keras.Model`.
-        exchange: Gets a layer that is no model, returns what takes its place: the layer, or another
-            one around it or inside of it.
-        in_place: Whether subclassed models, and Sequential ones that are not built, are changed
-            themselves. If not, a twin is made: another model of the class with the same attributes.
-        inside_layers: Whether the layers inside of layers are exchanged, too.
+        exchange: Gets a layer that is no model, returns what takes its place: the layer, or one
+            inside of it, or any other. It is asked for the layers inside of layers, too, but not
+            for those inside of what it has exchanged for another one.
+        in_place: Whether subclassed models, and what is not built, are changed themselves. If not,
+            and for built layers that hold others, a twin is made: another object of the class with
+            the same attributes.
 
     Returns:
         A model; `model` itself if it was changed in place, or nothing was exchanged. A new one is
@@ -94,13 +116,14 @@ def with_layers(model, exchange, in_place=False, inside_layers=False):
     def exchanged(layer):
         if not isinstance(layer, keras.layers.Layer):
             return layer  # an operation
-        if not isinstance(layer, keras.Model):
-            layer = exchange(layer)
-            if not inside_layers:
-                return layer
+        is_model = isinstance(layer, keras.Model)
+        if not is_model and (new := exchange(layer)) is not layer:
+            is_inner = any(new is each for each in _held(layer))
+            return visit(new) if is_inner else new
         if all(visit(each) is each for each in _held(layer)):
             return layer
-        return _around(layer, visit, in_place)
+        # A layer that is built may be one of another model, which is to stay as it is.
+        return _around(layer, visit, in_place and (is_model or not layer.built))
 
     return visit(model)
 

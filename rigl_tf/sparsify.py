@@ -90,7 +90,7 @@ def sparsify(
         allocation = Allocation(
             distribution, sparsity or 0.0, seed, choice, len(chosen), initializer
         )
-        parts = [each for each in _models_in(model) if not is_clonable(each) and not each.built]
+        parts = [each for each in _models_in(model) if not each.built]
         try:
             with allocation.held():
                 sparse = with_layers(model, _wrapping(chosen, allocation), in_place=True)
@@ -104,10 +104,11 @@ def sparsify(
         except Exception:
             _undo(model)
             raise
-    if sparse.built and not isinstance(sparsity, Mapping):
-        told = summary.coverage(sparse)
-        if told.is_surprising:
-            warnings.warn(str(told), stacklevel=2)
+    if not isinstance(sparsity, Mapping):
+        if sparse.built:
+            _tell_coverage(sparse)
+        else:
+            allocation.on_shared_out = functools.partial(_tell_coverage, sparse)
     _forget_training(model)
     if not is_clonable(sparse):
         sparse.compiled = False
@@ -136,7 +137,7 @@ def strip(model):
     _check_model(model, "strip")
     if not model.built:
         raise ValueError(f"`strip` needs a built model. Received: model={model.name!r}, not built")
-    return with_layers(model, _inner, inside_layers=True)
+    return with_layers(model, _inner)
 
 
 def _check_model(model, caller):
@@ -278,9 +279,21 @@ def _models_in(model):
 def _wrap_later(part, model, choice, allocation):
     """Wraps what a subclassed model, a part of `model` or itself, makes in `build` or in a call.
 
-    That is its first call, before it computes anything.
+    That is its first call, before it computes anything. A Sequential model makes no layers, but the
+    sparsity is shared out when all of them are built.
     """
     build = part.build
+    if is_clonable(part):
+
+        @functools.wraps(build)
+        def build_all(*args, **kwargs):
+            vars(part)["build"] = build
+            with allocation.held():
+                build(*args, **kwargs)
+
+        build_all.undo = functools.partial(vars(part).update, build=build)
+        vars(part)["build"] = build_all
+        return
     if part is not model:
         allocation.expect(1)  # this part, until it is known what is in it
 
@@ -312,6 +325,13 @@ def _wrap_later(part, model, choice, allocation):
     first_build.undo = functools.partial(vars(part).update, build=build)
     first_call.undo = functools.partial(vars(part).pop, "call")
     vars(part).update(build=first_build, call=first_call)
+
+
+def _tell_coverage(model):
+    """Warns if the sparsity is a share of less than a user may think."""
+    told = summary.coverage(model)
+    if told.is_surprising:
+        warnings.warn(str(told), stacklevel=3)
 
 
 def _forget_training(model):

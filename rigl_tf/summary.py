@@ -56,6 +56,8 @@ class Coverage:
             rule, not by the choice of the user.
         num_frozen: How many of these stay dense as they are not trained.
         num_embeddings: How many of these are embeddings.
+        num_copied: How many of the frozen ones have the path and shape of a sparse kernel: they
+            are those of its clone, in a target network for example.
     """
 
     num_weights: int
@@ -63,6 +65,7 @@ class Coverage:
     num_dense: int
     num_frozen: int
     num_embeddings: int
+    num_copied: int = 0
 
     @property
     def is_surprising(self):
@@ -77,6 +80,11 @@ class Coverage:
         ]
         if self.num_frozen:
             parts.append(f"{self.num_frozen:,} are frozen and stay dense")
+        if self.num_copied:
+            parts.append(
+                f"{self.num_copied:,} of these are in a clone of sparse layers, which has the same "
+                "masks if it is frozen after `sparsify`"
+            )
         if self.num_embeddings:
             parts.append(
                 f"{self.num_embeddings:,} are embeddings and stay dense, unless `sparse_layers` "
@@ -212,6 +220,7 @@ def coverage(model):
 
 def _coverage(kernels, dense, num_weights):
     by_rule = [weights for weights in dense if weights.reason != "not wrapped"]
+    sparse = {(kernel.path, kernel.shape) for kernel in kernels}
 
     def number(*reasons):
         return sum(weights.size for weights in by_rule if weights.reason in reasons)
@@ -222,6 +231,11 @@ def _coverage(kernels, dense, num_weights):
         sum(weights.size for weights in by_rule),
         number("frozen", "not trainable"),
         number("embedding"),
+        sum(
+            weights.size
+            for weights in by_rule
+            if weights.reason == "frozen" and (weights.path, weights.shape) in sparse
+        ),
     )
 
 

@@ -271,14 +271,14 @@ class SparseWrapper(keras.layers.Wrapper):
         Args:
             select: Gets the built layer, returns for each of its weights whether it is sparse.
             on_build: Gets this wrapper and a `MaskChoice` for each of these kernels. It calls
-                `choose` of these and `keep`, now or later.
+                `choose` of these and `keep_sparsity`, now or later.
             settle: Called when training starts: what is still open must be decided on.
         """
         self._select = select
         self._on_build = on_build
         self._settle = settle
 
-    def keep(self, shares, seed):
+    def keep_sparsity(self, shares, seed):
         """Remembers the sparsity of each kernel with a mask, for copies made from the config."""
         shares = iter(shares)
         self.sparsity = [next(shares) if chosen else None for chosen in self._chosen]

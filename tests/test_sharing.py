@@ -325,7 +325,64 @@ def listed():
     return model
 
 
-MODELS = [mlp, conv, attention, lstm, bidirectional, nested, listed]
+def at_each_time():
+    inner = keras.Sequential([layers.Dense(5), layers.TimeDistributed(layers.Dense(4))])
+    outer = layers.TimeDistributed(inner)
+    return keras.Sequential([keras.Input((2, 3, 6)), outer, layers.Dense(2)], name="m")
+
+
+def normalized():
+    layer = layers.SpectralNormalization(layers.Conv2D(4, 3))
+    return keras.Sequential([keras.Input((5, 5, 2)), layer, layers.Dense(2)], name="m")
+
+
+class Residual(layers.Layer):
+    """A user's layer around another one, with a layer of its own."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.scales = [layers.Dense(6)]
+
+    def call(self, inputs):
+        return inputs + self.scales[0](self.layer(inputs))
+
+
+def around():
+    residual = Residual(layers.Dense(7))
+    return keras.Sequential([keras.Input((6,)), residual, layers.Dense(2)], name="m")
+
+
+class Transposed(layers.Layer):
+    """The transpose of another layer, a second use of its kernel."""
+
+    def __init__(self, dense):
+        super().__init__()
+        self.dense = dense
+
+    def call(self, inputs):
+        return keras.ops.matmul(inputs, keras.ops.transpose(self.dense.kernel))
+
+
+def tied():
+    dense = layers.Dense(4, name="z")  # after its other place, in the order of Keras's files
+    inputs = keras.Input((6,))
+    return keras.Model(inputs, Transposed(dense)(dense(inputs)), name="m")
+
+
+MODELS = [
+    mlp,
+    conv,
+    attention,
+    lstm,
+    bidirectional,
+    nested,
+    listed,
+    at_each_time,
+    normalized,
+    around,
+    tied,
+]
 
 
 def inputs_of(model):
@@ -520,6 +577,29 @@ def test_a_network_and_its_clone_have_the_same_masks():
         np.testing.assert_array_equal(one.kernel_mask, other.kernel_mask)
         np.testing.assert_array_equal(one.layer.kernel, other.layer.kernel)
     assert not np.any(model(X))
+
+
+def test_a_clone_that_is_frozen_before_is_told():
+    model = WithTarget()
+    model.target.trainable = False
+    model(X)
+    with pytest.warns(UserWarning, match="72 of these are in a clone of sparse layers, which has"):
+        half(model)
+    frozen_after = WithTarget()
+    frozen_after(X)
+    sparse = half(frozen_after)
+    sparse.target.trainable = False
+    for one, other in zip(sparse.online.weights, sparse.target.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_layer_that_holds_a_sparse_one_has_its_wrapper():
+    dense = tied()
+    sparse = half(dense)
+    assert sparse.layers[2].dense is sparse.layers[1]
+    assert dense.layers[2].dense is dense.layers[1]
+    assert len(dense.weights) == 2
+    assert rigl_tf.strip(sparse).layers[2].dense is dense.layers[1]
 
 
 def test_quantize_of_a_sparse_layer_is_told():

@@ -232,6 +232,34 @@ def test_of_what_the_sparsity_is_a_share_is_told():
         rigl_tf.sparsify(mlp(), 0.5)
 
 
+class WithFrozen(keras.Model):
+    """A frozen base that is built after the last sparse kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = layers.Dense(3)
+        self.base = layers.Dense(30, trainable=False)
+
+    def call(self, inputs):
+        return self.base(self.head(inputs))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        WithFrozen,
+        lambda: keras.Sequential([layers.Dense(3), layers.Dense(30, trainable=False)]),
+        lambda: keras.Sequential([WithFrozen()]),
+    ],
+)
+def test_of_what_it_is_a_share_is_told_once_the_model_is_built(make):
+    sparse = rigl_tf.sparsify(make(), 0.5)
+    with pytest.warns(UserWarning, match=r"^48 of 171 weights .*; 90 are frozen and stay") as told:
+        sparse(np.ones((2, 16)))
+    assert len(told) == 1
+    sparse(np.ones((2, 16)))
+
+
 def test_only_embeddings():
     model = keras.Sequential([keras.Input((5,)), layers.Embedding(9, 4, name="words")], name="m")
     with pytest.raises(
