@@ -39,8 +39,9 @@ from rigl_tf import (
     schedules,
     selection,
 )
-from rigl_tf.compact import compact, live_units
-from rigl_tf.export import export
+from rigl_tf.artifacts import export
+from rigl_tf.layers import SparseWrapper
+from rigl_tf.layers.summary import sparsity_summary
 from rigl_tf.masks import get_masks, load_masks, save_masks, set_masks
 from rigl_tf.optimizers import (
     DNW,
@@ -52,9 +53,7 @@ from rigl_tf.optimizers import (
     SparseOptimizer,
     StaticSparse,
 )
-from rigl_tf.sparsify import sparsify, strip
-from rigl_tf.summary import sparsity_summary
-from rigl_tf.wrapper import SparseWrapper
+from rigl_tf.transforms import compact, live_units, sparsify, strip
 
 __version__ = "0.1.0"
 

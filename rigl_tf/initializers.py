@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from rigl_tf import masks
 from rigl_tf.checks import check_choice, check_integers
-from rigl_tf.layers import layers_of_weights
+from rigl_tf.walk import layers_of_weights
 
 _MODES = ("fan_in", "fan_out", "fan_avg")
 _DISTRIBUTIONS = ("normal", "uniform")

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from rigl_tf.layers import all_layers
+from rigl_tf.walk import all_layers
 
 
 def signature(model, inputs=None):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from rigl_tf import layers, masks
+from rigl_tf import masks, walk
 
 
 class Batch(NamedTuple):
@@ -274,7 +274,7 @@ def untouched_state(model):
     """Gives moving statistics, seeds and the like their values back; masks never change here."""
     of_masks = {id(masks.mask_of(k)) for k in masks.sparse_kernels(model).values()}
     state = [each for each in model.non_trainable_variables if id(each) not in of_masks]
-    for layer in layers.all_layers(model):
+    for layer in walk.all_layers(model):
         if getattr(layer, "stateful", False):  # the states of recurrent layers are no weights
             state += keras.tree.flatten(getattr(layer, "states", None) or [])
     before = [tf.identity(each.value) for each in state]

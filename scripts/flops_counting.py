@@ -78,7 +78,7 @@ class Ours:
         self._costs = {}
 
     def dense(self, width=1.0):
-        """The `rigl_tf.costs.Cost` of the dense network."""
+        """The `rigl_tf.flops.Cost` of the dense network."""
         if width not in self._costs:
             self._costs[width] = flops.count(self._builder(width=width))
         return self._costs[width]
@@ -109,7 +109,7 @@ class Authors:
     weights are fractions. A wider network has the sparsities of the network of width 1.
 
     Args:
-        cost: The `rigl_tf.costs.Cost` of the dense network of width 1.
+        cost: The `rigl_tf.flops.Cost` of the dense network of width 1.
         positions: `{path: output positions}` where theirs are others: they take all padding to be
             `size // 2` on each side, also of an input that is padded already.
     """

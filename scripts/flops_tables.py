@@ -14,8 +14,8 @@ from absl import app, flags
 
 import models
 import rigl_tf
-from rigl_tf import str_lists
-from rigl_tf.costs import Cost, KernelCost
+from rigl_tf.distributions import published as str_lists
+from rigl_tf.flops import Cost, KernelCost
 from scripts import flops_counting, flops_published, results
 
 FLAGS = flags.FLAGS

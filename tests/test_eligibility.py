@@ -8,7 +8,7 @@ import pytest
 
 import rigl_tf
 from rigl_tf.checks import check_keras_3
-from rigl_tf.eligibility import Choice, dense_reason
+from rigl_tf.layers.eligibility import Choice, dense_reason
 
 layers = keras.layers
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import models
 import rigl_tf
-from rigl_tf import costs, flops
+from rigl_tf import flops
 
 layers = keras.layers
 
@@ -174,7 +174,7 @@ def test_lenet5():
     [(256, 1), (257, 2), (65_536, 2), (65_537, 4), (2**32, 4), (2**32 + 1, 8)],
 )
 def test_the_width_of_an_index(size, index_bytes):
-    kernel = costs.KernelCost("kernel", (size,), num_active=10, num_uses=1)
+    kernel = flops.KernelCost("kernel", (size,), num_active=10, num_uses=1)
     assert kernel.num_bytes_indexed == 10 * (4 + index_bytes)
     assert kernel.num_bytes == 40 + math.ceil(size / 8)
     assert kernel.dense_bytes == 4 * size
@@ -199,10 +199,10 @@ def test_the_table():
 
 def test_the_table_of_what_is_not_known():
     kernels = (
-        costs.KernelCost("known", (4, 5), 7, num_uses=1),
-        costs.KernelCost("looped", (4, 5), 7, num_uses=None, unknown="a loop"),
+        flops.KernelCost("known", (4, 5), 7, num_uses=1),
+        flops.KernelCost("looped", (4, 5), 7, num_uses=None, unknown="a loop"),
     )
-    cost = costs.Cost(kernels, num_other_weights=0)
+    cost = flops.Cost(kernels, num_other_weights=0)
     assert (cost.flops, cost.multiply_adds, cost.dense_multiply_adds) == (None, None, None)
     known, looped, model = [line for line in str(cost).splitlines() if "%" in line]
     assert "?" not in known

@@ -2,7 +2,7 @@
 
 import keras
 
-from rigl_tf.layers import all_layers, layers_of_weights
+from rigl_tf.walk import all_layers, layers_of_weights
 
 
 class Holder(keras.layers.Layer):

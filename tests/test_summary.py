@@ -6,7 +6,7 @@ import pytest
 
 import models
 import rigl_tf
-from rigl_tf import summary
+from rigl_tf.layers import summary
 
 layers = keras.layers
 

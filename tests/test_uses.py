@@ -1,4 +1,4 @@
-"""Tests of `rigl_tf.uses`: how often connections are used, by hand for every kind of layer."""
+"""Tests of `rigl_tf.flops.graph`: the uses of connections, by hand for every kind of layer."""
 
 import fractions
 

@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 import rigl_tf
-from rigl_tf.eligibility import Choice
-from rigl_tf.layers import all_layers
+from rigl_tf.layers.eligibility import Choice
+from rigl_tf.walk import all_layers
 
 layers = keras.layers
 

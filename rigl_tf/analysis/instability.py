@@ -9,9 +9,9 @@ import tensorflow as tf
 
 from rigl_tf.analysis.connectivity import error_barrier, interpolate
 from rigl_tf.checks import check_functions, check_integers
-from rigl_tf.layers import all_layers
 from rigl_tf.masks import set_masks
 from rigl_tf.objective import check_ends
+from rigl_tf.walk import all_layers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

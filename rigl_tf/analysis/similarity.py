@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from rigl_tf import eligibility, layers, masks, selection
+from rigl_tf import masks, selection, walk
+from rigl_tf.layers import eligibility
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +133,7 @@ def get_kernels(model):
 def _variables(model):
     return masks.by_path(
         weight
-        for weight, around in layers.layers_of_weights(model)
+        for weight, around in walk.layers_of_weights(model)
         if masks.mask_of(weight) is not None or eligibility.dense_reason(around[-1], weight) is None
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from rigl_tf.objective import mean_loss, on_a_replica
-from rigl_tf.rebuild import calls_of
+from rigl_tf.transforms.rebuild import calls_of
 
 # Of the units that a first-order approximation ranks highest, so many are evaluated exactly.
 _NUM_EXACT = 5

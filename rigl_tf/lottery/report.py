@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 
-from rigl_tf.layers import all_layers
-from rigl_tf.rebuild import is_clonable
+from rigl_tf.transforms.rebuild import is_clonable
+from rigl_tf.walk import all_layers
 
 
 def has_residual(model):

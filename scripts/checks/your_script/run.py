@@ -28,7 +28,7 @@ import tensorflow as tf
 from absl import app, flags
 
 import rigl_tf
-from rigl_tf.layers import all_layers
+from rigl_tf.walk import all_layers
 from scripts import results
 from scripts.checks import your_script
 

@@ -67,17 +67,18 @@ def _children(layer):
 
 def _attributes(layer):
     """The layers among a layer's public attributes, also inside lists, tuples and dictionaries."""
-    return _layers_in([value for name, value in vars(layer).items() if not name.startswith("__")])
+    return layers_in([value for name, value in vars(layer).items() if not name.startswith("__")])
 
 
-def _layers_in(values):
+def layers_in(values):
+    """The layers among values, and in lists, tuples and dictionaries of them, in their order."""
     for value in values:
         if isinstance(value, keras.layers.Layer):
             yield value
         elif isinstance(value, dict):
-            yield from _layers_in(value.values())
+            yield from layers_in(value.values())
         elif isinstance(value, (list, tuple)):
-            yield from _layers_in(value)
+            yield from layers_in(value)
 
 
 def unbuilt(layer):

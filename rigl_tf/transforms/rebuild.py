@@ -4,8 +4,8 @@ import dataclasses
 
 import keras
 
-from rigl_tf.layers import layers_of_weights, without_build_configs
-from rigl_tf.wrapper import SparseWrapper
+from rigl_tf.layers.wrapper import SparseWrapper
+from rigl_tf.walk import layers_in, layers_of_weights, without_build_configs
 
 # Models whose structure is known; a Functional model is a `keras.Function` of its inputs.
 _CLONABLE = (keras.Sequential, keras.Function)
@@ -196,20 +196,9 @@ def _held(layer):
     """The layers (and operations) of a model's graph, and those in a layer's attributes."""
     in_graph = layer.layers if is_clonable(layer) else []
     values = [value for name, value in vars(layer).items() if name not in _TRACKED]
-    held = {id(each): each for each in [*in_graph, *_layers_in(values)]}
+    held = {id(each): each for each in [*in_graph, *layers_in(values)]}
     internal = getattr(layer, "_functional", None)  # of a Sequential model
     return [each for each in held.values() if each is not internal]
-
-
-def _layers_in(value):
-    """The layers in a value of lists, tuples and dictionaries."""
-    if isinstance(value, keras.layers.Layer):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [layer for each in value for layer in _layers_in(each)]
-    return []
 
 
 def _around(layer, visit, in_place):
@@ -325,7 +314,7 @@ def _set_attributes(new, layer, visit):
             continue
         if new is not layer and name in vars(new):
             continue
-        if any(visit(each) is not each for each in _layers_in(value)):
+        if any(visit(each) is not each for each in layers_in([value])):
             setattr(new, name, _exchanged(value, visit))
         else:
             vars(new)[name] = value

@@ -1,5 +1,6 @@
 """Export: the pruned model as a file that is checked and measured."""
 
+import dataclasses
 import math
 import pathlib
 import re
@@ -9,16 +10,16 @@ import zlib
 
 import keras
 import numpy as np
+import rich.table
 import tensorflow as tf
 
 from rigl_tf import flops
 from rigl_tf.checks import check_choice
-from rigl_tf.costs import ExportReport
 from rigl_tf.inputs import batch_of, check_shapes, signature
-from rigl_tf.layers import all_layers
+from rigl_tf.layers.summary import as_text, num_outside
 from rigl_tf.masks import own_masks
-from rigl_tf.sparsify import strip
-from rigl_tf.summary import num_outside
+from rigl_tf.transforms.sparsify import strip
+from rigl_tf.walk import all_layers
 
 _FORMATS = ("saved_model", "keras")
 # Relative to the largest output: compiled differently, float32 sums differ in the last digits.
@@ -30,6 +31,78 @@ _NUM_OWN_DIFFERENCES = 10
 # out roundings between operations.
 _NUM_ROUNDINGS = 4
 _EPSILONS = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportReport:
+    """What `rigl_tf.export` wrote; `print` shows it as a table.
+
+    Attributes:
+        path: Where the artifact is.
+        format: `"saved_model"` or `"keras"`.
+        num_weights: Number of weights, zeros included.
+        num_active: Number of weights that are not masked out.
+        flops, dense_flops: FLOPs per sample, of the active connections and of all; `None` if they
+            cannot be counted.
+        file_bytes: Size of the artifact.
+        compressed_bytes: Its size compressed (zlib), as when it is downloaded: zeros cost nothing.
+        sparse_bytes: Size of the weights as active float32 values and a bit mask.
+        max_difference: Largest absolute difference between the outputs of the loaded artifact and
+            those of the model, on `inputs` or on random ones. Equal infinities do not differ.
+        not_counted: Dictionary `{path of a kernel: why its FLOPs cannot be counted}`.
+        outside: Dictionary `{path of a kernel: number of weights that are not zero outside of its
+            mask}`, of the kernels with such weights.
+    """
+
+    path: str
+    format: str
+    num_weights: int
+    num_active: int
+    flops: int | None
+    dense_flops: int | None
+    file_bytes: int
+    compressed_bytes: int
+    sparse_bytes: int
+    max_difference: float
+    not_counted: dict = dataclasses.field(default_factory=dict)
+    outside: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def sparsity(self):
+        """Share of zeros among all weights."""
+        return 1 - self.num_active / self.num_weights if self.num_weights else 0.0
+
+    @property
+    def flops_ratio(self):
+        """FLOPs of the active connections as a share of all; 1 if there are none."""
+        if self.not_counted:
+            return None
+        return self.flops / self.dense_flops if self.dense_flops else 1.0
+
+    def to_dict(self):
+        """All of it as a dictionary for JSON."""
+        derived = {"sparsity": self.sparsity, "flops_ratio": self.flops_ratio}
+        return {**dataclasses.asdict(self), **derived}
+
+    def __str__(self):
+        table = rich.table.Table(title=f"Exported to {self.path}", title_justify="left")
+        table.add_column("")
+        table.add_column("", justify="right")
+        table.add_row("format", self.format)
+        table.add_row("active weights", f"{self.num_active:,} of {self.num_weights:,}")
+        table.add_row("sparsity of all weights", f"{self.sparsity:.2%}")
+        if self.not_counted:
+            table.add_row("FLOPs per sample", "not counted, see `not_counted`")
+        else:
+            table.add_row("FLOPs per sample", f"{self.flops:,} of {self.dense_flops:,}")
+            table.add_row("FLOPs ratio", f"{self.flops_ratio:.3f}")
+        if self.outside:
+            table.add_row("not zero outside of the masks", f"{sum(self.outside.values()):,}")
+        table.add_row("bytes on disk", f"{self.file_bytes:,}")
+        table.add_row("bytes compressed", f"{self.compressed_bytes:,}")
+        table.add_row("bytes as values and bit mask", f"{self.sparse_bytes:,}")
+        table.add_row("largest output difference", f"{self.max_difference:.2g}")
+        return as_text(table)
 
 
 def export(model, path, format="saved_model", inputs=None, check=True):

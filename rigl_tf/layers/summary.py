@@ -10,8 +10,8 @@ import rich.table
 
 from rigl_tf import masks
 from rigl_tf.checks import check_keras_3
-from rigl_tf.eligibility import reason_within
-from rigl_tf.layers import layers_of_weights
+from rigl_tf.layers.eligibility import reason_within
+from rigl_tf.walk import layers_of_weights
 
 
 @dataclasses.dataclass(frozen=True)

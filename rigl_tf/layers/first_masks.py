@@ -1,9 +1,67 @@
-"""How the kernels of a model get their sparsity, once they are all there."""
+"""The first masks of a model, and the sparsities they have, which may be known late.
+
+A kernel may be there before it is known how sparse it is to be: that depends on all kernels of the
+model, the last of which is built later.
+"""
 
 import contextlib
 import functools
+import math
 
-from rigl_tf import distributions, initializers, masks
+import tensorflow as tf
+
+from rigl_tf import distributions, initializers, masks, selection
+
+
+class MaskChoice:
+    """The first mask of a kernel: random, of a sparsity that may be known later than the mask.
+
+    It is the mask variable's initializer. A model that is built inside `fit` gets its variables
+    only after all of its layers are built; then the sparsity is known when Keras asks for the
+    mask, and the kernel, which comes before its mask, is there to be zeroed.
+    """
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+        self._sparsity = None
+        self._seed = None
+        self._draw = None
+
+    def choose(self, sparsity, seed, draw=None):
+        """Decides on a random mask with `floor(sparsity * size)` zeros.
+
+        With `draw`, a function of the mask, the kernel gets the values that it returns.
+        """
+        self._sparsity = sparsity
+        self._seed = seed
+        self._draw = draw
+        if (sparsity or draw) and _is_initialized(masks.mask_of(self.kernel)):
+            with tf.init_scope():
+                mask = self._mask()
+                masks.mask_of(self.kernel).assign(mask)
+                self.kernel.assign(self._values(mask))
+
+    def __call__(self, shape, dtype=None):
+        mask = self._mask()
+        if (self._sparsity or self._draw) and _is_initialized(self.kernel):
+            self.kernel.assign(self._values(mask))
+        return mask
+
+    def _values(self, mask):
+        return self._draw(mask) if self._draw else masks.masked(self.kernel, mask)
+
+    def _mask(self):
+        if not self._sparsity:
+            return tf.ones(self.kernel.shape, tf.bool)
+        size = math.prod(self.kernel.shape)
+        num_active = size - distributions.num_zeros(size, self._sparsity)
+        return selection.random_mask(self.kernel.shape, num_active, self._seed)
+
+
+def _is_initialized(variable):
+    """Whether a Keras variable has its value; until then Keras gives a tensor as a stand-in."""
+    return isinstance(variable.value, tf.Variable)
+
 
 NO_KERNEL = (
     "`sparsify` needs a model with a layer whose kernel can be sparse: a trainable weight of two "

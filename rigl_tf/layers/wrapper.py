@@ -9,8 +9,9 @@ import keras
 import tensorflow as tf
 
 from rigl_tf import distributions, masks
-from rigl_tf.eligibility import Choice
-from rigl_tf.layers import (
+from rigl_tf.layers.eligibility import Choice
+from rigl_tf.layers.first_masks import MaskChoice
+from rigl_tf.walk import (
     all_layers,
     build_by_call,
     build_signature,
@@ -19,7 +20,6 @@ from rigl_tf.layers import (
     unbuilt,
     without_build_configs,
 )
-from rigl_tf.mask_choice import MaskChoice
 
 # Where the masks stand among the attributes of a wrapper: Keras loads these in alphabetical order,
 # and the masks must come after the kernels.
@@ -41,7 +41,7 @@ class SparseWrapper(keras.layers.Wrapper):
     file fits the sparse and the dense model.
 
     Args:
-        layer: The `keras.layers.Layer` to wrap, built or not. See `rigl_tf.eligibility`.
+        layer: The `keras.layers.Layer` to wrap, built or not. See `rigl_tf.layers.eligibility`.
         sparsity: Share of zeros, in `[0, 1)`, of each of the layer's kernels; or a list with an
             entry for each of `layer.weights`, `None` for those that stay dense.
         seed: Integer, or `None` for a random one, as in Keras's initializers:

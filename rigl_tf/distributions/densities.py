@@ -1,32 +1,12 @@
-"""How an overall sparsity is shared out among the kernels of a model.
-
-A distribution is a function `fn(shapes, sparsity) -> {path: sparsity}`. `shapes` is an
-ordered, non-empty `{path: shape}` in Keras layout (Dense `(in, out)`, Conv2D `(height,
-width, in, out)`); the result has the same paths in the same order. Every sparsity is a
-share of zeros, a float in `[0, 1)`, so no kernel is ever emptied. Only kernels count:
-biases and normalisation are no part of it.
-"""
+"""The distributions by formula, and how a sparsity is shared out by one of them."""
 
 import collections
 import math
 from collections.abc import Mapping
 from numbers import Real
 
-from rigl_tf import str_lists
 from rigl_tf.checks import LARGEST_SPARSITY, check_integers, check_shapes, check_sparsity
-from rigl_tf.smart_ratio import smart_ratio
-
-__all__ = [
-    "allocate",
-    "check_sparsity",
-    "erdos_renyi",
-    "erk",
-    "get",
-    "num_zeros",
-    "smart_ratio",
-    "str_resnet50",
-    "uniform",
-]
+from rigl_tf.distributions import published
 
 
 def num_zeros(size, sparsity):
@@ -172,21 +152,21 @@ def str_resnet50(shapes, sparsity):
         ValueError: If `sparsity` is none of these, or `shapes` are not those of ResNet-50.
     """
     shapes = check_shapes(shapes)
-    if check_sparsity(sparsity) not in str_lists.LISTS:
+    if check_sparsity(sparsity) not in published.LISTS:
         raise ValueError(
-            f"STR's lists have an overall `sparsity` of {list(str_lists.LISTS)}. "
+            f"STR's lists have an overall `sparsity` of {list(published.LISTS)}. "
             f"Received: sparsity={sparsity!r}"
         )
-    missing = collections.Counter(str_lists.SHAPES)
+    missing = collections.Counter(published.SHAPES)
     missing.subtract(shapes.values())
     if any(missing.values()):
         difference = {shape: -count for shape, count in missing.items() if count}
         raise ValueError(
-            f"STR's lists are for the {len(str_lists.SHAPES)} kernels of ResNet-50 on ImageNet. "
+            f"STR's lists are for the {len(published.SHAPES)} kernels of ResNet-50 on ImageNet. "
             f"Received: {len(shapes)} kernels, more (or fewer, if negative): {difference}"
         )
     values = collections.defaultdict(list)
-    for shape, value in zip(str_lists.SHAPES, str_lists.LISTS[float(sparsity)], strict=True):
+    for shape, value in zip(published.SHAPES, published.LISTS[float(sparsity)], strict=True):
         values[shape].append(value)
     return {path: values[shape].pop(0) for path, shape in shapes.items()}
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import keras
 
-from rigl_tf.layers import layers_of_weights
+from rigl_tf.layers.named import Selection, Shares
+from rigl_tf.layers.weight_names import meaning
 from rigl_tf.masks import mask_of
-from rigl_tf.named_layers import Selection, Shares
-from rigl_tf.weight_names import meaning
+from rigl_tf.walk import layers_of_weights
 
 # Weights of two and more dimensions that are no connections between units, by parts of their name.
 _DENSE_BY_NAME = {
@@ -62,7 +62,8 @@ def dense_reason(layer, weight):
     Sparse can be the trainable weights of two and more dimensions, except biases, the scale and
     offset of normalisations, the slopes of activations, LoRA adapters, embeddings, depthwise
     kernels (which connect each channel with itself only, and hold few weights), and what is no
-    kernel by its name or shape, see `rigl_tf.weight_names`: positions, tokens, learned queries.
+    kernel by its name or shape, see `rigl_tf.layers.weight_names`: positions, tokens, learned
+    queries.
     """
     if len(weight.shape) < 2:
         return "fewer than two dimensions"
@@ -101,7 +102,7 @@ class Choice:
     """A user's choice of kernels: the rule of `dense_reason`, and the exceptions from it.
 
     Args:
-        dense_layers: Layers that stay dense, given as in `rigl_tf.named_layers`.
+        dense_layers: Layers that stay dense, given as in `rigl_tf.layers.named`.
         sparse_layers: Layers of which also those weights are sparse that the rule takes for
             embeddings, depthwise kernels, positions and the like; likewise.
         sparsity: A dictionary `{layers, given likewise: sparsity}`: what it does not name stays

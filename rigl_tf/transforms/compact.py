@@ -7,9 +7,9 @@ import keras
 import numpy as np
 
 from rigl_tf import masks
-from rigl_tf.layers import without_build_configs
-from rigl_tf.rebuild import calls_of, is_clonable
-from rigl_tf.wrapper import SparseWrapper
+from rigl_tf.layers.wrapper import SparseWrapper
+from rigl_tf.transforms.rebuild import calls_of, is_clonable
+from rigl_tf.walk import without_build_configs
 
 _RULE = (
     "`compact` and `live_units` take a chain of Dense layers on vectors. Between them may stand "
