@@ -65,12 +65,16 @@ class MaskConstraint(keras.constraints.Constraint):
         constraint: The user's own constraint of this kernel, or `None`. It is applied first.
         settle: Function to call before training starts, or `None`: it decides on a mask that is
             still open.
+
+    Attributes:
+        watchers: Boolean variables of optimizers, which become `True` when the mask is set.
     """
 
     def __init__(self, kernel_mask, constraint=None, settle=None):
         self.kernel_mask = kernel_mask
         self.constraint = constraint
         self.settle = settle
+        self.watchers = []
 
     def __call__(self, kernel):
         if self.constraint is not None:
@@ -117,6 +121,8 @@ def assign(kernel, mask):
     with tf.init_scope():
         mask_of(kernel).assign(mask)
         apply_mask(kernel)
+        for watcher in kernel.constraint.watchers:
+            watcher.assign(True)
 
 
 def apply_mask(kernel):
@@ -174,11 +180,13 @@ def set_masks(model, masks):
     """Sets masks, and zeroes the connections that they make inactive.
 
     Connections that become active start at zero. Kernels without an entry in `masks` keep theirs.
-    An optimizer's slots stay as they are: a connection that was trained before, taken away and
-    given back, goes on with what is left of its momentum.
+    In the next step of an optimizer of `rigl_tf`, the slots of what is inactive start again, its
+    momentum say.
 
-    Other code can write into inactive connections. What it writes counts until the next optimizer
-    step, or until `set_masks(model, get_masks(model))`; `rigl_tf.sparsity_summary` tells of it.
+    Other code can write into inactive connections. An optimizer of Keras zeroes them in its next
+    step, one of `rigl_tf` in the first step of a `fit`, every 100 steps, at mask updates, and when
+    `fit` ends. `set_masks(model, get_masks(model))` does it at once; `rigl_tf.sparsity_summary`
+    tells of such weights.
 
     Args:
         model: A sparse `keras.Model` or layer.

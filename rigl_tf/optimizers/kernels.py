@@ -1,5 +1,6 @@
 """What a sparse optimizer knows of the sparse kernels, and what it does to one of them."""
 
+import contextlib
 import dataclasses
 
 import keras
@@ -57,10 +58,30 @@ class SparseKernel:
         return self.explored.ever_active.value, self.explored.num_replaced.value
 
 
-class Plan:
-    """The variables of an optimizer, and the sparse kernels by the identity of theirs."""
+    def zero_inactive(self, strategy):
+        """Zeroes the inactive connections, and lets their slots start again."""
 
-    def __init__(self, variables, trained, kernels):
+        def zero_one(kernel, mask, slots):
+            kernel.assign(masks.masked(kernel, mask))
+            for variable, slot in zip(slots, self.slots, strict=True):
+                start = slot.initializer(variable.shape, dtype=variable.dtype)
+                variable.assign(tf.where(mask, variable, start))
+
+        args = (self.mask.value, [slot.variable.value for slot in self.slots])
+        strategy.extended.update(self.kernel.value, zero_one, args=args, group=False)
+
+
+class Plan:
+    """The variables of an optimizer, and the sparse kernels by the identity of theirs.
+
+    Args:
+        variables: The variables of the model that it trains.
+        trained: What the inner optimizer trains in the place of each.
+        kernels: List of `SparseKernel`.
+        is_elementwise: Whether the inner optimizer trains each entry by itself.
+    """
+
+    def __init__(self, variables, trained, kernels, is_elementwise):
         self.variables = variables
         self.by_id = {id(sparse.kernel): sparse for sparse in kernels}
         self._trained_by_id = {
@@ -76,6 +97,43 @@ class Plan:
             for slot in sparse.slots
             if slot.is_weight_average
         ]
+
+        # Those whose zeros no gradient step of the inner optimizer changes.
+        self.keep_zeros = [
+            sparse
+            for sparse in kernels
+            if is_elementwise
+            and sparse.trained is sparse.kernel
+            and sparse.kernel.constraint.constraint is None
+        ]
+
+        # Whether other code may have changed masks, weights or slots; no part of the state.
+        self.is_suspect = keras.Variable(
+            True, dtype="bool", trainable=False, aggregation="only_first_replica", name="is_suspect"
+        )
+        for sparse in self.keep_zeros:
+            sparse.kernel.constraint.watchers.append(self.is_suspect)
+
+    def zero_inactive(self, strategy):
+        """Undoes what other code wrote into inactive connections, or their slots."""
+        for sparse in self.keep_zeros:
+            sparse.zero_inactive(strategy)
+        self.is_suspect.assign(False)
+
+    @contextlib.contextmanager
+    def without_needless_constraints(self):
+        """Leaves out, in gradient steps, the constraints that would find nothing to do.
+
+        They cost a pass through the memory of each kernel.
+        """
+        constraints = [sparse.kernel.constraint for sparse in self.keep_zeros]
+        try:
+            for sparse in self.keep_zeros:
+                sparse.kernel.constraint = None
+            yield
+        finally:
+            for sparse, constraint in zip(self.keep_zeros, constraints, strict=True):
+                sparse.kernel.constraint = constraint
 
     def trained(self, variables):
         """What the inner optimizer trains in the place of each variable."""

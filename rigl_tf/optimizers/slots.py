@@ -5,6 +5,19 @@ import dataclasses
 
 import keras
 
+_ELEMENTWISE = (
+    keras.optimizers.SGD,
+    keras.optimizers.RMSprop,
+    keras.optimizers.Adam,
+    keras.optimizers.AdamW,
+    keras.optimizers.Adadelta,
+    keras.optimizers.Adagrad,
+    keras.optimizers.Adamax,
+    keras.optimizers.Nadam,
+    keras.optimizers.Lion,
+)
+_AROUND_OTHERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
+
 
 @dataclasses.dataclass(eq=False)
 class Slot:
@@ -23,6 +36,18 @@ def optimizers_within(optimizer):
     elif hasattr(optimizer, "optimizers"):
         for child in optimizer.optimizers:
             yield from optimizers_within(child)
+
+
+def is_elementwise(optimizer):
+    """Whether an entry with the weight, gradient and slots 0 stays 0, whatever the others are.
+
+    Known of those of Keras that compute with each entry by itself; not with averages of weights.
+    """
+    return all(
+        type(each) in _ELEMENTWISE and not each.use_ema and getattr(each, "epsilon", 1) > 0
+        for each in optimizers_within(optimizer)
+        if type(each) not in _AROUND_OTHERS
+    )
 
 
 @contextlib.contextmanager

@@ -6,8 +6,11 @@ import tensorflow as tf
 
 from rigl_tf import masks
 from rigl_tf.optimizers import draws, growth, kernels, limits
-from rigl_tf.optimizers.slots import recorded_slots
+from rigl_tf.optimizers.slots import is_elementwise, recorded_slots
 from rigl_tf.optimizers.wrapping import WrappingOptimizer, can_hold
+
+# In steps: how often what other code wrote into inactive connections is looked for.
+_CHECK_FREQUENCY = 100
 
 
 class SparseTraining(WrappingOptimizer):
@@ -79,7 +82,9 @@ class SparseTraining(WrappingOptimizer):
             for index, (kernel, twin) in enumerate(zip(variables, trained, strict=True))
             if masks.mask_of(kernel) is not None
         ]
-        self._plan = kernels.Plan(variables, trained, sparse_kernels)
+        self._plan = kernels.Plan(
+            variables, trained, sparse_kernels, is_elementwise(self.inner_optimizer)
+        )
         self._start()
 
     def _start(self):
@@ -167,7 +172,8 @@ class SparseTraining(WrappingOptimizer):
             kernels.average_gradients(strategy, pairs, self.gradient_momentum, loss_scale)
 
         def train():
-            strategy.extended.call_for_each_replica(self._train, args=(grads, variables))
+            with self._plan.without_needless_constraints():
+                strategy.extended.call_for_each_replica(self._train, args=(grads, variables))
             self._after_training(strategy)
 
         def update():
@@ -176,6 +182,13 @@ class SparseTraining(WrappingOptimizer):
             self._update_masks(strategy, pairs, loss_scale)
 
         step = tf.convert_to_tensor(self.step)
+        if self._plan.keep_zeros:
+            is_suspect = tf.convert_to_tensor(self._plan.is_suspect)
+            tf.cond(
+                is_suspect | (step % _CHECK_FREQUENCY == 0),
+                lambda: self._plan.zero_inactive(strategy),
+                lambda: None,
+            )
         is_update_step = self.is_update_step(step)
         if isinstance(is_update_step, bool):
             update() if is_update_step else train()
@@ -249,6 +262,8 @@ class SparseTraining(WrappingOptimizer):
         for variable in var_list:
             if masks.mask_of(variable) is not None:
                 masks.apply_mask(variable)
+        if self.built:
+            self._plan.is_suspect.assign(True)
         told, self._num_told = self._num_told, self._num_skipped()
         if self._num_told > told:
             warnings.warn(
@@ -271,6 +286,7 @@ class SparseTraining(WrappingOptimizer):
     def load_own_variables(self, store):
         super().load_own_variables(store)
         if self.built:
+            self._plan.is_suspect.assign(True)
             self._load_counts(store)
         self._num_told = self._num_skipped()
 
