@@ -2,7 +2,7 @@
 
 import keras
 
-from rigl_tf.optimizers import SparseOptimizer, kernels
+from rigl_tf.optimizers import SparseTraining, kernels
 from rigl_tf.optimizers.slots import optimizers_within
 
 
@@ -25,7 +25,7 @@ class ExplorationLogger(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         optimizers = optimizers_within(self.model.optimizer)
-        sparse = [each for each in optimizers if isinstance(each, SparseOptimizer)]
+        sparse = [each for each in optimizers if isinstance(each, SparseTraining)]
         self._optimizers = [each for each in sparse if each.track_exploration]
         if not self._optimizers:
             raise ValueError(

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import rigl_tf
-from rigl_tf.optimizers.base import num_to_drop
+from rigl_tf.optimizers.drop_and_grow import num_to_drop
 from scripts import strategies
 
 layers, optimizers = keras.layers, keras.optimizers

@@ -16,7 +16,7 @@ from rigl_tf.objective import (
     read_batches,
     untouched_state,
 )
-from rigl_tf.optimizers import SparseOptimizer
+from rigl_tf.optimizers import SparseTraining
 from rigl_tf.optimizers.slots import optimizers_within
 
 
@@ -132,7 +132,7 @@ class GradientFlow(keras.callbacks.Callback):
                 f"Received: steps_per_execution={self.model.steps_per_execution}"
             )
         optimizers = optimizers_within(self.model.optimizer)
-        self._sparse = [each for each in optimizers if isinstance(each, SparseOptimizer)]
+        self._sparse = [each for each in optimizers if isinstance(each, SparseTraining)]
         loss = self.model.loss if self._loss is None else self._loss
         self._measure = _Measure(self.model, self._data, loss)
         self._last_step = None

@@ -14,6 +14,7 @@ from rigl_tf.flops import graph
 from rigl_tf.inputs import concrete
 from rigl_tf.layers.eligibility import dense_reason
 from rigl_tf.layers.summary import KernelSummary, as_text
+from rigl_tf.optimizers import ALGORITHMS
 from rigl_tf.walk import layers_of_weights
 
 _FLOAT_BYTES = 4
@@ -191,9 +192,7 @@ def _short(number):
     return str(number)
 
 
-_SPARSE_THROUGHOUT = ("small_dense", "static", "snip", "grasp", "set", "pruning")
-_DENSE_GRADIENT = ("snfs", "dnw")
-_DENSE_GRADIENT_AT_UPDATES = ("rigl", "rigl_inverted")
+_WITH_FIXED_MASKS = ("small_dense", "snip", "grasp")
 
 
 def count(model, inputs=None):
@@ -307,13 +306,12 @@ def training_flops(dense, sparse, method, update_frequency=100):
         if not isinstance(value, Real) or not value >= 0:
             raise ValueError(f"`{name}` must be a number of FLOPs. Received: {name}={value!r}")
     check_integers(1, update_frequency=update_frequency)
-    methods = ["dense", *_SPARSE_THROUGHOUT, *_DENSE_GRADIENT, *_DENSE_GRADIENT_AT_UPDATES]
-    check_choice(methods, method=method)
+    check_choice(["dense", *_WITH_FIXED_MASKS, *ALGORITHMS], method=method)
     if method == "dense":
         return 3 * dense
-    if method in _SPARSE_THROUGHOUT:
+    if method in _WITH_FIXED_MASKS or ALGORITHMS[method].dense_gradients == "never":
         return 3 * sparse
-    if method in _DENSE_GRADIENT:
+    if ALGORITHMS[method].dense_gradients == "always":
         return 2 * sparse + dense
     return (3 * sparse * update_frequency + 2 * sparse + dense) / (update_frequency + 1)
 

@@ -1,11 +1,25 @@
 """Optimizers that train sparse models."""
 
-from rigl_tf.optimizers.base import SparseOptimizer
 from rigl_tf.optimizers.dnw import DNW
-from rigl_tf.optimizers.dynamic import SET, SNFS, RigL, RigLInverted, StaticSparse
+from rigl_tf.optimizers.drop_and_grow import SparseOptimizer
+from rigl_tf.optimizers.dynamic import SET, SNFS, RigL, RigLInverted
 from rigl_tf.optimizers.gradual import GradualPruning
+from rigl_tf.optimizers.static import StaticSparse
+from rigl_tf.optimizers.training import SparseTraining
+
+# By the names that scripts and `rigl_tf.flops.training_flops` give them.
+ALGORITHMS = {
+    "static": StaticSparse,
+    "set": SET,
+    "snfs": SNFS,
+    "rigl": RigL,
+    "rigl_inverted": RigLInverted,
+    "pruning": GradualPruning,
+    "dnw": DNW,
+}
 
 __all__ = [
+    "ALGORITHMS",
     "DNW",
     "SET",
     "SNFS",
@@ -13,5 +27,6 @@ __all__ = [
     "RigL",
     "RigLInverted",
     "SparseOptimizer",
+    "SparseTraining",
     "StaticSparse",
 ]

@@ -55,14 +55,15 @@ class DNW(targets.TargetSparsity):
     >>> model.compile(DNW(keras.optimizers.SGD(0.1, momentum=0.9), sparsity=0.9), "mse")
     """
 
+    dense_gradients = "always"
+
     def __init__(
         self, inner_optimizer, sparsity, distribution="erk", track_exploration=False, name=None
     ):
         distributions.check_sparsity(sparsity)
         distributions.get(distribution)
-        super().__init__(
-            inner_optimizer, end_step=1, track_exploration=track_exploration, name=name
-        )
+        super().__init__(inner_optimizer, name)
+        self.track_exploration = bool(track_exploration)
         if hasattr(self.inner_optimizer, "optimizers"):
             raise ValueError(
                 "`inner_optimizer` must train all variables: a `MultiOptimizer` would not know "
@@ -77,9 +78,6 @@ class DNW(targets.TargetSparsity):
     def optimizers(self):
         # `SwapEMAWeights` would swap latent weights and leave the kernels as they are.
         raise AttributeError(f"{type(self).__name__} has no `optimizers`.")
-
-    def is_update_step(self, step):
-        return False
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
         super().exclude_from_weight_decay(var_list, var_names)
@@ -135,6 +133,4 @@ class DNW(targets.TargetSparsity):
                 self._after_training(strategy)
 
     def get_config(self):
-        config = super().get_config()
-        names = ("inner_optimizer", "sparsity", "distribution", "track_exploration", "name")
-        return {name: config[name] for name in (*names, "allocation") if name in config}
+        return {**super().get_config(), "track_exploration": self.track_exploration}

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from rigl_tf import selection
 from rigl_tf.optimizers import redistribution
-from rigl_tf.optimizers.base import SparseOptimizer, num_to_drop
+from rigl_tf.optimizers.drop_and_grow import SparseOptimizer, num_to_drop
 from rigl_tf.optimizers.growth import mean_of_active
 
 
@@ -63,6 +63,8 @@ class RigL(SparseOptimizer):
     >>> optimizer = RigL(keras.optimizers.SGD(0.1, momentum=0.9), end_step=25_000)
     """
 
+    dense_gradients = "at updates"
+
     def grow_scores(self, kernel, mask, gradient):
         return tf.abs(gradient)
 
@@ -119,6 +121,8 @@ class RigLInverted(SparseOptimizer):
 
     >>> optimizer = RigLInverted("adam", end_step=25_000)
     """
+
+    dense_gradients = "at updates"
 
     def grow_scores(self, kernel, mask, gradient):
         return -tf.abs(gradient)
@@ -244,6 +248,8 @@ class SNFS(SparseOptimizer):
     >>> optimizer = SNFS("adam", end_step=25_000, gradient_momentum=0.99, redistribute=True)
     """
 
+    dense_gradients = "always"
+
     def __init__(
         self,
         inner_optimizer,
@@ -320,31 +326,3 @@ class SNFS(SparseOptimizer):
 
     def get_config(self):
         return {**super().get_config(), "redistribute": self.redistribute}
-
-
-@keras.saving.register_keras_serializable(package="rigl_tf")
-class StaticSparse(SparseOptimizer):
-    """Sparse training whose connections never change.
-
-    Args:
-        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights, or its name.
-        name: String. Defaults to the class's name in snake case, with a number.
-
-    Raises:
-        TypeError: If there is no such argument.
-        ValueError: When it is built, if the model has no sparse kernel that is trained.
-
-    Example:
-
-    >>> optimizer = StaticSparse(keras.optimizers.Adam())
-    """
-
-    def __init__(self, inner_optimizer, name=None):
-        super().__init__(inner_optimizer, end_step=1, name=name)
-
-    def is_update_step(self, step):
-        return False
-
-    def get_config(self):
-        config = super().get_config()
-        return {name: config[name] for name in ("inner_optimizer", "name")}

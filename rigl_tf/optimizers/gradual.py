@@ -11,11 +11,11 @@ import tensorflow as tf
 
 from rigl_tf import distributions, schedules, selection
 from rigl_tf.optimizers import kernels, targets
-from rigl_tf.optimizers.base import SparseOptimizer
+from rigl_tf.optimizers.scheduled import ScheduledUpdates
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
-class GradualPruning(targets.TargetSparsity):
+class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
     """Gradual magnitude pruning: a dense network loses its weakest connections while it trains.
 
     At update steps, after the gradient step, each kernel keeps the connections with the largest
@@ -77,7 +77,7 @@ class GradualPruning(targets.TargetSparsity):
         distributions.get(distribution)
         if not isinstance(power, Real) or isinstance(power, bool) or not 0 < power < math.inf:
             raise ValueError(f"`power` must be a number > 0. Received: power={power!r}")
-        super().__init__(inner_optimizer, end_step, begin_step, update_frequency, name=name)
+        super().__init__(inner_optimizer, end_step, begin_step, update_frequency, name)
         self.power = power
         self.distribution = distribution
         self.sparsity = _at_each(self._steps, sparsity) if callable(sparsity) else sparsity
@@ -144,7 +144,7 @@ class GradualPruning(targets.TargetSparsity):
 
     def _update_masks(self, strategy, pairs, loss_scale):
         # Magnitudes need no gradient: neither its sum over the replicas, nor that it is finite.
-        if type(self).drop_scores is SparseOptimizer.drop_scores:
+        if type(self).drop_scores is ScheduledUpdates.drop_scores:
             pairs = []
         gradients = kernels.sum_over_replicas(strategy, pairs, loss_scale)
         # A kernel without a gradient is pruned, too: that of zeros is not used.
@@ -176,10 +176,7 @@ class GradualPruning(targets.TargetSparsity):
         )
 
     def get_config(self):
-        config = {**super().get_config(), "power": self.power}
-        others = ("drop_fraction", "seed", "gradient_momentum", "grow_init", "grow_scale")
-        unused = (*others, "track_exploration")
-        return {name: value for name, value in config.items() if name not in unused}
+        return {**super().get_config(), "power": self.power}
 
 
 def _at_each(steps, schedule):

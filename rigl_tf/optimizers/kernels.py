@@ -27,10 +27,10 @@ class SparseKernel:
     index: int
     trained: keras.Variable  # what the inner optimizer trains: most often the kernel
     slots: list  # of `Slot`, those of the inner optimizer
-    average: keras.Variable | None  # moving average of the dense gradient
-    initial_std: keras.Variable | None  # of the active weights when training began
-    explored: Explored | None
     sparsity: float | None  # its own, if the optimizer makes it as sparse as that
+    average: keras.Variable | None = None  # moving average of the dense gradient
+    initial_std: keras.Variable | None = None  # of the active weights when training began
+    explored: Explored | None = None
 
     def start(self):
         """What is kept of this kernel begins as its values and its mask are now."""
@@ -56,7 +56,6 @@ class SparseKernel:
         if self.explored is None:
             return None, None
         return self.explored.ever_active.value, self.explored.num_replaced.value
-
 
     def zero_inactive(self, strategy):
         """Zeroes the inactive connections, and lets their slots start again."""

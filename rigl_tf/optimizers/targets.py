@@ -7,13 +7,13 @@ import warnings
 import tensorflow as tf
 
 from rigl_tf import distributions, masks
-from rigl_tf.optimizers.base import SparseOptimizer
+from rigl_tf.optimizers.training import SparseTraining
 from rigl_tf.optimizers.wrapping import serialized
 
 _TOLERANCE = 0.005  # as much is lost by the dense first layer of a large model
 
 
-class TargetSparsity(SparseOptimizer):
+class TargetSparsity(SparseTraining):
     """Base class of the optimizers that make the kernels as sparse as they are told.
 
     What each kernel gets is decided when the optimizer is built. If the distribution goes by paths,

@@ -1,12 +1,12 @@
-"""How a sparse optimizer steps: gradient steps, and mask updates that every replica agrees on."""
+"""Training a sparse model: gradient steps, and mask updates that every replica agrees on."""
 
 import warnings
 
 import tensorflow as tf
 
 from rigl_tf import masks
-from rigl_tf.optimizers import draws, growth, kernels, limits
-from rigl_tf.optimizers.slots import is_elementwise, recorded_slots
+from rigl_tf.optimizers import kernels, limits
+from rigl_tf.optimizers.slots import is_elementwise, optimizers_within, recorded_slots
 from rigl_tf.optimizers.wrapping import WrappingOptimizer, can_hold
 
 # In steps: how often what other code wrote into inactive connections is looked for.
@@ -14,18 +14,68 @@ _CHECK_FREQUENCY = 100
 
 
 class SparseTraining(WrappingOptimizer):
-    """The machinery of `SparseOptimizer`, which says which connections and when.
+    """Base class of all optimizers that train sparse models.
 
-    A subclass has the attributes `trains_at_updates`, `seed`, `gradient_momentum`, `grow_init`,
-    `grow_scale` and `track_exploration`, and the methods `is_update_step` and `new_mask`.
+    It wraps another optimizer, which trains the active connections. A subclass says at which steps
+    the masks are updated, and how: `is_update_step` and `_update_masks`.
+
+    Args:
+        inner_optimizer: The dense `keras.optimizers.Optimizer` to wrap, or its name.
+        name: String. Defaults to the class's name in snake case, with a number.
+
+    Attributes:
+        trains_at_updates: Boolean, whether an update step is a gradient step, too; the masks are
+            updated after it. False unless a subclass says so.
+        track_exploration: Boolean, whether `exploration_rate` and `turnover` are counted.
+        dense_gradients: When the algorithm needs the gradients of inactive connections: `"never"`,
+            `"at updates"` or `"always"`. So much its training costs, see
+            `rigl_tf.flops.training_flops`.
     """
 
-    _kernel_index = None
-    _kernel_seed = None
-    _num_draws = 0
+    dense_gradients = "never"
+    trains_at_updates = False
+    track_exploration = False
     _num_told = 0
     _has_told = False
     _build_error = None
+
+    def __init__(self, inner_optimizer, name=None):
+        super().__init__(inner_optimizer, name=name)
+        within = optimizers_within(self.inner_optimizer)
+        if any(isinstance(each, SparseTraining) for each in within):
+            raise ValueError(
+                "`inner_optimizer` must be a dense optimizer. "
+                f"Received: inner_optimizer={self.inner_optimizer!r}"
+            )
+
+    # What a subclass decides.
+
+    def is_update_step(self, step):
+        """Whether masks are updated at `step`, a scalar integer tensor."""
+        return False
+
+    def _update_masks(self, strategy, pairs, loss_scale):
+        """An update step, the same on every replica.
+
+        Args:
+            strategy: The `tf.distribute.Strategy`; this is called in its cross-replica context.
+            pairs: List of `(SparseKernel, its gradient on each replica)`.
+            loss_scale: As in `kernels.sum_over_replicas`.
+        """
+
+    def _before_step(self, strategy, pairs, loss_scale):
+        """Called before every step, as `_update_masks`."""
+
+    def _check_schedule(self):
+        """Raises a `ValueError` unless the arguments that may be set later make sense."""
+
+    def _allocate(self, kernels):
+        """The sparsity that each of these kernels gets, in their order, if it gets one."""
+        return [None] * len(kernels)
+
+    def _state_of(self, kernel, index):
+        """Variables that are kept of a kernel, by the name of the field of `SparseKernel`."""
+        return {}
 
     # State.
 
@@ -64,15 +114,10 @@ class SparseTraining(WrappingOptimizer):
             self.built, self._build_error = False, error
             raise
 
-    def _allocate(self, kernels):
-        """The sparsity that each of these kernels gets, in their order, if it gets one."""
-        return [None] * len(kernels)
-
     def _create_state(self, variables, shares):
         super().build(variables)
         self.step = self._add_scalar("step")
         self.num_skipped_updates = self._add_scalar("num_skipped_updates")
-        self._numbers.build()
         trained = self._trained_variables(variables)
         with recorded_slots(self.inner_optimizer) as slots:
             self.inner_optimizer.build(trained)
@@ -99,25 +144,14 @@ class SparseTraining(WrappingOptimizer):
         return variables
 
     def _sparse_kernel(self, kernel, index, trained, slots, sparsity):
-        average = initial_std = explored = None
-        if self.gradient_momentum is not None:
-            average = self.add_variable_from_reference(kernel, name="gradient_average")
-        if self.grow_init == "initial_distribution":
-            initial_std = self._add_scalar(f"initial_std_{index}", "float32")
+        state = self._state_of(kernel, index)
         if self.track_exploration:
             name = f"{kernel.path.replace('/', '_')}_ever_active"
             ever_active = self.add_variable(kernel.shape, dtype="bool", name=name)
-            explored = kernels.Explored(ever_active, self._add_scalar(f"num_replaced_{index}"))
+            num_replaced = self._add_scalar(f"num_replaced_{index}")
+            state["explored"] = kernels.Explored(ever_active, num_replaced)
         return kernels.SparseKernel(
-            kernel,
-            masks.mask_of(kernel),
-            index,
-            trained,
-            slots,
-            average,
-            initial_std,
-            explored,
-            sparsity,
+            kernel, masks.mask_of(kernel), index, trained, slots, sparsity, **state
         )
 
     def _add_scalar(self, name, dtype="int64"):
@@ -168,8 +202,7 @@ class SparseTraining(WrappingOptimizer):
         loss_scale = self.inner_optimizer.scale_loss(1.0)
         if isinstance(loss_scale, float) and loss_scale == 1:
             loss_scale = None
-        if self.gradient_momentum is not None:
-            kernels.average_gradients(strategy, pairs, self.gradient_momentum, loss_scale)
+        self._before_step(strategy, pairs, loss_scale)
 
         def train():
             with self._plan.without_needless_constraints():
@@ -216,41 +249,6 @@ class SparseTraining(WrappingOptimizer):
     def _after_training(self, strategy):
         """Called after each gradient step, in cross-replica context."""
         kernels.mask_weight_averages(strategy, self._plan)
-
-    def _update_masks(self, strategy, pairs, loss_scale):
-        """An update step, the same on every replica."""
-        gradients = kernels.sum_over_replicas(strategy, pairs, loss_scale)
-        self._update_if_finite(strategy, pairs, gradients)
-
-    def _update_if_finite(self, strategy, pairs, gradients):
-        """`_update_kernels`, if these gradients and kernels hold numbers only."""
-        tf.cond(
-            kernels.all_finite(strategy, gradients, pairs),
-            lambda: self._update_kernels(strategy, pairs, gradients),
-            lambda: self._skip_update(),
-        )
-
-    def _update_kernels(self, strategy, pairs, gradients):
-        """One drop-and-grow per kernel."""
-        for (sparse, _), gradient in zip(pairs, gradients, strict=True):
-            kernels.update_kernel(strategy, sparse, gradient, self.step, self._updated)
-
-    def _skip_update(self):
-        """NaN or infinite gradients say nothing about connections: leave the masks alone."""
-        self.num_skipped_updates.assign_add(1)
-
-    def _updated(self, sparse, kernel, mask, gradient, step, initial_std):
-        """The new mask of a kernel, and the values at which grown connections start."""
-        seed = draws.fold(tf.constant([self.seed, 0], tf.int64), sparse.index, step)
-        self._kernel_index, self._kernel_seed, self._num_draws = sparse.index, seed, 0
-        try:
-            new_mask = self.new_mask(kernel, mask, gradient, step)
-        finally:
-            self._kernel_index = self._kernel_seed = None
-        # Other numbers than those of the scores.
-        seed = draws.fold(seed, 1)
-        values = growth.initial_values(self.grow_init, kernel, mask, gradient, initial_std, seed)
-        return new_mask, values * tf.cast(self.grow_scale, values.dtype)
 
     def finalize_variable_values(self, var_list):
         """Called by Keras when `fit` ends: writes averages back, and warns of what was not done.

@@ -1,22 +1,20 @@
-"""SparseOptimizer: trains the active connections and, at update steps, moves them."""
+"""Drop and grow: at update steps each kernel loses its worst connections, and gets others."""
 
 import math
 from numbers import Real
 
-import keras
 import tensorflow as tf
 
 from rigl_tf import schedules, selection
-from rigl_tf.checks import check_integers, check_keras_3
-from rigl_tf.optimizers import draws, growth, limits
+from rigl_tf.checks import check_integers
+from rigl_tf.optimizers import growth, kernels, limits
 from rigl_tf.optimizers.changeable import Changeable
-from rigl_tf.optimizers.slots import optimizers_within
-from rigl_tf.optimizers.training import SparseTraining
+from rigl_tf.optimizers.scheduled import ScheduledUpdates
 from rigl_tf.optimizers.wrapping import serialized
 
 
-class SparseOptimizer(SparseTraining):
-    """Base class of the optimizers that train sparse models.
+class SparseOptimizer(ScheduledUpdates):
+    """Base class of the optimizers that drop and grow connections.
 
     It wraps another optimizer, as `keras.optimizers.LossScaleOptimizer` does. On ordinary steps
     the inner optimizer trains the active connections. On update steps, instead of a gradient step,
@@ -83,10 +81,6 @@ class SparseOptimizer(SparseTraining):
             is built, if the model has no sparse kernel that is trained.
     """
 
-    trains_at_updates = False
-    begin_step = Changeable()
-    end_step = Changeable()
-    update_frequency = Changeable()
     drop_fraction = Changeable()
 
     def __init__(
@@ -103,13 +97,6 @@ class SparseOptimizer(SparseTraining):
         track_exploration=False,
         name=None,
     ):
-        check_keras_3(inner_optimizer=inner_optimizer)
-        inner_optimizer = keras.optimizers.get(inner_optimizer)
-        if any(isinstance(each, SparseOptimizer) for each in optimizers_within(inner_optimizer)):
-            raise ValueError(
-                "`inner_optimizer` must be a dense optimizer. "
-                f"Received: inner_optimizer={inner_optimizer!r}"
-            )
         check_integers(seed=seed)
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"`seed` must be in [-2**63, 2**63). Received: seed={seed}")
@@ -124,10 +111,7 @@ class SparseOptimizer(SparseTraining):
             raise ValueError(
                 f"`grow_scale` must be a finite number. Received: grow_scale={grow_scale!r}"
             )
-        super().__init__(inner_optimizer, name=name)
-        self.begin_step = begin_step
-        self.end_step = end_step
-        self.update_frequency = update_frequency
+        super().__init__(inner_optimizer, end_step, begin_step, update_frequency, name)
         self.drop_fraction = drop_fraction
         self.seed = seed
         self.gradient_momentum = gradient_momentum
@@ -143,52 +127,9 @@ class SparseOptimizer(SparseTraining):
                 "gradient step."
             )
 
-    # When.
-
-    def is_update_step(self, step):
-        """Whether masks are updated at `step`, a scalar integer tensor."""
-        now = self._numbers.tensor if tf.is_tensor(step) else self._numbers.values.get
-        return schedules.is_update_step(
-            step, now("begin_step"), now("end_step"), now("update_frequency")
-        )
-
-    def _update_steps(self):
-        """The steps of the updates, as a range; `None` if a subclass has a schedule of its own."""
-        if type(self).is_update_step is not SparseOptimizer.is_update_step:
-            return None
-        return schedules.update_steps(self.begin_step, self.end_step, self.update_frequency)
-
     def _check_schedule(self):
-        """Raises a `ValueError` unless the numbers that say when and how much make sense."""
-        schedules.check_update_steps(self.begin_step, self.end_step, self.update_frequency)
+        super()._check_schedule()
         schedules.drop_fraction_schedule(self.drop_fraction, self.begin_step, self.end_step)
-        if self._update_steps() is not None:
-            schedules.check_any_update(self.begin_step, self.end_step, self.update_frequency)
-
-    def _changed(self, name, before):
-        """Called when an attribute of the built optimizer was set; a `ValueError` takes it back."""
-        if callable(before) or callable(getattr(self, name)):
-            raise ValueError(
-                f"`{name}` of an optimizer that is built can become another number, no other "
-                "schedule: make a new optimizer. "
-                f"Received: {name}={getattr(self, name)!r} instead of {before!r}"
-            )
-        self._check_schedule()
-        self._has_told = False
-
-    def _unfinished(self, step):
-        steps = self._update_steps()
-        if steps is None or step == 0:
-            return None
-        name, when = type(self).__name__, f"training ended after {step} steps"
-        if step <= steps[0]:
-            return f"{name} has not updated a mask: {when}, and the first update is at {steps[0]}."
-        if step < 0.9 * self.end_step:
-            return (
-                f"{name} has not reached `end_step`, until which connections change: {when}. "
-                f"Received: end_step={self.end_step}"
-            )
-        return None
 
     def _drop_fraction_at(self, step):
         """The share of the active connections to drop at `step`, a scalar integer tensor."""
@@ -198,22 +139,6 @@ class SparseOptimizer(SparseTraining):
         progress = schedules.progress(step, now("begin_step"), now("end_step"))
         return schedules.cosine(now("drop_fraction"), progress)
 
-    # What an algorithm decides.
-
-    def drop_scores(self, kernel, mask, gradient):
-        """Scores of the active connections; the lowest are dropped.
-
-        Args:
-            kernel: Tensor, the kernel.
-            mask: Boolean tensor of the same shape, the active connections.
-            gradient: Tensor of the same shape, the gradient of the loss with respect to all
-                connections, inactive ones included, summed over the replicas.
-
-        Returns:
-            Tensor of the kernel's shape.
-        """
-        return tf.abs(kernel)
-
     def grow_scores(self, kernel, mask, gradient):
         """Scores of the connections that were not kept; the highest are grown.
 
@@ -221,41 +146,7 @@ class SparseOptimizer(SparseTraining):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement `grow_scores`.")
 
-    def random_uniform(self, kernel):
-        """Random scores in `(0, 1)` of the kernel's shape, for use in a score.
-
-        They are the same on every replica, in every run, and with XLA or without. Each call within
-        an update gives others.
-
-        Raises:
-            ValueError: If it is not called by a score, or by `new_mask`.
-        """
-        if self._kernel_seed is None:
-            raise ValueError(
-                "`random_uniform` must be called inside `drop_scores`, `grow_scores` or `new_mask`."
-            )
-        seed = self._kernel_seed
-        if self._num_draws:
-            # The numbers of 1 are those of `grow_init`.
-            seed = draws.fold(seed, self._num_draws + 1)
-        self._num_draws += 1
-        return draws.uniform(kernel.shape, seed)
-
-    def _scores(self, method, kernel, mask, gradient):
-        """What `drop_scores` or `grow_scores` gives, checked: a wrong shape would broadcast."""
-        scores = tf.convert_to_tensor(getattr(self, method)(kernel, mask, gradient))
-        if not scores.shape.is_compatible_with(kernel.shape):
-            raise ValueError(
-                f"`{type(self).__name__}.{method}` must give scores of the kernel's shape "
-                f"{tuple(kernel.shape)}. Received: shape={scores.shape}"
-            )
-        return scores
-
     def new_mask(self, kernel, mask, gradient, step):
-        """The mask after an update: drop and grow.
-
-        Override it only for an algorithm that is no drop-and-grow. `step` is a scalar tensor.
-        """
         num_active = tf.math.count_nonzero(mask, dtype=tf.int32)
         new_mask, _ = selection.drop_and_grow(
             mask,
@@ -265,12 +156,27 @@ class SparseOptimizer(SparseTraining):
         )
         return new_mask
 
+    # What is kept of a kernel, and where its grown connections start.
+
+    def _state_of(self, kernel, index):
+        state = {}
+        if self.gradient_momentum is not None:
+            state["average"] = self.add_variable_from_reference(kernel, name="gradient_average")
+        if self.grow_init == "initial_distribution":
+            state["initial_std"] = self._add_scalar(f"initial_std_{index}", "float32")
+        return state
+
+    def _before_step(self, strategy, pairs, loss_scale):
+        if self.gradient_momentum is not None:
+            kernels.average_gradients(strategy, pairs, self.gradient_momentum, loss_scale)
+
+    def _grown_values(self, kernel, mask, gradient, initial_std, seed):
+        values = growth.initial_values(self.grow_init, kernel, mask, gradient, initial_std, seed)
+        return values * tf.cast(self.grow_scale, values.dtype)
+
     def get_config(self):
         return {
             **super().get_config(),
-            "end_step": self.end_step,
-            "begin_step": self.begin_step,
-            "update_frequency": self.update_frequency,
             "drop_fraction": serialized("drop_fraction", self.drop_fraction),
             "seed": self.seed,
             "gradient_momentum": self.gradient_momentum,

@@ -1,0 +1,188 @@
+"""Mask updates at regular steps, by scores of each kernel's connections."""
+
+import tensorflow as tf
+
+from rigl_tf import schedules
+from rigl_tf.optimizers import draws, kernels
+from rigl_tf.optimizers.changeable import Changeable
+from rigl_tf.optimizers.training import SparseTraining
+
+
+class ScheduledUpdates(SparseTraining):
+    """Base class of the optimizers that update masks from `begin_step` to `end_step`.
+
+    A subclass has the method `new_mask`, and calls `_check_schedule` when it has its arguments.
+
+    Args:
+        inner_optimizer, end_step, begin_step, update_frequency, name: See `rigl_tf.RigL`.
+    """
+
+    begin_step = Changeable()
+    end_step = Changeable()
+    update_frequency = Changeable()
+    seed = 0
+    _kernel_index = None
+    _kernel_seed = None
+    _num_draws = 0
+
+    def __init__(self, inner_optimizer, end_step, begin_step, update_frequency, name):
+        super().__init__(inner_optimizer, name)
+        self.begin_step = begin_step
+        self.end_step = end_step
+        self.update_frequency = update_frequency
+
+    def _create_state(self, variables, shares):
+        super()._create_state(variables, shares)
+        self._numbers.build()
+
+    # When.
+
+    def is_update_step(self, step):
+        """Whether masks are updated at `step`, a scalar integer tensor."""
+        now = self._numbers.tensor if tf.is_tensor(step) else self._numbers.values.get
+        return schedules.is_update_step(
+            step, now("begin_step"), now("end_step"), now("update_frequency")
+        )
+
+    def _update_steps(self):
+        """The steps of the updates, as a range; `None` if a subclass has a schedule of its own."""
+        if type(self).is_update_step is not ScheduledUpdates.is_update_step:
+            return None
+        return schedules.update_steps(self.begin_step, self.end_step, self.update_frequency)
+
+    def _check_schedule(self):
+        """Raises a `ValueError` unless the arguments that may be set later make sense."""
+        schedules.check_update_steps(self.begin_step, self.end_step, self.update_frequency)
+        if self._update_steps() is not None:
+            schedules.check_any_update(self.begin_step, self.end_step, self.update_frequency)
+
+    def _changed(self, name, before):
+        """Called when an attribute of the built optimizer was set; a `ValueError` takes it back."""
+        if callable(before) or callable(getattr(self, name)):
+            raise ValueError(
+                f"`{name}` of an optimizer that is built can become another number, no other "
+                "schedule: make a new optimizer. "
+                f"Received: {name}={getattr(self, name)!r} instead of {before!r}"
+            )
+        self._check_schedule()
+        self._has_told = False
+
+    def _unfinished(self, step):
+        steps = self._update_steps()
+        if steps is None or step == 0:
+            return None
+        name, when = type(self).__name__, f"training ended after {step} steps"
+        if step <= steps[0]:
+            return f"{name} has not updated a mask: {when}, and the first update is at {steps[0]}."
+        if step < 0.9 * self.end_step:
+            return (
+                f"{name} has not reached `end_step`, until which connections change: {when}. "
+                f"Received: end_step={self.end_step}"
+            )
+        return None
+
+    # What an algorithm decides.
+
+    def new_mask(self, kernel, mask, gradient, step):
+        """The mask after an update.
+
+        Args:
+            kernel, mask, gradient: Tensors of one shape, as in `drop_scores`.
+            step: Scalar integer tensor.
+
+        Returns:
+            Boolean tensor of the same shape.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement `new_mask`.")
+
+    def drop_scores(self, kernel, mask, gradient):
+        """Scores of the active connections; the lowest are dropped.
+
+        Args:
+            kernel: Tensor, the kernel.
+            mask: Boolean tensor of the same shape, the active connections.
+            gradient: Tensor of the same shape, the gradient of the loss with respect to all
+                connections, inactive ones included, summed over the replicas.
+
+        Returns:
+            Tensor of the kernel's shape.
+        """
+        return tf.abs(kernel)
+
+    def random_uniform(self, kernel):
+        """Random scores in `(0, 1)` of the kernel's shape, for use in a score.
+
+        They are the same on every replica, in every run, and with XLA or without. Each call within
+        an update gives others.
+
+        Raises:
+            ValueError: If it is not called by a score, or by `new_mask`.
+        """
+        if self._kernel_seed is None:
+            raise ValueError(
+                "`random_uniform` must be called inside `drop_scores`, `grow_scores` or `new_mask`."
+            )
+        seed = self._kernel_seed
+        if self._num_draws:
+            # The numbers of 1 are those of `grow_init`.
+            seed = draws.fold(seed, self._num_draws + 1)
+        self._num_draws += 1
+        return draws.uniform(kernel.shape, seed)
+
+    def _scores(self, method, kernel, mask, gradient):
+        """What `drop_scores` or `grow_scores` gives, checked: a wrong shape would broadcast."""
+        scores = tf.convert_to_tensor(getattr(self, method)(kernel, mask, gradient))
+        if not scores.shape.is_compatible_with(kernel.shape):
+            raise ValueError(
+                f"`{type(self).__name__}.{method}` must give scores of the kernel's shape "
+                f"{tuple(kernel.shape)}. Received: shape={scores.shape}"
+            )
+        return scores
+
+    # How.
+
+    def _update_masks(self, strategy, pairs, loss_scale):
+        """An update step, the same on every replica."""
+        gradients = kernels.sum_over_replicas(strategy, pairs, loss_scale)
+        self._update_if_finite(strategy, pairs, gradients)
+
+    def _update_if_finite(self, strategy, pairs, gradients):
+        """`_update_kernels`, if these gradients and kernels hold numbers only."""
+        tf.cond(
+            kernels.all_finite(strategy, gradients, pairs),
+            lambda: self._update_kernels(strategy, pairs, gradients),
+            lambda: self._skip_update(),
+        )
+
+    def _update_kernels(self, strategy, pairs, gradients):
+        """A new mask for each kernel."""
+        for (sparse, _), gradient in zip(pairs, gradients, strict=True):
+            kernels.update_kernel(strategy, sparse, gradient, self.step, self._updated)
+
+    def _skip_update(self):
+        """NaN or infinite gradients say nothing about connections: leave the masks alone."""
+        self.num_skipped_updates.assign_add(1)
+
+    def _updated(self, sparse, kernel, mask, gradient, step, initial_std):
+        """The new mask of a kernel, and the values at which grown connections start."""
+        seed = draws.fold(tf.constant([self.seed, 0], tf.int64), sparse.index, step)
+        self._kernel_index, self._kernel_seed, self._num_draws = sparse.index, seed, 0
+        try:
+            new_mask = self.new_mask(kernel, mask, gradient, step)
+        finally:
+            self._kernel_index = self._kernel_seed = None
+        # Other numbers than those of the scores.
+        seed = draws.fold(seed, 1)
+        return new_mask, self._grown_values(kernel, mask, gradient, initial_std, seed)
+
+    def _grown_values(self, kernel, mask, gradient, initial_std, seed):
+        """Where connections start that an update makes active."""
+        return tf.zeros([], kernel.dtype)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "end_step": self.end_step,
+            "begin_step": self.begin_step,
+            "update_frequency": self.update_frequency,
+        }
