@@ -170,8 +170,8 @@ def initialize(model, initializer, seed=0):
         )
     layers = {id(weight): around[-1] for weight, around in layers_of_weights(model)}
     for index, kernel in enumerate(kernels.values()):
-        mask = masks.mask_of(kernel)
-        kernel.assign(_values(initializer, layers[id(kernel)], kernel, (seed, index), mask))
+        variable, mask = kernel.variable, kernel.kernel_mask
+        kernel.assign(_values(initializer, layers[id(variable)], variable, (seed, index), mask))
 
 
 def check(initializer):

@@ -1,11 +1,12 @@
-"""The link between a kernel and its mask.
+"""Sparse kernels: where layers, which hold them, and optimizers, which change them, meet.
 
-A sparse kernel carries its mask in its constraint. Keras applies constraints after every optimizer
-step, also under `tf.distribute`, so any Keras optimizer keeps a sparse kernel sparse; and whoever
-holds the kernel finds the mask. Layers and optimizers meet here and nowhere else.
+The variable of a sparse kernel has a `SparseKernel` as its constraint. Keras applies constraints
+after every optimizer step, also under `tf.distribute`, so any Keras optimizer keeps a sparse kernel
+sparse; and whoever holds the variable finds the mask.
 """
 
 import collections
+import math
 import pathlib
 import re
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ class MaskVariables(keras.layers.Layer):
     def __init__(self, name="masks"):
         super().__init__(name=name, dtype="float32")
         # Out of Keras's sight: the kernels are weights of another layer.
-        vars(self).update(by_kernel={}, _kernels=[])
+        vars(self).update(by_kernel={}, _variables_of_kernels=[])
         self.built = True
 
     def add(self, name, kernel, initializer):
@@ -42,44 +43,121 @@ class MaskVariables(keras.layers.Layer):
         # `tf.train.Checkpoint` finds variables that are attributes, not those in a dictionary.
         setattr(self, f"_{mask.name}", mask)
         self.by_kernel[name] = mask
-        self._kernels.append(kernel)
+        self._variables_of_kernels.append(kernel)
         return mask
 
     def have_lost(self, weights):
         """Whether a kernel with a mask is none of these weights."""
         held = {id(weight) for weight in weights}
-        return any(id(kernel) not in held for kernel in self._kernels)
+        return any(id(each) not in held for each in self._variables_of_kernels)
 
     def load_own_variables(self, store):
         if store.keys():
             super().load_own_variables(store)
-        for kernel in self._kernels:
-            apply_mask(kernel)
+        for variable in self._variables_of_kernels:
+            kernel_of(variable).zero_inactive()
 
 
-class MaskConstraint(keras.constraints.Constraint):
-    """Keeps the inactive connections of a kernel at zero.
+class SparseKernel(keras.constraints.Constraint):
+    """A kernel that is zero where its mask is `False`: all that others know of it.
+
+    As the constraint of its variable it keeps the inactive connections at zero.
 
     Args:
-        kernel_mask: Boolean `keras.Variable` of the kernel's shape, `True` where active.
-        constraint: The user's own constraint of this kernel, or `None`. It is applied first.
+        variable: The `keras.Variable` that the layer computes with, of any shape.
+        kernel_mask: Boolean `keras.Variable` of the same shape, `True` where active.
         settle: Function to call before training starts, or `None`: it decides on a mask that is
             still open.
 
     Attributes:
+        constraint: The user's own constraint of the variable, or `None`. It is applied first.
         watchers: Boolean variables of optimizers, which become `True` when the mask is set.
     """
 
-    def __init__(self, kernel_mask, constraint=None, settle=None):
+    def __init__(self, variable, kernel_mask, settle=None):
+        self.variable = variable
         self.kernel_mask = kernel_mask
-        self.constraint = constraint
+        self.constraint = variable.constraint
         self.settle = settle
         self.watchers = []
 
+    @property
+    def path(self):
+        return self.variable.path
+
+    @property
+    def shape(self):
+        return tuple(self.variable.shape)
+
+    @property
+    def size(self):
+        """Number of connections, active or not."""
+        return math.prod(self.shape)
+
+    @property
+    def num_active(self):
+        """Number of active connections, an integer."""
+        with tf.init_scope():
+            return int(tf.math.count_nonzero(tf.convert_to_tensor(self.kernel_mask)))
+
+    @property
+    def mask(self):
+        """The mask, a boolean array."""
+        return np.asarray(self.kernel_mask, dtype=bool)
+
+    def numpy(self):
+        """The weights, those of inactive connections too, as an array."""
+        return self.variable.numpy()
+
+    def assign(self, weights):
+        """Sets the weights of the active connections, as an array or tensor of all; at once."""
+        with tf.init_scope():
+            self.variable.assign(masked(weights, self.kernel_mask))
+
+    def set_mask(self, mask):
+        """Sets the mask, and zeroes what it makes inactive; at once."""
+        with tf.init_scope():
+            self.kernel_mask.assign(mask)
+            self.zero_inactive()
+            for watcher in self.watchers:
+                watcher.assign(True)
+
+    def zero_inactive(self):
+        """Sets inactive connections to zero that other code has written into; at once."""
+        self.assign(self.variable)
+
     def __call__(self, kernel):
+        return masked(self._constrained(kernel), self.kernel_mask)
+
+    def _constrained(self, kernel):
+        return kernel if self.constraint is None else self.constraint(kernel)
+
+    # Inside a graph, on one replica, whose variables `tf.distribute` hands over.
+
+    @property
+    def local(self):
+        """What to hand over: the arguments `local` of the methods below."""
+        return self.variable.value, self.kernel_mask.value
+
+    def replace(self, local, new_mask, values):
+        """Makes `new_mask` the mask: what it drops becomes zero, what it grows is in `values`.
+
+        Returns:
+            Boolean tensor, the connections that were dropped or grown.
+        """
+        kernel, mask = local
+        changed = tf.math.logical_xor(mask, new_mask)
+        weights = masked(tf.where(changed, values, kernel), new_mask)
         if self.constraint is not None:
-            kernel = self.constraint(kernel)
-        return masked(kernel, self.kernel_mask)
+            weights = self._constrained(weights)
+        self.put(local, new_mask, weights)
+        return changed
+
+    def put(self, local, new_mask, weights):
+        """Makes `new_mask` the mask, and `weights` those of its active connections."""
+        kernel, mask = local
+        kernel.assign(masked(weights, new_mask))
+        mask.assign(new_mask)
 
 
 def masked(values, kernel_mask):
@@ -88,46 +166,38 @@ def masked(values, kernel_mask):
     return tf.where(tf.convert_to_tensor(kernel_mask), values, tf.zeros([], values.dtype))
 
 
-def link(kernel, kernel_mask, settle=None):
-    """Makes `kernel` a sparse kernel with this mask; for `settle` see `MaskConstraint`."""
-    kernel.constraint = MaskConstraint(kernel_mask, kernel.constraint, settle)
+def link(variable, kernel_mask, settle=None):
+    """Makes a variable that of a sparse kernel; for the arguments see `SparseKernel`."""
+    variable.constraint = SparseKernel(variable, kernel_mask, settle)
 
 
-def unlink(kernel):
-    """Makes a sparse kernel a dense one again."""
-    kernel.constraint = kernel.constraint.constraint
+def unlink(variable):
+    """Makes the variable of a sparse kernel that of a dense one again."""
+    variable.constraint = variable.constraint.constraint
+
+
+def kernel_of(variable):
+    """The `SparseKernel` of a variable, `None` if it has no mask."""
+    constraint = getattr(variable, "constraint", None)
+    return constraint if isinstance(constraint, SparseKernel) else None
+
+
+def mask_of(variable):
+    """The mask variable of a sparse kernel's variable, `None` for any other variable."""
+    kernel = variable if isinstance(variable, SparseKernel) else kernel_of(variable)
+    return None if kernel is None else kernel.kernel_mask
 
 
 def settle(kernels):
     """Decides on the masks that are still open, as some layers of the model were never built."""
     for kernel in kernels:
-        if mask_of(kernel) is not None and kernel.constraint.settle is not None:
-            kernel.constraint.settle()
-
-
-def mask_of(kernel):
-    """The mask variable of a sparse kernel, `None` for any other variable."""
-    constraint = getattr(kernel, "constraint", None)
-    return constraint.kernel_mask if isinstance(constraint, MaskConstraint) else None
+        if kernel.settle is not None:
+            kernel.settle()
 
 
 def strategy_of(variable):
     """The `tf.distribute.Strategy` under which a Keras variable was made."""
     return getattr(variable.value, "distribute_strategy", None) or tf.distribute.get_strategy()
-
-
-def assign(kernel, mask):
-    """Sets the mask of one kernel and zeroes what it makes inactive. Runs at once, eagerly."""
-    with tf.init_scope():
-        mask_of(kernel).assign(mask)
-        apply_mask(kernel)
-        for watcher in kernel.constraint.watchers:
-            watcher.assign(True)
-
-
-def apply_mask(kernel):
-    """Sets the inactive connections of one sparse kernel to zero."""
-    kernel.assign(masked(kernel, mask_of(kernel)))
 
 
 def by_path(kernels):
@@ -146,17 +216,23 @@ def by_path(kernels):
 
 def own_masks(model):
     """The identities of the mask variables of a model or layer."""
-    return {id(mask_of(kernel)) for kernel in sparse_kernels(model).values()}
+    return {id(kernel.kernel_mask) for kernel in sparse_kernels(model).values()}
+
+
+def without_masks(model, variables):
+    """Those of a model's variables that are no masks, in their order."""
+    own = own_masks(model)
+    return [variable for variable in variables if id(variable) not in own]
 
 
 def sparse_kernels(model):
-    """The sparse kernels of a model or layer, as `{path: kernel}` in the order of its weights.
+    """The `SparseKernel`s of a model or layer, by their paths in the order of its weights.
 
     The layers of a sparse model are layers of others, too, such as the one that it was made of: in
     a model that does not hold their masks, they are dense.
     """
     own = {id(weight) for weight in model.weights}
-    return by_path(weight for weight in model.weights if id(mask_of(weight)) in own)
+    return by_path(kernel_of(weight) for weight in model.weights if id(mask_of(weight)) in own)
 
 
 def get_masks(model):
@@ -170,10 +246,7 @@ def get_masks(model):
         where the connection is active. Empty if no kernel is sparse. Where layers of different
         models in the model have the same name, so that paths are equal, the second is `path#2`.
     """
-    return {
-        path: np.asarray(mask_of(kernel), dtype=bool)
-        for path, kernel in sparse_kernels(model).items()
-    }
+    return {path: kernel.mask for path, kernel in sparse_kernels(model).items()}
 
 
 def set_masks(model, masks):
@@ -201,7 +274,7 @@ def set_masks(model, masks):
     """
     kernels = sparse_kernels(model)
     for path, mask in check_masks(model, masks).items():
-        assign(kernels[path], mask)
+        kernels[path].set_mask(mask)
 
 
 def check_masks(model, masks):
@@ -219,7 +292,7 @@ def check_masks(model, masks):
                 f"A mask's key must be the path of a sparse kernel of the model: {sorted(kernels)}."
                 f" Received: {path!r}"
             )
-        shape = tuple(kernels[path].shape)
+        shape = kernels[path].shape
         if mask.shape != shape:
             raise ValueError(
                 f"The mask of {path!r} must have the kernel's shape {shape}. "
@@ -230,7 +303,7 @@ def check_masks(model, masks):
 
 def _is_renamed(masks, kernels):
     """Whether masks are those of the same kernels by other names: Keras numbers layers anew."""
-    shapes = [tuple(kernel.shape) for kernel in kernels.values()]
+    shapes = [kernel.shape for kernel in kernels.values()]
     if masks.keys() <= kernels.keys() or [mask.shape for mask in masks.values()] != shapes:
         return False
     plain, others = ([re.sub(r"_\d+", "", path) for path in paths] for paths in (masks, kernels))
@@ -295,8 +368,7 @@ def set_weights(layer, weights):
         ValueError: If their number is neither, or a shape is another. Nothing is changed then.
     """
     variables = layer.weights
-    masks = own_masks(layer)
-    dense = [variable for variable in variables if id(variable) not in masks]
+    dense = without_masks(layer, variables)
     chosen = dense if len(weights) == len(dense) else variables
     if len(weights) != len(chosen):
         raise ValueError(
@@ -312,7 +384,7 @@ def set_weights(layer, weights):
     for variable, value in zip(chosen, weights, strict=True):
         variable.assign(value)
     for kernel in sparse_kernels(layer).values():
-        apply_mask(kernel)
+        kernel.zero_inactive()
 
 
 def as_booleans(masks):

@@ -272,8 +272,7 @@ def on_a_replica(function, *arguments):
 @contextlib.contextmanager
 def untouched_state(model):
     """Gives moving statistics, seeds and the like their values back; masks never change here."""
-    of_masks = {id(masks.mask_of(k)) for k in masks.sparse_kernels(model).values()}
-    state = [each for each in model.non_trainable_variables if id(each) not in of_masks]
+    state = masks.without_masks(model, model.non_trainable_variables)
     for layer in walk.all_layers(model):
         if getattr(layer, "stateful", False):  # the states of recurrent layers are no weights
             state += keras.tree.flatten(getattr(layer, "states", None) or [])

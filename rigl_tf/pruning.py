@@ -175,8 +175,10 @@ def check_sparse(model):
 def _kernel_values(model):
     # Of a kernel with a copy on each replica, the first.
     return {
-        path: masks.strategy_of(kernel).experimental_local_results(kernel.value)[0]
-        for path, kernel in check_sparse(model).items()
+        path: masks.strategy_of(variable).experimental_local_results(variable.value)[0]
+        for path, variable in (
+            (path, kernel.variable) for path, kernel in check_sparse(model).items()
+        )
     }
 
 

@@ -179,7 +179,7 @@ def test_growth_is_by_the_gradient_of_all_replicas(mirrored):
         optimizer = rigl_tf.RigL("sgd", 5, update_frequency=1, drop_fraction=lambda step: 0.5)
         optimizer.build(layer.trainable_variables)
         layer.layer.kernel.assign([[0.0], [1.0], [2.0], [0.0]])
-        rigl_tf.masks.assign(layer.layer.kernel, [[False], [True], [True], [False]])
+        rigl_tf.masks.kernel_of(layer.layer.kernel).set_mask([[False], [True], [True], [False]])
         optimizer.step.assign(1)
     gradients = [[[3.0], [0.0], [0.0], [2.0]], [[-3.0], [0.0], [0.0], [2.0]]]  # sum: 0, 0, 0, 4
 

@@ -153,7 +153,7 @@ def test_a_gradient_by_rows_is_as_good_as_a_dense_one(algorithm):
         kernel = keras.Variable(np.arange(1.0, 9.0, dtype="float32").reshape(4, 2))
         mask = keras.Variable(np.eye(2, dtype=bool).repeat(2, axis=0), dtype="bool")
         rigl_tf.masks.link(kernel, mask)
-        rigl_tf.masks.apply_mask(kernel)
+        rigl_tf.masks.kernel_of(kernel).zero_inactive()
         moving = {} if algorithm is rigl_tf.StaticSparse else {"end_step": 9, "update_frequency": 2}
         optimizer = algorithm(optimizers.SGD(0.1, momentum=0.9, clipnorm=1.0), **moving)
         for _ in range(4):

@@ -335,8 +335,8 @@ def set_masks_after(step, seed=0):
     model = sparse_model((8, 8, 8))
     half_of_it = np.arange(64).reshape(8, 8) % 2 == 0
     for kernel in rigl_tf.masks.sparse_kernels(model).values():
+        kernel.set_mask(half_of_it)
         kernel.assign(np.arange(1, 65).reshape(8, 8))
-        rigl_tf.masks.assign(kernel, half_of_it)
     optimizer = rigl_tf.SET("sgd", end_step=99, begin_step=step, drop_fraction=half, seed=seed)
     optimizer.build(model.trainable_variables)
     optimizer.step.assign(step)

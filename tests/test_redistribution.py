@@ -88,7 +88,7 @@ def model_of(*kernels):
     model = rigl_tf.sparsify(dense, 0.0)
     for kernel, value in zip(model.trainable_weights, kernels, strict=True):
         kernel.assign(value)
-        rigl_tf.masks.assign(kernel, value != 0)
+        rigl_tf.masks.kernel_of(kernel).set_mask(value != 0)
     return model
 
 

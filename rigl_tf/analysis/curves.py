@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from rigl_tf.analysis.connectivity import bernstein, bezier, check_weights, is_floating
 from rigl_tf.checks import check_integers
-from rigl_tf.masks import MaskConstraint, check_masks, masked, sparse_kernels
+from rigl_tf.masks import check_masks, masked, sparse_kernels
 from rigl_tf.objective import mean_loss
 
 
@@ -82,7 +82,7 @@ def train_bezier(
     check_integers(seed=seed)
     _check_elements(data)
     masks = check_masks(model, masks or {})
-    by_id = {id(kernel): masks.get(path) for path, kernel in sparse_kernels(model).items()}
+    by_id = {id(kernel.variable): masks.get(path) for path, kernel in sparse_kernels(model).items()}
     trainable = {id(variable) for variable in model.trainable_variables}
     inner = [_line(model, start, end, k / degree) for k in range(1, degree)]
     curves = [
@@ -115,7 +115,7 @@ class _Curve:
         self.controls = [keras.Variable(self.masked(p), dtype=variable.dtype) for p in points[1:-1]]
         if mask is not None:
             for control in self.controls:
-                control.constraint = MaskConstraint(self.mask)
+                control.constraint = self.masked
         first, last = (tf.constant(point, variable.dtype) for point in (points[0], points[-1]))
         self.points = [first, *self.controls, last]
 

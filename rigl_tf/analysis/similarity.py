@@ -145,7 +145,7 @@ def _kernels_and_masks(name, network, kernel_masks):
         left = {path: np.ones(kernel.shape, bool) for path, kernel in kernels.items()}
         by_id = {id(kernel): path for path, kernel in _variables(network).items()}
         for kernel in masks.sparse_kernels(network).values():
-            left[by_id[id(kernel)]] = np.asarray(masks.mask_of(kernel), dtype=bool)
+            left[by_id[id(kernel.variable)]] = kernel.mask
     elif isinstance(network, Mapping):
         kernels = {path: np.asarray(kernel) for path, kernel in network.items()}
         left = {path: kernel != 0 for path, kernel in kernels.items()}

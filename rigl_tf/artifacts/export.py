@@ -17,7 +17,7 @@ from rigl_tf import flops
 from rigl_tf.checks import check_choice
 from rigl_tf.inputs import batch_of, check_shapes, signature
 from rigl_tf.layers.summary import as_text, num_outside
-from rigl_tf.masks import own_masks
+from rigl_tf.masks import own_masks, without_masks
 from rigl_tf.transforms.sparsify import strip
 from rigl_tf.walk import all_layers
 
@@ -250,7 +250,7 @@ def _save_model(model, path, specs):
 
     module = tf.Module()
     masks = own_masks(model)
-    module.weights = [each.value for each in model.variables if id(each) not in masks]
+    module.weights = [each.value for each in without_masks(model, model.variables)]
     held = [value for layer in all_layers(model) for value in _resources(layer)]
     module.resources = [
         each.value if isinstance(each, keras.Variable) else each

@@ -245,8 +245,7 @@ def count(model, inputs=None):
 def estimate(model, inputs=None):
     """As `count`, but what cannot be counted is `unknown` in the result."""
     specs = concrete(model, inputs)
-    own_masks = {id(masks.mask_of(kernel)) for kernel in masks.sparse_kernels(model).values()}
-    weights = [weight for weight in model.weights if id(weight) not in own_masks]
+    weights = masks.without_masks(model, model.weights)
     kernels = [
         weight
         for weight, layers in layers_of_weights(model)
@@ -317,9 +316,9 @@ def training_flops(dense, sparse, method, update_frequency=100):
 
 
 def _kernel_cost(kernel, multiplications, unknown):
-    mask = masks.mask_of(kernel)
+    sparse = masks.kernel_of(kernel)
     size = math.prod(kernel.shape)
-    num_active = size if mask is None else int(tf.math.count_nonzero(mask.value))
+    num_active = size if sparse is None else sparse.num_active
     num_uses = multiplications / size
     if unknown:
         num_uses = None

@@ -173,7 +173,7 @@ class Allocation:
                     f"its layer in `dense_layers`. Received: {kernel.path!r}, all zeros"
                 )
         for kernel, mask in zip(kernels, values, strict=True):
-            masks.assign(kernel, mask)
+            masks.kernel_of(kernel).set_mask(mask)
         self._keep([1 - mask.mean() for mask in values])
 
     def _keep(self, shares):

@@ -196,8 +196,8 @@ def sparsity_summary(model):
             f"Received: model={model.name!r}, without weights"
         )
     kernels = tuple(
-        KernelSummary(path, mask.shape, int(mask.sum()))
-        for path, mask in masks.get_masks(model).items()
+        KernelSummary(path, kernel.shape, kernel.num_active)
+        for path, kernel in masks.sparse_kernels(model).items()
     )
     return SparsitySummary(kernels, *_others(model), num_outside(model))
 
@@ -205,7 +205,7 @@ def sparsity_summary(model):
 def num_outside(model):
     """`{path: number}` of the kernels that are not zero outside of their masks."""
     numbers = {
-        path: np.count_nonzero(np.asarray(kernel)[~np.asarray(masks.mask_of(kernel), dtype=bool)])
+        path: np.count_nonzero(kernel.numpy()[~kernel.mask])
         for path, kernel in masks.sparse_kernels(model).items()
     }
     return {path: int(number) for path, number in numbers.items() if number}
@@ -214,7 +214,7 @@ def num_outside(model):
 def coverage(model):
     """The `Coverage` of a built model. It reads no values."""
     kernels = masks.sparse_kernels(model).items()
-    kernels = [DenseWeights(path, tuple(kernel.shape), "sparse") for path, kernel in kernels]
+    kernels = [DenseWeights(path, kernel.shape, "sparse") for path, kernel in kernels]
     return _coverage(kernels, *_others(model))
 
 
@@ -241,9 +241,8 @@ def _coverage(kernels, dense, num_weights):
 
 def _others(model):
     """The `DenseWeights` of two and more dimensions, and the number of all weights but masks."""
-    sparse = masks.sparse_kernels(model).values()
-    own_kernels = {id(kernel) for kernel in sparse}
-    own_masks = {id(masks.mask_of(kernel)) for kernel in sparse}
+    own_kernels = {id(kernel.variable) for kernel in masks.sparse_kernels(model).values()}
+    own_masks = masks.own_masks(model)
     weights = [
         (weight, layers)
         for weight, layers in layers_of_weights(model)

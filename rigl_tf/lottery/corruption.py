@@ -3,12 +3,11 @@
 import functools
 from numbers import Real
 
-import keras
 import numpy as np
 
 from rigl_tf import distributions, pruning
 from rigl_tf.checks import check_integers
-from rigl_tf.masks import as_booleans, mask_of, sparse_kernels
+from rigl_tf.masks import as_booleans, sparse_kernels
 
 
 def corrupt_labels(labels, probability, num_classes, seed=0):
@@ -191,8 +190,7 @@ def shuffle_weights(model, seed=0):
         )
     check_integers(0, seed=seed)
     for index, kernel in enumerate(kernels.values()):
-        values = np.array(keras.ops.convert_to_numpy(kernel))
-        active = np.asarray(mask_of(kernel), dtype=bool)
+        values, active = np.array(kernel.numpy()), kernel.mask
         values[active] = _permuted(values[active], seed, index)
         kernel.assign(values)
 

@@ -83,7 +83,7 @@ def without_masks(model, weights):
     given = dict(zip(map(id, model.weights), map(np.asarray, weights), strict=True))
     values = [given[id(each)] if id(each) in given else _array(each) for each in _variables(model)]
     kernels = masks.sparse_kernels(model)
-    return values, {path: given[id(masks.mask_of(kernel))] for path, kernel in kernels.items()}
+    return values, {path: given[id(kernel.kernel_mask)] for path, kernel in kernels.items()}
 
 
 def restore(model, weights, kernel_masks):
@@ -99,9 +99,7 @@ def shapes_of(model):
 
 
 def _variables(model):
-    kernels = masks.sparse_kernels(model).values()
-    mask_ids = {id(masks.mask_of(kernel)) for kernel in kernels}
-    return [variable for variable in model.variables if id(variable) not in mask_ids]
+    return masks.without_masks(model, model.variables)
 
 
 def _array(variable):

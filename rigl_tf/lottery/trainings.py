@@ -148,6 +148,6 @@ def _num_parameters(model, kernel_masks=()):
     """The trainable parameters that are not masked out."""
     sizes = {id(weight): math.prod(weight.shape) for weight in model.trainable_weights}
     for kernel, mask in zip(masks.sparse_kernels(model).values(), kernel_masks, strict=False):
-        if id(kernel) in sizes:
-            sizes[id(kernel)] = np.count_nonzero(mask)
+        if id(kernel.variable) in sizes:
+            sizes[id(kernel.variable)] = np.count_nonzero(mask)
     return int(sum(sizes.values()))

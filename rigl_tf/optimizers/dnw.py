@@ -103,7 +103,7 @@ class DNW(targets.TargetSparsity):
     def _latent(self, kernel):
         latent = self.add_variable_from_reference(kernel, name="latent")
         # The user's own constraint is one of the weights that are trained.
-        latent.constraint = kernel.constraint.constraint
+        latent.constraint = masks.kernel_of(kernel).constraint
         with tf.init_scope():
             latent.assign(kernel)
         return latent

@@ -167,9 +167,8 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
         steps = self._update_steps()  # `None` if they are a subclass's own
         if steps is None or step == 0 or step > steps[-1]:
             return None
-        sparse = [each.kernel for each in self._plan.by_id.values()]
-        size = sum(math.prod(kernel.shape) for kernel in sparse)
-        now = sum(targets.num_inactive(kernel) for kernel in sparse) / size
+        sparse = [each.sparse for each in self._plan.by_id.values()]
+        now = 1 - sum(each.num_active for each in sparse) / sum(each.size for each in sparse)
         return (
             f"{type(self).__name__} has made a sparsity of {now:.3f} of {self._final_sparsity}: "
             f"training ended after {step} steps, and the last update is at {steps[-1]}."

@@ -19,11 +19,10 @@ class Explored:
 
 
 @dataclasses.dataclass(eq=False)
-class SparseKernel:
-    """What the optimizer knows of one sparse kernel (kept out of Keras's attribute tracking)."""
+class KernelState:
+    """What an optimizer keeps of one sparse kernel (out of Keras's attribute tracking)."""
 
-    kernel: keras.Variable
-    mask: keras.Variable
+    sparse: masks.SparseKernel
     index: int
     trained: keras.Variable  # what the inner optimizer trains: most often the kernel
     slots: list  # of `Slot`, those of the inner optimizer
@@ -31,6 +30,14 @@ class SparseKernel:
     average: keras.Variable | None = None  # moving average of the dense gradient
     initial_std: keras.Variable | None = None  # of the active weights when training began
     explored: Explored | None = None
+
+    @property
+    def kernel(self):
+        return self.sparse.variable
+
+    @property
+    def mask(self):
+        return self.sparse.kernel_mask
 
     def start(self):
         """What is kept of this kernel begins as its values and its mask are now."""
@@ -57,16 +64,24 @@ class SparseKernel:
             return None, None
         return self.explored.ever_active.value, self.explored.num_replaced.value
 
+    def slot_values(self):
+        """The variables of `slots`, as arguments of `strategy.extended.update`."""
+        return [slot.variable.value for slot in self.slots]
+
+    def restart_slots(self, variables, where):
+        """Gives slots their first values where a tensor is `True`; the slots are `slot_values`."""
+        for variable, slot in zip(variables, self.slots, strict=True):
+            start = slot.initializer(variable.shape, dtype=variable.dtype)
+            variable.assign(tf.where(where, start, variable))
+
     def zero_inactive(self, strategy):
         """Zeroes the inactive connections, and lets their slots start again."""
 
         def zero_one(kernel, mask, slots):
             kernel.assign(masks.masked(kernel, mask))
-            for variable, slot in zip(slots, self.slots, strict=True):
-                start = slot.initializer(variable.shape, dtype=variable.dtype)
-                variable.assign(tf.where(mask, variable, start))
+            self.restart_slots(slots, tf.logical_not(mask))
 
-        args = (self.mask.value, [slot.variable.value for slot in self.slots])
+        args = (self.mask.value, self.slot_values())
         strategy.extended.update(self.kernel.value, zero_one, args=args, group=False)
 
 
@@ -76,7 +91,7 @@ class Plan:
     Args:
         variables: The variables of the model that it trains.
         trained: What the inner optimizer trains in the place of each.
-        kernels: List of `SparseKernel`.
+        kernels: List of `KernelState`.
         is_elementwise: Whether the inner optimizer trains each entry by itself.
     """
 
@@ -103,7 +118,7 @@ class Plan:
             for sparse in kernels
             if is_elementwise
             and sparse.trained is sparse.kernel
-            and sparse.kernel.constraint.constraint is None
+            and sparse.sparse.constraint is None
         ]
 
         # Whether other code may have changed masks, weights or slots; no part of the state.
@@ -111,7 +126,7 @@ class Plan:
             True, dtype="bool", trainable=False, aggregation="only_first_replica", name="is_suspect"
         )
         for sparse in self.keep_zeros:
-            sparse.kernel.constraint.watchers.append(self.is_suspect)
+            sparse.sparse.watchers.append(self.is_suspect)
 
     def zero_inactive(self, strategy):
         """Undoes what other code wrote into inactive connections, or their slots."""
@@ -125,14 +140,13 @@ class Plan:
 
         They cost a pass through the memory of each kernel.
         """
-        constraints = [sparse.kernel.constraint for sparse in self.keep_zeros]
         try:
             for sparse in self.keep_zeros:
                 sparse.kernel.constraint = None
             yield
         finally:
-            for sparse, constraint in zip(self.keep_zeros, constraints, strict=True):
-                sparse.kernel.constraint = constraint
+            for sparse in self.keep_zeros:
+                sparse.kernel.constraint = sparse.sparse
 
     def trained(self, variables):
         """What the inner optimizer trains in the place of each variable."""
@@ -243,16 +257,8 @@ def update_kernel(strategy, sparse, gradient, step, updated):
             tf.convert_to_tensor(step),
             initial_std,
         )
-        changed = tf.math.logical_xor(old, new)
-        weights = masks.masked(tf.where(changed, values, kernel), new)
-        if sparse.kernel.constraint.constraint is not None:
-            weights = masks.masked(sparse.kernel.constraint.constraint(weights), new)
-        kernel.assign(weights)
-        for variable, slot in zip(slots, sparse.slots, strict=True):
-            start = slot.initializer(variable.shape, dtype=variable.dtype)
-            variable.assign(tf.where(changed, start, variable))
+        sparse.restart_slots(slots, sparse.sparse.replace((kernel, mask), new, values))
         sparse.note_exploration(old, new, *explored)
-        mask.assign(new)
 
     def value(variable):
         return None if variable is None else variable.value
@@ -263,7 +269,7 @@ def update_kernel(strategy, sparse, gradient, step, updated):
         step.value,
         value(sparse.average),
         value(sparse.initial_std),
-        [slot.variable.value for slot in sparse.slots],
+        sparse.slot_values(),
         sparse.explored_values(),
     )
     strategy.extended.update(sparse.kernel.value, update_one, args=args, group=False)
@@ -279,9 +285,8 @@ def select_from(strategy, sparse, latent, select):
     def select_one(kernel, latent, mask, explored):
         latent, old = tf.convert_to_tensor(latent), tf.convert_to_tensor(mask)
         new = select(sparse, latent, old)
-        kernel.assign(masks.masked(latent, new))
+        sparse.sparse.put((kernel, mask), new, latent)
         sparse.note_exploration(old, new, *explored)
-        mask.assign(new)
 
     args = (latent.value, sparse.mask.value, sparse.explored_values())
     strategy.extended.update(sparse.kernel.value, select_one, args=args, group=False)
@@ -289,8 +294,9 @@ def select_from(strategy, sparse, latent, select):
 
 def exploration_rate(explored):
     """The share of all connections of these kernels that were active at some time."""
-    num_ever = sum(_count(sparse.explored.ever_active) for sparse in explored)
-    return num_ever / sum(sparse.kernel.value.shape.num_elements() for sparse in explored)
+    ever = [tf.convert_to_tensor(each.explored.ever_active) for each in explored]
+    num_ever = sum(int(tf.math.count_nonzero(each)) for each in ever)
+    return num_ever / sum(each.sparse.size for each in explored)
 
 
 def turnover(explored):
@@ -298,8 +304,4 @@ def turnover(explored):
     num_replaced = sum(
         int(keras.ops.convert_to_numpy(sparse.explored.num_replaced)) for sparse in explored
     )
-    return num_replaced / max(sum(_count(sparse.mask) for sparse in explored), 1)
-
-
-def _count(mask):
-    return int(tf.math.count_nonzero(tf.convert_to_tensor(mask)))
+    return num_replaced / max(sum(each.sparse.num_active for each in explored), 1)

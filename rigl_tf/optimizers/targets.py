@@ -4,8 +4,6 @@ import dataclasses
 import math
 import warnings
 
-import tensorflow as tf
-
 from rigl_tf import distributions, masks
 from rigl_tf.optimizers.training import SparseTraining
 from rigl_tf.optimizers.wrapping import serialized
@@ -49,12 +47,12 @@ class TargetSparsity(SparseTraining):
 
     def _new_shares(self, kernels):
         """The sparsity of each kernel by the distribution; warns if it is not that of all."""
-        shapes = {path: tuple(kernel.shape) for path, kernel in masks.by_path(kernels).items()}
+        shapes = {path: kernel.shape for path, kernel in masks.by_path(kernels).items()}
         sizes = {path: math.prod(shape) for path, shape in shapes.items()}
         shares = distributions.allocate(self.distribution, shapes, self._final_sparsity)
         zeros = {path: distributions.num_zeros(size, shares[path]) for path, size in sizes.items()}
         if self._keeps_zeros:
-            now = map(num_inactive, kernels)
+            now = (kernel.size - kernel.num_active for kernel in kernels)
             zeros = {path: max(num, next(now)) for path, num in zeros.items()}
         size = sum(sizes.values())
         reached = sum(zeros.values()) / size
@@ -111,10 +109,3 @@ class _Allocation:
     sparsity: float
     shapes: list
     shares: list
-
-
-def num_inactive(kernel):
-    """The number of inactive connections of a sparse kernel."""
-    with tf.init_scope():
-        mask = tf.convert_to_tensor(masks.mask_of(kernel))
-        return int(tf.math.count_nonzero(~mask))

@@ -59,7 +59,7 @@ class SparseTraining(WrappingOptimizer):
 
         Args:
             strategy: The `tf.distribute.Strategy`; this is called in its cross-replica context.
-            pairs: List of `(SparseKernel, its gradient on each replica)`.
+            pairs: List of `(KernelState, its gradient on each replica)`.
             loss_scale: As in `kernels.sum_over_replicas`.
         """
 
@@ -74,7 +74,7 @@ class SparseTraining(WrappingOptimizer):
         return [None] * len(kernels)
 
     def _state_of(self, kernel, index):
-        """Variables that are kept of a kernel, by the name of the field of `SparseKernel`."""
+        """Variables that are kept of a kernel, by the name of the field of `KernelState`."""
         return {}
 
     # State.
@@ -94,7 +94,7 @@ class SparseTraining(WrappingOptimizer):
         variables = list(variables)
         if not variables:
             return  # as from Keras, which asks for the weights of a model that are in no layer
-        sparse = [variable for variable in variables if masks.mask_of(variable) is not None]
+        sparse = [kernel for kernel in map(masks.kernel_of, variables) if kernel is not None]
         if not sparse:
             raise ValueError(
                 f"{type(self).__name__} needs a sparse model, and a sparse kernel in it that is "
@@ -105,7 +105,7 @@ class SparseTraining(WrappingOptimizer):
             )
         limits.check_unused(self.inner_optimizer)
         limits.warn_of_vanishing_squares(self.inner_optimizer)
-        masks.settle(variables)
+        masks.settle(sparse)
         self._check_schedule()
         shares = self._allocate(sparse)
         try:
@@ -150,8 +150,8 @@ class SparseTraining(WrappingOptimizer):
             ever_active = self.add_variable(kernel.shape, dtype="bool", name=name)
             num_replaced = self._add_scalar(f"num_replaced_{index}")
             state["explored"] = kernels.Explored(ever_active, num_replaced)
-        return kernels.SparseKernel(
-            kernel, masks.mask_of(kernel), index, trained, slots, sparsity, **state
+        return kernels.KernelState(
+            masks.kernel_of(kernel), index, trained, slots, sparsity, **state
         )
 
     def _add_scalar(self, name, dtype="int64"):
@@ -259,7 +259,7 @@ class SparseTraining(WrappingOptimizer):
         super().finalize_variable_values(self._plan.trained(var_list) if self.built else var_list)
         for variable in var_list:
             if masks.mask_of(variable) is not None:
-                masks.apply_mask(variable)
+                masks.kernel_of(variable).zero_inactive()
         if self.built:
             self._plan.is_suspect.assign(True)
         told, self._num_told = self._num_told, self._num_skipped()

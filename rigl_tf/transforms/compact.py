@@ -160,7 +160,7 @@ class _Stage:
             # For copies made from the config, which always have a sparsity below 1.
             share = min(1 - connections.mean(), math.nextafter(1.0, 0.0))
             new_layer.keep_sparsity([float(share)], new_layer.seed)
-            masks.assign(dense.kernel, connections)
+            masks.kernel_of(dense.kernel).set_mask(connections)
         dense.kernel.assign(np.where(connections, self.kernel[chosen], 0))
         if dense.use_bias:
             dense.bias.assign(self.bias[columns])

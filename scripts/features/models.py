@@ -31,7 +31,7 @@ def make_embedding_sparse(model):
     (kernel,) = [weight for weight in model.weights if weight.name == "embeddings"]
     mask = keras.Variable(np.arange(48).reshape(12, 4) % 2 == 0, dtype="bool", trainable=False)
     rigl_tf.masks.link(kernel, mask)
-    rigl_tf.masks.apply_mask(kernel)
+    rigl_tf.masks.kernel_of(kernel).zero_inactive()
 
 
 def words(directory):
