@@ -25,6 +25,42 @@ def check_integers(least=None, **values):
             raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}")
 
 
+def check_numbers(interval, **values):
+    """Raises a `ValueError` that names the first value that is no number in an interval.
+
+    Args:
+        interval: String, such as `"[0, 1)"`; a round bracket leaves its end out. With one at
+            infinity numbers must be finite.
+        **values: The values, by the names of the arguments.
+
+    Example:
+
+    >>> check_numbers("(0, inf)", power=0)
+    Traceback (most recent call last):
+        ...
+    ValueError: `power` must be a finite number > 0. Received: power=0
+    >>> check_numbers("[0, 1)", momentum=True)
+    Traceback (most recent call last):
+        ...
+    ValueError: `momentum` must be a number in [0, 1). Received: momentum=True
+    """
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    for name, value in values.items():
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        is_above = is_number and (value >= low if interval[0] == "[" else value > low)
+        if not is_above or not (value <= high if interval[-1] == "]" else value < high):
+            rule = _rule(interval, low, high)
+            raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}")
+
+
+def _rule(interval, low, high):
+    if high < math.inf:
+        return f"a number in {interval}"
+    number = "a number" if interval[-1] == "]" else "a finite number"
+    sign = ">=" if interval[0] == "[" else ">"
+    return number if low == -math.inf else f"{number} {sign} {low:g}"
+
+
 def check_functions(**values):
     """Raises a `ValueError` that names the first value that is no function.
 

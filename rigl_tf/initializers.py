@@ -1,14 +1,13 @@
 """Sparsity-aware initialisation: the variance of a weight by the connections that there are."""
 
 import math
-from numbers import Real
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from rigl_tf import masks
-from rigl_tf.checks import check_choice, check_integers
+from rigl_tf.checks import check_choice, check_integers, check_numbers
 from rigl_tf.walk import layers_of_weights
 
 _MODES = ("fan_in", "fan_out", "fan_avg")
@@ -60,9 +59,7 @@ class SparseVarianceScaling:
     """
 
     def __init__(self, scale=1.0, mode="fan_avg", distribution="uniform", fans="neuron"):
-        is_number = isinstance(scale, Real) and not isinstance(scale, bool)
-        if not is_number or not 0 < scale < math.inf:
-            raise ValueError(f"`scale` must be a finite number > 0. Received: scale={scale!r}")
+        check_numbers("(0, inf)", scale=scale)
         check_choice(_MODES, mode=mode)
         check_choice(_DISTRIBUTIONS, distribution=distribution)
         check_choice(_FANS, fans=fans)

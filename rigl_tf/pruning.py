@@ -8,14 +8,13 @@ lose all of its connections, and nothing comes through its layer any more: a war
 import math
 import sys
 import warnings
-from numbers import Real
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection
-from rigl_tf.checks import check_integers
+from rigl_tf.checks import check_integers, check_numbers
 from rigl_tf.objective import batches, mean_loss, mean_over, read_batches, untouched_state
 
 
@@ -147,11 +146,7 @@ def grasp_masks(model, data, sparsity, loss, distribution=None, temperature=200.
     >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     >>> masks = grasp_masks(model, batch, sparsity=0.75, loss=loss)
     """
-    is_number = isinstance(temperature, Real) and not isinstance(temperature, bool)
-    if not is_number or not 0 < temperature < math.inf:
-        raise ValueError(
-            f"`temperature` must be a finite number > 0. Received: temperature={temperature!r}"
-        )
+    check_numbers("(0, inf)", temperature=temperature)
     kernels = _kernel_values(model)
     data = batches(data)
     first = _gradients(model, kernels, data, loss, temperature)

@@ -6,7 +6,7 @@ from numbers import Real
 import keras
 import tensorflow as tf
 
-from rigl_tf.checks import check_integers
+from rigl_tf.checks import check_integers, check_numbers
 
 
 def is_update_step(step, begin_step, end_step, update_frequency):
@@ -160,8 +160,7 @@ class PowerDropFraction(_AnnealedDropFraction):
     """
 
     def __init__(self, drop_fraction, begin_step, end_step, power=1):
-        if not isinstance(power, Real) or not 0 < power < math.inf:
-            raise ValueError(f"`power` must be a number > 0. Received: power={power!r}")
+        check_numbers("(0, inf)", power=power)
         super().__init__(drop_fraction, begin_step, end_step, power=power)
         self.power = power
 

@@ -1,14 +1,13 @@
 """Instability analysis: whether two trainings from one state end in the same linear valley."""
 
 import dataclasses
-from numbers import Real
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from rigl_tf.analysis.connectivity import error_barrier, interpolate
-from rigl_tf.checks import check_functions, check_integers
+from rigl_tf.checks import check_functions, check_integers, check_numbers
 from rigl_tf.masks import set_masks
 from rigl_tf.objective import check_ends
 from rigl_tf.walk import all_layers
@@ -223,8 +222,7 @@ def _check(model, step, threshold, data_seeds, num_points):
         raise ValueError(f"`model` must be a built `keras.Model`. Received: model={model!r}")
     check_integers(0, step=step)
     check_integers(2, num_points=num_points)
-    if not isinstance(threshold, Real) or not threshold >= 0:
-        raise ValueError(f"`threshold` must be a number >= 0. Received: threshold={threshold!r}")
+    check_numbers("[0, inf]", threshold=threshold)
     is_pair = hasattr(data_seeds, "__len__") and len(data_seeds) == 2
     if not is_pair or data_seeds[0] == data_seeds[1]:
         raise ValueError(

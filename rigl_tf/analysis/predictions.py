@@ -1,7 +1,6 @@
 """Whether solutions are the same: by what they predict, and by where they are."""
 
 import math
-from numbers import Real
 from typing import NamedTuple
 
 import keras
@@ -10,6 +9,7 @@ import tensorflow as tf
 
 from rigl_tf import masks
 from rigl_tf.analysis.connectivity import check_weights
+from rigl_tf.checks import check_numbers
 
 
 def disagreement(logits_a, logits_b):
@@ -204,8 +204,7 @@ def repel(model, solutions, weight=2.0):
     """
     # Keras asks only trainable weights for their losses.
     first, *others = sorted(_sparse_kernels(model, "repel"), key=lambda k: not k.trainable)
-    if not isinstance(weight, Real) or not math.isfinite(weight):
-        raise ValueError(f"`weight` must be a finite number. Received: weight={weight!r}")
+    check_numbers("(-inf, inf)", weight=weight)
     indices = {id(variable): index for index, variable in enumerate(model.weights)}
     known = [
         [arrays[indices[id(kernel)]] for kernel in (first, *others)]

@@ -3,13 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from numbers import Real
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from rigl_tf import masks, selection, walk
+from rigl_tf.checks import check_numbers
 from rigl_tf.layers import eligibility
 
 
@@ -84,10 +84,8 @@ def weight_correlation(a, b, p=0.2, *, masks_a=None, masks_b=None, tolerance=0.0
     >>> result.total, result.verdict
     (0.5, 'positive')
     """
-    _check_number(
-        "p", p, p.__class__ is not bool and isinstance(p, Real) and 0 < p < 1, "in (0, 1)"
-    )
-    _check_number("tolerance", tolerance, isinstance(tolerance, Real) and tolerance >= 0, ">= 0")
+    check_numbers("(0, 1)", p=p)
+    check_numbers("[0, inf]", tolerance=tolerance)
     kernels_a, left_a = _kernels_and_masks("a", a, masks_a)
     kernels_b, left_b = _kernels_and_masks("b", b, masks_b)
     _check_shapes(kernels_a, kernels_b)
@@ -214,8 +212,3 @@ def _check_shapes(kernels_a, kernels_b):
             "The kernels of `a` and `b` must have the same shapes in the same order. "
             f"Received: {shapes_a} and {shapes_b}"
         )
-
-
-def _check_number(name, value, is_right, rule):
-    if not is_right:
-        raise ValueError(f"`{name}` must be a number {rule}. Received: {name}={value!r}")

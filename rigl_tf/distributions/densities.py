@@ -3,9 +3,14 @@
 import collections
 import math
 from collections.abc import Mapping
-from numbers import Real
 
-from rigl_tf.checks import LARGEST_SPARSITY, check_integers, check_shapes, check_sparsity
+from rigl_tf.checks import (
+    LARGEST_SPARSITY,
+    check_integers,
+    check_numbers,
+    check_shapes,
+    check_sparsity,
+)
 from rigl_tf.distributions import published
 
 
@@ -223,8 +228,7 @@ def allocate(identifier, shapes, sparsity):
 
 def _ratio(shape, power):
     """`(sum / prod) ** power`, refused near the ends of the float range."""
-    if isinstance(power, bool) or not isinstance(power, Real) or not 0 <= power < math.inf:
-        raise ValueError(f"`power` must be a finite real number >= 0. Received: power={power!r}")
+    check_numbers("[0, inf)", power=power)
     ratio = sum(shape) / math.prod(shape)
     if abs(math.log10(ratio)) * power > 200:
         raise ValueError(f"`power` is too large for the shape {shape}. Received: power={power!r}")

@@ -2,9 +2,8 @@
 
 import math
 from fractions import Fraction
-from numbers import Real
 
-from rigl_tf.checks import check_choice, check_shapes, check_sparsity
+from rigl_tf.checks import check_choice, check_numbers, check_shapes, check_sparsity
 
 # The density of a layer, up to a factor, by its number from the first layer and from the last.
 _DECAYS = {
@@ -126,12 +125,8 @@ def _share_of_zeros(size, zeros):
 def _check_arguments(residual, linear_density, decay):
     if not isinstance(residual, bool):
         raise ValueError(f"`residual` must be True or False. Received: residual={residual!r}")
-    is_number = isinstance(linear_density, Real) and not isinstance(linear_density, bool)
-    if linear_density is not None and not (is_number and 0 < linear_density <= 1):
-        raise ValueError(
-            "`linear_density` must be a number in (0, 1] or None. "
-            f"Received: linear_density={linear_density!r}"
-        )
+    if linear_density is not None:
+        check_numbers("(0, 1]", linear_density=linear_density)
     check_choice(_DECAYS, decay=decay)
 
 

@@ -3,13 +3,12 @@
 import dataclasses
 import fractions
 import math
-from numbers import Real
 
 import rich.table
 import tensorflow as tf
 
 from rigl_tf import masks
-from rigl_tf.checks import check_choice, check_integers
+from rigl_tf.checks import check_choice, check_integers, check_numbers
 from rigl_tf.flops import graph
 from rigl_tf.inputs import concrete
 from rigl_tf.layers.eligibility import dense_reason
@@ -301,9 +300,7 @@ def training_flops(dense, sparse, method, update_frequency=100):
     >>> training_flops(dense=1000, sparse=100, method="rigl", update_frequency=99)
     309.0
     """
-    for name, value in {"dense": dense, "sparse": sparse}.items():
-        if not isinstance(value, Real) or not value >= 0:
-            raise ValueError(f"`{name}` must be a number of FLOPs. Received: {name}={value!r}")
+    check_numbers("[0, inf]", dense=dense, sparse=sparse)
     check_integers(1, update_frequency=update_frequency)
     check_choice(["dense", *_WITH_FIXED_MASKS, *ALGORITHMS], method=method)
     if method == "dense":

@@ -79,23 +79,26 @@ class Allocation:
     Args:
         distribution, sparsity, seed, initializer: See `rigl_tf.sparsify`.
         choice: The `Choice` of kernels. Names in it that no layer had are errors.
-        num_layers: Number of layers to be built.
 
     Attributes:
         on_shared_out: Function to call when the sparsity was shared out, or `None`.
     """
 
-    def __init__(self, distribution, sparsity, seed, choice, num_layers, initializer=None):
+    def __init__(self, distribution, sparsity, seed, choice, initializer=None):
         self.on_shared_out = None
         self._distribution = distribution
         self._sparsity = sparsity
         self._seed = seed
         self._choice = choice
-        self._num_layers = num_layers
         self._initializer = initializer
+        self._num_layers = 0
         self._built = []
         self._is_shared_out = False
         self._num_holds = 0
+
+    def expect(self, num_layers):
+        """Tells of so many more layers to be built."""
+        self._num_layers += num_layers
 
     def add(self, wrapper, choices):
         """Called by a wrapper when it is built, with a `MaskChoice` for each of its kernels."""
@@ -108,26 +111,33 @@ class Allocation:
             for index, (choice, share) in enumerate(zip(choices, shares, strict=True), num_before):
                 self._choose(choice, wrapper, share, index)
             wrapper.keep_sparsity(shares, self._seed)
-        elif len(self._built) >= self._num_layers and not self._num_holds:
-            self.share_out()
+        else:
+            self._share_out_if_complete()
 
-    def expect(self, num_layers):
-        """Tells of more layers to be built."""
-        self._num_layers += num_layers
+    def hold(self):
+        """Waits with the sharing until `release`: more layers may come."""
+        self._num_holds += 1
+
+    def release(self):
+        self._num_holds -= 1
 
     @contextlib.contextmanager
     def held(self):
-        """Waits with the sharing until the end of this context: more layers may come in it."""
-        self._num_holds += 1
+        """Waits with the sharing until the end of this context."""
+        self.hold()
         try:
             yield
         finally:
-            self._num_holds -= 1
-        if self._built and len(self._built) >= self._num_layers and not self._num_holds:
-            self.share_out()
+            self.release()
+        self._share_out_if_complete()
 
-    def share_out(self):
-        """Decides on the sparsity of all kernels that there are."""
+    def _share_out_if_complete(self):
+        are_built = self._built and len(self._built) >= self._num_layers
+        if are_built and not self._num_holds:
+            self.settle()
+
+    def settle(self):
+        """Decides on the sparsity of all kernels that there are, if it is still open."""
         if self._is_shared_out:
             return
         self._is_shared_out = True

@@ -97,9 +97,8 @@ class SparseWrapper(keras.layers.Wrapper):
         self._chosen = None  # until all that the layer makes is there
         self._build_shapes = None
         self._is_called = False
+        self._allocation = None  # what decides on the first masks, if the wrapper does not
         self._select = None
-        self._on_build = None
-        self._settle = None
         self._is_constructed = True
 
     def _take_signatures(self, layer):
@@ -203,16 +202,17 @@ class SparseWrapper(keras.layers.Wrapper):
         for choice in choices:
             name = choice.kernel.path.removeprefix(f"{self.layer.path}/")
             mask = getattr(self, _MASKS).add(name, choice.kernel, choice)
-            masks.link(choice.kernel, mask, self._settle)
-        if self._on_build is not None:
-            self._on_build(self, choices)
+            settle = None if self._allocation is None else self._allocation.settle
+            masks.link(choice.kernel, mask, settle)
+        if self._allocation is not None:
+            self._allocation.add(self, choices)
             return
         for index, (choice, share) in enumerate(zip(choices, self._shares(), strict=True)):
             choice.choose(share, (self.seed, index))
 
     def _choose(self, weights):
         """For each weight of the built layer, whether it is a kernel that gets a mask."""
-        if self._select is not None:
+        if self._allocation is not None:
             return self._select(self.layer)
         if isinstance(self.sparsity, list):
             if len(self.sparsity) != len(weights):
@@ -242,10 +242,10 @@ class SparseWrapper(keras.layers.Wrapper):
                 stacklevel=2,
             )
             return
-        is_listed = self._select is None and isinstance(self.sparsity, list)
+        is_listed = self._allocation is None and isinstance(self.sparsity, list)
         if len(weights) == len(self._chosen) or is_listed:
             return
-        chosen = self._select(self.layer) if self._select is not None else []
+        chosen = [] if self._allocation is None else self._select(self.layer)
         if len(chosen) != len(weights):  # chosen by position, among those that there were
             chosen = Choice().select(self.layer)
         late = [
@@ -265,18 +265,16 @@ class SparseWrapper(keras.layers.Wrapper):
             return [share for share in self.sparsity if share is not None]
         return [self.sparsity] * sum(self._chosen)
 
-    def allocate_later(self, select, on_build, settle):
+    def leave_masks_to(self, allocation, select):
         """Leaves to others which kernels are sparse, and how sparse.
 
         Args:
+            allocation: A `rigl_tf.layers.first_masks.Allocation`, which is told of the kernels when
+                they are built.
             select: Gets the built layer, returns for each of its weights whether it is sparse.
-            on_build: Gets this wrapper and a `MaskChoice` for each of these kernels. It calls
-                `choose` of these and `keep_sparsity`, now or later.
-            settle: Called when training starts: what is still open must be decided on.
         """
+        self._allocation = allocation
         self._select = select
-        self._on_build = on_build
-        self._settle = settle
 
     def keep_sparsity(self, shares, seed):
         """Remembers the sparsity of each kernel with a mask, for copies made from the config."""
@@ -304,7 +302,7 @@ class SparseWrapper(keras.layers.Wrapper):
         return self.layer.compute_mask(*args, **kwargs)
 
     def get_config(self):
-        if self._on_build is not None and self._chosen is None:
+        if self._allocation is not None and self._chosen is None:
             raise ValueError(
                 "The sparsity of a layer is known when its model is built: build the model before "
                 f"it is saved or cloned. Received: layer={self.name!r}, not built"

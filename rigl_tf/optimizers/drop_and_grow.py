@@ -1,12 +1,11 @@
 """Drop and grow: at update steps each kernel loses its worst connections, and gets others."""
 
-import math
 from numbers import Real
 
 import tensorflow as tf
 
 from rigl_tf import schedules, selection
-from rigl_tf.checks import check_integers
+from rigl_tf.checks import check_integers, check_numbers
 from rigl_tf.optimizers import growth, kernels, limits
 from rigl_tf.optimizers.changeable import Changeable
 from rigl_tf.optimizers.scheduled import ScheduledUpdates
@@ -100,17 +99,10 @@ class SparseOptimizer(ScheduledUpdates):
         check_integers(seed=seed)
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"`seed` must be in [-2**63, 2**63). Received: seed={seed}")
-        average = gradient_momentum is not None
-        if average and not (isinstance(gradient_momentum, Real) and 0 <= gradient_momentum < 1):
-            raise ValueError(
-                "`gradient_momentum` must be a number in [0, 1) or None. "
-                f"Received: gradient_momentum={gradient_momentum!r}"
-            )
+        if gradient_momentum is not None:
+            check_numbers("[0, 1)", gradient_momentum=gradient_momentum)
         growth.check(grow_init)
-        if not isinstance(grow_scale, Real) or not math.isfinite(grow_scale):
-            raise ValueError(
-                f"`grow_scale` must be a finite number. Received: grow_scale={grow_scale!r}"
-            )
+        check_numbers("(-inf, inf)", grow_scale=grow_scale)
         super().__init__(inner_optimizer, end_step, begin_step, update_frequency, name)
         self.drop_fraction = drop_fraction
         self.seed = seed

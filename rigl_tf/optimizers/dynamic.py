@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from rigl_tf import selection
+from rigl_tf.checks import check_numbers
 from rigl_tf.optimizers import redistribution
 from rigl_tf.optimizers.drop_and_grow import SparseOptimizer, num_to_drop
 from rigl_tf.optimizers.growth import mean_of_active
@@ -265,10 +266,7 @@ class SNFS(SparseOptimizer):
         redistribute=False,
         name=None,
     ):
-        if gradient_momentum is None:
-            raise ValueError(
-                "`gradient_momentum` must be a number in [0, 1). Received: gradient_momentum=None"
-            )
+        check_numbers("[0, 1)", gradient_momentum=gradient_momentum)
         super().__init__(
             inner_optimizer,
             end_step,

@@ -3,13 +3,13 @@
 import functools
 import itertools
 import math
-from numbers import Real
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from rigl_tf import distributions, schedules, selection
+from rigl_tf.checks import check_numbers
 from rigl_tf.optimizers import kernels, targets
 from rigl_tf.optimizers.scheduled import ScheduledUpdates
 
@@ -75,8 +75,7 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
         name=None,
     ):
         distributions.get(distribution)
-        if not isinstance(power, Real) or isinstance(power, bool) or not 0 < power < math.inf:
-            raise ValueError(f"`power` must be a number > 0. Received: power={power!r}")
+        check_numbers("(0, inf)", power=power)
         super().__init__(inner_optimizer, end_step, begin_step, update_frequency, name)
         self.power = power
         self.distribution = distribution

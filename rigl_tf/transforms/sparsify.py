@@ -88,9 +88,8 @@ def sparsify(
     choice = Choice(dense_layers, sparse_layers, sparsity)
     with _scope(model):
         chosen = _choose(model, choice)
-        allocation = Allocation(
-            distribution, sparsity or 0.0, seed, choice, len(chosen), initializer
-        )
+        allocation = Allocation(distribution, sparsity or 0.0, seed, choice, initializer)
+        allocation.expect(len(chosen))
         parts = [each for each in _models_in(model) if not each.built]
         try:
             with allocation.held():
@@ -99,7 +98,7 @@ def sparsify(
                 _wrap_later(part, sparse, choice, allocation)
             if model.built:
                 _take_built(sparse)
-                allocation.share_out()
+                allocation.settle()
             if from_zeros:
                 allocation.take_zeros()
         except Exception:
@@ -246,7 +245,7 @@ def _wrapping(chosen, allocation):
         if id(layer) not in chosen:
             return layer
         wrapper = SparseWrapper(layer, seed=0)  # `Allocation` gives it the right one
-        wrapper.allocate_later(chosen[id(layer)], allocation.add, allocation.share_out)
+        wrapper.leave_masks_to(allocation, chosen[id(layer)])
         return wrapper
 
     return wrap
@@ -296,7 +295,7 @@ def _wrap_later(part, model, choice, allocation):
         vars(part)["build"] = build_all
         return
     if part is not model:
-        allocation.expect(1)  # this part, until it is known what is in it
+        allocation.hold()  # until it is known what is in this part
 
     def wrap_new():
         new = {id(layer) for layer, _ in leaves(part) if not isinstance(layer, SparseWrapper)}
@@ -319,7 +318,7 @@ def _wrap_later(part, model, choice, allocation):
         with tf.init_scope(), allocation.held():
             build_by_call(part.call, args, kwargs)
             if part is not model:
-                allocation.expect(-1)
+                allocation.release()
             wrap_new()
         return part.call(*args, **kwargs)
 
