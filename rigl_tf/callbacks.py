@@ -1,4 +1,4 @@
-"""Callbacks."""
+"""Callbacks for `fit`."""
 
 import keras
 

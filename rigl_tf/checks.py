@@ -1,4 +1,4 @@
-"""What many functions ask of their arguments, in the words of Keras."""
+"""Checks of arguments. Their errors are in the words of Keras."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What gradients are taken of: the mean loss of a model over data, in a state that stays."""
+"""The mean loss of a model over data, for gradients of it; the state of the model stays."""
 
 import contextlib
 import math

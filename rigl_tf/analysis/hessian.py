@@ -1,4 +1,4 @@
-"""The Hessian of the loss with respect to what a sparse network trains, and its spectrum."""
+"""The Hessian of the loss over the trained weights of a sparse network, and its spectrum."""
 
 import functools
 import math

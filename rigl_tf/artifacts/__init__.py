@@ -1,4 +1,4 @@
-"""What leaves the training: files that are compared with the model they were made of."""
+"""Files of trained models, each compared with the model that it was made of."""
 
 from rigl_tf.artifacts.export import export
 

@@ -1,4 +1,4 @@
-"""What a model costs, and its training: counted in the graph that is traced of it."""
+"""What a model costs, and its training: FLOPs, weights and bytes."""
 
 from rigl_tf.flops.counting import Cost, KernelCost, count, estimate, training_flops
 

@@ -1,4 +1,4 @@
-"""Layers as the arguments of a user name them.
+"""Finds the layers that an argument such as `dense_layers` names.
 
 A layer is given by its name, or that of a nested model around it; by the whole path of a kernel, or
 a compiled regular expression that is searched in it; by the layer itself or its class; or by a

@@ -9,17 +9,16 @@ import keras
 import tensorflow as tf
 
 from rigl_tf import distributions, masks
-from rigl_tf.layers.eligibility import Choice
-from rigl_tf.layers.first_masks import MaskChoice
-from rigl_tf.walk import (
-    all_layers,
+from rigl_tf.layers.building import (
     build_by_call,
     build_signature,
     builds_by_call,
     symbolic_arguments,
-    unbuilt,
     without_build_configs,
 )
+from rigl_tf.layers.eligibility import Choice
+from rigl_tf.layers.first_masks import MaskChoice
+from rigl_tf.walk import all_layers, unbuilt
 
 # Where the masks stand among the attributes of a wrapper: Keras loads these in alphabetical order,
 # and the masks must come after the kernels.
@@ -34,11 +33,11 @@ class SparseWrapper(keras.layers.Wrapper):
     mask is `False`. The wrapper only holds the masks. They change when an optimizer of `rigl_tf`
     or `rigl_tf.set_masks` changes them; any other optimizer keeps the zeros where they are.
 
-    It is called, built and asked as the layer is: it takes the same arguments, and public
-    attributes that are not its own are the layer's, so `wrapper.units` works, and so does setting
-    `wrapper.activation`. Its weights are those of the layer, in their order, then the masks. In
-    files of weights the layer's stand where they would stand without the wrapper, so that such a
-    file fits the sparse and the dense model.
+    It is used as the layer is: it takes the same arguments, and public attributes that are not its
+    own are the layer's, so `wrapper.units` works, and so does setting `wrapper.activation`. Its
+    weights are those of the layer, in their order, then the masks. In files of weights the layer's
+    stand where they would stand without the wrapper, so that such a file fits the sparse and the
+    dense model.
 
     Args:
         layer: The `keras.layers.Layer` to wrap, built or not. See `rigl_tf.layers.eligibility`.

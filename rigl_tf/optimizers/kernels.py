@@ -1,4 +1,4 @@
-"""What a sparse optimizer knows of the sparse kernels, and what it does to one of them."""
+"""What an optimizer keeps of each sparse kernel, and how it updates one."""
 
 import contextlib
 import dataclasses

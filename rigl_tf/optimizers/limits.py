@@ -1,4 +1,4 @@
-"""What cannot work, because Keras cannot do it or it was not meant: refused, or warned of."""
+"""Checks for combinations that cannot work, or that a user can hardly mean."""
 
 import inspect
 import warnings

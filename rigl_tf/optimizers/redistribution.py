@@ -46,9 +46,10 @@ def num_to_grow(importance, num_drop, num_free):
 
 
 def _filled(shares, most, total):
-    """`min(shares + level, most)` with the sum `total`; a rest goes to the first that have room.
+    """Raises all shares by the same number, up to `most`, so that their sum is `total`.
 
-    The level lies between two of the levels at which a kernel becomes full.
+    What is left over, less than one for each kernel that is not full, goes to the first of these.
+    The number lies between two at which a kernel becomes full.
     """
     full_at = tf.maximum(most - shares, 0)
     candidates = tf.concat([[0], full_at], axis=0)

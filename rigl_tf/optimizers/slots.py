@@ -1,4 +1,4 @@
-"""What an optimizer keeps for each variable, found without knowing the kind of the optimizer."""
+"""The slots of any optimizer: the variables that it keeps for each weight."""
 
 import contextlib
 import dataclasses

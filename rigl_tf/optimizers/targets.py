@@ -1,4 +1,4 @@
-"""Optimizers that make kernels as sparse as they are told: what each of them gets."""
+"""The sparsity of each kernel, for optimizers that make kernels sparse."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""An optimizer around another one: what is the other's business."""
+"""An optimizer around another one, to which it leaves all but the training steps."""
 
 import functools
 import inspect

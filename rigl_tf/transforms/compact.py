@@ -1,4 +1,4 @@
-"""Smaller models, without the units that nothing reaches and those that reach nothing."""
+"""Smaller models, without units that no input reaches, or that reach no output."""
 
 import itertools
 import math
@@ -7,9 +7,9 @@ import keras
 import numpy as np
 
 from rigl_tf import masks
+from rigl_tf.layers.building import without_build_configs
 from rigl_tf.layers.wrapper import SparseWrapper
 from rigl_tf.transforms.rebuild import calls_of, is_clonable
-from rigl_tf.walk import without_build_configs
 
 _RULE = (
     "`compact` and `live_units` take a chain of Dense layers on vectors. Between them may stand "

@@ -1,11 +1,12 @@
-"""Models with some of their layers exchanged, around the very layer objects of another model."""
+"""Exchanges some layers of a model, and shares all others with it."""
 
 import dataclasses
 
 import keras
 
+from rigl_tf.layers.building import without_build_configs
 from rigl_tf.layers.wrapper import SparseWrapper
-from rigl_tf.walk import layers_in, layers_of_weights, without_build_configs
+from rigl_tf.walk import layers_in, layers_of_weights
 
 # Models whose structure is known; a Functional model is a `keras.Function` of its inputs.
 _CLONABLE = (keras.Sequential, keras.Function)

@@ -11,11 +11,12 @@ import tensorflow as tf
 from rigl_tf import distributions, initializers, masks
 from rigl_tf.checks import check_integers, check_keras_3
 from rigl_tf.layers import summary
+from rigl_tf.layers.building import build_by_call
 from rigl_tf.layers.eligibility import Choice
 from rigl_tf.layers.first_masks import NO_KERNEL, Allocation
 from rigl_tf.layers.wrapper import SparseWrapper
 from rigl_tf.transforms.rebuild import is_clonable, leaves, with_layers
-from rigl_tf.walk import all_layers, build_by_call
+from rigl_tf.walk import all_layers
 
 
 def sparsify(
