@@ -120,8 +120,9 @@ class SparseOptimizer(ScheduledUpdates):
             )
 
     def _check_schedule(self):
-        super()._check_schedule()
+        schedules.check_update_steps(self.begin_step, self.end_step, self.update_frequency)
         schedules.drop_fraction_schedule(self.drop_fraction, self.begin_step, self.end_step)
+        super()._check_schedule()
 
     def _drop_fraction_at(self, step):
         """The share of the active connections to drop at `step`, a scalar integer tensor."""
