@@ -8,7 +8,7 @@ import sys
 
 import rigl_tf
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def python(*arguments, cwd=ROOT, **variables):

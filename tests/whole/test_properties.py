@@ -1,6 +1,6 @@
 """One list of all algorithms, and what each of them must satisfy.
 
-`test_optimizers.py` has what is particular to drop-and-grow, and `test_dnw.py`, `test_gradual.py`,
+`test_dynamic.py` has what is particular to drop-and-grow, and `test_dnw.py`, `test_gradual.py`,
 `test_growth.py` and `test_redistribution.py` what is particular to each of theirs.
 """
 
@@ -202,7 +202,7 @@ def test_counts_and_invariant(name, inner):
 # Eager mode, a graph, XLA.
 
 
-# Compiling takes seconds: the others, which `test_optimizers.py` and `test_gradual.py` compile
+# Compiling takes seconds: the others, which `test_dynamic.py` and `test_gradual.py` compile
 # too, run with `pytest -m slow`.
 COMPILED = ("SNFS redistributed", "DNW")
 
