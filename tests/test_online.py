@@ -7,15 +7,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import ON_ONE_DEVICE, in_world
 
 import rigl_tf
 from rigl_tf import online, selection
-
-WORLDS = {"eager": None, "graph": False, "xla": True}
-
-
-def in_world(world, fn):
-    return fn if world == "eager" else tf.function(fn, jit_compile=WORLDS[world])
 
 
 def random_scores(kind, size, dtype):
@@ -48,7 +43,7 @@ def flat_indices(mask):
     return np.flatnonzero(mask).tolist()
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", ON_ONE_DEVICE)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_top_k_of_tiles_is_that_of_all_scores(dtype, world):
     for length, k in ((47, 10), (10, 10), (3, 1), (10, 47)):
@@ -98,7 +93,7 @@ def check_found(found, gradient, kept, k):
     assert (np.diff(scores[indices]) <= 0).all()
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", ON_ONE_DEVICE)
 @pytest.mark.parametrize("tile_rows", [1, 4, None])
 def test_dense_kernel(tile_rows, world):
     inputs, of_outputs, gradient, kept = layer_case(keras.layers.Dense(7), (5, 11))
@@ -244,7 +239,7 @@ def test_steps_of_rigl_in_a_loop_of_ones_own():
     assert (rigl_tf.get_masks(model)[path] != before).any()
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", ON_ONE_DEVICE)
 def test_grow(world):
     kept = tf.constant([[True, False, False], [False, False, True]])
     indices = tf.constant([4, 1, 2], tf.int64)

@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import mirrored
 
 import rigl_tf
 from rigl_tf import analysis
-from scripts import strategies
 
 layers = keras.layers
 
@@ -282,7 +282,7 @@ def test_bad_arguments_of_train_bezier():
         train(seed=0.5)
     with pytest.raises(ValueError, match="Received: loss=None"):
         train(loss=None)
-    scope = strategies.mirrored("CPU").scope()
+    scope = mirrored().scope()
     with scope, pytest.raises(ValueError, match=r"one device.*the scope of MirroredStrategy"):
         train()
     with pytest.raises(ValueError, match=r"`control_points\[0\]` must be the weights"):

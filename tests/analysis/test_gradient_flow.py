@@ -6,16 +6,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import mirrored, numbers
 
 import rigl_tf
 from rigl_tf import analysis
-from scripts import strategies
 
 layers, optimizers = keras.layers, keras.optimizers
-
-
-def numbers(shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
 X, Y = numbers((8, 6)), numbers((8, 3), seed=1)
@@ -138,7 +134,7 @@ def test_two_replicas(fit_within_scope, loss):
         ]
 
     one = norms(tf.distribute.get_strategy())
-    two = norms(strategies.mirrored("CPU"))
+    two = norms(mirrored())
     for got, want in zip(two, one, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5)
 

@@ -6,16 +6,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import mirrored, numbers
 
 import rigl_tf
 from rigl_tf import analysis
-from scripts import strategies
 
 layers = keras.layers
-
-
-def numbers(shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
 X, Y = numbers((12, 6)), numbers((12, 1), seed=1)
@@ -230,7 +226,7 @@ def test_bad_arguments(call, message):
 @pytest.mark.parametrize("loss", ["mse", keras.losses.MeanSquaredError()])
 @pytest.mark.parametrize("within_scope", [False, True])
 def test_two_replicas(within_scope, loss):
-    strategy = strategies.mirrored("CPU")
+    strategy = mirrored()
     with strategy.scope():
         model = linear()
     inputs = np.column_stack([X[:, active_of(model)[:, 0]], np.ones(12)])

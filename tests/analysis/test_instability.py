@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import assert_equal
 
 import rigl_tf
 from rigl_tf import analysis
@@ -57,11 +58,6 @@ def test_the_threshold():
 def values(model):
     variables = [*model.variables, *model.optimizer.variables]
     return [np.array(variable) for variable in variables]
-
-
-def assert_equal(left, right):
-    for one, other in zip(left, right, strict=True):
-        np.testing.assert_array_equal(one, other)
 
 
 def test_both_trainings_begin_alike_and_the_model_is_left_as_it_was():

@@ -10,15 +10,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import mirrored, numbers
 
 import rigl_tf
-from scripts import strategies
 
 layers = keras.layers
-
-
-def inputs_of(shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
 def sparse_mlp():
@@ -47,7 +43,7 @@ def sparse_convnet():
     )
     sparse = rigl_tf.sparsify(dense, 0.8, "erk")
     sparse.compile(rigl_tf.RigL(keras.optimizers.SGD(0.05), 10, update_frequency=2), "mse")
-    sparse.fit(inputs_of((32, 8, 8, 2)), inputs_of((32, 3)), batch_size=8, epochs=2, verbose=0)
+    sparse.fit(numbers((32, 8, 8, 2)), numbers((32, 3)), batch_size=8, epochs=2, verbose=0)
     return sparse
 
 
@@ -100,7 +96,7 @@ def test_a_saved_model_predicts_what_the_model_predicts(make, tmp_path):
     assert report.format == "saved_model"
     (name,) = [tensor.name for tensor in model.inputs]
     for batch_size in (1, 5, 64):
-        x = inputs_of((batch_size, *model.input_shape[1:]))
+        x = numbers((batch_size, *model.input_shape[1:]))
         (outputs,) = serve(report.path, **{name: tf.constant(x)}).values()
         np.testing.assert_allclose(outputs, model(x, training=False), atol=1e-5)
         artifact = tf.saved_model.load(report.path)
@@ -117,7 +113,7 @@ def test_a_keras_file_predicts_what_the_model_predicts(make, tmp_path):
     report = rigl_tf.export(model, str(tmp_path / "model.keras"), format="keras")
     assert report.format == "keras"
     loaded = keras.saving.load_model(report.path)
-    x = inputs_of((5, *model.input_shape[1:]))
+    x = numbers((5, *model.input_shape[1:]))
     np.testing.assert_allclose(loaded(x), model(x, training=False), atol=1e-5)
     assert [layer.name for layer in loaded.layers] == [layer.name for layer in model.layers]
     with zipfile.ZipFile(report.path) as archive:
@@ -178,7 +174,7 @@ class RoundsInAGraph(layers.Layer):
 
 def test_what_a_graph_rounds_in_the_model_itself_is_allowed(tmp_path):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3), RoundsInAGraph()])
-    x = inputs_of((8, 4))
+    x = numbers((8, 4))
     report = rigl_tf.export(model, tmp_path / "export", inputs=x)
     assert report.max_difference > 1e-4 * np.abs(model(x)).max()
 
@@ -203,7 +199,7 @@ def test_the_model_is_as_before(tmp_path):
     assert model.compiled
     for weight in model.weights:
         np.testing.assert_array_equal(weight, before[weight.path])
-    model.fit(inputs_of((8, 8, 8, 2)), inputs_of((8, 3)), verbose=0)
+    model.fit(numbers((8, 8, 8, 2)), numbers((8, 3)), verbose=0)
 
 
 def several_inputs(structure):
@@ -221,7 +217,7 @@ def test_several_inputs_and_outputs(structure, format, tmp_path):
     model = rigl_tf.sparsify(several_inputs(structure), 0.5, "erk")
     path = tmp_path / ("export.keras" if format == "keras" else "export")
     rigl_tf.export(model, path, format)
-    x = {"one": tf.constant(inputs_of((6, 4))), "the other": tf.constant(inputs_of((6, 3), 1))}
+    x = {"one": tf.constant(numbers((6, 4))), "the other": tf.constant(numbers((6, 3), 1))}
     given = list(x.values()) if structure == "list" else x
     want = tf.nest.flatten(model(given))
     if format == "keras":
@@ -245,7 +241,7 @@ def test_nested_outputs(structure, names, tmp_path):
     x = keras.Input((4,), name="x")
     model = keras.Model(x, structure(layers.Dense(2)(x), layers.Dense(3)(x)))
     report = rigl_tf.export(model, tmp_path / "export")
-    x = tf.constant(inputs_of((5, 4)))
+    x = tf.constant(numbers((5, 4)))
     got = serve(report.path, x=x)
     assert sorted(got) == names
     artifact = tf.saved_model.load(report.path)
@@ -263,7 +259,7 @@ def test_keys_in_any_order(structure, tmp_path):
     one, other = keras.Input((4,), name="z"), keras.Input((3,), name="a")
     outputs = layers.Dense(2)(layers.Concatenate()([one, other]))
     model = keras.Model(structure(z=one, a=other), outputs)
-    x = collections.OrderedDict(z=inputs_of((6, 4)), a=inputs_of((6, 3)))
+    x = collections.OrderedDict(z=numbers((6, 4)), a=numbers((6, 3)))
     report = rigl_tf.export(model, tmp_path / "export", inputs=x)
     assert report.flops == rigl_tf.flops.count(model, x).flops == 2 * 7 * 2
     (outputs,) = serve(report.path, **{name: tf.constant(x[name]) for name in x}).values()
@@ -296,7 +292,7 @@ def test_integer_inputs(format, tmp_path):
 def test_mixed_precision(policy, tmp_path):
     keras.config.set_dtype_policy(policy)
     model = sparse_mlp()
-    x = tf.constant(inputs_of((5, 16)))
+    x = tf.constant(numbers((5, 16)))
     report = rigl_tf.export(model, tmp_path / "export")
     (outputs,) = serve(report.path, features=x).values()
     np.testing.assert_allclose(
@@ -384,8 +380,8 @@ def test_images_of_any_size(tmp_path):
         ]
     )
     model = rigl_tf.sparsify(dense, 0.5)
-    report = rigl_tf.export(model, tmp_path / "export", inputs=inputs_of((1, 8, 8, 3)))
-    x = inputs_of((2, 5, 9, 3))
+    report = rigl_tf.export(model, tmp_path / "export", inputs=numbers((1, 8, 8, 3)))
+    x = numbers((2, 5, 9, 3))
     (outputs,) = serve(report.path, image=tf.constant(x)).values()
     np.testing.assert_allclose(outputs, model(x), atol=1e-5)
 
@@ -404,17 +400,17 @@ class Subclassed(keras.Model):
 
 def subclassed(cls=Subclassed):
     model = rigl_tf.sparsify(cls(), 0.5)
-    model(inputs_of((2, 5)))
+    model(numbers((2, 5)))
     return model
 
 
 def test_a_subclassed_model(tmp_path):
     model = subclassed()
-    report = rigl_tf.export(model, tmp_path / "export", inputs=inputs_of((2, 5)))
+    report = rigl_tf.export(model, tmp_path / "export", inputs=numbers((2, 5)))
     assert report.dense_flops == 2 * (5 * 7 + 7 * 3)
     num_zeros = sum(np.sum(~mask) for mask in rigl_tf.get_masks(model).values())
     assert report.sparsity == pytest.approx(num_zeros / (5 * 7 + 7 * 3 + 7 + 3))
-    x = inputs_of((4, 5))
+    x = numbers((4, 5))
     outputs = serve(report.path, inputs=tf.constant(x))
     np.testing.assert_allclose(outputs["words"], model(x)["words"], atol=1e-5)
 
@@ -427,8 +423,8 @@ class Registered(Subclassed):
 def test_a_keras_file_of_a_subclassed_model(tmp_path):
     model = subclassed(Registered)
     path = tmp_path / "model.keras"
-    rigl_tf.export(model, path, "keras", inputs_of((2, 5)))
-    x = inputs_of((4, 5))
+    rigl_tf.export(model, path, "keras", numbers((2, 5)))
+    x = numbers((4, 5))
     loaded = keras.saving.load_model(path)
     np.testing.assert_allclose(loaded(x)["words"], model(x)["words"], atol=1e-5)
 
@@ -442,7 +438,7 @@ def test_a_dictionary_that_a_subclassed_model_takes(tmp_path):
         def call(self, inputs):
             return self.dense(inputs["left"]) + self.dense(inputs["right"])
 
-    x = {"left": inputs_of((2, 4)), "right": inputs_of((2, 4), 1)}
+    x = {"left": numbers((2, 4)), "right": numbers((2, 4), 1)}
     model = rigl_tf.sparsify(OfTwo(), 0.5)
     model(x)
     report = rigl_tf.export(model, tmp_path / "export", inputs=x)
@@ -486,7 +482,7 @@ def test_words_as_outputs(tmp_path, monkeypatch):
     dense = keras.Sequential([keras.Input((4,), name="x"), layers.Dense(3), Best(), words])
     model = rigl_tf.sparsify(dense, 0.5)
     report = rigl_tf.export(model, tmp_path / "export")
-    x = inputs_of((20, 4))
+    x = numbers((20, 4))
     (outputs,) = serve(report.path, x=tf.constant(x)).values()
     assert len(set(outputs)) > 1
     np.testing.assert_array_equal(outputs, model(x))
@@ -535,16 +531,16 @@ def test_a_batch_of_one_size_and_a_state(tmp_path):
     assert report.dense_flops == 2 * (5 * (3 * 16 + 4 * 16) + 4 * 2)
     assert not any(np.any(state) for state in model.get_layer("lstm").layer.states)
     artifact = tf.saved_model.load(report.path)
-    x = inputs_of((6, 5, 3))
+    x = numbers((6, 5, 3))
     for _ in range(2):
         np.testing.assert_allclose(artifact.serve(x), model(x), atol=1e-5)
 
 
 def test_a_model_under_a_strategy(tmp_path):
-    with strategies.mirrored("CPU").scope():
+    with mirrored().scope():
         model = sparse_mlp()
     report = rigl_tf.export(model, tmp_path / "export")
-    x = inputs_of((3, 16))
+    x = numbers((3, 16))
     (outputs,) = serve(report.path, features=tf.constant(x)).values()
     np.testing.assert_allclose(outputs, model(x), atol=1e-5)
 
@@ -601,7 +597,7 @@ def test_an_earlier_export_is_replaced(format, tmp_path):
     model = sparse_mlp()
     model.layers[-1].layer.bias.assign([1, 2, 3])
     rigl_tf.export(model, path, format)
-    x = tf.constant(inputs_of((2, 16)))
+    x = tf.constant(numbers((2, 16)))
     if format == "keras":
         outputs = keras.saving.load_model(path)(x)
     else:
@@ -696,7 +692,7 @@ def test_inputs_that_are_none(inputs, message, untouched):
 
 def test_inputs_that_a_subclassed_model_does_not_take(untouched):
     with pytest.raises(ValueError, match=r"model can be called on.*\(2, 4\).*to have val") as error:
-        rigl_tf.export(subclassed(), untouched / "export", inputs=inputs_of((2, 4)))
+        rigl_tf.export(subclassed(), untouched / "export", inputs=numbers((2, 4)))
     assert "\n" not in str(error.value)
     assert "\x1b" not in str(error.value)
 
@@ -736,7 +732,7 @@ def test_unknown_inputs(untouched):
 
 def test_a_class_that_keras_does_not_know(untouched):
     with pytest.raises(ValueError, match=r"if Keras knows all classes.*'Subclassed'") as error:
-        rigl_tf.export(subclassed(), untouched / "model.keras", "keras", inputs_of((2, 5)))
+        rigl_tf.export(subclassed(), untouched / "model.keras", "keras", numbers((2, 5)))
     assert "\n" not in str(error.value)
 
 

@@ -8,16 +8,13 @@ import numpy as np
 import pytest
 import reference
 import tensorflow as tf
+from helpers import sequential
 
 import models
 import rigl_tf
 from rigl_tf import flops
 
 layers = keras.layers
-
-
-def sequential(shape, *of_layers):
-    return keras.Sequential([keras.Input(shape), *of_layers])
 
 
 def first_active(*counts):

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import numbers
 
 import rigl_tf
 
@@ -119,10 +120,6 @@ KINDS = {
         [(4, 2, 4), (4, 2, 4), (4, 2, 4), (2, 4, 4), (4, 12), (12, 4)],
     ),
 }
-
-
-def numbers(shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
 def check_masks(model, sparsity):

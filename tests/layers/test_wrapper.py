@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import check_invariant, numbers
 
 import rigl_tf
 from rigl_tf.layers.eligibility import Choice
@@ -26,17 +27,6 @@ KERNEL_LAYERS = {
 }
 
 
-def inputs_of(shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
-
-
-def check_invariant(model):
-    """The kernel a layer holds is the sparse weight."""
-    for path, mask in rigl_tf.get_masks(model).items():
-        kernel = next(w for w in model.weights if w.path == path).numpy()
-        np.testing.assert_array_equal(kernel, np.where(mask, kernel, 0))
-
-
 # One layer.
 
 
@@ -44,7 +34,7 @@ def check_invariant(model):
 def test_a_layer_with_one_kernel(name):
     make, shape = KERNEL_LAYERS[name]
     layer = rigl_tf.SparseWrapper(make(), sparsity=0.75)
-    outputs = layer(inputs_of(shape))
+    outputs = layer(numbers(shape))
     kernel = layer.layer.kernel
     size = int(np.prod(kernel.shape))
     assert layer.kernel_mask.shape == kernel.shape
@@ -56,7 +46,7 @@ def test_a_layer_with_one_kernel(name):
     plain = make()
     plain.build(shape)
     plain.set_weights([kernel.numpy(), layer.layer.bias.numpy()])
-    np.testing.assert_array_equal(outputs, plain(inputs_of(shape)))
+    np.testing.assert_array_equal(outputs, plain(numbers(shape)))
     assert layer.compute_output_shape(shape) == plain.compute_output_shape(shape)
     assert kernel.path == plain.kernel.path == "layer/kernel"
     assert layer.name == "layer"
@@ -65,7 +55,7 @@ def test_a_layer_with_one_kernel(name):
 def test_no_op_is_added_to_the_forward_pass():
     # With a mask in the forward pass the gradient of inactive connections would be 0.
     layer = rigl_tf.SparseWrapper(layers.Dense(4), sparsity=0.75)
-    inputs, factors = inputs_of((2, 6)), inputs_of((2, 4), seed=1)
+    inputs, factors = numbers((2, 6)), numbers((2, 4), seed=1)
     layer.build((2, 6))
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(layer(inputs) * factors)
@@ -115,7 +105,7 @@ def test_a_frozen_kernel_is_not_eligible():
 )
 def test_every_kernel_of_a_layer_gets_a_mask(layer, shape, names):
     layer = rigl_tf.SparseWrapper(layer(), 0.5)
-    layer(inputs_of(shape))
+    layer(numbers(shape))
     assert list(layer.kernel_masks) == names
     for mask in layer.kernel_masks.values():
         size = int(np.prod(mask.shape))
@@ -204,14 +194,14 @@ def test_config_round_trip(built):
     assert copy.layer.activation is keras.activations.relu
     np.testing.assert_array_equal(copy.kernel_mask, layer.kernel_mask)
     copy.set_weights(layer.get_weights())
-    inputs = inputs_of((2, 8))
+    inputs = numbers((2, 8))
     np.testing.assert_array_equal(copy(inputs), layer(inputs))
 
 
 def test_dtype_policy_is_the_layers():
     layer = rigl_tf.SparseWrapper(layers.Dense(3, dtype="mixed_bfloat16"), 0.5)
     assert layer.dtype_policy.name == "mixed_bfloat16"
-    assert layer(inputs_of((2, 4))).dtype == "bfloat16"
+    assert layer(numbers((2, 4))).dtype == "bfloat16"
     assert layer.layer.kernel.dtype == "float32"
     assert layer.kernel_mask.dtype == "bool"
 
@@ -231,7 +221,7 @@ def test_timestep_masks_pass_through():
 
 def test_what_is_set_on_a_wrapper_is_set_on_the_layer():
     layer = rigl_tf.SparseWrapper(layers.Dense(3, activation="softmax"), 0.5)
-    inputs = inputs_of((2, 4))
+    inputs = numbers((2, 4))
     layer(inputs)
     layer.activation = keras.activations.linear
     assert layer.layer.activation is keras.activations.linear
@@ -287,7 +277,7 @@ class Late(layers.Layer):
 @pytest.mark.parametrize("makes_it_in_build", [False, True])
 def test_a_sublayer_that_is_built_by_the_first_call(makes_it_in_build):
     layer = rigl_tf.SparseWrapper(Late(makes_it_in_build), 0.5)
-    x = inputs_of((2, 3))
+    x = numbers((2, 3))
     outputs = layer(x)
     assert {name: int(mask.numpy().sum()) for name, mask in layer.kernel_masks.items()} == {
         "first/kernel": 6,  # half of 3 x 4
@@ -314,11 +304,11 @@ def test_a_sublayer_that_is_built_by_a_later_call_is_refused(makes_it_in_build):
     # Its kernel comes after the masks, and would be dense.
     match = "all of its kernels in its `build` or its first call.*second"
     layer = rigl_tf.SparseWrapper(Late(makes_it_in_build), 0.5)
-    layer(inputs_of((2, 3)), is_gated=False)
+    layer(numbers((2, 3)), is_gated=False)
     assert list(layer.kernel_masks) == ["first/kernel"]
     for _ in range(2):
         with pytest.raises(ValueError, match=match):
-            layer(inputs_of((2, 3)))
+            layer(numbers((2, 3)))
 
 
 def test_a_sublayer_that_was_built_by_a_call_before():
@@ -335,7 +325,7 @@ def test_a_normalisation_may_be_built_by_a_call():
             self.second = layers.LayerNormalization()
 
     layer = rigl_tf.SparseWrapper(Normed(), 0.5)
-    layer(inputs_of((2, 4)))
+    layer(numbers((2, 4)))
     assert list(layer.kernel_masks) == ["first/kernel"]
 
 
@@ -353,7 +343,7 @@ def test_a_layer_that_cannot_be_built_by_shapes():
         def call(self, inputs, mode):
             return self.inner(inputs)
 
-    inputs = inputs_of((2, 3))
+    inputs = numbers((2, 3))
     for wrapper, args, kwargs in (
         (rigl_tf.SparseWrapper(Sum(layers.Dense(3)), 0.5), (inputs, inputs), {}),
         (rigl_tf.SparseWrapper(Mode(layers.Dense(3)), 0.5), (inputs,), {"mode": "fast"}),
@@ -498,7 +488,7 @@ BUILD = {
 def test_models_that_are_built_late(make, how):
     model = make()
     model.compile(optimizer(), "mse", run_eagerly=how != "fit")
-    x, y = inputs_of((12, 6)), inputs_of((12, 3))
+    x, y = numbers((12, 6)), numbers((12, 3))
     BUILD[how](model, x, y)
     assert [mask.sum() for mask in rigl_tf.get_masks(model).values()] == [24, 6]
     check_invariant(model)
@@ -515,7 +505,7 @@ def test_late_and_early_built_models_have_the_same_masks():
     late = sequential()
     early.build((None, 6))
     late.compile("sgd", "mse")
-    late.fit(inputs_of((4, 6)), inputs_of((4, 3)), verbose=0)
+    late.fit(numbers((4, 6)), numbers((4, 3)), verbose=0)
     for one, other in zip(
         rigl_tf.get_masks(early).values(), rigl_tf.get_masks(late).values(), strict=True
     ):

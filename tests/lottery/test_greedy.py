@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import mirrored
 
 import models
 import rigl_tf
@@ -11,7 +12,6 @@ from rigl_tf import lottery
 from rigl_tf.lottery import Selection, imitation, keep_units, select_units
 from rigl_tf.lottery.imitation import GlobalImitation
 from rigl_tf.lottery.units import Link, link_of
-from scripts import strategies
 
 layers = keras.layers
 
@@ -528,7 +528,7 @@ def test_within_the_scope_of_a_strategy(imitate):
         with strategy.scope():
             return select_units(dense_chain(), "hidden", normal(20, 5), 3, imitate=imitate)
 
-    one, two = map(select, (tf.distribute.get_strategy(), strategies.mirrored("CPU")))
+    one, two = map(select, (tf.distribute.get_strategy(), mirrored()))
     np.testing.assert_array_equal(two.units, one.units)
     np.testing.assert_allclose(two.weights, one.weights, rtol=1e-5)
 

@@ -185,7 +185,7 @@ WORLDS = {
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("algorithm", [rigl_tf.RigL, rigl_tf.SNFS])
 def test_a_schedule_that_is_changed(algorithm, world):
-    strategy = tf.distribute.get_strategy() if WORLDS[world] else strategies.mirrored("CPU")
+    strategy = tf.distribute.get_strategy() if WORLDS[world] else mirrored()
     with strategy.scope():
         optimizer = algorithm("sgd", 5, update_frequency=2, drop_fraction=0.5)
         model = compiled(optimizer, **(WORLDS[world] or {"jit_compile": False}))

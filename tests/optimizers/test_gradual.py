@@ -172,7 +172,7 @@ def test_two_replicas_are_one():
             return fit(model, rigl_tf.GradualPruning("sgd", **BY_HAND)), model.get_weights()
 
     one = run(tf.distribute.get_strategy())
-    two = run(strategies.mirrored("CPU"))
+    two = run(mirrored())
     for masks, same in zip(one[0], two[0], strict=True):
         for mask, other in zip(masks, same, strict=True):
             np.testing.assert_array_equal(mask, other)

@@ -336,7 +336,7 @@ def test_a_loss_scale_around_the_sparse_optimizer():
 @pytest.mark.parametrize("world", ["graph", "jit", "mirrored"])
 def test_a_loss_scale_that_changes_in_a_graph(world):
     mirrored = world == "mirrored"
-    strategy = strategies.mirrored("CPU") if mirrored else tf.distribute.get_strategy()
+    strategy = mirrored() if mirrored else tf.distribute.get_strategy()
     results = []
     for make in (
         lambda: optimizers.SGD(0.01),

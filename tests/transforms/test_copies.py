@@ -4,16 +4,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import numbers
 
 import rigl_tf
 
 layers = keras.layers
 serializable = keras.saving.register_keras_serializable(package="test_copies")
-
-
-def numbers(shape, seed=0, mean=0.0, scale=1.0):
-    values = np.random.default_rng(seed).normal(mean, scale, size=shape)
-    return values.astype("float32")
 
 
 def around(model):

@@ -9,15 +9,12 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from helpers import check_invariant, numbers
 
 import rigl_tf
 from rigl_tf import distributions
 
 layers = keras.layers
-
-
-def inputs_of(shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
 def mlp(**kwargs):
@@ -44,12 +41,6 @@ def convnet():
     x = layers.Add(name="add")([x, shortcut])
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     return keras.Model(inputs, layers.Dense(3, name="head")(x), name="convnet")
-
-
-def check_invariant(model):
-    weights = {weight.path: weight.numpy() for weight in model.weights}
-    for path, mask in rigl_tf.get_masks(model).items():
-        np.testing.assert_array_equal(weights[path], np.where(mask, weights[path], 0))
 
 
 def kernels_of(model):
@@ -114,7 +105,7 @@ def test_kernels_of_one_shape_have_different_masks_and_seeds_count():
 def test_weights_are_kept_where_active_and_shared():
     dense = convnet()
     for weight in dense.weights:
-        weight.assign(inputs_of(weight.shape, seed=len(weight.path)))
+        weight.assign(numbers(weight.shape, seed=len(weight.path)))
     dense.compile("adam", "mse")
     optimizer = dense.optimizer
     before = dense.get_weights()
@@ -135,7 +126,7 @@ def test_weights_are_kept_where_active_and_shared():
 
 def test_at_sparsity_zero_the_predictions_are_the_dense_ones():
     dense = convnet()
-    inputs = inputs_of((2, 6, 6, 2))
+    inputs = numbers((2, 6, 6, 2))
     want = dense(inputs)
     np.testing.assert_array_equal(rigl_tf.sparsify(dense, 0.0)(inputs), want)
 
@@ -169,7 +160,7 @@ def test_a_nested_model():
     assert zeros == [32, 12, 3]  # 64 / 2, 48 / 4, 18 / 6
     assert isinstance(sparse.get_layer("inner").layers[0], rigl_tf.SparseWrapper)
     check_invariant(sparse)
-    x = inputs_of((4, 8))
+    x = numbers((4, 8))
     np.testing.assert_array_equal(rigl_tf.strip(sparse)(x), sparse(x))
     assert kernels_of(sparse).keys() == kernels_of(dense).keys()
 
@@ -181,7 +172,7 @@ def test_a_shared_layer_has_one_mask():
     sparse = rigl_tf.sparsify(dense, 0.5, per_layer)
     assert [mask.size for mask in rigl_tf.get_masks(sparse).values()] == [64, 24]
     check_invariant(sparse)
-    x = inputs_of((4, 8))
+    x = numbers((4, 8))
     kernel, bias, _ = sparse.get_layer("shared").get_weights()
     hidden = (x @ kernel + bias) @ kernel + bias
     head = sparse.get_layer("head").get_weights()
@@ -350,7 +341,7 @@ def test_strip(make):
     dense = make()
     sparse = rigl_tf.sparsify(dense, 0.7)
     plain = rigl_tf.strip(sparse)
-    x = inputs_of((3, *dense.input_shape[1:]))
+    x = numbers((3, *dense.input_shape[1:]))
     np.testing.assert_array_equal(plain(x), sparse(x))
     assert [layer.name for layer in plain.layers] == [layer.name for layer in dense.layers]
     assert [type(layer) for layer in plain.layers] == [type(layer) for layer in dense.layers]
@@ -368,12 +359,12 @@ def test_strip_touches_no_value():
     sparse = rigl_tf.sparsify(mlp(), 0.7, "uniform")
     kernel = sparse.get_layer("second").layer.kernel
     kernel.assign(np.ones((12, 8)))
-    before, want = sparse.get_weights(), sparse(inputs_of((3, 16)))
+    before, want = sparse.get_weights(), sparse(numbers((3, 16)))
     plain = rigl_tf.strip(sparse)
     assert plain.get_layer("second").kernel is kernel
     for value, old in zip(sparse.get_weights(), before, strict=True):
         np.testing.assert_array_equal(value, old)
-    np.testing.assert_array_equal(plain(inputs_of((3, 16))), want)
+    np.testing.assert_array_equal(plain(numbers((3, 16))), want)
 
 
 def test_strip_of_a_trained_model():
@@ -383,8 +374,8 @@ def test_strip_of_a_trained_model():
         "mse",
         run_eagerly=True,
     )
-    x = inputs_of((12, 16))
-    sparse.fit(x, inputs_of((12, 3)), batch_size=4, verbose=0)
+    x = numbers((12, 16))
+    sparse.fit(x, numbers((12, 3)), batch_size=4, verbose=0)
     plain = rigl_tf.strip(sparse)
     np.testing.assert_array_equal(plain(x), sparse(x))
     assert not plain.compiled
@@ -399,7 +390,7 @@ def test_strip_of_a_dense_model_is_the_model():
 def test_a_stripped_model_is_loaded_without_rigl_tf(tmp_path):
     sparse = rigl_tf.sparsify(convnet(), 0.7)
     path, x_path, y_path = (str(tmp_path / name) for name in ("m.keras", "x.npy", "y.npy"))
-    x = inputs_of((3, 6, 6, 2))
+    x = numbers((3, 6, 6, 2))
     np.save(x_path, x)
     np.save(y_path, sparse(x).numpy())
     rigl_tf.strip(sparse).save(path)

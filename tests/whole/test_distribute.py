@@ -32,7 +32,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def mirrored():
-    return strategies.mirrored("CPU")
+    return mirrored()
 
 
 def make(algorithm, inner, policy="float32"):

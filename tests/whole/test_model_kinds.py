@@ -6,29 +6,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import active, check_invariant, numbers, rigl
 
 import rigl_tf
 
 layers = keras.layers
-
-
-def numbers(shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
-
-
-def rigl(**kwargs):
-    arguments = {"end_step": 100, "update_frequency": 2, "drop_fraction": 0.5, **kwargs}
-    return rigl_tf.RigL(keras.optimizers.Adam(0.01), **arguments)
-
-
-def active(model):
-    return [int(mask.sum()) for mask in rigl_tf.get_masks(model).values()]
-
-
-def check_invariant(model):
-    weights = {weight.path: weight.numpy() for weight in model.weights}
-    for path, mask in rigl_tf.get_masks(model).items():
-        np.testing.assert_array_equal(weights[path], np.where(mask, weights[path], 0))
 
 
 # Subclassed models.

@@ -338,7 +338,7 @@ def test_a_checkpoint_of_tensorflow(name, tmp_path):
 
 @pytest.fixture(scope="module")
 def mirrored():
-    return strategies.mirrored("CPU")
+    return mirrored()
 
 
 def on_replicas(strategy, optimizer):

@@ -4,37 +4,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import active, check_invariant, half, numbers, rigl
 
 import rigl_tf
 from rigl_tf import masks
-from scripts import strategies
 
 layers = keras.layers
-
-
-def numbers(shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
-
-
-def rigl():
-    return rigl_tf.RigL("adam", end_step=100, update_frequency=2, drop_fraction=0.5)
-
-
-def half(model, **kwargs):
-    """A sparse model, half of each kernel of which is zero."""
-    return rigl_tf.sparsify(model, 0.5, dict.fromkeys, **kwargs)
-
-
-def active(model):
-    return [int(mask.sum()) for mask in rigl_tf.get_masks(model).values()]
-
-
-def check_invariant(model):
-    """The kernels are zero outside of their masks, and not only zeros."""
-    for kernel in masks.sparse_kernels(model).values():
-        value, mask = kernel.numpy(), masks.mask_of(kernel).numpy()
-        np.testing.assert_array_equal(value, np.where(mask, value, 0))
-        assert value.any()
 
 
 def mlp(name="mlp"):
@@ -530,11 +505,6 @@ def test_files_that_hold_no_masks(tmp_path):
 
 
 # Strategies, and a network next to its clone.
-
-
-@pytest.fixture(scope="module")
-def mirrored():
-    return strategies.mirrored("CPU")
 
 
 def test_under_a_strategy_the_model_must_be_made_in_its_scope(mirrored):
