@@ -26,6 +26,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # Most tests train a few steps: that `end_step` is not reached is told, and is not their point.
 ends_early = pytest.mark.filterwarnings("ignore:.*training ended after:UserWarning")
+# And some take the shortest way to several updates.
+updates_only = pytest.mark.filterwarnings("ignore:.*trains no weight from step:UserWarning")
 
 
 # Numbers.
@@ -164,7 +166,7 @@ ALGORITHMS = {
     ),
 }
 DYNAMIC = ["RigL", "RigLInverted", "SET", "SNFS"]
-every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
+every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 
 
 def rigl(inner="adam", end_step=100, update_frequency=2, drop_fraction=0.5, **arguments):
@@ -227,9 +229,9 @@ def active(model):
     return [int(mask.sum()) for mask in masks_of(model)]
 
 
-def state_of(model):
+def state_of(model, optimizer=None):
     """All that a model and its optimizer have, by place and path."""
-    variables = [*model.weights, *model.optimizer.variables]
+    variables = [*model.weights, *(optimizer or model.optimizer).variables]
     return {f"{index}:{v.path}": np.asarray(v) for index, v in enumerate(variables)}
 
 
