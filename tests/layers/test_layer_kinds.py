@@ -220,7 +220,7 @@ def test_embeddings_and_depthwise_kernels_if_asked_for(make, shape):
         assert len(check_masks(sparse, 0.5)) == 2
     x = np.random.default_rng(0).integers(10, size=(8, *shape))
     optimizer = rigl_tf.RigL("adam", end_step=4, update_frequency=2, drop_fraction=0.9)
-    sparse.compile(optimizer, "mse")
+    sparse.compile(optimizer, "mse", run_eagerly=True)
     before = rigl_tf.get_masks(sparse)
     sparse.fit(x, numbers((8, 3)), batch_size=2, verbose=0)
     after = check_masks(sparse, 0.5)

@@ -4,14 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import all_alike
 
 import rigl_tf
 
 layers, optimizers = keras.layers, keras.optimizers
-
-
-def all_alike(shapes, sparsity):
-    return dict.fromkeys(shapes, sparsity)
 
 
 def one_layer(sparsity=0.0, **kwargs):

@@ -4,11 +4,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import all_alike, drop_half, updates_only
 
 import rigl_tf
 from rigl_tf.optimizers import draws, growth
 
 layers = keras.layers
+pytestmark = updates_only
 SHAPE = (40, 100)
 
 
@@ -23,12 +25,12 @@ def grown(grow_init, grow_scale=1.0, seed=0, steps=2, change=lambda values: valu
             layers.Dense(SHAPE[1], use_bias=False),
         ]
     )
-    model = rigl_tf.sparsify(dense, 0.5, lambda shapes, s: dict.fromkeys(shapes, s))
+    model = rigl_tf.sparsify(dense, 0.5, all_alike)
     optimizer = rigl_tf.RigL(
         keras.optimizers.SGD(0.0, momentum=0.9),
         end_step=99,
         update_frequency=1,
-        drop_fraction=lambda step: 0.5,
+        drop_fraction=drop_half,
         grow_init=grow_init,
         grow_scale=grow_scale,
         seed=seed,

@@ -4,11 +4,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import drop_half, updates_only
 
 import rigl_tf
 from rigl_tf.optimizers import redistribution
 
 layers = keras.layers
+pytestmark = updates_only
 
 
 def num_to_grow(importance, num_drop, num_free):
@@ -106,7 +108,7 @@ def test_an_update_by_hand():
         keras.optimizers.SGD(0.0),
         9,
         update_frequency=1,
-        drop_fraction=lambda step: 0.5,
+        drop_fraction=drop_half,
         gradient_momentum=0.0,
         redistribute=True,
     )
@@ -130,7 +132,7 @@ def test_an_important_kernel_that_is_nearly_dense_keeps_more():
         keras.optimizers.SGD(0.0),
         9,
         update_frequency=1,
-        drop_fraction=lambda step: 0.5,
+        drop_fraction=drop_half,
         gradient_momentum=0.0,
         redistribute=True,
     )

@@ -1,36 +1,12 @@
 """What a newcomer meets first: installing, importing, asking for help, the first program."""
 
-import os
 import pathlib
 import re
-import subprocess
-import sys
+
+import pytest
+from helpers import ROOT, python
 
 import rigl_tf
-
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def python(*arguments, cwd=ROOT, **variables):
-    """Runs Python in a folder, as a newcomer's shell would: without what the tests have set."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env={**environment, **variables},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def test_the_package_is_installed(tmp_path):
-    """`make` installs it in `.venv`: scripts find it that are anywhere."""
-    script = tmp_path / "script.py"
-    script.write_text("import rigl_tf; print(rigl_tf.__version__)")
-    done = python(str(script), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == rigl_tf.__version__
 
 
 def test_the_version_stands_in_one_place():
@@ -61,6 +37,7 @@ def test_other_backends_are_refused_in_a_sentence():
     )
 
 
+# In a folder of its own: `make` installs the package in `.venv`, and scripts find it anywhere.
 IMPORT = """\
 import os, sys, keras, tensorflow as tf, warnings
 def state():
@@ -73,13 +50,24 @@ import rigl_tf
 assert state() == before
 new = {name.partition(".")[0] for name in set(sys.modules) - modules}
 assert not new & {"tf_keras", "tensorflow_model_optimization", "sklearn", "scripts", "models"}, new
+print("imported", rigl_tf.__version__)
+help(rigl_tf)
 """
 
 
-def test_importing_changes_nothing_else():
-    done = python("-c", IMPORT)
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """What a program prints that imports the installed package and asks for help."""
+    folder = tmp_path_factory.mktemp("anywhere")
+    script = folder / "script.py"
+    script.write_text(IMPORT)
+    done = python(str(script), cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
+    return done.stdout
+
+
+def test_the_package_is_installed_and_importing_it_changes_nothing_else(imported):
+    assert imported.startswith(f"imported {rigl_tf.__version__}\n")
 
 
 def test_dir_shows_the_public_names():
@@ -91,13 +79,11 @@ def test_dir_shows_the_public_names():
     assert rigl_tf.optimizers.RigL is rigl_tf.RigL
 
 
-def test_help_shows_the_two_lines():
-    done = python("-c", "import rigl_tf; help(rigl_tf)")
-    assert done.returncode == 0, done.stderr
-    page = done.stdout.partition("PACKAGE CONTENTS")[0]
+def test_help_shows_the_two_lines(imported):
+    page = imported.partition("PACKAGE CONTENTS")[0]
     assert "rigl_tf.sparsify(model, sparsity=0.9)" in page
     assert "rigl_tf.RigL(" in page
-    assert f"VERSION\n    {rigl_tf.__version__}" in done.stdout
+    assert f"VERSION\n    {rigl_tf.__version__}" in imported
 
 
 def test_the_first_program_of_the_readme_runs_anywhere(tmp_path):

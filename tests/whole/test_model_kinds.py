@@ -6,11 +6,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import active, check_invariant, numbers, rigl
+from helpers import active, check_invariant, ends_early, mlp, numbers, rigl
 
 import rigl_tf
 
 layers = keras.layers
+pytestmark = ends_early
 
 
 # Subclassed models.
@@ -52,7 +53,7 @@ def test_a_subclassed_model_is_wrapped_in_place_before_it_is_built(how):
     x, y = numbers((8, 8)), numbers((8, 3))
     optimizer = rigl()
     if how != "tape":
-        model.compile(optimizer, "mse")
+        model.compile(optimizer, "mse", run_eagerly=how == "call")
     if how == "call":
         model(x)
     if how == "tape":
@@ -131,7 +132,7 @@ def test_a_built_model_whose_class_has_no_config(cls, inside):
     dense(x)
     sparse = rigl_tf.sparsify(dense, 0.5)
     assert active(sparse) == [32]
-    sparse.compile(rigl(), "mse")
+    sparse.compile(rigl(), "mse", run_eagerly=True)
     sparse.fit(x, y, batch_size=2, verbose=0)
     check_invariant(sparse)
     np.testing.assert_array_equal(rigl_tf.strip(sparse)(x), sparse(x))
@@ -171,7 +172,7 @@ class ByHand(keras.Model):
 
 def test_wrapped_by_hand_and_saved(tmp_path):
     model = ByHand()
-    model.compile(rigl(), "mse")
+    model.compile(rigl(), "mse", run_eagerly=True)
     x, y = numbers((8, 8)), numbers((8, 3))
     model.fit(x, y, batch_size=2, verbose=0)
     assert active(model) == [32, 6]
@@ -257,15 +258,8 @@ def test_the_class_of_a_functional_model_is_kept():
     np.testing.assert_array_equal(plain(x), sparse(x))
 
 
-def mlp(name, *sizes):
-    return keras.Sequential(
-        [
-            keras.Input(sizes[:1]),
-            layers.Dense(sizes[1], activation="relu", name="hidden"),
-            layers.Dense(sizes[2], name="out"),
-        ],
-        name=name,
-    )
+def two(name, *sizes):
+    return mlp(*sizes, activation="relu", names=["hidden", "out"], name=name)
 
 
 class GAN(keras.Model):
@@ -310,7 +304,7 @@ class GAN(keras.Model):
 
 
 def test_a_gan_with_its_own_train_step():
-    gan = GAN(mlp("generator", 4, 16, 8), mlp("discriminator", 8, 16, 1))
+    gan = GAN(two("generator", 4, 16, 8), two("discriminator", 8, 16, 1))
     sparse = rigl_tf.sparsify(gan, 0.5, dict.fromkeys)
     assert sparse is gan
     counts = active(gan)
@@ -349,7 +343,9 @@ def test_several_inputs_outputs_and_losses():
     outputs = {"a": layers.Dense(2, name="a")(x), "b": layers.Dense(3, name="b")(x)}
     sparse = rigl_tf.sparsify(keras.Model([left, right], outputs), 0.5, dict.fromkeys)
     inputs = [numbers((8, 6)), numbers((8, 4))]
-    sparse.compile(rigl(), {"a": "mse", "b": "mae"}, loss_weights={"a": 1.0, "b": 0.5})
+    sparse.compile(
+        rigl(), {"a": "mse", "b": "mae"}, loss_weights={"a": 1.0, "b": 0.5}, run_eagerly=True
+    )
     sparse.fit(inputs, {"a": numbers((8, 2)), "b": numbers((8, 3))}, batch_size=2, verbose=0)
     sizes = {path.split("/")[-2]: mask.size for path, mask in rigl_tf.get_masks(sparse).items()}
     assert sizes == {"to5": 20, "shared": 25, "skip": 100, "a": 20, "b": 30}
@@ -361,7 +357,7 @@ def test_several_inputs_outputs_and_losses():
 
 def test_parts_with_layers_of_the_same_names(tmp_path):
     inputs = keras.Input((8,))
-    model = keras.Model(inputs, mlp("one", 8, 6, 8)(mlp("two", 8, 6, 8)(inputs)))
+    model = keras.Model(inputs, two("one", 8, 6, 8)(two("two", 8, 6, 8)(inputs)))
     sparse = rigl_tf.sparsify(model, 0.5, dict.fromkeys, dense_layers="two")
     assert list(rigl_tf.get_masks(sparse)) == ["one/hidden/kernel", "one/out/kernel"]
     sparse.compile(rigl(), "mse", run_eagerly=True)
@@ -447,7 +443,7 @@ def test_no_choice_of_layers(bad):
 
 
 def test_from_zeros():
-    dense = mlp("it", 8, 6, 3)
+    dense = two("it", 8, 6, 3)
     sparse = rigl_tf.sparsify(dense, 0.5)
     plain = rigl_tf.strip(sparse)
     twin = keras.models.clone_model(plain)
@@ -464,7 +460,7 @@ def test_from_zeros():
 
 
 def test_from_zeros_refuses():
-    model = mlp("it", 8, 6, 3)
+    model = two("it", 8, 6, 3)
     with pytest.raises(ValueError, match=r"leave `sparsity` out. Received: sparsity=0.5"):
         rigl_tf.sparsify(model, 0.5, from_zeros=True)
     with pytest.raises(ValueError, match="not built"):

@@ -273,7 +273,7 @@ def on_replicas(strategy, optimizer):
 
 @every_algorithm
 def test_two_replicas_are_one(name):
-    """Bit for bit, as the sums of these gradients are exact."""
+    """Bit for bit, as the sums of these gradients are exact. In a graph: `test_distribute.py`."""
     model, optimizer = make(name, "momentum")
     want = train(model, optimizer, range(7))
     strategy = mirrored()
@@ -287,21 +287,3 @@ def test_two_replicas_are_one(name):
     assert not any(differ(*pair) for pair in zip(history, want, strict=True))
     for weight, other in zip(replicated.weights, model.weights, strict=True):
         np.testing.assert_array_equal(weight.numpy(), other.numpy(), err_msg=weight.path)
-
-
-@pytest.mark.parametrize("name", ["SNFS redistributed", "DNW"])
-def test_two_replicas_in_a_graph(name):
-    x, y = np.random.default_rng(1).normal(size=(2, 24, 6)).astype("float32")
-
-    def fit(strategy):
-        with strategy.scope():
-            model, optimizer = make(name, "momentum", frequency=2)
-            model.compile(optimizer, "mse")
-            model.fit(x, y[:, :5], batch_size=8, shuffle=False, verbose=0)
-            check_invariant(model)
-            return masks_of(model), model.get_weights()
-
-    want, got = fit(tf.distribute.get_strategy()), fit(mirrored())
-    assert not differ(got[0], want[0])
-    for weight, other in zip(got[1], want[1], strict=True):
-        np.testing.assert_allclose(weight, other, rtol=1e-4, atol=1e-5)

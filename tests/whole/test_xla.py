@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import INNER, mlp
 
 import rigl_tf
 
@@ -23,8 +24,8 @@ DYNAMIC = {"set-dimension-size", "get-dimension-size", "dynamic-reshape"}
 LEAVES = {"custom-call", "infeed", "outfeed", "send", "recv", "send-done", "recv-done"}
 
 
-def mlp():
-    return keras.Sequential([keras.Input((12,)), layers.Dense(16, "relu"), layers.Dense(3)])
+def classifier():
+    return mlp(12, 16, 3, activation="relu")
 
 
 def convnet():
@@ -53,10 +54,6 @@ def attention():
     return keras.Model(inputs, layers.Dense(3)(x))
 
 
-def sgd():
-    return keras.optimizers.SGD(0.1, momentum=0.9)
-
-
 def every_second_step(algorithm, inner):
     return algorithm(inner, 20, update_frequency=2, drop_fraction=0.5)
 
@@ -73,7 +70,7 @@ def dnw(inner, *args, **kwargs):
     return rigl_tf.DNW(inner, 0.5)
 
 
-def compiled(make, algorithm, inner=sgd):
+def compiled(make, algorithm, inner=INNER["momentum"]):
     """A sparse model and a batch. All variables are there before the step is traced."""
     model = rigl_tf.sparsify(make(), 0.5)
     is_static = algorithm is rigl_tf.StaticSparse
@@ -97,13 +94,13 @@ def check_is_static(hlo):
 @pytest.mark.parametrize(
     ("make", "algorithm", "inner", "policy"),
     [
-        (mlp, rigl_tf.RigL, sgd, "float32"),
-        (mlp, rigl_tf.SET, sgd, "float32"),
-        (mlp, rigl_tf.SNFS, sgd, "float32"),
-        (mlp, rigl_tf.StaticSparse, sgd, "float32"),
-        (mlp, redistributed, sgd, "float32"),
-        (mlp, dnw, sgd, "float32"),
-        (mlp, pruning, sgd, "float32"),
+        (classifier, rigl_tf.RigL, INNER["momentum"], "float32"),
+        (classifier, rigl_tf.SET, INNER["momentum"], "float32"),
+        (classifier, rigl_tf.SNFS, INNER["momentum"], "float32"),
+        (classifier, rigl_tf.StaticSparse, INNER["momentum"], "float32"),
+        (classifier, redistributed, INNER["momentum"], "float32"),
+        (classifier, dnw, INNER["momentum"], "float32"),
+        (classifier, pruning, INNER["momentum"], "float32"),
         (convnet, rigl_tf.RigL, keras.optimizers.Adam, "mixed_bfloat16"),
         (recurrent, rigl_tf.RigL, keras.optimizers.Adam, "float32"),
         (attention, rigl_tf.RigL, keras.optimizers.Adam, "float32"),
@@ -127,7 +124,7 @@ def test_a_training_step_is_static(make, algorithm, inner, policy):
 
 
 def test_the_optimised_program_is_static_too():
-    model, batch = compiled(mlp, rigl_tf.RigL)
+    model, batch = compiled(classifier, rigl_tf.RigL)
     step = tf.function(model.train_step, jit_compile=True, autograph=False)
     check_is_static(step.experimental_get_compiler_ir(batch)(stage="optimized_hlo"))
 
@@ -154,7 +151,7 @@ def test_a_step_of_a_strategy():
     """The step in `strategy.run`, compiled as one: two mask updates move the connections."""
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     with strategy.scope():
-        model, batch = compiled(mlp, rigl_tf.RigL)
+        model, batch = compiled(classifier, rigl_tf.RigL)
 
     @tf.function(jit_compile=True, autograph=False)
     def step(batch):
