@@ -4,10 +4,13 @@ One list each of algorithms (`ALGORITHMS`), of optimizers of Keras (`INNER`) and
 a step (`WORLDS`). Nothing here knows of `scripts`.
 """
 
+import contextlib
 import dataclasses
 import functools
+import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import warnings
@@ -287,3 +290,44 @@ def python(*arguments, cwd=ROOT, **variables):
         text=True,
         timeout=300,
     )
+
+
+def free_ports():
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
+        for each in sockets:
+            each.bind(("localhost", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextlib.contextmanager
+def two_workers(log_directory, *command):
+    """Starts the command as worker 0, the chief, and as worker 1; ends both in any case."""
+    workers = [f"localhost:{port}" for port in free_ports()]
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for index in range(2):
+            task = {"type": "worker", "index": index}
+            environment = {
+                **os.environ,
+                "TF_CONFIG": json.dumps({"cluster": {"worker": workers}, "task": task}),
+                "PYTHONPATH": str(ROOT),
+            }
+            log = stack.enter_context((log_directory / f"worker-{index}.log").open("w"))
+            process = subprocess.Popen(
+                [sys.executable, *command], cwd=ROOT, env=environment, stdout=log, stderr=log
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            processes.append(process)
+        yield processes
+
+
+def logs_of(directory):
+    return [(directory / f"worker-{index}.log").read_text() for index in range(2)]
+
+
+def wait_for(processes, log_directory):
+    """Waits until all have ended. Returns their exit codes, the last lines of their output too."""
+    codes = [process.wait(600) for process in processes]
+    return codes, [log[-2000:] for log in logs_of(log_directory)]

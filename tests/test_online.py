@@ -46,7 +46,9 @@ def flat_indices(mask):
 @pytest.mark.parametrize("world", ON_ONE_DEVICE)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_top_k_of_tiles_is_that_of_all_scores(dtype, world):
-    for length, k in ((47, 10), (10, 10), (3, 1), (10, 47)):
+    cases = ((47, 10), (10, 10), (3, 1), (10, 47))
+    # Each case is another graph; one that loops over tiles is enough for the other types.
+    for length, k in cases if dtype == "float32" or world == "eager" else cases[1:2]:
 
         def find(scores, length=length, k=k):
             return online.top_k_of_tiles(*tiles_of(scores, length), k, dtype)
@@ -93,8 +95,10 @@ def check_found(found, gradient, kept, k):
     assert (np.diff(scores[indices]) <= 0).all()
 
 
-@pytest.mark.parametrize("world", ON_ONE_DEVICE)
-@pytest.mark.parametrize("tile_rows", [1, 4, None])
+@pytest.mark.parametrize(
+    ("tile_rows", "world"),
+    [(1, "eager"), (1, "graph"), (None, "eager"), *[(4, world) for world in ON_ONE_DEVICE]],
+)
 def test_dense_kernel(tile_rows, world):
     inputs, of_outputs, gradient, kept = layer_case(keras.layers.Dense(7), (5, 11))
     for k in (9, int((~kept).sum())):
