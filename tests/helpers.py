@@ -29,6 +29,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # Most tests train a few steps: that `end_step` is not reached is told, and is not their point.
 ends_early = pytest.mark.filterwarnings("ignore:.*training ended after:UserWarning")
+# A part of the model is sparse, or what is sparse is small: that is told, too.
+covers_part = pytest.mark.filterwarnings("ignore:.*the sparsity is a share of these:UserWarning")
 # And some take the shortest way to several updates.
 updates_only = pytest.mark.filterwarnings("ignore:.*trains no weight from step:UserWarning")
 

@@ -71,7 +71,8 @@ def test_exploration_is_logged(around, tmp_path):
     want = want_of(masks.history, 4, every_third)
     assert 0.3 < want["exploration_rate"][0] < want["exploration_rate"][-1] < 1
     assert 0 < want["turnover"][0] < 0.5
-    rows = list(csv.DictReader(path.open()))
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
     for name, values in want.items():
         np.testing.assert_allclose(history[name], values, rtol=1e-6)
         np.testing.assert_allclose([float(row[name]) for row in rows], values, rtol=1e-6)

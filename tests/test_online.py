@@ -141,7 +141,7 @@ def test_convolution(name):
         check_found(found, gradient, kept, 11)
 
 
-@pytest.mark.parametrize("world", ["graph", "xla"])
+@pytest.mark.parametrize("world", ["graph", "XLA"])
 def test_convolution_traced(world):
     kind, shape, arguments, window = CONVOLUTIONS["2d, strides"]
     inputs, of_outputs, gradient, kept = layer_case(kind(4, window, **arguments), shape)

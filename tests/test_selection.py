@@ -88,7 +88,7 @@ def test_kept_connections_are_told_from_huge_scores():
 # Against the reference.
 
 
-@pytest.mark.parametrize(("world", "cases"), [("eager", 150), ("graph", 1000), ("xla", 600)])
+@pytest.mark.parametrize(("world", "cases"), [("eager", 150), ("graph", 1000), ("XLA", 600)])
 def test_drop_and_grow_is_the_reference(world, cases):
     rng = np.random.default_rng(0)
     fn = in_world(world, selection.drop_and_grow)
@@ -101,7 +101,7 @@ def test_drop_and_grow_is_the_reference(world, cases):
         assert np.count_nonzero(new_mask) == np.count_nonzero(mask)
 
 
-@pytest.mark.parametrize(("world", "cases"), [("eager", 100), ("graph", 800), ("xla", 600)])
+@pytest.mark.parametrize(("world", "cases"), [("eager", 100), ("graph", 800), ("XLA", 600)])
 def test_top_k_mask_is_the_reference(world, cases):
     rng = np.random.default_rng(1)
     fn = in_world(world, selection.top_k_mask)
@@ -260,7 +260,7 @@ def test_counts_and_kept_connections(data):
     assert not (grown & mask).any()
 
 
-@pytest.mark.parametrize("world", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("world", ["eager", "graph", "XLA"])
 def test_scores_that_are_no_numbers_cost_no_connection(world):
     """-inf and NaN are the lowest scores, but never below those of an inactive connection."""
     mask = tf.constant([False, True, True, True, False])

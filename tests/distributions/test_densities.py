@@ -1,6 +1,5 @@
 """Tests of `rigl_tf.distributions`: by hand, against the reference, and by its properties."""
 
-import doctest
 import math
 import re
 
@@ -446,9 +445,3 @@ class TestGetAndAllocate:
     def test_no_mapping(self, result):
         with pytest.raises(ValueError, match=received(repr(result))):
             distributions.allocate(lambda *_: result, LENET, 0.5)
-
-
-def test_doctests():
-    outcome = doctest.testmod(distributions)
-    assert outcome.failed == 0
-    assert outcome.attempted >= 8

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import covers_part
 
 import models
 import rigl_tf
@@ -97,6 +98,7 @@ def test_several_kernels_in_a_layer():
     assert (reason, shape) == ("bias", (2, 12))
 
 
+@covers_part
 def test_reasons_of_other_weights():
     frozen = layers.Dense(6, name="frozen")
     frozen.trainable = False
@@ -178,6 +180,7 @@ def text_model():
     )
 
 
+@covers_part
 def test_the_coverage():
     sparse = rigl_tf.sparsify(text_model(), 0.5)
     told = summary.coverage(sparse)
@@ -193,6 +196,7 @@ def test_the_coverage():
     assert sentence in str(rigl_tf.sparsity_summary(sparse))
 
 
+@covers_part
 def test_what_is_no_surprise():
     sparse = rigl_tf.sparsify(models.lenet_300_100(), 0.9)
     told = summary.coverage(sparse)
@@ -231,6 +235,7 @@ class MakesLayersLate(layers.Layer):
 
 
 @pytest.mark.parametrize("frozen", ["layer", "model", "late", "unbuilt", "weight"])
+@covers_part
 def test_frozen_weights_are_told(frozen):
     base = keras.Sequential([layers.Dense(4, name="a"), layers.Dense(4, name="b")], name="base")
     if frozen == "late":
@@ -256,6 +261,7 @@ def test_frozen_weights_are_told(frozen):
     assert f"; {16 * num_kernels} are frozen and stay dense." in str(told)
 
 
+@covers_part
 def test_what_is_trained_in_a_frozen_model_is_sparse():
     """As in fine-tuning: all of a base is frozen, then its last layer is not."""
     base = keras.Sequential([layers.Dense(4, name="a"), layers.Dense(4, name="b")], name="base")

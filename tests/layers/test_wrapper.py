@@ -330,6 +330,7 @@ def test_a_normalisation_may_be_built_by_a_call():
     assert list(layer.kernel_masks) == ["first/kernel"]
 
 
+@pytest.mark.filterwarnings("ignore:Exception encountered when calling Sum.call")  # Keras tries it
 def test_a_layer_that_cannot_be_built_by_shapes():
     class Sum(layers.Layer):
         def __init__(self, inner=None):

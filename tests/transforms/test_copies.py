@@ -4,9 +4,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import numbers
+from helpers import covers_part, numbers
 
 import rigl_tf
+from rigl_tf.walk import all_layers
 
 layers = keras.layers
 serializable = keras.saving.register_keras_serializable(package="test_copies")
@@ -235,6 +236,7 @@ def thawed():
 @pytest.mark.parametrize(
     "make", [block, attention, weight, part, subclassed, block_of_subclassed, thawed]
 )
+@covers_part
 def test_what_is_frozen_stays_frozen(make):
     model = make()
     want = [weight.shape for weight in model.trainable_weights]
@@ -357,10 +359,6 @@ def test_strip_takes_wrappers_out_of_layers(make):
     np.testing.assert_array_equal(plain(x), model(x))
 
 
-def all_layers(model):
-    return rigl_tf.layers.all_layers(model)
-
-
 # Lambda layers.
 
 
@@ -467,6 +465,7 @@ def tied(wrap):
 
 
 @pytest.mark.parametrize("how", ["sparsify", "with the embedding", "by hand"])
+@covers_part
 def test_tied_weights_stay_tied(how):
     x = np.arange(10).reshape(2, 5)
     if how == "by hand":

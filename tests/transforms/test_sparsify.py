@@ -7,7 +7,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from helpers import active, check_invariant, numbers, python
+from helpers import active, check_invariant, covers_part, ends_early, numbers, python
 
 import rigl_tf
 from rigl_tf import distributions
@@ -264,6 +264,7 @@ def test_a_model_of_keras_2():
             caller()
 
 
+@covers_part
 def test_a_frozen_layer_stays_dense():
     dense = mlp()
     dense.get_layer("second").trainable = False
@@ -365,6 +366,7 @@ def test_strip_touches_no_value():
     np.testing.assert_array_equal(plain(numbers((3, 16))), want)
 
 
+@ends_early
 def test_strip_of_a_trained_model():
     sparse = rigl_tf.sparsify(mlp(), 0.5)
     sparse.compile(
@@ -402,6 +404,7 @@ def test_a_stripped_model_is_loaded_without_rigl_tf(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.filterwarnings("ignore:When providing `inputs` as a dict")  # of Keras, on the names
 def test_names_of_inputs_are_kept():
     inputs = {"a": keras.Input((4,)), "b": keras.Input((3,), name="second")}
     outputs = keras.layers.Dense(2)(keras.layers.Concatenate()(list(inputs.values())))
