@@ -6,10 +6,12 @@ import itertools
 import keras
 import numpy as np
 import pytest
+from helpers import INNER, all_alike, drop_half, ends_early, mlp, rigl
 
 import rigl_tf
 
-layers, optimizers = keras.layers, keras.optimizers
+optimizers = keras.optimizers
+pytestmark = ends_early
 
 
 class Masks(keras.callbacks.Callback):
@@ -26,18 +28,11 @@ class Masks(keras.callbacks.Callback):
 
 
 def make_model():
-    dense = keras.Sequential([keras.Input((6,)), layers.Dense(8, "tanh"), layers.Dense(3)])
-    return rigl_tf.sparsify(dense, 0.7, lambda shapes, s: dict.fromkeys(shapes, s))
+    return rigl_tf.sparsify(mlp(), 0.7, all_alike)
 
 
-def rigl(track_exploration=True):
-    return rigl_tf.RigL(
-        optimizers.SGD(0.1),
-        99,
-        update_frequency=3,
-        drop_fraction=lambda step: 0.5,
-        track_exploration=track_exploration,
-    )
+def tracking_rigl(track_exploration=True):
+    return rigl(INNER["sgd"](), 99, 3, drop_half, track_exploration=track_exploration)
 
 
 def fit(model, optimizer, callbacks, epochs=4):
@@ -72,11 +67,12 @@ def test_exploration_is_logged(around, tmp_path):
     masks = Masks()
     path = tmp_path / "log.csv"
     callbacks = [masks, rigl_tf.callbacks.ExplorationLogger(), keras.callbacks.CSVLogger(path)]
-    history = fit(make_model(), around(rigl()), callbacks).history
+    history = fit(make_model(), around(tracking_rigl()), callbacks).history
     want = want_of(masks.history, 4, every_third)
     assert 0.3 < want["exploration_rate"][0] < want["exploration_rate"][-1] < 1
     assert 0 < want["turnover"][0] < 0.5
-    rows = list(csv.DictReader(path.open()))
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
     for name, values in want.items():
         np.testing.assert_allclose(history[name], values, rtol=1e-6)
         np.testing.assert_allclose([float(row[name]) for row in rows], values, rtol=1e-6)
@@ -94,7 +90,7 @@ def test_exploration_of_dnw():
 
 
 def test_masks_that_the_user_sets_were_active_too():
-    model, optimizer = make_model(), rigl()
+    model, optimizer = make_model(), tracking_rigl()
     optimizer.build(model.trainable_weights)
     others = {path: ~mask for path, mask in rigl_tf.get_masks(model).items()}
     rigl_tf.set_masks(model, others)
@@ -105,7 +101,7 @@ def test_masks_that_the_user_sets_were_active_too():
 
 
 def test_nothing_is_kept_unless_asked_for():
-    plain, tracking = rigl(track_exploration=False), rigl()
+    plain, tracking = tracking_rigl(track_exploration=False), tracking_rigl()
     for optimizer in (plain, tracking):
         optimizer.build(make_model().trainable_weights)
     # Of each kernel: what was ever active, and how many were replaced.
@@ -119,10 +115,12 @@ def test_nothing_is_kept_unless_asked_for():
 
 def test_before_training():
     with pytest.raises(ValueError, match="once training has begun"):
-        rigl().turnover()
+        tracking_rigl().turnover()
 
 
-@pytest.mark.parametrize("optimizer", [lambda: rigl(track_exploration=False), optimizers.SGD])
+@pytest.mark.parametrize(
+    "optimizer", [lambda: tracking_rigl(track_exploration=False), optimizers.SGD]
+)
 def test_an_optimizer_that_does_not_count(optimizer):
     with pytest.raises(ValueError, match=r"`ExplorationLogger` needs .* Received: optimizer="):
         fit(make_model(), optimizer(), [rigl_tf.callbacks.ExplorationLogger()])
@@ -135,7 +133,7 @@ def test_several_sparse_optimizers_count_together():
     model = make_model()
     first, second = (layer.layer.kernel.path for layer in model.layers)
     several = optimizers.MultiOptimizer(
-        optimizers.OptimizerMap(optimizers.SGD(), {first: rigl(), second: rigl()})
+        optimizers.OptimizerMap(optimizers.SGD(), {first: tracking_rigl(), second: tracking_rigl()})
     )
     masks = Masks()
     history = fit(model, several, [masks, rigl_tf.callbacks.ExplorationLogger()]).history

@@ -1,15 +1,7 @@
 """Two real worker processes on this machine, and what can be seen with one."""
 
-import contextlib
 import csv
 import json
-import os
-import pathlib
-import signal
-import socket
-import subprocess
-import sys
-import time
 import tracemalloc
 
 import keras
@@ -17,57 +9,11 @@ import multi_worker_program as program
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import two_workers, wait_for
 
-import rigl_tf
 from rigl_tf import multi_worker
-from scripts import train
 
-_ROOT = pathlib.Path(__file__).parents[1]
-_SECONDS = 600
-
-
-def free_ports():
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
-        for each in sockets:
-            each.bind(("localhost", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-@contextlib.contextmanager
-def two_workers(log_directory, *command):
-    """Starts the command as worker 0, the chief, and as worker 1; ends both in any case."""
-    workers = [f"localhost:{port}" for port in free_ports()]
-    with contextlib.ExitStack() as stack:
-        processes = []
-        for index in range(2):
-            task = {"type": "worker", "index": index}
-            environment = {
-                **os.environ,
-                "TF_CONFIG": json.dumps({"cluster": {"worker": workers}, "task": task}),
-                "PYTHONPATH": str(_ROOT),
-            }
-            log = stack.enter_context((log_directory / f"worker-{index}.log").open("w"))
-            process = subprocess.Popen(
-                [sys.executable, *command], cwd=_ROOT, env=environment, stdout=log, stderr=log
-            )
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            processes.append(process)
-        yield processes
-
-
-def logs(directory):
-    return [(directory / f"worker-{index}.log").read_text() for index in range(2)]
-
-
-def wait(processes, log_directory):
-    """Waits until all have ended. Returns their exit codes, the last lines of their output too."""
-    codes = [process.wait(_SECONDS) for process in processes]
-    return codes, [log[-2000:] for log in logs(log_directory)]
-
-
-# The loop, without the script.
+# The loop.
 
 
 @pytest.fixture(scope="module")
@@ -75,16 +21,17 @@ def both(tmp_path_factory):
     """What the program wrote: for each worker its report and its arrays."""
     directory = tmp_path_factory.mktemp("workers")
     with two_workers(directory, "tests/multi_worker_program.py", str(directory)) as processes:
-        codes, output = wait(processes, directory)
+        codes, output = wait_for(processes, directory)
     assert codes == [0, 0], output
     reports = [json.loads((directory / f"report-{i}.json").read_text()) for i in range(2)]
     arrays = [dict(np.load(directory / f"arrays-{i}.npz")) for i in range(2)]
     return reports, arrays
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def alone():
     """The same training in this process, by `model.fit` with whole batches."""
+    keras.utils.set_random_seed(0)
     model = program.sparse_model()
     training, validation = program.datasets()
     masks = program.MaskHistory()
@@ -239,90 +186,3 @@ def test_callbacks_and_the_progress_bar(strategy, tmp_path, capsys):
     assert "Epoch 2/5" in text
     assert "6/6" in text
     assert "val_loss" in text
-
-
-# The script.
-
-
-def rows_of(directory):
-    with (directory / "metrics.csv").open(newline="") as file:
-        return [{name: float(x) for name, x in row.items()} for row in csv.DictReader(file)]
-
-
-def wait_for_checkpoint(directory, processes, log_directory):
-    deadline = time.monotonic() + _SECONDS
-    while not list(directory.glob("checkpoint-*.keras")):
-        assert all(process.poll() is None for process in processes), logs(log_directory)
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-SETTINGS = {"epochs": 8, "batch_size": 64, "update_frequency": 7, "learning_rate": 0.02}
-
-
-def start_run(log_directory, run_directory, *arguments):
-    return two_workers(
-        log_directory, "-m", "scripts.train", f"--output_dir={run_directory}", *arguments
-    )
-
-
-def kill_and_resume(tmp_path, victim):
-    """Kills a worker after the first checkpoint, asserts that the other ends, and resumes."""
-    directory = tmp_path / "run"
-    flags = [f"--{name}={value}" for name, value in SETTINGS.items()]
-    with start_run(tmp_path, directory, "--strategy=multi_worker", *flags) as processes:
-        wait_for_checkpoint(directory, processes, tmp_path)
-        processes[victim].send_signal(signal.SIGKILL)
-        assert processes[1 - victim].wait(_SECONDS) == 3
-    assert "train.py: Another worker stopped" in logs(tmp_path)[1 - victim]
-    assert not (directory / "report.json").exists()
-    num_epochs = len(rows_of(directory))
-    with start_run(tmp_path, directory, "--resume") as processes:
-        codes, output = wait(processes, tmp_path)
-    assert codes == [0, 0], output
-    chief, other = logs(tmp_path)
-    # The row of an epoch comes before its checkpoint, and may be the only one of the two.
-    assert any(f"Epoch {epoch}/8" in chief for epoch in (num_epochs, num_epochs + 1))
-    assert "Epoch 1/8" not in chief
-    assert "Epoch" not in other
-    return directory
-
-
-def test_the_script_resumes_after_a_worker_was_killed(tmp_path):
-    directory = kill_and_resume(tmp_path, victim=1)
-    report = json.loads((directory / "report.json").read_text())
-    assert train.run(tmp_path / "alone", given={**SETTINGS, "jit_compile": False}) == 0
-    got, want = rows_of(directory), rows_of(tmp_path / "alone")
-    assert len(got) == 8
-    for row, expected in zip(got, want, strict=True):
-        assert row == pytest.approx(expected, rel=1e-3, abs=1e-3)
-    alone = json.loads((tmp_path / "alone" / "report.json").read_text())
-    assert report["num_active"] == alone["num_active"]
-    assert report["exported_test_accuracy"] == report["test_accuracy"]
-    # Nothing of the cluster is in what was saved.
-    model = keras.saving.load_model(directory / "model.keras")
-    assert rigl_tf.sparsity_summary(model).sparsity == pytest.approx(0.9, abs=1e-3)
-
-
-@pytest.mark.slow
-def test_the_resumed_run_is_bit_identical(tmp_path):
-    (tmp_path / "killed").mkdir()
-    killed = kill_and_resume(tmp_path / "killed", victim=0)
-    whole = tmp_path / "whole"
-    flags = [f"--{name}={value}" for name, value in SETTINGS.items()]
-    with start_run(tmp_path, whole, "--strategy=multi_worker", *flags) as processes:
-        codes, output = wait(processes, tmp_path)
-    assert codes == [0, 0], output
-    assert (killed / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
-    models = [keras.saving.load_model(path / "model.keras") for path in (killed, whole)]
-    np.testing.assert_array_equal(*(program.state(model) for model in models))
-
-
-@pytest.mark.slow
-def test_what_the_chief_refuses_ends_the_other(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with start_run(tmp_path, tmp_path, "--strategy=multi_worker") as processes:
-        codes, output = wait(processes, tmp_path)
-    assert codes == [2, 3]
-    assert "`output_dir` must not hold a run" in output[0]
-    assert "Another worker stopped" in output[1]

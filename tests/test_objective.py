@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import mirrored
 
 from rigl_tf import objective
-from scripts import strategies
 
 X, Y = np.ones((4, 2), "float32"), np.arange(4.0, dtype="float32")[:, np.newaxis]
 
@@ -148,7 +148,7 @@ def test_the_mean_loss_has_no_other_reduction(loss, within_scope):
         return objective.mean_loss(loss)(Y, np.zeros((4, 1), "float32"))
 
     if within_scope:
-        with strategies.mirrored("CPU").scope():
+        with mirrored().scope():
             assert float(value()) == 3.5
             assert float(objective.on_a_replica(value)) == 3.5
     assert float(value()) == 3.5
@@ -164,7 +164,7 @@ def test_examples_count_with_their_weights(loss, within_scope):
         return objective.mean_loss(loss)(Y, np.zeros((4, 1), "float32"), weights)
 
     if within_scope:
-        with strategies.mirrored("CPU").scope():
+        with mirrored().scope():
             assert float(objective.on_a_replica(value)) == 1.0
     assert float(value()) == 1.0
     weights = weights[:, np.newaxis]
@@ -189,7 +189,7 @@ def test_masked_timesteps_are_left_out(loss):
 
 
 def test_a_loss_that_is_reduced_already():
-    with strategies.mirrored("CPU").scope():
+    with mirrored().scope():
         value = objective.on_a_replica(lambda: objective.mean_loss(HalfTheSum())(Y, Y))
     assert float(value) == 6
 

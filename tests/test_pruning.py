@@ -4,15 +4,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import all_alike, numbers
 
 import rigl_tf
 from rigl_tf import pruning
 
 layers = keras.layers
-
-
-def numbers(shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
 def linear(sizes=(6, 5), sparsity=0.0):
@@ -32,10 +29,6 @@ def largest(scores, num):
     mask = np.zeros(scores.size, bool)
     mask[np.argsort(-scores.ravel(), kind="stable")[:num]] = True
     return mask.reshape(scores.shape)
-
-
-def all_alike(shapes, sparsity):
-    return dict.fromkeys(shapes, sparsity)
 
 
 def squares(targets, outputs):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import reference
 import tensorflow as tf
+from helpers import ON_ONE_DEVICE, in_world
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -11,12 +12,7 @@ from rigl_tf import selection
 
 SHAPE = (6, 7)
 SIZE = 42
-WORLDS = {"eager": None, "graph": False, "xla": True}
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
-
-
-def in_world(world, fn):
-    return fn if world == "eager" else tf.function(fn, jit_compile=WORLDS[world])
 
 
 def random_scores(rng, shape=SHAPE):
@@ -92,7 +88,7 @@ def test_kept_connections_are_told_from_huge_scores():
 # Against the reference.
 
 
-@pytest.mark.parametrize(("world", "cases"), [("eager", 150), ("graph", 1000), ("xla", 600)])
+@pytest.mark.parametrize(("world", "cases"), [("eager", 150), ("graph", 1000), ("XLA", 600)])
 def test_drop_and_grow_is_the_reference(world, cases):
     rng = np.random.default_rng(0)
     fn = in_world(world, selection.drop_and_grow)
@@ -105,7 +101,7 @@ def test_drop_and_grow_is_the_reference(world, cases):
         assert np.count_nonzero(new_mask) == np.count_nonzero(mask)
 
 
-@pytest.mark.parametrize(("world", "cases"), [("eager", 100), ("graph", 800), ("xla", 600)])
+@pytest.mark.parametrize(("world", "cases"), [("eager", 100), ("graph", 800), ("XLA", 600)])
 def test_top_k_mask_is_the_reference(world, cases):
     rng = np.random.default_rng(1)
     fn = in_world(world, selection.top_k_mask)
@@ -141,7 +137,7 @@ def test_float64_is_not_rounded():
     assert selection.top_k_mask(scores, 1).numpy().tolist() == [False, False, True]
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", ON_ONE_DEVICE)
 @pytest.mark.parametrize("shape", [(1,), (5,), (3, 1), (3, 3, 2, 4), (1, 300), (300, 3)])
 def test_every_shape(shape, world):
     rng = np.random.default_rng(3)
@@ -164,7 +160,7 @@ def test_a_large_kernel():
         np.testing.assert_array_equal(fn(scores, tf.constant(k)), want.reshape(scores.shape))
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", ON_ONE_DEVICE)
 def test_infinite_scores(world):
     fn = in_world(world, selection.top_k_mask)
     inf = np.inf
@@ -174,7 +170,7 @@ def test_infinite_scores(world):
         np.testing.assert_array_equal(fn(scores, tf.constant(k)), want)
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", ON_ONE_DEVICE)
 def test_denormal_scores(world):
     fn = in_world(world, selection.top_k_mask)
     scores = np.array([0.0, 1e-45, -1e-45, 1e-39, -1e-39, -0.0, 1e-30], "float32")
@@ -183,7 +179,7 @@ def test_denormal_scores(world):
         np.testing.assert_array_equal(fn(tf.constant(scores), tf.constant(k)), want)
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", ON_ONE_DEVICE)
 def test_both_zeros_tie(world):
     # `score + 0.0` makes them equal in eager mode; a graph optimizes the addition away.
     fn = in_world(world, selection.top_k_mask)
@@ -194,7 +190,7 @@ def test_both_zeros_tie(world):
 # Counts.
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", ON_ONE_DEVICE)
 def test_random_mask_has_the_exact_count(world):
     fn = in_world(world, lambda k, seed: selection.random_mask(SHAPE, k, seed))
     seen = set()
@@ -208,7 +204,7 @@ def test_random_mask_has_the_exact_count(world):
 def test_random_mask_is_a_function_of_its_seed_in_every_world():
     masks = [
         in_world(world, lambda seed: selection.random_mask(SHAPE, 10, seed))(tf.constant([3, 4]))
-        for world in WORLDS
+        for world in ON_ONE_DEVICE
     ]
     for mask in masks[1:]:
         np.testing.assert_array_equal(mask, masks[0])
@@ -264,7 +260,7 @@ def test_counts_and_kept_connections(data):
     assert not (grown & mask).any()
 
 
-@pytest.mark.parametrize("world", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("world", ["eager", "graph", "XLA"])
 def test_scores_that_are_no_numbers_cost_no_connection(world):
     """-inf and NaN are the lowest scores, but never below those of an inactive connection."""
     mask = tf.constant([False, True, True, True, False])

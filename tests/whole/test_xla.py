@@ -1,0 +1,176 @@
+"""The whole training step is one XLA program of static shapes: what a TPU needs.
+
+A TPU cannot be tried here. What stops a program on one can be read off its HLO, which is the same
+for every device before XLA optimises it: a dimension whose size is known only when it runs
+(`f32[<=8]`, and the operations that set or ask for it), and calls that leave the program for the
+host (custom calls, infeeds, sends). An operation without an XLA kernel, as those that call Python
+or print, does not get there: it cannot be compiled.
+"""
+
+import itertools
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import INNER, mlp
+
+import rigl_tf
+
+layers = keras.layers
+
+DYNAMIC = {"set-dimension-size", "get-dimension-size", "dynamic-reshape"}
+LEAVES = {"custom-call", "infeed", "outfeed", "send", "recv", "send-done", "recv-done"}
+
+
+def classifier():
+    return mlp(12, 16, 3, activation="relu")
+
+
+def convnet():
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(6, 3, use_bias=False),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.DepthwiseConv2D(3),
+            layers.GlobalAveragePooling2D(),
+            layers.Dropout(0.3),
+            layers.Dense(3),
+        ]
+    )
+
+
+def recurrent():
+    return keras.Sequential([keras.Input((5, 4)), layers.GRU(6), layers.Dense(3)])
+
+
+def attention():
+    inputs = keras.Input((5, 4))
+    x = layers.Add()([inputs, layers.MultiHeadAttention(2, 3)(inputs, inputs)])
+    x = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+def every_second_step(algorithm, inner):
+    return algorithm(inner, 20, update_frequency=2, drop_fraction=0.5)
+
+
+def pruning(inner, end_step, update_frequency, drop_fraction):
+    return rigl_tf.GradualPruning(inner, end_step, 0.9, update_frequency=update_frequency)
+
+
+def redistributed(inner, *args, **kwargs):
+    return rigl_tf.SNFS(inner, *args, redistribute=True, grow_init="random_normal", **kwargs)
+
+
+def dnw(inner, *args, **kwargs):
+    return rigl_tf.DNW(inner, 0.5)
+
+
+def compiled(make, algorithm, inner=INNER["momentum"]):
+    """A sparse model and a batch. All variables are there before the step is traced."""
+    model = rigl_tf.sparsify(make(), 0.5)
+    is_static = algorithm is rigl_tf.StaticSparse
+    optimizer = algorithm(inner()) if is_static else every_second_step(algorithm, inner())
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss)
+    model.optimizer.build(model.trainable_variables)
+    x = tf.random.stateless_normal((8, *model.input_shape[1:]), (0, 0))
+    return model, (x, tf.range(8) % 3)
+
+
+def opcodes(hlo):
+    return set(re.findall(r"[\])}] ([a-z][a-z0-9-]*)\(", hlo))
+
+
+def check_is_static(hlo):
+    assert not re.search(r"\[[^\]\s]*<=", hlo)
+    assert not opcodes(hlo) & (DYNAMIC | LEAVES)
+
+
+@pytest.mark.parametrize(
+    ("make", "algorithm", "inner", "policy"),
+    [
+        (classifier, rigl_tf.RigL, INNER["momentum"], "float32"),
+        (classifier, rigl_tf.SET, INNER["momentum"], "float32"),
+        (classifier, rigl_tf.SNFS, INNER["momentum"], "float32"),
+        (classifier, rigl_tf.StaticSparse, INNER["momentum"], "float32"),
+        (classifier, redistributed, INNER["momentum"], "float32"),
+        (classifier, dnw, INNER["momentum"], "float32"),
+        (classifier, pruning, INNER["momentum"], "float32"),
+        (convnet, rigl_tf.RigL, keras.optimizers.Adam, "mixed_bfloat16"),
+        (recurrent, rigl_tf.RigL, keras.optimizers.Adam, "float32"),
+        (attention, rigl_tf.RigL, keras.optimizers.Adam, "float32"),
+    ],
+)
+def test_a_training_step_is_static(make, algorithm, inner, policy):
+    keras.config.set_dtype_policy(policy)
+    model, batch = compiled(make, algorithm, inner)
+    step = tf.function(model.train_step, jit_compile=True, autograph=False)
+    hlo = step.experimental_get_compiler_ir(batch)(stage="hlo")
+    check_is_static(hlo)
+    # Forward and backward, and, unless masks are static, both branches: train and update.
+    found = opcodes(hlo)
+    assert "dot" in found
+    assert ("conditional" in found) == (algorithm is not rigl_tf.StaticSparse)
+    # Doubles are slow on a TPU.
+    assert "f64[" not in hlo
+    # The program is the same at every step; else it would be compiled anew for each of them.
+    model.optimizer.step.assign(4)
+    assert step.experimental_get_compiler_ir(batch)(stage="hlo") == hlo
+
+
+def test_the_optimised_program_is_static_too():
+    model, batch = compiled(classifier, rigl_tf.RigL)
+    step = tf.function(model.train_step, jit_compile=True, autograph=False)
+    check_is_static(step.experimental_get_compiler_ir(batch)(stage="optimized_hlo"))
+
+
+def test_a_dynamic_shape_would_be_found():
+    def positive(x):
+        return 2 * tf.boolean_mask(x, x > 0)
+
+    x = tf.constant([1.0, -1.0])
+    hlo = tf.function(positive, jit_compile=True).experimental_get_compiler_ir(x)(stage="hlo")
+    assert re.search(r"\[[^\]\s]*<=", hlo)
+    assert opcodes(hlo) & DYNAMIC
+
+
+def test_a_call_to_the_host_would_be_found():
+    def on_host(x):
+        return tf.numpy_function(np.sin, [x], tf.float32)
+
+    with pytest.raises(ValueError, match=r"unsupported operations.*PyFunc"):
+        tf.function(on_host, jit_compile=True).experimental_get_compiler_ir(1.0)(stage="hlo")
+
+
+def test_a_step_of_a_strategy():
+    """The step in `strategy.run`, compiled as one: two mask updates move the connections."""
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    with strategy.scope():
+        model, batch = compiled(classifier, rigl_tf.RigL)
+
+    @tf.function(jit_compile=True, autograph=False)
+    def step(batch):
+        return strategy.run(model.train_step, (batch,))
+
+    with strategy.scope():
+        check_is_static(step.experimental_get_compiler_ir(batch)(stage="hlo"))
+        masks = [rigl_tf.get_masks(model)]
+        losses = []
+        for _ in range(4):
+            losses.append(float(step(batch)["loss"]))
+            masks.append(rigl_tf.get_masks(model))
+    assert np.all(np.isfinite(losses))
+    moved = [
+        any((before[path] != after[path]).any() for path in before)
+        for before, after in itertools.pairwise(masks)
+    ]
+    assert moved == [False, False, True, False]
+    for kernel in rigl_tf.masks.sparse_kernels(model).values():
+        mask = masks[-1][kernel.path]
+        assert mask.sum() == masks[0][kernel.path].sum()
+        assert not kernel.numpy()[~mask].any()
