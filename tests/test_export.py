@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 import rigl_tf
-from scripts import strategies
+from scripts.train import strategies
 
 layers = keras.layers
 

@@ -11,7 +11,7 @@ from rigl_tf import lottery
 from rigl_tf.lottery import Selection, imitation, keep_units, select_units
 from rigl_tf.lottery.imitation import GlobalImitation
 from rigl_tf.lottery.units import Link, link_of
-from scripts import strategies
+from scripts.train import strategies
 
 layers = keras.layers
 

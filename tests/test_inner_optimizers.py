@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 import rigl_tf
-from scripts import features, strategies
+from scripts.checks import keras_features as features
+from scripts.train import strategies
 
 layers, optimizers = keras.layers, keras.optimizers
 

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 import rigl_tf
 from rigl_tf import multi_worker
-from scripts import train
+from scripts.train import train
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _SECONDS = 600

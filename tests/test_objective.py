@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from rigl_tf import objective
-from scripts import strategies
+from scripts.train import strategies
 
 X, Y = np.ones((4, 2), "float32"), np.arange(4.0, dtype="float32")[:, np.newaxis]
 

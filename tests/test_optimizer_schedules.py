@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import rigl_tf
 from rigl_tf.optimizers.base import num_to_drop
-from scripts import strategies
+from scripts.train import strategies
 
 layers, optimizers = keras.layers, keras.optimizers
 

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 import rigl_tf
-from scripts import strategies
+from scripts.train import strategies
 
 layers, optimizers = keras.layers, keras.optimizers
 

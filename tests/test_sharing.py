@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import rigl_tf
 from rigl_tf import masks
-from scripts import strategies
+from scripts.train import strategies
 
 layers = keras.layers
 
