@@ -161,10 +161,11 @@ def _ticket(model, plan, run, training):
     directory = pathlib.Path(FLAGS.output_dir, "runs", NAME, directory)
     directory.mkdir(parents=True, exist_ok=True)
 
-    def train(model, level, rewind=None):
+    def train(model, asked):
+        rewind = asked.rewind
         start = rewind.start_step if rewind else 0
         training(model, run["seed"], start, callbacks=[rewind] if rewind else [])
-        np.savez(directory / f"solution-{level}.npz", *model.get_weights())
+        np.savez(directory / f"solution-{asked.level}.npz", *model.get_weights())
         return networks.test_accuracy(training.case, model)
 
     level = run["level"]

@@ -102,7 +102,8 @@ def run(run):
     weights["rewound"] = weights["ticket"]
     kernels = {"start": analysis.get_kernels(model)}
 
-    def train(model, name):
+    def train(model, asked):
+        name = asked.name
         if name not in ("dense", FINE_TUNED):
             optimizer = networks.sgd(case, rate, epochs=1)
             return networks.train(case, model, seed, optimizer, epochs=1)

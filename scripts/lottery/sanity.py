@@ -132,8 +132,9 @@ def run(run):
     def prune(model, pair):
         return _find(plan, run, model, pair)
 
-    def train(model, name):
-        is_partial = run["ticket"] in (*PARTIALLY_TRAINED, HYBRID) and "random" not in name
+    def train(model, asked):
+        is_random = asked.name == "random ticket"
+        is_partial = run["ticket"] in (*PARTIALLY_TRAINED, HYBRID) and not is_random
         return _train(case, model, seed, _rewind_epoch(case) if is_partial else 0)
 
     if run["ticket"] == "dense":
@@ -143,7 +144,7 @@ def run(run):
         found_masks, weights = prune(model, pair)
         model.set_weights(weights)
         rigl_tf.set_masks(model, found_masks)
-        found = {"ticket": [train(model, "ticket")]}
+        found = {"ticket": [train(model, lottery.Run("ticket"))]}
     else:
         found = lottery.sanity_check(
             build, prune, train, pair, data.num_classes, checks=checks, seeds=[seed]

@@ -18,8 +18,7 @@ import pathlib
 from absl import flags
 
 import models
-import rigl_tf
-from rigl_tf import lottery
+from rigl_tf.lottery.protocol import Contest
 from scripts.lottery import networks
 
 FLAGS = flags.FLAGS
@@ -99,42 +98,30 @@ def run(run):
     plan, seed, kind = CASES[run["case"]], run["seed"], run["kind"]
     case = plan.case
 
-    def train(model, level=None):
+    def train(model, asked):
         return networks.train(case, model, seed, networks.sgd(case, run["learning_rate"]))
 
-    ticket = _ticket(plan, run, train, one_shot=kind.endswith("OMP"))
+    names = ("case", "learning_rate", "seed", "epochs", "examples")
+    contest = Contest(
+        lambda seed: networks.build(case, seed, 0.0),
+        train,
+        pathlib.Path(FLAGS.output_dir, "runs", NAME, "-".join(str(run[name]) for name in names)),
+        max(1, run["level"]),
+        plan.prune_fraction,
+        seed=seed,
+        other_seed=_OTHER_START + seed,
+    )
+    ticket = contest.levels[run["level"]]
     num_weights = ticket.num_active
-    if kind.startswith("LT"):
-        accuracy = ticket.metrics
-    elif kind == "small dense":
+    if kind == "small dense":
         width = models.small_dense_width(functools.partial(networks.another, case), num_weights)
         model = networks.build(case, seed, width=width)
         num_weights = models.count_kernel_weights(model)
-        accuracy = train(model)
+        accuracy = train(model, None)
     else:
-        masks = ticket.masks
-        if kind == "random":
-            masks = lottery.rearrange_masks(masks, seed)
-        start = seed if kind == "random" else _OTHER_START + seed
-        model = networks.build(case, start, 0.0)
-        rigl_tf.set_masks(model, masks)
-        accuracy = train(model)
+        accuracy = contest.accuracy(kind, run["level"])
     return {
         "sparsity": round(ticket.sparsity, 6),
         "num_weights": num_weights,
         "accuracy": accuracy,
     }
-
-
-def _ticket(plan, run, train, one_shot):
-    names = ("case", "learning_rate", "seed", "epochs", "examples")
-    directory = "-".join(str(run[name]) for name in names)
-    found = lottery.find_ticket(
-        networks.build(plan.case, run["seed"], 0.0),
-        train,
-        max(1, run["level"]),
-        plan.prune_fraction,
-        one_shot=one_shot,
-        directory=pathlib.Path(FLAGS.output_dir, "runs", NAME, directory, f"one_shot={one_shot}"),
-    )
-    return found[-1] if one_shot else found[run["level"]]
