@@ -1,4 +1,4 @@
-"""Pruning and fine-tuning, the alternative to a lottery ticket; ADMM pruning."""
+"""Pruning and fine-tuning, the alternative to a lottery ticket; pruning by ADMM."""
 
 import dataclasses
 import functools

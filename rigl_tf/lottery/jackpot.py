@@ -1,4 +1,4 @@
-"""Whether a ticket is a winner, by the definition of Ma et al.
+"""Judges whether a ticket is a winner, by the five conditions of Ma et al.
 
 Reference:
 

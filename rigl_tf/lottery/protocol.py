@@ -1,4 +1,4 @@
-"""The whole comparison behind a verdict: tickets, reinitialised and small networks."""
+"""The jackpot protocol: trains a ticket and its rivals, judges them, writes a report."""
 
 import functools
 import math

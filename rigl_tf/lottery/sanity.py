@@ -1,4 +1,4 @@
-"""Does a pruner need what it is given? It is taken away, and the ticket is trained again."""
+"""Sanity checks of a pruner: something is taken away from it, and does that matter?"""
 
 import dataclasses
 import functools

@@ -1,11 +1,12 @@
-"""Every family of `keras.applications`: sparsified, trained, saved, loaded, stripped, counted.
+"""Tries every family of `keras.applications` from `sparsify` to `strip`.
 
     python -m scripts.checks.applications
 
-takes the smallest model of each family at the smallest input that it allows, and checks all along
-that kernels are zero where their masks are and that counts are those of ERK at 90 %. A family
-that passed is a row of `results/applications.csv` and is never repeated; the Markdown table beside
-it is made anew from all rows. About twenty minutes on two cores.
+takes the smallest model of each family, at the smallest input that it allows. It is made sparse,
+trained, saved, loaded, stripped and counted. After each of these, kernels must be zero where their
+masks are, and have as many connections as ERK gives them at 90 %. A family that passed is a row of
+`results/applications.csv` and is never repeated; the Markdown table beside it is made anew from all
+rows. About twenty minutes on two cores.
 """
 
 import collections

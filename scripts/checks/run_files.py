@@ -1,4 +1,4 @@
-"""Whether the files of a training run are whole, and whether two runs are the same, bit for bit."""
+"""Checks the files of training runs: are they whole, and are two runs the same?"""
 
 import csv
 import io

@@ -129,9 +129,9 @@ _compiled = weakref.WeakKeyDictionary()
 
 
 def compile_classifier(model, optimizer, jit_compile, steps_per_execution):
-    """Compiles a model, or only gives its SGD a new start if it is compiled in this way already.
+    """Compiles a model. If it is compiled in this way already, only its SGD starts anew.
 
-    To compile a training step with XLA takes longer than some epochs of a small network.
+    Compiling a training step with XLA takes longer than some epochs of a small network.
     """
     is_sgd = type(optimizer) is keras.optimizers.SGD
     config = {**optimizer.get_config(), "name": None} if is_sgd else id(optimizer)

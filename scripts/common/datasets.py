@@ -1,4 +1,4 @@
-"""The data the scripts train on: one function, and one readable sentence for whatever is wrong."""
+"""Loads the data that the scripts train on, and says what is wrong with it."""
 
 import os
 from pathlib import Path

@@ -59,7 +59,7 @@ def store(name, key):
 
 
 def run_all(rows, wanted, do, seconds):
-    """Does the runs that have no row yet, after it has said what they will cost.
+    """Says how long the runs without a row will take, does them, and adds their rows.
 
     Args:
         rows: The `scripts.common.rows.Rows` of the experiment.

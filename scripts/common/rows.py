@@ -10,8 +10,8 @@ class Rows:
     """Finished runs in a CSV file; a run is known by the columns in `key`.
 
     Every added row is on disk before `add` returns, so that a script can be stopped at any time.
-    Several processes may add rows to the same file. Columns that only some of the rows have, as
-    those of an older version of the script do, are kept; the others are empty there.
+    Several processes may add rows to the same file. A column that only some of the rows have, such
+    as those of an older version of the script, is kept, and empty in the other rows.
 
     Args:
         path: `pathlib.Path` of the CSV file, which need not exist.

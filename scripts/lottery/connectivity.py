@@ -1,4 +1,4 @@
-"""Instability: whether two trainings of a ticket end in the same linear valley.
+"""Do two trainings of a ticket end in the same valley? And where a dense one ended?
 
     python -m scripts.lottery --protocol=connectivity --data_dir=DATA
 

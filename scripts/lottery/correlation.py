@@ -1,4 +1,4 @@
-"""Liu et al. (2021): are large weights large from the start, and is fine-tuning better than that?
+"""Are large weights large from the start? And is fine-tuning better than a ticket?
 
     python -m scripts.lottery --protocol=correlation --data_dir=DATA
 

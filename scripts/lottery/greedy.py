@@ -1,4 +1,4 @@
-"""Greedy forward selection: how few units of a trained layer do what all of them did.
+"""Greedy forward selection: how few units of a trained layer are enough.
 
     python -m scripts.lottery --protocol=greedy --data_dir=DATA
 

@@ -1,4 +1,4 @@
-"""The networks and the training that the protocols share."""
+"""The networks that the protocols train, and how."""
 
 import dataclasses
 import functools
@@ -72,10 +72,10 @@ def setting(case):
 
 
 def build(case, seed, sparsity=None, **arguments):
-    """A new network, dense; or made by `rigl_tf.sparsify`, if a sparsity is given.
+    """A network with the initial weights of a seed: dense, or sparse if a sparsity is given.
 
-    Those before must not be used any more. It may be one of them with new weights: then the
-    training step that was compiled for it serves again.
+    Do not use an earlier one any more. It may be the same object, with new weights: then its
+    compiled training step is used again, which saves more time than a training takes.
     """
     keras.utils.set_random_seed(seed)
     keras.backend.clear_session()
@@ -91,7 +91,7 @@ _first = {}
 
 
 def another(case, sparsity=None, width=1.0, **sparsify_arguments):
-    """As `build`, beside the networks that are there already."""
+    """A new network; earlier ones can still be used."""
     data = data_of(case)
     model = models.build(case.network, input_shape=data.x_train.shape[1:], l2=case.l2, width=width)
     if sparsity is None:
@@ -156,10 +156,10 @@ def test_accuracy(case, model):
 
 
 def error_between(case, model):
-    """The test error in percent of a network between two others.
+    """The test error in percent of a network on the line between two others.
 
-    The statistics of normalisation are estimated anew: those between two solutions fit neither the
-    weights nor the data.
+    The statistics of normalisation are estimated anew from training data: the mean of two
+    networks' statistics does not fit a network between them.
     """
     x, size = data_of(case).x_train, case.batch_size
     starts = range(0, min(len(x), 10 * size), size)

@@ -1,4 +1,4 @@
-"""Su et al. (2020): which tickets notice corrupted data, moved connections, shuffled weights?
+"""Which tickets notice corrupted data, moved connections and shuffled weights?
 
     python -m scripts.lottery --protocol=sanity --data_dir=DATA
 

@@ -1,4 +1,4 @@
-"""Hessian spectra as text in a column: the ends, and the share of eigenvalues in each bin."""
+"""Hessian spectra as text in a column: the ends, and the share in each bin."""
 
 from typing import NamedTuple
 

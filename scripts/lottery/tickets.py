@@ -1,4 +1,4 @@
-"""Tickets against their rivals: the accuracy over sparsity, and the verdict of Ma et al.
+"""Tickets against their rivals: accuracy over sparsity, judged as Ma et al. do.
 
     python -m scripts.lottery --protocol=tickets --data_dir=DATA
 

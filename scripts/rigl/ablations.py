@@ -1,4 +1,4 @@
-"""MNIST: what the settings of RigL do, three seeds each.
+"""What the settings of RigL do, on MNIST.
 
     python -m scripts.rigl.ablations --data_dir=DATA
 

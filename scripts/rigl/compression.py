@@ -1,4 +1,4 @@
-"""MNIST, LeNet-300-100: how small RigL makes it, and RigL+ from the architecture it found.
+"""How small RigL makes LeNet-300-100 on MNIST, and RigL+ after it.
 
     python -m scripts.rigl.compression --data_dir=DATA
 

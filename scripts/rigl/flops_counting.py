@@ -1,4 +1,4 @@
-"""What a network costs at a sparsity: as `rigl_tf.flops` counts it, and as the RigL authors do.
+"""The cost of a network at a sparsity, by `rigl_tf.flops` and by the authors' rules.
 
 The authors' FLOPs and sizes come from the counting rules of the MicroNet challenge, see `Authors`.
 Both are computed from the shapes and a distribution: no mask is made.

@@ -1,4 +1,4 @@
-"""MNIST, LeNet-300-100: how many connections each input pixel keeps while a network trains.
+"""How many connections each input pixel keeps while a network trains, on MNIST.
 
     python -m scripts.rigl.input_pixels --data_dir=DATA
 
@@ -18,7 +18,7 @@ from absl import app
 
 import models
 import rigl_tf
-from scripts.common import classifiers, experiments, methods, tables
+from scripts.common import classifiers, experiments, methods, plots, tables
 
 _BATCH_SIZE = 100
 _NAME = "input_pixels"
@@ -132,11 +132,7 @@ def _paper(rows, epochs):
 
 def plot(rows, epochs, path):
     """Heat-maps of one run of each method, and below them the shares at the border over time."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = plots.start()
     chosen = pictured(epochs)
     shown = [m for m in _METHODS if any(row["method"] == m for row in rows)]
     figure = pyplot.figure(figsize=(2 * len(chosen) + 1, 2.2 * len(shown) + 2.8))
@@ -162,9 +158,7 @@ def plot(rows, epochs, path):
     axes.set(xlabel="epoch", ylabel="at the border (%)", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    plots.save(figure, path)
 
 
 def report(rows, epochs, output_dir):

@@ -1,4 +1,4 @@
-"""MNIST, LeNet-300-100 at 98 %: what lies between a static and a pruned solution, and the way out.
+"""What lies between a static and a pruned solution, and does RigL get from one to the other?
 
     python -m scripts.rigl.landscape --data_dir=DATA
 

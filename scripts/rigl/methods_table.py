@@ -1,4 +1,4 @@
-"""The methods beside each other: accuracy over sparsity, on small data.
+"""Compares the methods: accuracy over sparsity, on small data.
 
     python -m scripts.rigl.methods_table --data_dir=DATA
     python -m scripts.rigl.methods_table --data_dir=DATA --multipliers=2,5 --methods=rigl

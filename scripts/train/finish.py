@@ -1,4 +1,4 @@
-"""The last part of a training run: the saved model, its export, and what came out."""
+"""The end of a training run: saves and exports the model, and prints what came out."""
 
 import numpy as np
 import rich

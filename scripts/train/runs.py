@@ -1,4 +1,4 @@
-"""A run directory: what was asked for, what came out, and where to go on after a `kill -9`.
+"""A run directory: the settings, the results, and where to go on after a `kill -9`.
 
 | file | content |
 | --- | --- |

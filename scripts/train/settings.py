@@ -1,4 +1,4 @@
-"""The settings of a training run, as flags and as a dataclass, and what is allowed."""
+"""The settings of a training run: flags, a dataclass, and what is allowed."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""A training run, from its settings to the exported model; stopped and continued."""
+"""A training run: prepared from its settings, trained, stopped and continued."""
 
 import dataclasses
 import pathlib

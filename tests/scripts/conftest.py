@@ -5,6 +5,7 @@ import pytest
 from running import given, write_mnist
 
 import models
+from scripts.common import classifiers
 from scripts.lottery import __main__ as lottery
 from scripts.lottery import networks
 
@@ -12,6 +13,17 @@ from scripts.lottery import networks
 @pytest.fixture(autouse=True)
 def no_data_of_other_tests():
     networks._load.cache_clear()
+
+
+@pytest.fixture
+def without_xla(monkeypatch):
+    """To compile a step of a tiny network takes longer than to train it."""
+    compile_classifier = classifiers.compile_classifier
+
+    def compile_without(model, optimizer, jit_compile, steps_per_execution):
+        compile_classifier(model, optimizer, False, steps_per_execution)
+
+    monkeypatch.setattr(classifiers, "compile_classifier", compile_without)
 
 
 @pytest.fixture

@@ -152,6 +152,26 @@ def test_plot_means(tmp_path):
     assert (255, 127, 14) in colours  # The second: rigl.
 
 
+def noise(path, size):
+    """A figure that does not compress."""
+    with plots.figure(path, figsize=(size, size)) as axes:
+        axes.imshow(np.random.default_rng(0).random((100 * size, 100 * size)), aspect="auto")
+        axes.set_position([0, 0, 1, 1])
+
+
+def test_a_large_plot_becomes_small(tmp_path):
+    noise(tmp_path / "plot.png", 5)
+    assert 1000 < (tmp_path / "plot.png").stat().st_size <= plots.MAX_BYTES
+    image = keras.utils.img_to_array(keras.utils.load_img(tmp_path / "plot.png"))
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) <= 64
+
+
+def test_a_plot_that_cannot_become_small_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"150,000 bytes at most\. Received: .*plot\.png"):
+        noise(tmp_path / "plot.png", 20)
+    assert not (tmp_path / "plot.png").exists()
+
+
 def test_versions(tmp_path, monkeypatch):
     versions = provenance.versions()
     assert versions["keras"] == keras.__version__

@@ -8,6 +8,8 @@ from running import cells_of, line_of, page_of, run_protocol
 from scripts.lottery import connectivity
 from scripts.lottery.pages import connectivity as connectivity_page
 
+pytestmark = pytest.mark.usefixtures("without_xla")
+
 CASE = "mnist_lenet_300_100"
 
 

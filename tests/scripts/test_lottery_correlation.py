@@ -3,11 +3,14 @@
 import dataclasses
 
 import numpy as np
+import pytest
 from running import cells_of, run_protocol
 
 import rigl_tf
 from scripts.lottery import correlation
 from scripts.lottery.pages import correlation as page_of_correlation
+
+pytestmark = pytest.mark.usefixtures("without_xla")
 
 SMALL = ("--max_examples=200", "--seeds=0")
 

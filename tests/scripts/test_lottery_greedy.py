@@ -11,6 +11,8 @@ from scripts.lottery import greedy
 from scripts.lottery.pages import common
 from scripts.lottery.pages import greedy as page_of_greedy
 
+pytestmark = pytest.mark.usefixtures("without_xla")
+
 CASE = "mnist_lenet_300_100"
 SMALL = ("--max_examples=300", "--seeds=0")
 

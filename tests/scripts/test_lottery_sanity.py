@@ -12,6 +12,8 @@ from scripts.common import experiments
 from scripts.lottery import networks, sanity
 from scripts.lottery.pages import sanity as page_of_sanity
 
+pytestmark = pytest.mark.usefixtures("without_xla")
+
 SMALL = ("--max_examples=200", "--seeds=0")
 
 

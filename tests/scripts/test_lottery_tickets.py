@@ -2,12 +2,15 @@
 
 import dataclasses
 
+import pytest
 from running import cells_of, line_of, page_of, run, run_protocol
 
 from scripts.lottery import __main__ as lottery
 from scripts.lottery import tickets
 from scripts.lottery.pages import common
 from scripts.lottery.pages import tickets as tickets_page
+
+pytestmark = pytest.mark.usefixtures("without_xla")
 
 CASE = "mnist_lenet_300_100"
 

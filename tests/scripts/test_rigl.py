@@ -14,6 +14,8 @@ import rigl_tf
 from scripts.common import experiments, methods
 from scripts.rigl import ablations, compression, input_pixels, landscape, language, methods_table
 
+pytestmark = pytest.mark.usefixtures("without_xla")
+
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):

@@ -1,4 +1,4 @@
-"""Features that are an optimizer of Keras: its arguments, what is around it, its learning rate."""
+"""Features of optimizers: Keras's own, their arguments, wrappers and learning rates."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""What the pages of the protocols share: which rows count, means, verdicts."""
+"""What the pages share: which rows count, means and spreads, verdicts on claims."""
 
 import pathlib
 import statistics
@@ -67,7 +67,7 @@ def seeds(rows):
 
 
 def spread(values, digits=2, sign=""):
-    """Mean ± standard deviation of those values that there are; of one value itself alone."""
+    """Mean ± standard deviation, without values that are missing; one value as it is."""
     values = [value for value in values if value not in ("", None)]
     if not values:
         return "–"
@@ -76,7 +76,11 @@ def spread(values, digits=2, sign=""):
 
 
 def verdict(holds, seen):
-    """`holds` is a Boolean, or `None` if that cannot be told; `seen` is what the verdict rests on.
+    """What a page says of a claim.
+
+    Args:
+        holds: Whether the claim is true; `None` if that cannot be told here.
+        seen: String, what the verdict rests on.
 
     Example:
 
@@ -90,7 +94,10 @@ def verdict(holds, seen):
 
 
 def tally(outcomes):
-    """What to say of a claim that was true or not in each of some comparisons, `None`: not run.
+    """What a page says of a claim that was compared several times.
+
+    Args:
+        outcomes: For each comparison whether the claim was true; `None` for one that was not run.
 
     Example:
 
