@@ -1,10 +1,4 @@
-"""What a protocol asks of `train`, and what it gets: one shape for all of them.
-
-`train(model, run)` trains the model in place and to the end, with the masks that it has, from the
-weights that it has. `run` says which training this is, see `Run`. It returns the test accuracy in
-percent, a number from 0 to 100. `find_ticket` and `prune_and_fine_tune`, which judge nothing, keep
-whatever it returns, as long as JSON can hold it: numbers, in lists or dictionaries.
-"""
+"""What every protocol asks of `train`, and what it gets: one shape, described at `Run`."""
 
 import dataclasses
 from numbers import Real
@@ -57,7 +51,12 @@ class RewindPoint(keras.callbacks.Callback):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Which training a protocol asks for. `print` shows its name and seed.
+    """Which training a protocol asks for: every `train` is called as `train(model, run)`.
+
+    It trains the model in place and to the end, from the weights and with the masks that the model
+    has, and returns the test accuracy in percent, a number from 0 to 100. `find_ticket` and
+    `prune_and_fine_tune` judge nothing: they keep what it returns, if JSON can hold it (numbers,
+    in lists or dictionaries). `print(run)` shows name and seed.
 
     Attributes:
         name: String, what is trained, such as `"dense"`, `"LT-IMP"` or `"half data"`; each protocol
