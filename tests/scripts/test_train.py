@@ -1,21 +1,21 @@
-import csv
-import io
+"""Training runs: what they leave, stopped and resumed, and what is refused."""
+
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-import zipfile
 
-import h5py
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
+from running import rows_of
 
 import rigl_tf
+from scripts.checks import run_files
 from scripts.common import datasets, methods
 from scripts.train import __main__ as command_line
 from scripts.train import runs, train
@@ -45,34 +45,7 @@ def small(data_path, **settings):
 
 
 def rows(directory):
-    with (directory / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def checkpoint_arrays(directory):
-    """`{name: array}` of all that the only checkpoint holds: weights, masks, optimizer."""
-    (path,) = directory.glob("checkpoint-*.keras")
-    arrays = {}
-    with zipfile.ZipFile(path) as archive:
-        file = h5py.File(io.BytesIO(archive.read("model.weights.h5")))
-    file.visititems(
-        lambda name, item: arrays.update({name: item[()]} if hasattr(item, "dtype") else {})
-    )
-    return arrays
-
-
-def assert_same_run(directory, expected):
-    assert (directory / "metrics.csv").read_bytes() == (expected / "metrics.csv").read_bytes()
-    ours, theirs = checkpoint_arrays(directory), checkpoint_arrays(expected)
-    assert ours.keys() == theirs.keys()
-    assert any("optimizer" in name for name in ours)
-    for name, array in ours.items():
-        assert array.dtype == theirs[name].dtype
-        np.testing.assert_array_equal(array, theirs[name], err_msg=name)
-    numbers = [json.loads((path / "report.json").read_text()) for path in (directory, expected)]
-    assert numbers[0] | {"path": ""} == numbers[1] | {"path": ""} | {
-        name: numbers[0][name] for name in ("file_bytes", "compressed_bytes")
-    }
+    return rows_of(directory / "metrics.csv")
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +188,7 @@ def test_resumed_run_equals_uninterrupted(
 ):
     run_until(moment, name, tmp_path, small(data_path), monkeypatch)
     assert train.run(tmp_path, resume=True) == 0
-    assert_same_run(tmp_path, uninterrupted)
+    assert run_files.differences(tmp_path, uninterrupted) == []
     assert not list(tmp_path.glob(".*"))
 
 
@@ -285,7 +258,7 @@ def test_kill_9(tmp_path):
     assert not (killed / "report.json").exists()
     assert start(killed, "--resume", "--seed=3").wait(_SUBPROCESS_SECONDS) == 0
     assert train.run(whole, given={"epochs": 12, "seed": 3}) == 0
-    assert_same_run(killed, whole)
+    assert run_files.differences(killed, whole) == []
 
 
 def test_finished_run_is_left_alone(uninterrupted, capsys):
@@ -421,7 +394,7 @@ def test_damaged_checkpoint(stopped, uninterrupted, capsys):
         assert_refused(capsys, stopped, {}, "checkpoint-0002.keras", "delete it", resume=True)
     path.unlink()
     assert train.run(stopped, resume=True) == 0
-    assert_same_run(stopped, uninterrupted)
+    assert run_files.differences(stopped, uninterrupted) == []
 
 
 def test_checkpoint_of_another_epoch(stopped, capsys):
