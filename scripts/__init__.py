@@ -1,0 +1,1 @@
+"""Experiments, checks and the command that trains: a room for each, and `common` for all."""

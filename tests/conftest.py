@@ -8,7 +8,6 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 import keras
 import pytest
 import tensorflow as tf
-from running import write_mnist
 
 # Devices can be split only before TensorFlow starts, so it is done here, once.
 _CPU = tf.config.list_physical_devices("CPU")[0]
@@ -24,10 +23,3 @@ def fresh_start():
     yield
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
-
-
-@pytest.fixture
-def mnist_dir(tmp_path):
-    """Data like MNIST: 2000 and 100 images, each class with another bright row."""
-    write_mnist(tmp_path / "data", 2000, 100)
-    return tmp_path / "data"

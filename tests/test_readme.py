@@ -60,7 +60,8 @@ def test_scripts_and_targets_exist(text):
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)|`make (\w+)", text, flags=re.MULTILINE):
         assert re.search(rf"^{''.join(target)}:", makefile, flags=re.MULTILINE)
-    modules = re.findall(r"python -m scripts\.(\w+)", text)
+    modules = re.findall(r"python -m (scripts[\w.]+)", text)
     assert modules
     for module in modules:
-        assert (ROOT / "scripts" / f"{module}.py").is_file()
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import numpy as np
 import tensorflow as tf
 
+from rigl_tf.checks import check_choice
+
 
 def interpolate(model, start, end, evaluate, coefficients=None, control_points=()):
     """Evaluates a model along the path from one set of weights to another.
@@ -68,27 +70,41 @@ def interpolate(model, start, end, evaluate, coefficients=None, control_points=(
     return results
 
 
-def error_barrier(errors):
+def error_barrier(errors, above="mean"):
     """The height of the barrier between two solutions: the highest error less that of the ends.
+
+    Two ends are seldom equally good, and then it matters what counts as their error:
+
+    - `"mean"`: the mean of both, as in the paper. If the error falls all the way, the barrier is
+      half of what it falls by;
+    - `"worse"`: that of the worse end. A barrier is then what is above both;
+    - `"line"`: the straight line from one end's error to the other's, at the same place.
 
     Reference:
 
     - [Frankle et al., 2020](https://arxiv.org/abs/1912.05671), section 2
 
     Args:
-        errors: Errors (or losses) along the path, those of the two ends first and last.
+        errors: Errors (or losses) along the path, those of the two ends first and last; for
+            `"line"` at even distances.
+        above: `"mean"`, `"worse"` or `"line"`.
 
     Returns:
-        Float, `max(errors)` minus the mean of the first and the last. At least 0; Frankle et al.
-        call two solutions stable (linearly connected) below 2 % of error.
+        Float, at least 0. Frankle et al. call two solutions stable (linearly connected) below 2 %
+        of error, by the mean.
 
     Raises:
-        ValueError: If there are fewer than two errors, or they are not finite numbers.
+        ValueError: If there are fewer than two errors, they are not finite numbers, or `above` is
+            something else.
 
     Example:
 
     >>> error_barrier([0.25, 0.75, 0.5])
     0.375
+    >>> error_barrier([0.25, 0.75, 0.5], above="worse")
+    0.25
+    >>> error_barrier([0.5, 0.75, 0.75, 1.25], above="line")  # the line is 0.5, 0.75, 1, 1.25
+    0.0
     """
     try:
         values = np.asarray(errors, dtype=float)
@@ -99,7 +115,11 @@ def error_barrier(errors):
             "`errors` must be two or more finite numbers, those of the ends first and last. "
             f"Received: errors={errors}"
         )
-    return float(values.max() - (values[0] + values[-1]) / 2)
+    check_choice(("mean", "worse", "line"), above=above)
+    ends = values[0], values[-1]
+    if above == "line":
+        return float(np.max(values - np.linspace(*ends, len(values))))
+    return float(values.max() - (sum(ends) / 2 if above == "mean" else max(ends)))
 
 
 def bezier(points, t):

@@ -14,6 +14,7 @@ from rigl_tf.lottery.greedy import Selection, select_units
 from rigl_tf.lottery.jackpot import judge_ticket
 from rigl_tf.lottery.levels import Level
 from rigl_tf.lottery.protocol import jackpot_protocol
+from rigl_tf.lottery.run import RewindPoint, Run
 from rigl_tf.lottery.sanity import SanityTable, sanity_check
 from rigl_tf.lottery.tickets import find_ticket
 from rigl_tf.lottery.units import keep_units
@@ -22,6 +23,8 @@ __all__ = [
     "ADMM",
     "FineTuned",
     "Level",
+    "RewindPoint",
+    "Run",
     "SanityTable",
     "Selection",
     "corrupt_labels",

@@ -1,4 +1,4 @@
-"""What sanity checks take away from a pruner: labels, pixels, data, positions, weights."""
+"""Damaged data, masks and weights for the sanity checks; random and hybrid tickets."""
 
 import functools
 from numbers import Real

@@ -1,4 +1,4 @@
-"""Pruning and fine-tuning, the alternative to a lottery ticket; ADMM pruning."""
+"""Pruning and fine-tuning, the alternative to a lottery ticket; pruning by ADMM."""
 
 import dataclasses
 import functools
@@ -12,6 +12,7 @@ import tensorflow as tf
 from rigl_tf import distributions, masks, selection
 from rigl_tf.checks import check_choice, check_functions, check_integers
 from rigl_tf.lottery.levels import Records, restore, shapes_of, trained_state
+from rigl_tf.lottery.run import Run
 from rigl_tf.lottery.tickets import optimizer_reset
 from rigl_tf.pruning import check_sparse, magnitude_masks
 
@@ -65,9 +66,9 @@ def prune_and_fine_tune(
     Args:
         model: A built sparse `keras.Model`, made with `sparsify(model, 0.0)`; no kernel is sparser
             than what is pruned first. In the end it has the fine-tuned weights.
-        train: Function `train(model, name) -> metrics` that trains the model in place, from the
-            weights that it has. `name` is one of the names above: the trainings with other names
-            than `"dense"` and `"fine_tune"` may be shorter.
+        train: Function `train(model, run)`, see `rigl_tf.lottery.Run`; it may return any metrics.
+            `run.name` is one of the names above: the trainings with other names than `"dense"` and
+            `"fine_tune"` may be shorter.
         sparsity: Share of zeros, in `(0, 1)`, see `rigl_tf.sparsify`.
         pruning: `"iterative"`, `"one_shot"` or `"admm"`.
         distribution: See `rigl_tf.sparsify`. In the paper, as with `"uniform"`, all layers but the
@@ -90,7 +91,7 @@ def prune_and_fine_tune(
 
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
     >>> model = rigl_tf.sparsify(model, sparsity=0.0)
-    >>> def train(model, name):
+    >>> def train(model, run):
     ...     model.compile(keras.optimizers.SGD(0.1), "mse")
     ...     return model.fit(np.ones((20, 8)), np.zeros((20, 4)), verbose=0).history["loss"][-1]
     >>> result = prune_and_fine_tune(model, train, sparsity=0.3)
@@ -117,7 +118,7 @@ def prune_and_fine_tune(
     def trained(name):
         if name == "dense":  # not before: of a run that goes on, the masks are on file
             _check_density(model, shares[0])
-        returned = train(model, name)
+        returned = train(model, Run(name))
         return {**trained_state(model, repr(name)), "metrics": returned}
 
     def run(name):

@@ -1,4 +1,4 @@
-"""Whether a ticket is a winner, by the definition of Ma et al.
+"""Judges whether a ticket is a winner, by the five conditions of Ma et al.
 
 Reference:
 
@@ -14,6 +14,7 @@ from numbers import Integral, Real
 import numpy as np
 
 from rigl_tf import distributions
+from rigl_tf.lottery.run import check_percent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,12 +218,3 @@ def check_numbers(name, values, kind):
             f"`{name}` must be different {rule} >= 0, one at least. Received: {name}={values!r}"
         )
     return list(map(int, listed)) if kind is Integral else listed
-
-
-def check_percent(values, what="Accuracies"):
-    """Raises a `ValueError` if these accuracies look like shares of 1."""
-    if max(values) <= 1:
-        raise ValueError(
-            f"{what} must be in percent, not shares of 1: multiply them by 100. "
-            f"Received: none above {max(values):g}"
-        )

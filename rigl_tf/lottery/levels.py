@@ -1,4 +1,4 @@
-"""What a level of pruning starts from and leaves behind, kept in files so that it runs once."""
+"""The state of a model, and results of trainings in files, so that each runs only once."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What `jackpot_protocol` writes: accuracies, verdicts, and the paper's guideline."""
+"""The report of `jackpot_protocol`: accuracies, verdicts, the paper's guideline."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Does a pruner need what it is given? It is taken away, and the ticket is trained again."""
+"""Sanity checks of a pruner: something is taken away from it, and does that matter?"""
 
 import dataclasses
 import functools
@@ -12,8 +12,9 @@ import numpy as np
 from rigl_tf import masks
 from rigl_tf.checks import check_functions
 from rigl_tf.lottery import corruption
-from rigl_tf.lottery.jackpot import check_numbers, check_percent
+from rigl_tf.lottery.jackpot import check_numbers
 from rigl_tf.lottery.levels import Records, restore, shapes_of, state_of, without_masks
+from rigl_tf.lottery.run import Run, accuracy_of, check_percent
 
 CHECKS = (
     "corrupted labels",
@@ -121,9 +122,9 @@ def sanity_check(
             `model.get_weights()`, such as the `masks` and `weights` of a `Level`. Return all of
             them, not only those that the masks select: with `"rearranged masks"` it is an error if
             all others are 0, as these masks select them.
-        train: Function `train(model, name) -> accuracy` in percent. It trains the model from the
-            weights that it has, on true data; it should compile it. `name` is the name of a check,
-            or `"ticket"`, and the seed: `"half data, seed 0"`.
+        train: Function `train(model, run) -> accuracy` in percent, see `rigl_tf.lottery.Run`. It
+            trains on true data; it should compile the model. `run.name` is the name of a check, or
+            `"ticket"`, and `run.seed` the seed.
         data: Pair of arrays `(inputs, labels)`, of two examples at least; the labels are integers
             in `[0, num_classes)`, of shape `(number,)` or `(number, 1)`. It goes to `prune` only.
         num_classes: Integer, the number of classes.
@@ -150,7 +151,7 @@ def sanity_check(
     ...     keras.utils.set_random_seed(seed)
     ...     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
     ...     return rigl_tf.sparsify(model, 0.0)
-    >>> def train(model, name):
+    >>> def train(model, run):
     ...     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     ...                   metrics=["accuracy"])
     ...     return 100 * model.fit(x, y, verbose=0).history["accuracy"][-1]
@@ -179,14 +180,13 @@ def sanity_check(
             functools.partial(_find, build, prune, rearranges, num_classes, data, seed)
         )
         for run in runs:
-            name = f"{run}, seed {seed}"
-            compute = functools.partial(_run, build, find, train, run, seed, name)
-            record = records.once(name.replace(", ", "-").replace(" ", "-"), compute)
+            compute = functools.partial(_run, build, find, train, run, seed)
+            record = records.once(f"{run.replace(' ', '-')}-seed-{seed}", compute)
             accuracies[run].append(record["metrics"])
     return SanityTable(accuracies, threshold)
 
 
-def _run(build, find, train, run, seed, name):
+def _run(build, find, train, run, seed):
     """The accuracy of one run, as a record."""
     is_of_data = run in ("corrupted labels", "corrupted pixels and labels", "half data")
     initial, weights, kernel_masks = find(run if is_of_data else _TICKET)
@@ -198,14 +198,10 @@ def _run(build, find, train, run, seed, name):
     restore(model, initial if run == "random ticket" else weights, kernel_masks)
     if run == "shuffled weights":
         corruption.shuffle_weights(model, seed)
-    accuracy = train(model, name)
-    if not isinstance(accuracy, Real) or not 0 <= accuracy <= 100:
-        raise ValueError(
-            f"`train` must return an accuracy in percent. Received: {accuracy!r} for {name!r}"
-        )
+    accuracy = accuracy_of(train, model, Run(run, seed=seed))
     if run == _TICKET:
         check_percent([accuracy])
-    return {"metrics": float(accuracy)}
+    return {"metrics": accuracy}
 
 
 def _find(build, prune, rearranges, num_classes, data, seed, run):

@@ -3,7 +3,6 @@
 import functools
 from numbers import Real
 
-import keras
 import numpy as np
 
 from rigl_tf import distributions, masks, pruning
@@ -17,49 +16,7 @@ from rigl_tf.lottery.levels import (
     trained_state,
     weights_of,
 )
-
-
-class RewindPoint(keras.callbacks.Callback):
-    """Where later trainings start: `find_ticket` gives it to `train` if `rewind_step` is not 0.
-
-    In the first training it takes the weights after `step` steps, if they are to be rewound, and it
-    is among the callbacks of `model.fit`, or a custom loop calls `record` after each step.
-
-    Attributes:
-        step: Integer, the step to rewind to.
-        start_step: Integer, the step that this training starts from: 0 in the first, `step` after
-            it.
-        num_steps: Integer, the steps that this training was seen to do.
-    """
-
-    def __init__(self, step, start_step, take):
-        super().__init__()
-        self.step = step
-        self.start_step = start_step
-        self.state = None
-        self._take = take  # `None` if no weights are rewound
-        self._num_before = 0
-        self.num_steps = 0
-
-    def record(self, num_steps):
-        """Tells that the first training has done `num_steps` steps by now."""
-        self.num_steps = num_steps
-        if self._take is None or self.start_step or self.state is not None:
-            return
-        if num_steps == self.step:
-            self.state = self._take()
-        elif num_steps > self.step:
-            raise ValueError(
-                "The first training must stop over at `rewind_step`; with `steps_per_execution`, "
-                "choose a multiple of it. Received: rewind_step="
-                f"{self.step}, steps done={num_steps}"
-            )
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._num_before = self.num_steps
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.record(self._num_before + batch + 1)
+from rigl_tf.lottery.run import RewindPoint, Run
 
 
 def find_ticket(
@@ -93,12 +50,9 @@ def find_ticket(
 
     Args:
         model: A built sparse `keras.Model`, made with `sparsify(model, 0.0)`.
-        train: Function `train(model, level) -> metrics` that trains the model to the end in place;
-            `level` is an integer, the metrics are numbers, in lists or dictionaries, or what
-            `model.fit` returns. With
-            `rewind_step > 0` it is `train(model, level, rewind)`: hand `rewind` to
-            `model.fit(..., callbacks=[rewind])`, or call `rewind.record(num_steps)` after each step
-            of your own loop; begin at `rewind.start_step`, as in the example.
+        train: Function `train(model, run)`, see `rigl_tf.lottery.Run`. `run.level` is an integer;
+            with `rewind_step > 0` there is `run.rewind`, as in the example. It may return any
+            metrics, also what `model.fit` returns.
         levels: Integer >= 1, how many times to prune. Trainings are one more.
         prune_fraction: Share of the active connections that a level prunes, in `(0, 1)`.
         scope: `"global"` ranks the connections of all sparse kernels together, and warns if none of
@@ -126,7 +80,7 @@ def find_ticket(
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
     >>> model = rigl_tf.sparsify(model, sparsity=0.0)
     >>> x, y = np.ones((20, 8)), np.zeros((20, 4))
-    >>> def train(model, level):
+    >>> def train(model, run):
     ...     model.compile(keras.optimizers.SGD(0.1), "mse")
     ...     return model.fit(x, y, verbose=0).history
     >>> [level.num_active for level in find_ticket(model, train, levels=2)]
@@ -134,13 +88,14 @@ def find_ticket(
 
     To weights after 5 steps, where a schedule goes on as well:
 
-    >>> def train(model, level, rewind):
+    >>> def train(model, run):
+    ...     start = run.rewind.start_step
     ...     schedule = keras.optimizers.schedules.CosineDecay(0.1, decay_steps=20)
     ...     optimizer = keras.optimizers.SGD(schedule)
-    ...     optimizer.iterations.assign(rewind.start_step)
+    ...     optimizer.iterations.assign(start)
     ...     model.compile(optimizer, "mse")
-    ...     epoch = rewind.start_step // 5
-    ...     model.fit(x, y, 4, epochs=4, initial_epoch=epoch, callbacks=[rewind], verbose=0)
+    ...     where = {"epochs": 4, "initial_epoch": start // 5, "callbacks": [run.rewind]}
+    ...     model.fit(x, y, batch_size=4, verbose=0, **where)
     >>> ticket = find_ticket(model, train, levels=2, rewind_step=5)[-1]
     """
     check_arguments(model, levels, prune_fraction, scope, rewind_step, rewind)
@@ -220,14 +175,16 @@ def _sparsity(size, num_active):
 
 
 def _run(model, train, number, point, rewind, directory):
-    metrics = train(model, number, point) if point.step else train(model, number)
+    asked = Run(f"level {number}", level=number, rewind=point if point.step else None)
+    metrics = train(model, asked)
     where = f"level {number}" if directory is None else f"level {number} in {str(directory)!r}"
     record = {**trained_state(model, where), "metrics": metrics}
     if number == 0 and point.step and rewind == "weights":
         if point.state is None:
             raise ValueError(
-                "The first training must come to `rewind_step`, and tell `rewind` of its steps: "
-                "`model.fit(..., callbacks=[rewind])`, or `rewind.record(num_steps)` after each. "
+                "The first training must come to `rewind_step`, and tell `run.rewind` of its "
+                "steps: `model.fit(..., callbacks=[run.rewind])`, or "
+                "`run.rewind.record(num_steps)` after each. "
                 f"Received: rewind_step={point.step}, steps told of={point.num_steps}"
             )
         record["rewound"] = point.state["weights"]

@@ -1,4 +1,4 @@
-"""Units of a layer and the weights that belong to them: models that keep some units only."""
+"""Units of a layer and their weights; smaller models that keep only some of the units."""
 
 import dataclasses
 import itertools

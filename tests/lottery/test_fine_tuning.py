@@ -42,7 +42,8 @@ class Training:
         self.stop_at = stop_at
         self.seen = {}
 
-    def __call__(self, model, name):
+    def __call__(self, model, run):
+        name = run.name
         if name == self.stop_at:
             raise RuntimeError("stop")
         self.seen[name] = values_of(model)
@@ -105,7 +106,7 @@ def test_a_model_that_is_too_sparse_is_refused():
 
 
 def test_training_that_diverged_is_told():
-    def train(model, name):
+    def train(model, run):
         kernel_of(model).assign([[np.nan], [2.0]])
 
     with pytest.raises(ValueError, match="training that diverged"):
@@ -115,8 +116,8 @@ def test_training_that_diverged_is_told():
 def test_a_last_training_that_diverged_is_told_and_not_kept(tmp_path):
     arguments = {"sparsity": 0.5, "pruning": "one_shot", "directory": tmp_path}
 
-    def train(model, name):
-        if name == "fine_tune":
+    def train(model, run):
+        if run.name == "fine_tune":
             kernel_of(model).assign([[np.nan], [2.0]])
 
     with pytest.raises(ValueError, match=r"NaN or inf in .* after 'fine_tune'"):
@@ -208,10 +209,10 @@ def test_admm_makes_weights_small_before_they_go(policy):
     y = x @ np.array([2, -2, 1.5, 1, 0.3, 0.2, -0.2, 0.1], "float32")[:, None]
     gaps = []
 
-    def train(model, name):
+    def train(model, run):
         model.compile(keras.optimizers.SGD(0.05), "mse")
         model.fit(x, y, epochs=3, verbose=0)
-        if name.startswith("admm"):
+        if run.name.startswith("admm"):
             values = np.sort(abs(np.array(values_of(model))))
             gaps.append(float(np.linalg.norm(values[:4]) / np.linalg.norm(values)))
 
@@ -284,7 +285,7 @@ def test_schedules_of_a_compiled_model_start_again():
     model.compile(keras.optimizers.SGD(0.0), nothing)
     steps = []
 
-    def train(model, name):
+    def train(model, run):
         steps.append(int(model.optimizer.iterations))
         model.fit(np.ones((6, 2)), np.ones((6, 1)), 2, verbose=0)
 

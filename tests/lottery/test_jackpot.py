@@ -163,7 +163,8 @@ class Training:
         self.calls = []
         self.stop_after = stop_after
 
-    def __call__(self, model, learning_rate, seed, rewind=None):
+    def __call__(self, model, run):
+        learning_rate, seed, rewind = run.learning_rate, run.seed, run.rewind
         if len(self.calls) == self.stop_after:
             raise KeyboardInterrupt
         active = [mask.sum() for mask in rigl_tf.get_masks(model).values()]
@@ -258,8 +259,8 @@ def test_a_stopped_protocol_goes_on_and_trains_nothing_twice(tmp_path):
 def test_shares_of_one_are_refused_before_they_are_kept(tmp_path):
     calls = []
 
-    def shares(model, learning_rate, seed):
-        calls.append(seed)
+    def shares(model, run):
+        calls.append(run.seed)
         return 0.92
 
     with pytest.raises(ValueError, match="multiply them by 100"):
@@ -272,9 +273,9 @@ def test_networks_at_chance_are_no_shares_of_one(tmp_path):
     # Half a percent, as of 200 classes: a small dense network, and all at a rate that is too large.
     train = Training()
 
-    def at_chance(model, learning_rate, seed):
-        accuracy = train(model, learning_rate, seed)
-        is_lost = learning_rate == 0.01 or train.calls[-1][2] == "small"
+    def at_chance(model, run):
+        accuracy = train(model, run)
+        is_lost = run.learning_rate == 0.01 or train.calls[-1][2] == "small"
         return 0.5 if is_lost else accuracy
 
     rows = run(at_chance, tmp_path, seeds=[0])
@@ -454,9 +455,9 @@ def test_arguments_are_checked_before_anything_is_trained(tmp_path, bad, message
 def test_the_learning_rate_that_diverges_is_named(tmp_path):
     train = Training()
 
-    def diverging(model, learning_rate, seed):
-        accuracy = train(model, learning_rate, seed)
-        if learning_rate == 0.01:
+    def diverging(model, run):
+        accuracy = train(model, run)
+        if run.learning_rate == 0.01:
             model.trainable_weights[0].assign(model.trainable_weights[0] * np.nan)
         return accuracy
 
@@ -499,7 +500,7 @@ def test_bad_protocols_are_refused_in_a_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"`judged_levels` must be among 1 to 2"):
         protocol(judged_levels=[3])
     with pytest.raises(ValueError, match="must return the test accuracy"):
-        protocol(train=lambda model, rate, seed: {"accuracy": 90})
+        protocol(train=lambda model, run: {"accuracy": 90})
     with pytest.raises(
         ValueError, match=r"another seed\. Received: the same for seeds 0 and 1000000"
     ):
@@ -507,4 +508,4 @@ def test_bad_protocols_are_refused_in_a_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"another seed\. Received: the same"):
         protocol(build=with_dropout, rates=[0.3])
     with pytest.raises(ValueError, match="multiply them by 100"):
-        protocol(train=lambda model, rate, seed: 0.9, rates=[0.2])
+        protocol(train=lambda model, run: 0.9, rates=[0.2])

@@ -159,7 +159,8 @@ class Training:
         self.prune, self.of_weights = prune, of_weights
         self.names = []
 
-    def __call__(self, model, name):
+    def __call__(self, model, run):
+        name = str(run)
         self.names.append(name)
         seed = int(name[-1])
         wanted = make_model(seed)
@@ -228,7 +229,7 @@ def test_what_the_pruner_sees():
         seen.append(data)
         return by_weights(model, data)
 
-    lottery.sanity_check(make_model, prune, lambda model, name: 50, (X, Y), 6, seeds=[2])
+    lottery.sanity_check(make_model, prune, lambda model, run: 50, (X, Y), 6, seeds=[2])
     # Once true data, for all checks that do without others.
     (x, y), (same, labels), (shuffled, others), half = seen
     for got, want in ((x, X), (y, Y), (same, X), (np.sort(shuffled), np.sort(X))):
@@ -247,8 +248,8 @@ def test_what_training_starts_from():
     def prune(model, data):
         return by_weights(model, data), [2 * array for array in model.get_weights()]
 
-    def train(model, name):
-        seen[name] = [kernels_of(model), rigl_tf.get_masks(model)]
+    def train(model, run):
+        seen[str(run)] = [kernels_of(model), rigl_tf.get_masks(model)]
         return 50
 
     lottery.sanity_check(
@@ -304,10 +305,10 @@ def test_goes_on_where_it_was_stopped(tmp_path):
     arguments = {"checks": ["corrupted labels", "random ticket"], "directory": tmp_path}
 
     class Stopped(Training):
-        def __call__(self, model, name):
-            if name == "random ticket, seed 1":
+        def __call__(self, model, run):
+            if str(run) == "random ticket, seed 1":
                 raise RuntimeError("stop")
-            return super().__call__(model, name)
+            return super().__call__(model, run)
 
     with pytest.raises(RuntimeError, match="stop"):
         lottery.sanity_check(
@@ -324,7 +325,7 @@ def test_a_directory_of_another_model_or_other_data_is_refused(tmp_path):
     def run(build=make_model, number=200):
         data = X[:number], Y[:number]
         lottery.sanity_check(
-            build, by_weights, lambda model, name: 50, data, 6, seeds=[0], directory=tmp_path
+            build, by_weights, lambda model, run: 50, data, 6, seeds=[0], directory=tmp_path
         )
 
     def wider(seed):
@@ -343,7 +344,7 @@ def test_weights_that_were_masked_cannot_be_rearranged():
         rigl_tf.set_masks(model, by_weights(model, data))
         return rigl_tf.get_masks(model), model.get_weights()
 
-    arguments = {"build": make_model, "train": lambda model, name: 50, "data": (X, Y)}
+    arguments = {"build": make_model, "train": lambda model, run: 50, "data": (X, Y)}
     with pytest.raises(ValueError, match=r"before they were masked.*0 wherever a mask is `False`"):
         lottery.sanity_check(prune=prune, num_classes=6, **arguments)
     # The other checks do not look at them.
@@ -357,23 +358,23 @@ def test_a_pruner_that_prunes_nothing_or_all(share, received):
         return {path: mask & bool(share) for path, mask in rigl_tf.get_masks(model).items()}
 
     with pytest.raises(ValueError, match=f"prune some connections.*Received: {received} active"):
-        lottery.sanity_check(make_model, prune, lambda model, name: 50, (X, Y), 6)
+        lottery.sanity_check(make_model, prune, lambda model, run: 50, (X, Y), 6)
 
 
 def test_a_rewound_ticket_can_be_checked():
     """`find_ticket` has masked the model's own weights; those of the level are as they were."""
 
     def prune(model, data):
-        def fit(model, level, rewind):
+        def fit(model, run):
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
             model.compile("sgd", loss)
-            model.fit(*data, epochs=1, callbacks=[rewind], verbose=0)
+            model.fit(*data, epochs=1, callbacks=[run.rewind], verbose=0)
 
         ticket = lottery.find_ticket(model, fit, 2, 0.5, rewind_step=1)[-1]
         return ticket.masks, ticket.weights
 
     table = lottery.sanity_check(
-        make_model, prune, lambda model, name: 50, (X, Y), 6, checks=["rearranged masks"], seeds=[0]
+        make_model, prune, lambda model, run: 50, (X, Y), 6, checks=["rearranged masks"], seeds=[0]
     )
     assert table.accuracies == {"ticket": [50.0], "rearranged masks": [50.0]}
 
@@ -386,9 +387,9 @@ def test_a_check_that_is_named_twice_is_done_once():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"train": lambda model, name: 0.9}, "none above 0.9"),
-        ({"train": lambda model, name: {"accuracy": 90}}, "{'accuracy': 90} for 'ticket, seed 0'"),
-        ({"train": lambda model, name: float("nan")}, "nan for 'ticket, seed 0'"),
+        ({"train": lambda model, run: 0.9}, "none above 0.9"),
+        ({"train": lambda model, run: {"accuracy": 90}}, "{'accuracy': 90} for 'ticket, seed 0'"),
+        ({"train": lambda model, run: float("nan")}, "nan for 'ticket, seed 0'"),
         ({"prune": lambda model, data: None}, "NoneType"),
         ({"prune": lambda model, data: {"other": np.ones(3)}}, "'other'"),
         ({"prune": lambda model, data: ({}, None, 3)}, "dict, NoneType, int"),
@@ -417,7 +418,7 @@ def test_wrong_arguments(arguments, message):
     right = {
         "build": make_model,
         "prune": by_weights,
-        "train": lambda model, name: 50,
+        "train": lambda model, run: 50,
         "data": (X, Y),
         "num_classes": 6,
     }
@@ -427,7 +428,7 @@ def test_wrong_arguments(arguments, message):
 
 def test_labels_in_a_column():
     table = lottery.sanity_check(
-        make_model, by_weights, lambda model, name: 50, (X, Y[:, None]), 6, seeds=[0]
+        make_model, by_weights, lambda model, run: 50, (X, Y[:, None]), 6, seeds=[0]
     )
     assert len(table.accuracies) == 7
 

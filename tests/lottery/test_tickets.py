@@ -40,7 +40,8 @@ class Halving:
         self.starts = []
         self.stop_at = stop_at
 
-    def __call__(self, model, level):
+    def __call__(self, model, run):
+        level = run.level
         if level == self.stop_at:
             raise KeyboardInterrupt
         self.calls.append(level)
@@ -117,10 +118,10 @@ def test_rewinding_of_the_learning_rate_keeps_the_trained_weights():
 def test_rewinding_of_the_learning_rate_takes_no_weights():
     points = []
 
-    def train(model, level, rewind):
-        points.append(rewind)
-        rewind.record(2)
-        rewind.record(4)  # step 3 is overstepped, and nothing is missed
+    def train(model, run):
+        points.append(run.rewind)
+        run.rewind.record(2)
+        run.rewind.record(4)  # step 3 is overstepped, and nothing is missed
 
     lottery.find_ticket(network(), train, 1, rewind_step=3, rewind="learning_rate")
     assert [(point.start_step, point.state) for point in points] == [(0, None), (3, None)]
@@ -140,7 +141,7 @@ def test_a_kernel_without_connections_stays_without(scope):
 
 @pytest.mark.parametrize("rewind", ["weights", "learning_rate"])
 def test_training_that_diverged_is_told(rewind):
-    def train(model, level):
+    def train(model, run):
         kernel = next(iter(rigl_tf.masks.sparse_kernels(model).values()))
         kernel.assign(kernel * np.nan)
 
@@ -151,8 +152,8 @@ def test_training_that_diverged_is_told(rewind):
 def test_nothing_is_kept_of_a_training_that_diverged(tmp_path):
     """Not of the last one either, whose weights are never ranked; with another rate it goes on."""
 
-    def diverged(model, level):
-        if level == 1:
+    def diverged(model, run):
+        if run.level == 1:
             model.trainable_weights[-1].assign(model.trainable_weights[-1] * np.nan)
 
     message = f"NaN or inf in .* after level 1 in '{tmp_path}'"
@@ -163,7 +164,7 @@ def test_nothing_is_kept_of_a_training_that_diverged(tmp_path):
 
 
 def test_the_history_of_fit_is_metrics(tmp_path):
-    def train(model, level):
+    def train(model, run):
         model.compile("sgd", "mse")
         return model.fit(np.ones((4, 4)), np.ones((4, 2)), verbose=0)
 
@@ -259,8 +260,9 @@ Y = X[:, :1] * X[:, 1:]
 STATES = {}
 
 
-def fit_from(model, level, rewind):
+def fit_from(model, run):
     """Four epochs of three steps; what each training starts with goes to `STATES`."""
+    level, rewind = run.level, run.rewind
     STATES[level] = model.get_weights()
     optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
     optimizer.iterations.assign(rewind.start_step)
@@ -281,7 +283,7 @@ def normalised():
     return rigl_tf.sparsify(dense, 0.0)
 
 
-def not_again(model, level, rewind=None):
+def not_again(model, run):
     raise AssertionError
 
 
@@ -318,7 +320,8 @@ def test_fit_rewinds_to_step_k_normalisation_and_all(tmp_path):
 def test_a_loop_of_ones_own_rewinds_too():
     starts = []
 
-    def train(model, level, rewind):
+    def train(model, run):
+        rewind = run.rewind
         starts.append(values(model)[1])
         for step in range(rewind.start_step, 4):
             for kernel in rigl_tf.masks.sparse_kernels(model).values():
@@ -335,7 +338,7 @@ def test_a_compiled_optimizer_starts_fresh_at_each_level():
     model.compile(optimizer, "mse")
     seen = []
 
-    def train(model, level):
+    def train(model, run):
         seen.append([variable.numpy() for variable in optimizer.variables])
         model.fit(X, Y, 4, verbose=0)
         optimizer.learning_rate.assign(0.5)
@@ -347,7 +350,7 @@ def test_a_compiled_optimizer_starts_fresh_at_each_level():
 
 
 def test_bad_arguments():
-    def find(model=None, train=lambda model, level, *rest: None, levels=1, **others):
+    def find(model=None, train=lambda model, run: None, levels=1, **others):
         lottery.find_ticket(model or network(), train, levels, **others)
 
     with pytest.raises(ValueError, match=r"`levels` must be an integer >= 1\. Received: levels=0"):
@@ -365,11 +368,11 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="model='m', without sparse kernels"):
         find("m")
     with pytest.raises(ValueError, match="that JSON can hold"):
-        find(train=lambda model, level: object())
+        find(train=lambda model, run: object())
     with pytest.raises(ValueError, match="rewind_step=3, steps told of=0"):
         find(rewind_step=3)
     with pytest.raises(ValueError, match=r"steps_per_execution.*rewind_step=3, steps done=4"):
-        find(train=lambda model, level, rewind: rewind.record(4), rewind_step=3)
+        find(train=lambda model, run: run.rewind.record(4), rewind_step=3)
     assert json.dumps(lottery.levels.plain({"a": np.arange(2), 3: (1, 2)})) == (
         '{"a": [0, 1], "3": [1, 2]}'
     )

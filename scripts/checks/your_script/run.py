@@ -29,8 +29,8 @@ from absl import app, flags
 
 import rigl_tf
 from rigl_tf.walk import all_layers
-from scripts import results
 from scripts.checks import your_script
+from scripts.common import provenance, tables
 
 FLAGS = flags.FLAGS
 _COLUMNS = {
@@ -283,7 +283,7 @@ def described(error):
 def table(rows):
     """The rows as a Markdown table."""
     cells = [[row.get(column, "") for column in _COLUMNS] for row in rows]
-    return "\n".join(results.table(_COLUMNS.values(), cells))
+    return "\n".join(tables.table(_COLUMNS.values(), cells))
 
 
 def page(rows):
@@ -304,8 +304,7 @@ def page(rows):
             "",
             table(rows),
             "",
-            f"{results.provenance('scripts.checks.your_script.run')}. "
-            "Each script sets its own seed.",
+            f"{provenance.line('scripts.checks.your_script.run')}. Each script sets its own seed.",
         ]
     )
 

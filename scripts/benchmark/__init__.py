@@ -1,0 +1,1 @@
+"""What sparse training costs."""

@@ -1,0 +1,1 @@
+"""What the rooms share: data, methods, training, rows, tables, plots."""

@@ -1,0 +1,159 @@
+"""How the experiments train a classifier: batches, steps, accuracy."""
+
+import weakref
+
+import keras
+import tensorflow as tf
+
+
+def batches(x, y, batch_size, epochs, seed, first_epoch=0, augment=None):
+    """The batches of the epochs from `first_epoch` on, as one `tf.data.Dataset`.
+
+    The order of each epoch is a function of the seed and of the epoch only. Of each epoch the last
+    incomplete batch is left out.
+
+    Args:
+        x, y: Arrays of inputs and targets.
+        batch_size, epochs, seed: Integers.
+        first_epoch: Integer, the epoch to begin with.
+        augment: Function that gets a batch of inputs and a seed, a pair of integers, and returns
+            inputs; or `None`.
+    """
+    with tf.device("CPU"):
+        x, y = tf.constant(x), tf.constant(y)
+
+    def one_epoch(epoch):
+        seeds = tf.stack([tf.constant(seed, tf.int64), epoch])
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(x)), seeds)
+        return tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder=True)
+
+    def examples(number, indices):
+        inputs = tf.gather(x, indices)
+        if augment is not None:
+            inputs = augment(inputs, tf.stack([tf.constant(seed, tf.int64), number]))
+        return inputs, tf.gather(y, indices)
+
+    indices = tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch)
+    first_batch = first_epoch * (len(x) // batch_size)
+    return indices.enumerate(first_batch).map(examples).prefetch(tf.data.AUTOTUNE)
+
+
+def shift_and_flip(images, seed):
+    """Shifts each image by up to 4 pixels and flips every second one: CIFAR's augmentation.
+
+    Args:
+        images: Tensor, shape `(batch, height, width, channels)`.
+        seed: Pair of integers.
+
+    Returns:
+        Tensor of the same shape; what is shifted in is 0.
+    """
+    size, height, width = images.shape[0], images.shape[1], images.shape[2]
+    seeds = tf.random.experimental.stateless_split(seed, 3)
+    padded = tf.pad(images, [[0, 0], [4, 4], [4, 4], [0, 0]])
+    rows = tf.random.stateless_uniform((size, 1), seeds[0], 0, 9, tf.int32) + tf.range(height)
+    columns = tf.random.stateless_uniform((size, 1), seeds[1], 0, 9, tf.int32) + tf.range(width)
+    flipped = tf.random.stateless_uniform((size, 1), seeds[2]) < 0.5
+    columns = tf.where(flipped, columns[:, ::-1], columns)
+    shifted = tf.gather(padded, rows, axis=1, batch_dims=1)
+    return tf.gather(shifted, columns, axis=2, batch_dims=1)
+
+
+def steps_per_epoch(data, batch_size):
+    """The number of whole batches; a `ValueError` if there is none."""
+    steps = len(data.x_train) // batch_size
+    if not steps:
+        raise ValueError(
+            f"An epoch needs a batch of {batch_size} at least. "
+            f"Received: {len(data.x_train)} training examples"
+        )
+    return steps
+
+
+def fit(
+    model,
+    optimizer,
+    data,
+    batch_size,
+    epochs,
+    seed,
+    augment=None,
+    callbacks=(),
+    first_epoch=0,
+    steps=None,
+    jit_compile=True,
+    validate=False,
+    steps_per_execution=None,
+):
+    """Trains a classifier, whose outputs are logits.
+
+    Args:
+        model: A `keras.Model`.
+        optimizer: A `keras.optimizers.Optimizer`.
+        data: A `scripts.common.datasets.Dataset`.
+        batch_size, epochs, seed, augment, first_epoch: See `batches`.
+        callbacks: List of `keras.callbacks.Callback`.
+        steps: Pair of integers, the first step and the one to stop before, counted over all
+            epochs: a part of the training, which is one epoch to Keras.
+        jit_compile: Whether XLA compiles the steps. On CPUs that is faster for Dense layers, and
+            slower for convolutions.
+        validate: Whether to evaluate the test data after every epoch.
+        steps_per_execution: Integer, a divisor of the steps of an epoch, by default the largest up
+            to 50; 1 for callbacks that look between steps.
+
+    Returns:
+        The `keras.callbacks.History`.
+    """
+    num_steps = steps_per_epoch(data, batch_size)
+    examples = batches(data.x_train, data.y_train, batch_size, epochs, seed, first_epoch, augment)
+    if steps is not None:
+        start, stop = steps
+        examples, first_epoch, epochs, num_steps = examples.skip(start), 0, 1, stop - start
+    # A divisor, so that an execution never takes batches of the next epoch.
+    steps_per_execution = steps_per_execution or max(n for n in range(1, 51) if num_steps % n == 0)
+    compile_classifier(model, optimizer, jit_compile, steps_per_execution)
+    return model.fit(
+        examples,
+        initial_epoch=first_epoch,
+        epochs=epochs,
+        steps_per_epoch=num_steps,
+        callbacks=list(callbacks),
+        validation_data=(data.x_test, data.y_test) if validate else None,
+        validation_batch_size=min(1000, len(data.x_test)),
+        shuffle=False,
+        verbose=0,
+    )
+
+
+_compiled = weakref.WeakKeyDictionary()
+
+
+def compile_classifier(model, optimizer, jit_compile, steps_per_execution):
+    """Compiles a model. If it is compiled in this way already, only its SGD starts anew.
+
+    Compiling a training step with XLA takes longer than some epochs of a small network.
+    """
+    is_sgd = type(optimizer) is keras.optimizers.SGD
+    config = {**optimizer.get_config(), "name": None} if is_sgd else id(optimizer)
+    # A penalty that came since is not in what was compiled.
+    regularizers = [weight.regularizer for weight in model.trainable_weights]
+    how = (config, jit_compile, steps_per_execution, regularizers)
+    if is_sgd and _compiled.get(model) == how:
+        optimizer.build(model.trainable_variables)
+        for variable, new in zip(model.optimizer.variables, optimizer.variables, strict=True):
+            variable.assign(new)
+        return
+    model.compile(
+        optimizer,
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=jit_compile,
+        steps_per_execution=steps_per_execution,
+    )
+    _compiled[model] = how
+
+
+def accuracy(model, x, y):
+    """The share of inputs whose largest logit is that of their label, in percent."""
+    scores = model.evaluate(x, y, batch_size=min(1000, len(x)), verbose=0, return_dict=True)
+    return round(100 * scores["accuracy"], 3)

@@ -1,0 +1,91 @@
+"""What the experiments share: their flags, runs that are done once, and their pages.
+
+An experiment is a list of runs, each a dictionary that says all about it. A finished run is a row
+of a CSV file, and never repeated; so an experiment can be stopped and started at any time, and
+shared by processes that do a part each (`--part=0/2` and `--part=1/2`).
+"""
+
+import pathlib
+import re
+import time
+from fractions import Fraction
+
+from absl import flags
+
+from scripts.common import datasets, provenance
+from scripts.common.rows import Rows
+
+FLAGS = flags.FLAGS
+
+
+def define_flags(epochs, seeds=("0", "1", "2")):
+    """The flags of every experiment.
+
+    Args:
+        epochs: Integer, those of the published table; `None` if they depend on other flags.
+        seeds: List of strings, likewise; empty if they depend on other flags.
+    """
+    flags.DEFINE_string("data_dir", None, "Directory with the data; else Keras downloads it.")
+    flags.DEFINE_string("output_dir", "results", "Where the rows, the table and the plot go.")
+    flags.DEFINE_list("seeds", list(seeds), "Seeds to run.")
+    flags.DEFINE_integer("epochs", epochs, "Epochs of each run.", lower_bound=1)
+    flags.DEFINE_integer("max_examples", None, "Train and test on the first examples only.")
+    flags.DEFINE_bool("only_report", False, "Make the page of the runs that there are, run none.")
+    flags.DEFINE_string("part", "0/1", "The part of the runs to do: `1/3` is the second of three.")
+    flags.register_validator(
+        "part",
+        lambda part: re.fullmatch(r"\d+/[1-9]\d*", part) and Fraction(part) < 1,
+        "--part must be like 1/3, the first number less than the second",
+    )
+
+
+def load(name):
+    """The data set as the flags say."""
+    data = datasets.load(name, FLAGS.data_dir)
+    if FLAGS.max_examples:
+        arrays = {
+            array: getattr(data, array)[: FLAGS.max_examples]
+            for array in ("x_train", "y_train", "x_test", "y_test")
+        }
+        data = data._replace(**arrays)
+    return data
+
+
+def store(name, key):
+    """The rows of `name`.csv in the output directory, which is made if need be."""
+    output_dir = pathlib.Path(FLAGS.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    return Rows(output_dir / f"{name}.csv", key)
+
+
+def run_all(rows, wanted, do, seconds):
+    """Says how long the runs without a row will take, does them, and adds their rows.
+
+    Args:
+        rows: The `scripts.common.rows.Rows` of the experiment.
+        wanted: List of runs, dictionaries with the columns of the rows' key at least.
+        do: Function that gets a run and returns the other columns of its row.
+        seconds: Function that gets a run and returns what it takes on two cores, about.
+    """
+    todo = [] if FLAGS.only_report else [run for run in wanted if run not in rows]
+    part, num_parts = map(int, FLAGS.part.split("/"))
+    todo = todo[part::num_parts]
+    minutes = sum(map(seconds, todo)) / 60
+    print(f"{len(todo)} runs to do, about {minutes:.0f} minutes on two cores", flush=True)
+    for number, run in enumerate(todo, 1):
+        begin = time.monotonic()
+        result = do(run)
+        took = time.monotonic() - begin
+        revision = f"git-{provenance.git_revision()}"
+        rows.add({**run, **result, "seconds": round(took, 1), "revision": revision})
+        columns = {name: str(value) for name, value in {**run, **result}.items()}
+        shown = ", ".join(f"{name} {text}" for name, text in columns.items() if len(text) < 40)
+        print(f"{number}/{len(todo)} {shown}: {took:.0f} s", flush=True)
+
+
+def write_page(name, lines, module):
+    """Writes `name`.md into the output directory, the provenance last."""
+    path = pathlib.Path(FLAGS.output_dir) / f"{name}.md"
+    rows = "The column `revision` of the CSV file has the commit that each run was made with, where"
+    rows = f"{rows} it was recorded; the line below is of this page."
+    path.write_text("\n".join([*lines, "", rows, "", provenance.line(module)]) + "\n")

@@ -1,0 +1,68 @@
+"""Finished runs as rows of a CSV file."""
+
+import contextlib
+import csv
+import fcntl
+import os
+
+
+class Rows:
+    """Finished runs in a CSV file; a run is known by the columns in `key`.
+
+    Every added row is on disk before `add` returns, so that a script can be stopped at any time.
+    Several processes may add rows to the same file. A column that only some of the rows have, such
+    as those of an older version of the script, is kept, and empty in the other rows.
+
+    Args:
+        path: `pathlib.Path` of the CSV file, which need not exist.
+        key: Names of the columns that make a run.
+    """
+
+    def __init__(self, path, key):
+        self.path = path
+        self.key = key
+        self.rows = self._read()
+
+    def _read(self):
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return [
+                {name: _number(value) for name, value in row.items()}
+                for row in csv.DictReader(file)
+            ]
+
+    def __contains__(self, run):
+        return any(all(row.get(name) == run[name] for name in self.key) for row in self.rows)
+
+    def add(self, row):
+        """Appends one row; the file is written anew and renamed, so it is never half-written."""
+        with _locked(self.path.parent):
+            self.rows = [*self._read(), row]
+            temporary = self.path.with_suffix(".tmp")
+            with temporary.open("w", newline="") as file:
+                names = dict.fromkeys(name for each in (row, *self.rows) for name in each)
+                writer = csv.DictWriter(file, list(names), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(self.rows)
+            os.replace(temporary, self.path)
+
+
+@contextlib.contextmanager
+def _locked(directory):
+    """Keeps other processes waiting that want the same."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _number(text):
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,167 @@
+"""The networks that the protocols train, and how."""
+
+import dataclasses
+import functools
+
+import keras
+from absl import flags
+
+import models
+import rigl_tf
+from rigl_tf import analysis
+from scripts.common import classifiers, experiments
+
+FLAGS = flags.FLAGS
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network on a data set, and how it is trained.
+
+    Attributes:
+        network: Name of a builder of `models`.
+        dataset: Name of a data set.
+        batch_size: Integer.
+        learning_rate: Float, of SGD with momentum 0.9; a cosine takes it to 0.
+        seconds: Float, of an epoch on one core, about.
+        share: Float, multiplies `--epochs`.
+        l2: Float, adds `l2 * sum(kernel ** 2)` to the loss.
+        num_seeds: Integer; seeds from there on are left out.
+    """
+
+    network: str
+    dataset: str
+    batch_size: int = 100
+    learning_rate: float = 0.1
+    seconds: float = 2.0
+    share: float = 1.0
+    l2: float = 5e-5
+    num_seeds: int = 1000
+
+    @property
+    def epochs(self):
+        return max(1, round(self.share * FLAGS.epochs))
+
+
+CASES = {
+    "mnist_lenet_300_100": Case("lenet_300_100", "mnist"),
+    "fashion_mnist_lenet_300_100": Case("lenet_300_100", "fashion_mnist"),
+    # At 0.1 some sparse ones of these do not leave the start.
+    "mnist_lenet5": Case("lenet5", "mnist", 100, 0.05, seconds=5.0, share=0.5),
+    "fashion_mnist_lenet5": Case("lenet5", "fashion_mnist", 100, 0.05, seconds=5.0, share=0.5),
+    "cifar10_resnet20": Case(
+        "resnet20", "cifar10", 128, 0.2, seconds=120.0, share=0.5, l2=1e-4, num_seeds=1
+    ),
+}
+SMALL_CASES = {name: case for name, case in CASES.items() if case.dataset != "cifar10"}
+
+
+@functools.cache
+def _load(name, max_examples):
+    return experiments.load(name)
+
+
+def data_of(case):
+    """The data of a case as the flags say, read once."""
+    return _load(case.dataset, FLAGS.max_examples)
+
+
+def setting(case):
+    """The columns of a row that follow from the flags."""
+    return {"epochs": case.epochs, "examples": len(data_of(case).x_train)}
+
+
+def build(case, seed, sparsity=None, **arguments):
+    """A network with the initial weights of a seed: dense, or sparse if a sparsity is given.
+
+    Do not use an earlier one any more. It may be the same object, with new weights: then its
+    compiled training step is used again, which saves more time than a training takes.
+    """
+    keras.utils.set_random_seed(seed)
+    keras.backend.clear_session()
+    model = another(case, sparsity, **{"seed": seed, **arguments})
+    if arguments or sparsity:
+        return model
+    first = _first.setdefault((case.network, case.dataset, case.l2, sparsity), model)
+    first.set_weights(model.get_weights())
+    return first
+
+
+_first = {}
+
+
+def another(case, sparsity=None, width=1.0, **sparsify_arguments):
+    """A new network; earlier ones can still be used."""
+    data = data_of(case)
+    model = models.build(case.network, input_shape=data.x_train.shape[1:], l2=case.l2, width=width)
+    if sparsity is None:
+        return model
+    return rigl_tf.sparsify(model, sparsity, **sparsify_arguments)
+
+
+def total_steps(case, epochs=None):
+    """The number of steps of a training."""
+    return (epochs or case.epochs) * classifiers.steps_per_epoch(data_of(case), case.batch_size)
+
+
+def sgd(case, learning_rate=None, epochs=None, warmup_epochs=0):
+    """SGD with momentum; its learning rate falls along a cosine, maybe after a warm-up."""
+    steps = total_steps(case, epochs)
+    rate = case.learning_rate if learning_rate is None else learning_rate
+    if not warmup_epochs:
+        schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
+    else:
+        warmup = total_steps(case, warmup_epochs)
+        schedule = keras.optimizers.schedules.CosineDecay(
+            0.0, steps - warmup, warmup_target=rate, warmup_steps=warmup
+        )
+    return keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True)
+
+
+def train(case, model, seed, optimizer=None, **arguments):
+    """As `fit`; returns the test accuracy in percent."""
+    fit(case, model, seed, optimizer, **arguments)
+    return test_accuracy(case, model)
+
+
+def fit(case, model, seed, optimizer=None, data=None, **fit_arguments):
+    """Trains.
+
+    Args:
+        case: A `Case`.
+        model: A `keras.Model`; if it is sparse, `optimizer` may be a plain one: masks stay.
+        seed: Integer, decides the order of the examples.
+        optimizer: A `keras.optimizers.Optimizer`; by default `sgd(case)`.
+        data: A `scripts.common.datasets.Dataset`, by default that of the case.
+        **fit_arguments: See `scripts.classifiers.fit`.
+    """
+    is_convolutional = case.network != "lenet_300_100"
+    fit_arguments = {"epochs": case.epochs, "batch_size": case.batch_size, **fit_arguments}
+    if case.dataset == "cifar10":
+        fit_arguments = {"augment": classifiers.shift_and_flip, **fit_arguments}
+    classifiers.fit(
+        model,
+        optimizer or sgd(case),
+        data or data_of(case),
+        seed=seed,
+        jit_compile=not is_convolutional,
+        **fit_arguments,
+    )
+
+
+def test_accuracy(case, model):
+    """The test accuracy in percent."""
+    data = data_of(case)
+    return classifiers.accuracy(model, data.x_test, data.y_test)
+
+
+def error_between(case, model):
+    """The test error in percent of a network on the line between two others.
+
+    The statistics of normalisation are estimated anew from training data: the mean of two
+    networks' statistics does not fit a network between them.
+    """
+    x, size = data_of(case).x_train, case.batch_size
+    starts = range(0, min(len(x), 10 * size), size)
+    analysis.estimate_statistics(model, [x[start : start + size] for start in starts])
+    return 100 - test_accuracy(case, model)

@@ -1,0 +1,1 @@
+"""The experiments of the RigL paper, each with a page in `results/`."""

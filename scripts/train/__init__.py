@@ -1,0 +1,1 @@
+"""The command that trains one network: settings, run directory, strategies."""

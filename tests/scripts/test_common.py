@@ -1,0 +1,332 @@
+"""What the scripts share: rows, tables, plots, provenance; runs, and how they are trained."""
+
+import csv
+import math
+import os
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+from running import given
+
+from scripts.common import classifiers, datasets, experiments, plots, provenance, tables
+from scripts.common.rows import Rows
+
+KEY = ("method", "sparsity", "seed")
+
+
+def row(method="rigl", sparsity=0.9, seed=0, accuracy=97.5):
+    return {"method": method, "sparsity": sparsity, "seed": seed, "accuracy": accuracy}
+
+
+def test_rows_are_there_again(tmp_path):
+    path = tmp_path / "rows.csv"
+    first = Rows(path, KEY)
+    assert first.rows == []
+    assert not path.exists()
+    first.add(row())
+    assert Rows(path, KEY).rows == [row()]
+    first.add(row("dense", 0.0, 2, 98.25))
+    again = Rows(path, KEY)
+    assert again.rows == first.rows == [row(), row("dense", 0.0, 2, 98.25)]
+    assert [type(value) for value in again.rows[1].values()] == [str, float, int, float]
+    again.add(row(seed=1))
+    assert [run["seed"] for run in Rows(path, KEY).rows] == [0, 2, 1]
+
+
+def test_a_run_is_known_by_its_key(tmp_path):
+    rows = Rows(tmp_path / "rows.csv", KEY)
+    assert row() not in rows
+    rows.add(row())
+    for known in (rows, Rows(tmp_path / "rows.csv", KEY)):
+        assert row(accuracy=0) in known
+        assert {"method": "rigl", "sparsity": 0.9, "seed": 0} in known
+        for other in (row("set"), row(sparsity=0.95), row(seed=1)):
+            assert other not in known
+
+
+def test_columns_that_came_or_went(tmp_path):
+    """A row of an older script has no `loss`, and one of a newer script no `accuracy`."""
+    path = tmp_path / "rows.csv"
+    Rows(path, KEY).add(row())
+    newer = {"method": "rigl", "sparsity": 0.9, "seed": 1, "loss": 0.25}
+    rows = Rows(path, KEY)
+    assert newer not in rows
+    rows.add(newer)
+    again = Rows(path, KEY)
+    assert again.rows == [{**row(), "loss": ""}, {**newer, "accuracy": ""}]
+    assert row() in again
+    assert newer in again
+    with_another_key = Rows(path, (*KEY, "epochs"))
+    assert {**newer, "epochs": 1} not in with_another_key
+
+
+def test_text_with_commas_and_quotes(tmp_path):
+    path = tmp_path / "rows.csv"
+    Rows(path, KEY).add(row(method='RigL, "fast"'))
+    assert Rows(path, KEY).rows[0]["method"] == 'RigL, "fast"'
+
+
+@pytest.mark.parametrize("name", ["replace", "writerows"])
+def test_a_write_that_fails_leaves_the_rows(name, tmp_path, monkeypatch):
+    path = tmp_path / "rows.csv"
+    rows = Rows(path, KEY)
+    rows.add(row())
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    if name == "replace":
+        monkeypatch.setattr(os, "replace", fail)
+    else:
+        monkeypatch.setattr(csv.DictWriter, "writerows", fail)
+    with pytest.raises(OSError, match="No space left"):
+        rows.add(row(seed=1))
+    assert path.read_bytes() == before
+    monkeypatch.undo()
+    rows = Rows(path, KEY)
+    assert row(seed=1) not in rows
+    rows.add(row(seed=1))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rows.csv"]
+
+
+ROWS = [
+    row("dense", 0.0, 0, 98.0),
+    row("rigl", 0.9, 0, 97.0),
+    row("rigl", 0.9, 1, 98.0),
+    row("rigl", 0.9, 2, 99.0),
+    row("rigl", 0.95, 0, 96.125),
+    row("set", 0.95, 0, 90.0),
+    row("set", 0.95, 1, 92.0),
+]
+
+
+def test_means():
+    assert tables.means(ROWS, "method", "sparsity", "accuracy") == {
+        ("dense", 0.0): (98.0, 0.0, 1),
+        ("rigl", 0.9): (98.0, 1.0, 3),
+        ("rigl", 0.95): (96.125, 0.0, 1),
+        ("set", 0.95): (91.0, pytest.approx(math.sqrt(2)), 2),
+    }
+
+
+def test_mean_table():
+    table = tables.mean_table(
+        ROWS, "method", "sparsity", "accuracy", ["dense", "static", "set", "rigl"]
+    )
+    assert table == (
+        "| method | sparsity 0 | sparsity 0.9 | sparsity 0.95 |\n"
+        "| --- | --- | --- | --- |\n"
+        "| dense | 98.00 | – | – |\n"
+        "| set | – | – | 91.00 ± 1.41 |\n"
+        "| rigl | – | 98.00 ± 1.00 | 96.12 |"
+    )
+
+
+def test_series_in_a_column():
+    pairs = [(0.0, 1.5), (6000.0, 1e-7)]
+    assert tables.to_text(pairs) == "0:1.5 6000:1e-07"
+    assert tables.from_text(tables.to_text(pairs)) == pairs
+
+
+def test_plot_means(tmp_path):
+    path = tmp_path / "plot.png"
+    plots.plot_means(
+        ROWS,
+        "method",
+        "sparsity",
+        "accuracy",
+        path,
+        ["dense", "set", "static", "rigl"],
+        title="Accuracy over sparsity",
+        xlabel="sparsity",
+        ylabel="accuracy (%)",
+    )
+    image = keras.utils.img_to_array(keras.utils.load_img(path))
+    assert image.shape == (675, 1050, 3)
+    colours = {tuple(colour) for colour in image.reshape(-1, 3).astype(int)}
+    assert (31, 119, 180) in colours  # The first line with error bars: set.
+    assert (255, 127, 14) in colours  # The second: rigl.
+
+
+def noise(path, size):
+    """A figure that does not compress."""
+    with plots.figure(path, figsize=(size, size)) as axes:
+        axes.imshow(np.random.default_rng(0).random((100 * size, 100 * size)), aspect="auto")
+        axes.set_position([0, 0, 1, 1])
+
+
+def test_a_large_plot_becomes_small(tmp_path):
+    noise(tmp_path / "plot.png", 5)
+    assert 1000 < (tmp_path / "plot.png").stat().st_size <= plots.MAX_BYTES
+    image = keras.utils.img_to_array(keras.utils.load_img(tmp_path / "plot.png"))
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) <= 64
+
+
+def test_a_plot_that_cannot_become_small_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"150,000 bytes at most\. Received: .*plot\.png"):
+        noise(tmp_path / "plot.png", 20)
+    assert not (tmp_path / "plot.png").exists()
+
+
+def test_versions(tmp_path, monkeypatch):
+    versions = provenance.versions()
+    assert versions["keras"] == keras.__version__
+    assert versions["tensorflow"] == tf.__version__
+    assert set(versions) == {"python", "tensorflow", "keras", "numpy", "revision", "machine"}
+    flags = ["--epochs=2", "--data_dir=somewhere", "--output_dir=elsewhere"]
+    monkeypatch.setattr("sys.argv", ["demo.py", *flags])
+    line = provenance.line("scripts.demo")
+    assert line.startswith("`python -m scripts.demo --epochs=2 --data_dir=DATA` (python ")
+    assert f"keras {keras.__version__}" in line
+    assert "\n" not in line
+
+
+def test_revision(monkeypatch):
+    assert provenance.git_revision()
+    assert " " not in provenance.git_revision()
+    monkeypatch.setenv("PATH", "")
+    assert provenance.git_revision() == "unknown"
+
+
+# How they are trained.
+
+
+def test_shift_and_flip():
+    # Each pixel holds its own row and column, plus one: what is shifted in is 0.
+    rows, columns = np.meshgrid(np.arange(1, 9), np.arange(1, 9), indexing="ij")
+    image = np.stack([rows, columns], -1).astype("float32")
+    images = tf.constant(np.repeat(image[None], 200, axis=0))
+    shifted = classifiers.shift_and_flip(images, (3, 4)).numpy()
+    again = classifiers.shift_and_flip(images, (3, 4)).numpy()
+    np.testing.assert_array_equal(shifted, again)
+    assert (classifiers.shift_and_flip(images, (3, 5)).numpy() != shifted).any()
+    seen = set()
+    for new in shifted:
+        at = np.argwhere(new[..., 0] > 0)
+        down = {int(new[r, c, 0]) - 1 - r for r, c in at}
+        across = np.sign(np.diff(new[at[0][0], :, 1][new[at[0][0], :, 1] > 0]))
+        assert len(down) == 1
+        assert len({*across}) == 1
+        is_flipped = across[0] < 0
+        value = new[:, ::-1, 1] if is_flipped else new[..., 1]
+        right = {int(value[r, c]) - 1 - c for r, c in np.argwhere(value > 0)}
+        assert len(right) == 1
+        assert abs(next(iter(down))) <= 4
+        assert abs(next(iter(right))) <= 4
+        seen.add((next(iter(down)), next(iter(right)), bool(is_flipped)))
+    assert {each[2] for each in seen} == {True, False}
+    assert {each[0] for each in seen} == set(range(-4, 5))
+
+
+def test_batches_see_every_example_once_an_epoch():
+    x = np.arange(10, dtype="float32")
+    first, second = (
+        [
+            (a.numpy().tolist(), b.numpy().tolist())
+            for a, b in classifiers.batches(x, x + 1, 5, 2, s)
+        ]
+        for s in (0, 1)
+    )
+    assert len(first) == 4
+    for epoch in (first[:2], first[2:]):
+        assert sorted(value for inputs, _ in epoch for value in inputs) == x.tolist()
+    assert all(targets == [value + 1 for value in inputs] for inputs, targets in first)
+    assert first != second
+    assert first[:2] != first[2:]
+    later = classifiers.batches(x, x + 1, 5, 2, 0, first_epoch=1)
+    assert [a.numpy().tolist() for a, _ in later] == [inputs for inputs, _ in first[2:]]
+
+
+@pytest.fixture
+def experiment_flags(tmp_path):
+    """The flags of an experiment, with an output directory of their own."""
+    with given(lambda: experiments.define_flags(epochs=1), f"--output_dir={tmp_path}/out") as them:
+        yield them
+
+
+def test_runs_are_done_once_and_in_parts(experiment_flags, capsys):
+    wanted = [{"seed": seed} for seed in range(5)]
+    done = []
+
+    def do(run):
+        done.append(run["seed"])
+        return {"accuracy": 10 * run["seed"]}
+
+    experiment_flags.part = "1/2"
+    experiments.run_all(experiments.store("e", ("seed",)), wanted, do, lambda run: 60)
+    assert done == [1, 3]
+    assert capsys.readouterr().out.startswith("2 runs to do, about 2 minutes")
+    experiment_flags.part = "0/1"
+    experiment_flags.only_report = True
+    experiments.run_all(experiments.store("e", ("seed",)), wanted, do, lambda run: 60)
+    assert done == [1, 3]
+    experiment_flags.only_report = False
+    rows = experiments.store("e", ("seed",))
+    experiments.run_all(rows, wanted, do, lambda run: 60)
+    assert done == [1, 3, 0, 2, 4]
+    assert [(row["seed"], row["accuracy"]) for row in rows.rows] == [(s, 10 * s) for s in done]
+
+
+def test_processes_add_rows_to_the_same_file(tmp_path):
+    first, second = (Rows(tmp_path / "rows.csv", ("seed",)) for _ in range(2))
+    first.add({"seed": 0})
+    second.add({"seed": 1})
+    first.add({"seed": 2})
+    assert [row["seed"] for row in first.rows] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("part", ["2/2", "12/3", "0/0", "1", "a/b", "-1/2"])
+def test_a_part_that_is_none_is_refused(experiment_flags, part):
+    with pytest.raises(flags.IllegalFlagValueError, match="--part must be like 1/3"):
+        experiment_flags.part = part
+
+
+def test_no_whole_batch(experiment_flags):
+    data = type("Data", (), {"x_train": np.zeros((9, 2))})
+    with pytest.raises(ValueError, match=r"a batch of 10 at least\. Received: 9 training"):
+        classifiers.steps_per_epoch(data, 10)
+
+
+def _noise():
+    generator = np.random.default_rng(0)
+    arrays = [generator.normal(size=(20, 3)), np.arange(20) % 2]
+    return datasets.Dataset(*arrays, *arrays, 2, "noise")
+
+
+def test_parts_of_a_training_make_the_whole():
+    data = _noise()
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    start = model.get_weights()
+    classifiers.fit(model, keras.optimizers.SGD(0.1), data, 5, epochs=2, seed=0)
+    whole = model.get_weights()
+    model.set_weights(start)
+    for steps in ((0, 3), (3, 8)):
+        classifiers.fit(model, keras.optimizers.SGD(0.1), data, 5, epochs=2, seed=0, steps=steps)
+    for part, weight in zip(model.get_weights(), whole, strict=True):
+        np.testing.assert_allclose(part, weight, rtol=1e-6)
+
+
+def test_a_network_is_compiled_once_and_its_optimizer_begins_anew():
+    data = _noise()
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="dense")])
+    start = model.get_weights()
+
+    def trained(rate=0.1):
+        model.set_weights(start)
+        optimizer = keras.optimizers.SGD(rate, momentum=0.9)
+        classifiers.fit(model, optimizer, data, 5, epochs=2, seed=0)
+        return model.get_weights()[0], model.train_function
+
+    first, step = trained()
+    again, same_step = trained()
+    np.testing.assert_array_equal(again, first)
+    assert same_step is step
+    faster, other_step = trained(rate=0.2)
+    assert other_step is not step
+    assert (faster != first).any()
+    model.get_layer("dense").kernel.regularizer = keras.regularizers.L2(1.0)
+    assert np.abs(trained(rate=0.2)[0]).sum() < np.abs(faster).sum()

@@ -1,0 +1,363 @@
+"""Each experiment of the RigL paper for a few steps on small data."""
+
+import dataclasses
+import functools
+import gzip
+
+import keras
+import numpy as np
+import pytest
+from absl import app
+from running import given, rows_of, run
+
+import rigl_tf
+from scripts.common import experiments, methods
+from scripts.rigl import ablations, compression, input_pixels, landscape, language, methods_table
+
+pytestmark = pytest.mark.usefixtures("without_xla")
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    for name, shape, size in (("mnist", (28, 28), 200), ("cifar10", (32, 32, 3), 128)):
+        arrays = {}
+        for split, count in (("train", size), ("test", 20)):
+            arrays[f"x_{split}"] = generator.integers(0, 256, (count, *shape)).astype("uint8")
+            arrays[f"y_{split}"] = generator.integers(0, 10, count).astype("uint8")
+        np.savez(path / f"{name}.npz", **arrays)
+    text = b"to be or not to be, that is the question. " * 600
+    (path / "text.txt.gz").write_bytes(gzip.compress(text))
+    return path
+
+
+def test_methods_on_cifar10(data_dir, tmp_path, monkeypatch):
+    setting = methods_table.SETTINGS["cifar10"]
+    soon = dataclasses.replace(setting, update_frequency=2)
+    monkeypatch.setitem(methods_table.SETTINGS, "cifar10", soon)
+    arguments = ["--dataset=cifar10", f"--data_dir={data_dir}", f"--output_dir={tmp_path}"]
+    chosen = ["--epochs=3", "--methods=static,rigl (erk)", "--sparsities=0.9"]
+    run(methods_table, *arguments, *chosen)
+    rows = rows_of(tmp_path / "cifar10_resnet20.csv")
+    assert [row["method"] for row in rows] == ["static", "rigl (erk)"]
+    assert all(float(row["loss"]) > 0 for row in rows)
+    page = (tmp_path / "cifar10_resnet20.md").read_text()
+    assert f"| static | {float(rows[0]['accuracy']):.2f} |" in page
+    assert "Not run yet" not in page
+    assert (tmp_path / "cifar10_resnet20.png").stat().st_size > 1000
+
+
+def test_methods_that_a_table_does_not_have(data_dir, tmp_path):
+    arguments = ["--dataset=cifar10", f"--data_dir={data_dir}", f"--output_dir={tmp_path}"]
+    with pytest.raises(app.UsageError, match=r"--methods must be some of dense, .*Received: dnw"):
+        run(methods_table, *arguments, "--methods=dense,dnw")
+
+
+def test_compression(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(compression, "_L2", (1e-4,))
+    monkeypatch.setattr(compression, "_UPDATE_FREQUENCY", 1)  # one update, in four steps
+    run(
+        compression,
+        f"--data_dir={data_dir}",
+        f"--output_dir={tmp_path}",
+        "--epochs=2",
+        "--seeds=1",
+    )
+    first, second = rows_of(tmp_path / "compression.csv")
+    assert (first["method"], second["method"]) == ("RigL", "RigL+")
+    widths = [int(width) for width in first["architecture"].split("-")]
+    pixels = compression._from_text(first["pixels"])
+    assert len(pixels) == widths[0]
+    # RigL+ starts from what RigL left, so it is no larger.
+    left = [int(width) for width in second["architecture"].split("-")]
+    assert all(small <= large for small, large in zip(left, widths, strict=True))
+    assert {*compression._from_text(second["pixels"])} <= {*pixels}
+    # 2352 + 3270 + 1000 connections at most, two FLOPs each.
+    assert float(first["kflops"]) <= 13.25
+    assert (
+        f"| RigL+ | L2 0.0001, seed 1 | {second['architecture']} |"
+        in (tmp_path / "compression.md").read_text()
+    )
+
+
+def test_which_of_the_published_numbers_are_hit():
+    rows = [
+        {
+            "method": "RigL",
+            "l2": 1e-4,
+            "kflops": 12.6 + 0.1 * seed,
+            "bytes": 32_000 + seed,
+            "error_best": 1.4 + 0.1 * seed,
+            "error_last": 1.5,
+        }
+        for seed in (-1, 1)
+    ]
+    rows[0]["error_last"] = 1.6
+    table = "\n".join(compression._against_the_paper(rows))
+    assert "| RigL | kflops | 12.6 | 12.60 | +0.0 | hit |" in table
+    assert "| RigL | bytes | 31,914 | 32,000 | +60.8 | missed |" in table
+    assert "| RigL | error_best | 1.44 | 1.40 | -0.3 | hit |" in table
+    assert "RigL+ |" not in table
+    assert compression._against_the_paper(rows[:1]) == []
+
+
+@pytest.mark.parametrize(("ticket", "says"), [(95.0, "confirmed"), (98.0, "not confirmed")])
+def test_claims_of_the_ablations(ticket, says):
+    values = {
+        ("lottery", "lottery masks and weights, static"): (ticket, 0.1, 3),
+        ("lottery", "random masks, RigL"): (96.5, 0.1, 3),
+    }
+    lines = ablations._claims(values)
+    claim = "RigL from random masks is better than static training of a ticket"
+    assert f"| {claim} | {says} (96.50 ± 0.10 and {ticket:.2f} ± 0.10) |" in lines
+    assert "| ERK is the best distribution for all methods | still to be run |" in lines
+
+
+@pytest.fixture
+def experiment_flags(data_dir, tmp_path):
+    define = functools.partial(experiments.define_flags, epochs=1)
+    with given(define, f"--data_dir={data_dir}", f"--output_dir={tmp_path}/out") as them:
+        yield them
+
+
+def test_rigl_plus_needs_rigl(experiment_flags):
+    run = {"method": "RigL+", "seed": 0, "l2": 1e-4, "epochs": 1, "examples": 200}
+    with pytest.raises(ValueError, match="run RigL before, and share runs by --seeds"):
+        compression._run(experiments.store("c", compression._KEY), experiments.load("mnist"), run)
+
+
+def test_live_pixels_as_text():
+    pixels = np.array([0, 9, 783])
+    np.testing.assert_array_equal(compression._from_text(compression._to_text(pixels, 784)), pixels)
+
+
+def test_ablations(data_dir, tmp_path, monkeypatch):
+    wrap = methods.wrap_optimizer
+
+    def updating_soon(*args, **arguments):
+        return wrap(*args, **{**arguments, "update_frequency": 2})
+
+    monkeypatch.setattr(methods, "wrap_optimizer", updating_soon)
+    chosen = {
+        "update": ["every 50, 0.5"],
+        "schedule": ["learning rate"],
+        "grow_init": ["random normal"],
+        "lottery": ["lottery masks and weights, RigL"],
+        "distribution": ["rigl, erdos_renyi"],
+    }
+    for study, (title, settings, share) in ablations.STUDIES.items():
+        assert {*chosen[study]} <= {*settings}
+        monkeypatch.setitem(ablations.STUDIES, study, (title, chosen[study], share))
+    monkeypatch.setitem(
+        ablations.STUDIES, "schedule", ("schedule", ["cosine", "learning rate"], 1.0)
+    )
+    run(
+        ablations,
+        f"--data_dir={data_dir}",
+        f"--output_dir={tmp_path}",
+        "--epochs=4",
+        "--seeds=0",
+    )
+    rows = rows_of(tmp_path / "ablations.csv")
+    assert [row["study"] for row in rows] == [
+        "update",
+        "schedule",
+        "schedule",
+        "grow_init",
+        "lottery",
+        "distribution",
+    ]
+    assert rows[-1]["epochs"] == "2"
+    page = (tmp_path / "ablations.md").read_text()
+    assert f"| 50 | – | – | {float(rows[0]['accuracy']):.2f} |" in page
+    assert f"| random normal | {float(rows[3]['accuracy']):.2f} |" in page
+
+
+def test_a_lottery_ticket_starts_at_its_first_weights(experiment_flags, monkeypatch):
+    data = experiments.load("mnist")
+    seen = []
+    monkeypatch.setattr(
+        ablations,
+        "_train",
+        lambda data, model, method, *_, **__: seen.append(
+            (method, model.get_weights(), rigl_tf.get_masks(model))
+        ),
+    )
+    setting = {"setting": "lottery masks and weights, static", "seed": 0, "epochs": 1}
+    keras.utils.set_random_seed(0)
+    ablations._from_ticket(data, setting)
+    (first, start, _), (second, weights, masks) = seen
+    assert (first, second) == ("pruning", "static")
+    kernels = [weight for weight in start if weight.dtype == "float32" and weight.ndim == 2]
+    rewound = [weight for weight in weights if weight.dtype == "float32" and weight.ndim == 2]
+    for kernel, new, mask in zip(kernels, rewound, masks.values(), strict=True):
+        np.testing.assert_array_equal(new, np.where(mask, kernel, 0))
+
+
+def test_language(data_dir, tmp_path):
+    run(
+        language,
+        f"--data_dir={data_dir}",
+        f"--output_dir={tmp_path}",
+        "--text=text.txt.gz",
+        "--epochs=1",
+        "--width=0.02",
+        "--methods=rigl,pruning",
+    )
+    rows = rows_of(tmp_path / "language.csv")
+    assert [(row["method"], row["steps"]) for row in rows] == [("rigl", "50"), ("pruning", "50")]
+    # 50 steps are enough to see that 17 of 256 characters occur.
+    assert all(0 < float(row["bits"]) < 8 for row in rows)
+    assert "| rigl | 50 |" in (tmp_path / "language.md").read_text()
+
+
+def test_sequences():
+    inputs, targets = language.sequences(np.arange(32 * 64 + 5))
+    assert inputs.shape == targets.shape == (32, 64)
+    np.testing.assert_array_equal(targets, inputs + 1)
+    with pytest.raises(ValueError, match=r"32 sequences of 64 characters\. Received: 2048"):
+        language.sequences(np.arange(32 * 64))
+
+
+def test_no_text(tmp_path):
+    with pytest.raises(ValueError, match="--text must be a file in --data_dir"):
+        language.load_text(tmp_path / "text.txt")
+
+
+def test_methods_on_mnist(mnist_dir, tmp_path, capsys, monkeypatch):
+    output_dir = tmp_path / "out"
+    arguments = [
+        f"--data_dir={mnist_dir}",
+        f"--output_dir={output_dir}",
+        "--epochs=7",  # 140 steps; the first mask update is at step 100
+        "--sparsities=0.9",
+        "--seeds=3",
+    ]
+    run(methods_table, *arguments, "--methods=dense,rigl")
+    assert capsys.readouterr().out.startswith("2 runs to do")
+    csv_file, table, plot = (
+        output_dir / f"mnist_lenet_300_100.{suffix}" for suffix in ("csv", "md", "png")
+    )
+    rows = rows_of(csv_file)
+    known = [(row["method"], row["sparsity"], row["seed"], row["epochs"]) for row in rows]
+    assert known == [("dense", "0.0", "3", "7"), ("rigl", "0.9", "3", "7")]
+    assert all(float(row["accuracy"]) > 50 for row in rows)
+    dense, rigl = (f"{float(row['accuracy']):.2f}" for row in rows)
+    lines = table.read_text().splitlines()
+    assert f"| dense | {dense} | – |" in lines
+    assert f"| rigl | – | {rigl} |" in lines
+    assert "over seeds [3]" in table.read_text()
+    assert plot.stat().st_size > 1000
+
+    # No run is repeated; what is missing is added; the report is made anew.
+    before = csv_file.read_bytes()
+    table.unlink()
+    monkeypatch.setattr(methods_table, "train", lambda *_, **__: pytest.fail("repeated"))
+    run(methods_table, *arguments, "--methods=dense,rigl")
+    assert capsys.readouterr().out.startswith("0 runs to do")
+    assert csv_file.read_bytes() == before
+    assert f"| dense | {dense} | – |" in table.read_text().splitlines()
+
+    trained = []
+    monkeypatch.setattr(
+        methods_table,
+        "train",
+        lambda _, data, run: trained.append((len(data.x_train), run)) or {"accuracy": 42},
+    )
+    run(methods_table, *arguments, "--methods=dense,set", "--max_examples=150")
+    settings = {"seed": 3, "epochs": 7, "examples": 150}
+    dense, sparse = {"method": "dense", "sparsity": 0.0}, {"method": "set", "sparsity": 0.9}
+    # With fewer examples it is another run, so the dense one is not taken for done.
+    assert trained == [(150, {**dense, **settings}), (150, {**sparse, **settings})]
+    assert csv_file.read_bytes().startswith(before)
+    assert "| set | – | 42.00 |" in table.read_text()
+
+
+def numbers(text):
+    return [float(number) for number in text.split()]
+
+
+def test_landscape(mnist_dir, tmp_path, capsys, monkeypatch):
+    # Seven epochs of 20 steps: masks are updated once, at step 100.
+    arguments = [f"--data_dir={mnist_dir}", f"--output_dir={tmp_path}", "--epochs=7", "--seeds=3"]
+    run(landscape, *arguments)
+    assert capsys.readouterr().out.startswith("1 runs to do, about 4 minutes")
+    (row,) = rows_of(tmp_path / "landscape.csv")
+    losses = {name: numbers(row[name]) for name in (*landscape._PATHS, *landscape._TRAININGS)}
+    for path in landscape._PATHS:
+        assert len(losses[path]) == 21
+        assert losses[path][0] == pytest.approx(losses["pruning"][-1], abs=1e-5)
+        assert losses[path][-1] == pytest.approx(losses["static"][-1], abs=1e-5)
+    for name in landscape._TRAININGS:
+        assert len(losses[name]) == 8
+        assert losses[name][-1] < 2.3
+    for name in ("static again", "rigl from static"):
+        assert losses[name][0] == losses["static"][-1]
+    # Each curve is trained to be lower than the line.
+    for path in landscape._CURVES:
+        assert np.mean(losses[path]) < np.mean(losses["straight line"])
+
+    page = (tmp_path / "landscape.md").read_text()
+    assert f"| static again | {losses['static again'][-1]:.3f} ± 0.000 |" in page
+    assert f"| straight line | {max(losses['straight line']):.3f} ± 0.000 |" in page
+    assert (tmp_path / "landscape.png").stat().st_size > 1000
+
+    # No seed is repeated.
+    monkeypatch.setattr(landscape, "run_seed", lambda *_, **__: pytest.fail("repeated"))
+    run(landscape, *arguments)
+    assert capsys.readouterr().out.startswith("0 runs to do")
+    assert (tmp_path / "landscape.md").read_text() == page
+
+
+def test_the_verdicts_of_the_landscape():
+    def row(line, curve, dense, again, rigl):
+        paths = dict(zip(landscape._PATHS, (line, curve, curve, dense), strict=True))
+        trainings = {"static": "9 2", "pruning": "9 0", "static again": again}
+        return {**paths, **trainings, "rigl from static": rigl}
+
+    one = row("0 3 2", "0 1 2", "0 0 2", "2 1.5", "2 0.5")
+    two = row("0 2.5 2", "0 2.1 2", "0 2.5 2", "2 0.9", "2 1.1")
+    text = "\n".join(landscape._verdicts([one, two]))
+    assert "straight line | confirmed (2 of 2 seeds)" in text
+    assert "quadratic, in the union | confirmed in part (1 of 2 seeds)" in text
+    assert "dense space | confirmed in part (1 of 2 seeds)" in text
+    assert "stays | confirmed in part (1 of 2 seeds)" in text
+    assert "pruned loss | confirmed in part (1 of 2 seeds)" in text
+    text = "\n".join(landscape._verdicts([one]))
+    assert "quadratic, in the union | not confirmed (0 of 1 seeds)" in text
+    assert landscape.rise([1.0, 4.0, 3.0]) == 1.0
+    assert landscape.rise([1.0, 2.0, 3.0]) == 0.0
+
+
+def test_input_pixels(mnist_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(input_pixels, "_METHODS", ("rigl",))
+    arguments = [f"--data_dir={mnist_dir}", f"--output_dir={tmp_path}", "--epochs=7", "--seeds=3"]
+    run(input_pixels, *arguments)
+    assert capsys.readouterr().out.startswith("1 runs to do")
+    rows = rows_of(tmp_path / "input_pixels.csv")
+    assert [row["method"] for row in rows] == ["rigl"]
+    inside = {28 * y + x for y in range(4, 24) for x in range(4, 24)}
+    page = (tmp_path / "input_pixels.md").read_text()
+    for row in rows:
+        # 0, 1, 7 // 4 = 1, 7 // 2 = 3 and all 7 epochs
+        images = [numbers(text) for text in row["pixels"].split("/")]
+        assert len(images) == 4
+        at_border, without = numbers(row["at_border"]), numbers(row["without"])
+        assert len(at_border) == len(without) == 8
+        for epoch, image in zip((0, 1, 3, 7), images, strict=True):
+            assert len(image) == 784
+            assert sum(image) == 784 * 300 - int(0.99 * 784 * 300)
+            outside = sum(count for pixel, count in enumerate(image) if pixel not in inside)
+            assert at_border[epoch] == pytest.approx(outside / 2352, abs=1e-4)
+            assert without[epoch] == image.count(0)
+        # The masks change once, at step 100 of 140.
+        assert images[0] == images[2] != images[3]
+        cells = f"| {100 * at_border[0]:.1f} ± 0.0 % | {100 * at_border[1]:.1f} ± 0.0 % |"
+        assert f"{row['method']}: connections at the border {cells}" in page
+    assert (tmp_path / "input_pixels.png").stat().st_size > 1000
+
+    monkeypatch.setattr(input_pixels, "train", lambda *_, **__: pytest.fail("repeated"))
+    run(input_pixels, *arguments)
+    assert capsys.readouterr().out.startswith("0 runs to do")
+    assert (tmp_path / "input_pixels.md").read_text() == page
