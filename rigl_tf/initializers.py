@@ -158,7 +158,7 @@ def initialize(model, initializer, seed=0):
     """
     check(initializer)
     check_integers(seed=seed)
-    kernels = masks.sparse_kernels(model)
+    kernels = masks.kernels_of(model)
     if not kernels:
         raise ValueError(
             "`initialize` needs a built sparse model: make one with `rigl_tf.sparsify`, which "

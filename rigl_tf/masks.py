@@ -184,7 +184,7 @@ def kernel_of(variable):
 
 def mask_of(variable):
     """The mask variable of a sparse kernel's variable, `None` for any other variable."""
-    kernel = variable if isinstance(variable, SparseKernel) else kernel_of(variable)
+    kernel = kernel_of(variable)
     return None if kernel is None else kernel.kernel_mask
 
 
@@ -216,7 +216,7 @@ def by_path(kernels):
 
 def own_masks(model):
     """The identities of the mask variables of a model or layer."""
-    return {id(kernel.kernel_mask) for kernel in sparse_kernels(model).values()}
+    return {id(kernel.kernel_mask) for kernel in kernels_of(model).values()}
 
 
 def without_masks(model, variables):
@@ -225,14 +225,19 @@ def without_masks(model, variables):
     return [variable for variable in variables if id(variable) not in own]
 
 
-def sparse_kernels(model):
-    """The `SparseKernel`s of a model or layer, by their paths in the order of its weights.
+def kernels_of(model):
+    """The `SparseKernel`s of a model or layer, as `{path: kernel}` in the order of its weights.
 
     The layers of a sparse model are layers of others, too, such as the one that it was made of: in
     a model that does not hold their masks, they are dense.
     """
     own = {id(weight) for weight in model.weights}
     return by_path(kernel_of(weight) for weight in model.weights if id(mask_of(weight)) in own)
+
+
+def sparse_kernels(model):
+    """The variables of the sparse kernels of a model or layer, as `kernels_of`."""
+    return {path: kernel.variable for path, kernel in kernels_of(model).items()}
 
 
 def get_masks(model):
@@ -246,7 +251,7 @@ def get_masks(model):
         where the connection is active. Empty if no kernel is sparse. Where layers of different
         models in the model have the same name, so that paths are equal, the second is `path#2`.
     """
-    return {path: kernel.mask for path, kernel in sparse_kernels(model).items()}
+    return {path: kernel.mask for path, kernel in kernels_of(model).items()}
 
 
 def set_masks(model, masks):
@@ -272,7 +277,7 @@ def set_masks(model, masks):
         ValueError: If a path is not a sparse kernel of the model, or a mask has another shape or
             other values. Nothing is changed then.
     """
-    kernels = sparse_kernels(model)
+    kernels = kernels_of(model)
     for path, mask in check_masks(model, masks).items():
         kernels[path].set_mask(mask)
 
@@ -283,7 +288,7 @@ def check_masks(model, masks):
     Raises:
         ValueError: Unless they fit; see `set_masks`.
     """
-    masks, kernels = as_booleans(masks), sparse_kernels(model)
+    masks, kernels = as_booleans(masks), kernels_of(model)
     if _is_renamed(masks, kernels):
         return dict(zip(kernels, masks.values(), strict=True))
     for path, mask in masks.items():
@@ -383,7 +388,7 @@ def set_weights(layer, weights):
             )
     for variable, value in zip(chosen, weights, strict=True):
         variable.assign(value)
-    for kernel in sparse_kernels(layer).values():
+    for kernel in kernels_of(layer).values():
         kernel.zero_inactive()
 
 

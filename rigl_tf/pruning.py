@@ -158,7 +158,7 @@ def grasp_masks(model, data, sparsity, loss, distribution=None, temperature=200.
 def check_sparse(model):
     """The sparse kernels of a model, `{path: kernel}`; a `ValueError` if there is none."""
     is_model = isinstance(model, keras.layers.Layer)
-    kernels = masks.sparse_kernels(model) if is_model else {}
+    kernels = masks.kernels_of(model) if is_model else {}
     if not kernels:
         raise ValueError(
             "Pruning needs a built sparse model: make one with `rigl_tf.sparsify(model, 0.0)`. "

@@ -265,7 +265,7 @@ def check_invariant(model):
     kernels = rigl_tf.masks.sparse_kernels(model).values()
     for kernel, mask in zip(kernels, masks_of(model), strict=True):
         value = kernel.numpy()
-        assert id(kernel.variable) in weights
+        assert id(kernel) in weights
         assert value.any()
         np.testing.assert_array_equal(value, np.where(mask, value, 0), err_msg=kernel.path)
 

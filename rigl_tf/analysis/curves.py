@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from rigl_tf.analysis.connectivity import bernstein, bezier, check_weights, is_floating
 from rigl_tf.checks import check_integers
-from rigl_tf.masks import check_masks, masked, sparse_kernels
+from rigl_tf.masks import check_masks, kernels_of, masked
 from rigl_tf.objective import mean_loss
 
 
@@ -82,7 +82,7 @@ def train_bezier(
     check_integers(seed=seed)
     _check_elements(data)
     masks = check_masks(model, masks or {})
-    by_id = {id(kernel.variable): masks.get(path) for path, kernel in sparse_kernels(model).items()}
+    by_id = {id(kernel.variable): masks.get(path) for path, kernel in kernels_of(model).items()}
     trainable = {id(variable) for variable in model.trainable_variables}
     inner = [_line(model, start, end, k / degree) for k in range(1, degree)]
     curves = [

@@ -262,7 +262,7 @@ def _squared_cosine(values, kernels, solution):
 
 
 def _sparse_kernels(model, caller):
-    kernels = [kernel.variable for kernel in masks.sparse_kernels(model).values()]
+    kernels = list(masks.sparse_kernels(model).values())
     if not kernels:
         raise ValueError(
             f"`{caller}` needs a built sparse model: make one with `rigl_tf.sparsify`. "

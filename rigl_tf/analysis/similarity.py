@@ -142,7 +142,7 @@ def _kernels_and_masks(name, network, kernel_masks):
         kernels = get_kernels(network)
         left = {path: np.ones(kernel.shape, bool) for path, kernel in kernels.items()}
         by_id = {id(kernel): path for path, kernel in _variables(network).items()}
-        for kernel in masks.sparse_kernels(network).values():
+        for kernel in masks.kernels_of(network).values():
             left[by_id[id(kernel.variable)]] = kernel.mask
     elif isinstance(network, Mapping):
         kernels = {path: np.asarray(kernel) for path, kernel in network.items()}

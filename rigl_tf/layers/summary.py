@@ -197,7 +197,7 @@ def sparsity_summary(model):
         )
     kernels = tuple(
         KernelSummary(path, kernel.shape, kernel.num_active)
-        for path, kernel in masks.sparse_kernels(model).items()
+        for path, kernel in masks.kernels_of(model).items()
     )
     return SparsitySummary(kernels, *_others(model), num_outside(model))
 
@@ -206,14 +206,14 @@ def num_outside(model):
     """`{path: number}` of the kernels that are not zero outside of their masks."""
     numbers = {
         path: np.count_nonzero(kernel.numpy()[~kernel.mask])
-        for path, kernel in masks.sparse_kernels(model).items()
+        for path, kernel in masks.kernels_of(model).items()
     }
     return {path: int(number) for path, number in numbers.items() if number}
 
 
 def coverage(model):
     """The `Coverage` of a built model. It reads no values."""
-    kernels = masks.sparse_kernels(model).items()
+    kernels = masks.kernels_of(model).items()
     kernels = [DenseWeights(path, kernel.shape, "sparse") for path, kernel in kernels]
     return _coverage(kernels, *_others(model))
 
@@ -241,7 +241,7 @@ def _coverage(kernels, dense, num_weights):
 
 def _others(model):
     """The `DenseWeights` of two and more dimensions, and the number of all weights but masks."""
-    own_kernels = {id(kernel.variable) for kernel in masks.sparse_kernels(model).values()}
+    own_kernels = {id(kernel.variable) for kernel in masks.kernels_of(model).values()}
     own_masks = masks.own_masks(model)
     weights = [
         (weight, layers)

@@ -7,7 +7,7 @@ import numpy as np
 
 from rigl_tf import distributions, pruning
 from rigl_tf.checks import check_integers
-from rigl_tf.masks import as_booleans, sparse_kernels
+from rigl_tf.masks import as_booleans, kernels_of
 
 
 def corrupt_labels(labels, probability, num_classes, seed=0):
@@ -182,7 +182,7 @@ def shuffle_weights(model, seed=0):
     >>> model = rigl_tf.sparsify(model, sparsity=0.75)
     >>> shuffle_weights(model, seed=1)
     """
-    kernels = sparse_kernels(model)
+    kernels = kernels_of(model)
     if not kernels:
         raise ValueError(
             "Weights are shuffled among the active connections of a sparse model. "

@@ -255,7 +255,7 @@ class _Split(keras.regularizers.Regularizer):
 
 
 def _shares(model, distribution, sparsity):
-    shapes = {path: kernel.shape for path, kernel in masks.sparse_kernels(model).items()}
+    shapes = {path: kernel.shape for path, kernel in masks.kernels_of(model).items()}
     return distributions.allocate(distribution, shapes, sparsity)
 
 

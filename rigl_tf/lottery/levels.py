@@ -45,7 +45,7 @@ def state_of(model):
 
 def trained_state(model, where):
     """`state_of` a model after a training; a `ValueError` if that diverged."""
-    weights = [*model.trainable_weights, *masks.sparse_kernels(model).values()]
+    weights = [*model.trainable_weights, *masks.kernels_of(model).values()]
     broken = [each.path for each in weights if not np.isfinite(_array(each)).all()]
     if broken:
         raise ValueError(
@@ -82,7 +82,7 @@ def without_masks(model, weights):
         )
     given = dict(zip(map(id, model.weights), map(np.asarray, weights), strict=True))
     values = [given[id(each)] if id(each) in given else _array(each) for each in _variables(model)]
-    kernels = masks.sparse_kernels(model)
+    kernels = masks.kernels_of(model)
     return values, {path: given[id(kernel.kernel_mask)] for path, kernel in kernels.items()}
 
 
@@ -90,7 +90,7 @@ def restore(model, weights, kernel_masks):
     """Sets what `state_of` gave; the masks have the last word."""
     for variable, value in zip(_variables(model), weights, strict=True):
         variable.assign(value)
-    masks.set_masks(model, dict(zip(masks.sparse_kernels(model), kernel_masks, strict=True)))
+    masks.set_masks(model, dict(zip(masks.kernels_of(model), kernel_masks, strict=True)))
 
 
 def shapes_of(model):

@@ -293,7 +293,7 @@ class Contest:
 
 
 def _kernels(model):
-    return [np.array(kernel.numpy()) for kernel in masks.sparse_kernels(model).values()]
+    return [np.array(kernel.numpy()) for kernel in masks.kernels_of(model).values()]
 
 
 def _outcomes(contest, judged, train_small, rewind_step):
@@ -355,7 +355,7 @@ def _width_of(small_dense, seed, num_parameters):
 def _num_parameters(model, kernel_masks=()):
     """The trainable parameters that are not masked out."""
     sizes = {id(weight): math.prod(weight.shape) for weight in model.trainable_weights}
-    for kernel, mask in zip(masks.sparse_kernels(model).values(), kernel_masks, strict=False):
+    for kernel, mask in zip(masks.kernels_of(model).values(), kernel_masks, strict=False):
         if id(kernel.variable) in sizes:
             sizes[id(kernel.variable)] = np.count_nonzero(mask)
     return int(sum(sizes.values()))

@@ -241,7 +241,7 @@ def _check_pruned(kernel_masks):
 
 
 def _check_unmasked(model, kernel_masks):
-    kernels = masks.sparse_kernels(model)
+    kernels = masks.kernels_of(model)
     kernel_masks = masks.check_masks(model, kernel_masks)
     inactive = [kernels[path].numpy()[~mask] for path, mask in kernel_masks.items()]
     if any(values.size for values in inactive) and not any(values.any() for values in inactive):

@@ -192,7 +192,7 @@ def _run(model, train, number, point, rewind, directory):
 
 
 def _level(model, number, record, weights):
-    kernel_masks = dict(zip(masks.sparse_kernels(model), record["masks"], strict=True))
+    kernel_masks = dict(zip(masks.kernels_of(model), record["masks"], strict=True))
     num_active = sum(int(np.count_nonzero(mask)) for mask in kernel_masks.values())
     size = sum(mask.size for mask in kernel_masks.values())
     sparsity = (size - num_active) / size

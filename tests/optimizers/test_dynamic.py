@@ -289,7 +289,7 @@ def set_masks_after(step, seed=0):
     keras.utils.set_random_seed(step + seed)  # which must not matter
     model = sparse_model((8, 8, 8))
     half_of_it = np.arange(64).reshape(8, 8) % 2 == 0
-    for kernel in rigl_tf.masks.sparse_kernels(model).values():
+    for kernel in rigl_tf.masks.kernels_of(model).values():
         kernel.set_mask(half_of_it)
         kernel.assign(np.arange(1, 65).reshape(8, 8))
     optimizer = rigl_tf.SET("sgd", end_step=99, begin_step=step, drop_fraction=drop_half, seed=seed)

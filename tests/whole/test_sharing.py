@@ -390,7 +390,7 @@ def test_weights_of_a_wrapper(make):
 def check_same(sparse, other, want):
     """`sparse` has the weights of `other` where the masks, which are as before, are `True`."""
     got = rigl_tf.get_masks(sparse)
-    kernels = {id(kernel.variable): kernel.mask for kernel in masks.sparse_kernels(sparse).values()}
+    kernels = {id(kernel.variable): kernel.mask for kernel in masks.kernels_of(sparse).values()}
     for path, mask in want.items():
         np.testing.assert_array_equal(got[path], mask)
     values = [

@@ -74,7 +74,7 @@ class Watch(keras.callbacks.Callback):
     def check(self):
         kernels = rigl_tf.masks.sparse_kernels(self.model).values()
         for kernel, mask, first in zip(kernels, self.masks, self.history[0], strict=True):
-            value = kernel.numpy()
+            value = np.asarray(kernel)
             np.testing.assert_array_equal(value, np.where(mask, value, 0), kernel.path)
             assert mask.sum() == first.sum(), kernel.path
             assert np.isfinite(value).all(), kernel.path
