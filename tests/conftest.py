@@ -1,5 +1,6 @@
 """Two CPU devices for every test, and the same start for each of them."""
 
+import functools
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -13,6 +14,18 @@ from running import write_mnist
 # Devices can be split only before TensorFlow starts, so it is done here, once.
 _CPU = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(_CPU, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
+def pytest_collection_modifyitems(items):
+    """Of the scripts' tests, which train as a user would, only errors are errors yet."""
+    for item in items:
+        if "scripts" in _text_of(item.path):
+            item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+@functools.cache
+def _text_of(path):
+    return path.read_text(encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)
