@@ -18,8 +18,8 @@ import rigl_tf
 layers, optimizers = keras.layers, keras.optimizers
 pytestmark = [
     ends_early,
-    # Of TensorFlow, on the fixture below; and of Keras, which says of the inner optimizer, too, what
-    # the tests expect of the sparse one.
+    # Of TensorFlow, on the fixture below; and of Keras, which says of the inner optimizer, too,
+    # what the tests expect of the sparse one.
     pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions"),
     pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer '(sgd|adam)"),
 ]
