@@ -23,6 +23,7 @@ from helpers import (
     mlp,
     numbers,
     random_gradients,
+    rigl,
     updates_only,
     values,
 )
@@ -212,6 +213,20 @@ def test_an_update_step(algorithm, inner):
         assert old_weights[0].flat[weakest] == kernel.numpy().flat[weakest] != 0
     num_slots = sum(before.shape == (6, 8) for before in old_inner)
     assert num_slots == {"sgd": 0, "nesterov": 1, "ema": 3}.get(inner, 2)
+
+
+def test_the_slots_of_what_was_active_before_masks_were_set_restart_at_growth():
+    model = sparse_model()
+    optimizer = rigl(INNER["momentum"](), 9, 3, drop_half)
+    train(model, optimizer, 3)
+    (path, mask), *_ = rigl_tf.get_masks(model).items()
+    rigl_tf.set_masks(model, {path: ~mask})
+    (slot,) = [v for v in optimizer.inner_optimizer.variables if v.shape == mask.shape]
+    assert np.asarray(slot)[mask].all()
+    train(model, optimizer, 1, seed=3)
+    grown = masks_of(model)[0] & mask
+    assert grown.any()
+    assert not np.asarray(slot)[grown].any()
 
 
 def test_slots_restart_where_the_inner_optimizer_starts_them():
