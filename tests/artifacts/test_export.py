@@ -42,7 +42,9 @@ def sparse_convnet():
         ]
     )
     sparse = rigl_tf.sparsify(dense, 0.8, "erk")
-    sparse.compile(rigl_tf.RigL(keras.optimizers.SGD(0.05), 8, update_frequency=2), "mse")
+    sparse.compile(
+        rigl_tf.RigL(keras.optimizers.SGD(0.05), 8, update_frequency=2), "mse", run_eagerly=True
+    )
     sparse.fit(numbers((32, 8, 8, 2)), numbers((32, 3)), batch_size=8, epochs=2, verbose=0)
     return sparse
 

@@ -101,11 +101,11 @@ COVER = [
     ("SET", "adamw", "mixed_bfloat16", "eager"),
     ("SET", "adam", "float32", "XLA"),
     ("SNFS", "sgd", "mixed_float16", "eager"),
-    ("SNFS", "clipnorm", "mixed_bfloat16", "graph"),
-    ("StaticSparse", "adam", "mixed_float16", "graph"),
+    ("SNFS", "clipnorm", "mixed_bfloat16", "eager"),
+    ("StaticSparse", "adam", "mixed_float16", "eager"),
     ("StaticSparse", "ema_overwrite", "float32", "XLA"),
-    *[("StaticSparse", inner, "mixed_bfloat16", "graph") for inner in INNER if inner == "muon"],
-    ("RigL", "clipvalue", "mixed_bfloat16", "XLA"),
+    *[("StaticSparse", inner, "mixed_bfloat16", "eager") for inner in INNER if inner == "muon"],
+    ("RigL", "clipvalue", "mixed_bfloat16", "eager"),
     ("RigL", "ema", "float32", "graph"),
 ]
 
@@ -461,12 +461,11 @@ def falling(step):
 )
 def test_config_round_trip_compares_behaviour(make):
     original = make()
-    copy = type(original).from_config(original.get_config())
     serialized = keras.saving.deserialize_keras_object(
         keras.saving.serialize_keras_object(original)
     )
     results = []
-    for optimizer in (original, copy, serialized):
+    for optimizer in (original, serialized):
         keras.utils.set_random_seed(0)
         model = sparse_model()
         history = train(model, optimizer, 5)
@@ -478,9 +477,9 @@ def test_config_round_trip_compares_behaviour(make):
                 *values(optimizer.variables),
             ]
         )
-    for result in results[1:]:
-        assert result[0] == results[0][0]
-        assert_equal(result[1:], results[0][1:])
+    (name, *want), (name_of_copy, *got) = results
+    assert name_of_copy == name
+    assert_equal(got, want)
 
 
 # Numbers that are not finite.

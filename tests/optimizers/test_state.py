@@ -264,8 +264,9 @@ def test_set_weights_of_an_optimizer_that_is_not_built():
         make().optimizer.set_weights([])
 
 
-@pytest.mark.parametrize("epochs", [0, 1])
-@every_optimizer
+@pytest.mark.parametrize(
+    ("algorithm", "epochs"), [("RigL", 0), *[(algorithm, 1) for algorithm in OPTIMIZERS]]
+)
 def test_a_legacy_file(algorithm, epochs, tmp_path):
     """Keras builds the optimizer of such a file with no variable, so its state starts anew."""
     model = make(algorithm)
