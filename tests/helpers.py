@@ -195,7 +195,7 @@ WORLDS = {
 ON_ONE_DEVICE = ["eager", "graph", "XLA"]
 
 
-class _Mirrored(tf.distribute.MirroredStrategy):
+class MirroredStrategy(tf.distribute.MirroredStrategy):
     # The keys by which the replicas find each other's sums. TensorFlow confuses those of two
     # strategies in one process, and the scripts, whose tests may run in this one, have theirs.
     _collective_key_base = 1000
@@ -204,7 +204,7 @@ class _Mirrored(tf.distribute.MirroredStrategy):
 @functools.cache
 def mirrored():
     """The `MirroredStrategy` of both logical CPUs (see `conftest.py`), always the same object."""
-    return _Mirrored([device.name for device in tf.config.list_logical_devices("CPU")])
+    return MirroredStrategy([device.name for device in tf.config.list_logical_devices("CPU")])
 
 
 def strategy_of(world):

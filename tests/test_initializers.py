@@ -251,6 +251,7 @@ def numbered(kernel_mask, seed, axes):
     return tf.fill(kernel_mask.shape, seed[1] + 2.0)
 
 
+@pytest.mark.filterwarnings("ignore:`build")  # Keras on the layer that is not used
 def test_a_layer_that_is_built_after_training_began():
     class Unused(Late):
         def call(self, inputs):

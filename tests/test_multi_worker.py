@@ -178,7 +178,8 @@ def test_callbacks_and_the_progress_bar(strategy, tmp_path, capsys):
     )
     assert history is model.history
     assert history.history["learning_rate"] == pytest.approx([0.1, 0.05])
-    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    with (tmp_path / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
     assert [float(row["val_loss"]) for row in rows] == pytest.approx(history.history["val_loss"])
     assert (tmp_path / "1.keras").exists()
     assert list((tmp_path / "board").rglob("*events*"))

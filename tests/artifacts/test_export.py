@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import mirrored, numbers
+from helpers import covers_part, mirrored, numbers
 
 import rigl_tf
 
@@ -42,7 +42,9 @@ def sparse_convnet():
         ]
     )
     sparse = rigl_tf.sparsify(dense, 0.8, "erk")
-    sparse.compile(rigl_tf.RigL(keras.optimizers.SGD(0.05), 10, update_frequency=2), "mse")
+    sparse.compile(
+        rigl_tf.RigL(keras.optimizers.SGD(0.05), 8, update_frequency=2), "mse", run_eagerly=True
+    )
     sparse.fit(numbers((32, 8, 8, 2)), numbers((32, 3)), batch_size=8, epochs=2, verbose=0)
     return sparse
 
@@ -268,6 +270,7 @@ def test_keys_in_any_order(structure, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["saved_model", "keras"])
+@covers_part
 def test_integer_inputs(format, tmp_path):
     dense = keras.Sequential(
         [

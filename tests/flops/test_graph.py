@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import covers_part
 
 import rigl_tf
 from rigl_tf import flops
@@ -425,6 +426,7 @@ def test_what_cannot_be_counted(product, reason):
         lambda: sequential((6,), Own(lambda x, own: x @ own.kernel)),
     ],
 )
+@covers_part
 def test_a_sparse_model_is_used_as_the_dense_one(make):
     sparse = rigl_tf.sparsify(make(), 0.5)
     masks = rigl_tf.get_masks(sparse)

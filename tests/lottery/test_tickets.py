@@ -10,6 +10,8 @@ import rigl_tf
 from rigl_tf import lottery
 
 layers = keras.layers
+# With so few connections a kernel soon has none.
+empties_kernels = pytest.mark.filterwarnings("ignore:Ranked together:UserWarning")
 
 # Two kernels of ten connections, all weights different.
 ONE = np.array([[1, -2, 3, -4, 5], [-6, 7, -8, 9, -10]], "float32")
@@ -106,6 +108,7 @@ def test_one_shot_has_the_counts_of_as_many_levels(scope):
         np.testing.assert_array_equal(mask, of_level)
 
 
+@empties_kernels
 def test_rewinding_of_the_learning_rate_keeps_the_trained_weights():
     model, train = network(), Halving()
     lottery.find_ticket(model, train, 2, 0.5, rewind="learning_rate")
@@ -174,6 +177,7 @@ def test_the_history_of_fit_is_metrics(tmp_path):
 
 
 @pytest.mark.parametrize("pruning", [{}, {"scope": "layerwise", "rewind": "learning_rate"}])
+@empties_kernels
 def test_a_stopped_run_goes_on_at_the_first_unfinished_level(tmp_path, pruning):
     whole = network()
     wanted = lottery.find_ticket(whole, Halving(), 3, 0.3, **pruning)
@@ -287,6 +291,7 @@ def not_again(model, run):
     raise AssertionError
 
 
+@empties_kernels
 def test_fit_rewinds_to_step_k_normalisation_and_all(tmp_path):
     model = normalised()
     found = lottery.find_ticket(

@@ -10,7 +10,6 @@ import tensorflow as tf
 from helpers import (
     ALGORITHMS,
     DYNAMIC,
-    ON_ONE_DEVICE,
     WORLDS,
     active,
     all_alike,
@@ -177,11 +176,11 @@ def test_no_schedule_no_warning(make):
 
 
 @ends_early
-@pytest.mark.parametrize("algorithm", ["RigL", "SNFS"])
-def test_a_schedule_that_is_changed(algorithm):
+@pytest.mark.parametrize(("algorithm", "worlds"), [("RigL", WORLDS), ("SNFS", ["eager", "XLA"])])
+def test_a_schedule_that_is_changed(algorithm, worlds):
     """In every world alike, and with the same weights."""
     ends = {}
-    for world in WORLDS:
+    for world in worlds:
         keras.utils.set_random_seed(0)
         with strategy_of(world).scope():
             optimizer = ALGORITHMS[algorithm]("sgd", 5, 2, drop_fraction=0.5)
@@ -207,7 +206,7 @@ def test_a_schedule_that_is_changed(algorithm):
 
 
 @ends_early
-@pytest.mark.parametrize("world", ON_ONE_DEVICE)
+@pytest.mark.parametrize("world", ["eager", "XLA"])
 def test_pruning_that_is_given_more_time(world):
     """Of 128 connections each 64, 96 stay at half of the way: 1 - (1 - 1 / 2) ** 1 of 0.5."""
     optimizer = rigl_tf.GradualPruning("sgd", 9, 0.5, 0, 4, power=1, distribution=all_alike)

@@ -23,6 +23,7 @@ from helpers import (
     mlp,
     numbers,
     random_gradients,
+    rigl,
     updates_only,
     values,
 )
@@ -100,11 +101,11 @@ COVER = [
     ("SET", "adamw", "mixed_bfloat16", "eager"),
     ("SET", "adam", "float32", "XLA"),
     ("SNFS", "sgd", "mixed_float16", "eager"),
-    ("SNFS", "clipnorm", "mixed_bfloat16", "graph"),
-    ("StaticSparse", "adam", "mixed_float16", "graph"),
+    ("SNFS", "clipnorm", "mixed_bfloat16", "eager"),
+    ("StaticSparse", "adam", "mixed_float16", "eager"),
     ("StaticSparse", "ema_overwrite", "float32", "XLA"),
-    *[("StaticSparse", inner, "mixed_bfloat16", "graph") for inner in INNER if inner == "muon"],
-    ("RigL", "clipvalue", "mixed_bfloat16", "XLA"),
+    *[("StaticSparse", inner, "mixed_bfloat16", "eager") for inner in INNER if inner == "muon"],
+    ("RigL", "clipvalue", "mixed_bfloat16", "eager"),
     ("RigL", "ema", "float32", "graph"),
 ]
 
@@ -212,6 +213,20 @@ def test_an_update_step(algorithm, inner):
         assert old_weights[0].flat[weakest] == kernel.numpy().flat[weakest] != 0
     num_slots = sum(before.shape == (6, 8) for before in old_inner)
     assert num_slots == {"sgd": 0, "nesterov": 1, "ema": 3}.get(inner, 2)
+
+
+def test_the_slots_of_what_was_active_before_masks_were_set_restart_at_growth():
+    model = sparse_model()
+    optimizer = rigl(INNER["momentum"](), 9, 3, drop_half)
+    train(model, optimizer, 3)
+    (path, mask), *_ = rigl_tf.get_masks(model).items()
+    rigl_tf.set_masks(model, {path: ~mask})
+    (slot,) = [v for v in optimizer.inner_optimizer.variables if v.shape == mask.shape]
+    assert np.asarray(slot)[mask].all()
+    train(model, optimizer, 1, seed=3)
+    grown = masks_of(model)[0] & mask
+    assert grown.any()
+    assert not np.asarray(slot)[grown].any()
 
 
 def test_slots_restart_where_the_inner_optimizer_starts_them():
@@ -446,12 +461,11 @@ def falling(step):
 )
 def test_config_round_trip_compares_behaviour(make):
     original = make()
-    copy = type(original).from_config(original.get_config())
     serialized = keras.saving.deserialize_keras_object(
         keras.saving.serialize_keras_object(original)
     )
     results = []
-    for optimizer in (original, copy, serialized):
+    for optimizer in (original, serialized):
         keras.utils.set_random_seed(0)
         model = sparse_model()
         history = train(model, optimizer, 5)
@@ -463,9 +477,9 @@ def test_config_round_trip_compares_behaviour(make):
                 *values(optimizer.variables),
             ]
         )
-    for result in results[1:]:
-        assert result[0] == results[0][0]
-        assert_equal(result[1:], results[0][1:])
+    (name, *want), (name_of_copy, *got) = results
+    assert name_of_copy == name
+    assert_equal(got, want)
 
 
 # Numbers that are not finite.

@@ -14,6 +14,7 @@ from helpers import (
     WORLDS,
     all_alike,
     check_invariant,
+    ends_early,
     masks_of,
     mirrored,
     mlp,
@@ -169,6 +170,7 @@ def test_two_replicas_are_one():
         np.testing.assert_allclose(weight, other, rtol=1e-4, atol=1e-5)
 
 
+@ends_early
 def test_saved_loaded_and_continued(tmp_path):
     whole = model_to_prune()
     history = fit(whole, rigl_tf.GradualPruning("adam", **BY_HAND), run_eagerly=True)
@@ -339,6 +341,7 @@ def test_scores_of_ones_own_by_the_gradient():
     np.testing.assert_array_equal(masks_of(model)[0].ravel(), np.arange(64) >= 48)
 
 
+@ends_early
 def test_a_million_updates():
     """After the update at step t, 0.5 * (t - 0) / 999,999 of the connections are gone."""
     optimizer = rigl_tf.GradualPruning("sgd", 10**6, 0.5, power=1, update_frequency=1)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import active, check_invariant, ends_early, mlp, numbers, rigl
+from helpers import active, check_invariant, covers_part, ends_early, mlp, numbers, rigl
 
 import rigl_tf
 
@@ -417,6 +417,7 @@ SECOND = ["second/gru_cell/kernel", "second/gru_cell/recurrent_kernel"]
         (["head", re.compile("second")], FIRST),
     ],
 )
+@covers_part
 def test_dense_layers(dense_layers, sparse):
     model = rigl_tf.sparsify(recurrent(), 0.5, dense_layers=dense_layers)
     assert list(rigl_tf.get_masks(model)) == [f"model/{path}" for path in sparse]
