@@ -13,7 +13,7 @@ from rigl_tf.lottery.fine_tuning import ADMM, FineTuned, prune_and_fine_tune
 from rigl_tf.lottery.greedy import Selection, select_units
 from rigl_tf.lottery.jackpot import judge_ticket
 from rigl_tf.lottery.levels import Level
-from rigl_tf.lottery.protocol import jackpot_protocol
+from rigl_tf.lottery.protocol import Contest, jackpot_protocol
 from rigl_tf.lottery.run import RewindPoint, Run
 from rigl_tf.lottery.sanity import SanityTable, sanity_check
 from rigl_tf.lottery.tickets import find_ticket
@@ -21,6 +21,7 @@ from rigl_tf.lottery.units import keep_units
 
 __all__ = [
     "ADMM",
+    "Contest",
     "FineTuned",
     "Level",
     "RewindPoint",

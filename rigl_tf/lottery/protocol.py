@@ -128,9 +128,11 @@ def jackpot_protocol(
     sparsities = _judged(model, levels, pruning, judged_levels, min_sparsity)
     pruning["levels"] = levels
     width = functools.cache(functools.partial(_width_of, small_dense, seeds[0]))
+    train_small = functools.partial(_small, small_dense, width)
     table = {}
     for rate in learning_rates:
         for seed in seeds:
+            dense = table.get(("dense", 0), {}).values()
             contest = Contest(
                 build,
                 train,
@@ -139,13 +141,9 @@ def jackpot_protocol(
                 seed=seed,
                 other_seed=seed + _OTHER_START,
                 learning_rate=rate,
-                known=[
-                    value for values in table.get(("dense", 0), {}).values() for value in values
-                ],
+                known=[accuracy for of_rate in dense for accuracy in of_rate],
             )
-            for kind, level, value in _outcomes(
-                contest, sparsities, functools.partial(_small, small_dense, width), rewind_step
-            ):
+            for kind, level, value in _outcomes(contest, sparsities, train_small, rewind_step):
                 table.setdefault((kind, level), {}).setdefault(rate, []).append(value)
     thresholds = {"similar": similar, "clear": clear, "min_sparsity": min_sparsity}
     rows = [_judge(table, level, sparsity, thresholds) for level, sparsity in sparsities.items()]
@@ -180,6 +178,24 @@ class Contest:
         seed: Integer, as given.
         model: The sparse model; what it holds changes with every training.
         levels: List of `Level`, the dense network and the tickets by iterative pruning.
+
+    Example:
+
+    >>> import tempfile
+    >>> def build(seed):
+    ...     keras.utils.set_random_seed(seed)
+    ...     dense = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    ...     return rigl_tf.sparsify(dense, 0.0)
+    >>> def train(model, run):
+    ...     print(run, int(sum(mask.sum() for mask in rigl_tf.get_masks(model).values())))
+    ...     return 90.0
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     contest = Contest(build, train, directory, levels=1, prune_fraction=0.5)
+    ...     contest.accuracy("random", level=1)
+    dense, seed 0 32
+    LT-IMP, seed 0 16
+    random, seed 0 16
+    90.0
     """
 
     def __init__(

@@ -36,7 +36,7 @@ import numpy as np
 from absl import app, flags
 
 from scripts.checks import run_files
-from scripts.common import provenance
+from scripts.common import provenance, tables
 from scripts.common.rows import Rows
 
 _EPOCHS = 6
@@ -209,15 +209,15 @@ def _report(rows, output_dir):
         for what in row["moments"].split("; "):
             hits.setdefault(row["aim"], {}).setdefault(what, 0)
             hits[row["aim"]][what] += 1
-    columns = "| aim | tries | kills | identical | half-written files | moments |"
-    lines = [columns, "| --- " * 6 + "|"]
+    head = ["aim", "tries", "kills", "identical", "half-written files", "moments"]
+    cells = []
     for aim in [*AIMS, "all"]:
         of_aim = [row for row in rows if aim in (row["aim"], "all")]
         counts = hits.get(aim, {})
         kills = sum(len(row["moments"].split("; ")) for row in of_aim)
         moments = ", ".join(f"{what} {n}" for what, n in sorted(counts.items()))
         identical, broken = (sum(r[name] for r in of_aim) for name in ("identical", "half_written"))
-        lines.append(f"| {aim} | {len(of_aim)} | {kills} | {identical} | {broken} | {moments} |")
+        cells.append([aim, len(of_aim), kills, identical, broken, moments])
     text = [
         "# Runs that were killed and resumed",
         "",
@@ -232,7 +232,7 @@ def _report(rows, output_dir):
         "updates the masks; elsewhere every third step does. `resumed, nothing written yet`: a "
         "resumed run was importing, building, or in its first epoch.",
         "",
-        *lines,
+        *tables.table(head, cells),
         "",
         "`kill -9` loses nothing that was written, so this says nothing of power failures.",
         "",

@@ -18,7 +18,7 @@ import pathlib
 from absl import flags
 
 import models
-from rigl_tf.lottery.protocol import Contest
+from rigl_tf import lottery
 from scripts.lottery import networks
 
 FLAGS = flags.FLAGS
@@ -102,7 +102,7 @@ def run(run):
         return networks.train(case, model, seed, networks.sgd(case, run["learning_rate"]))
 
     names = ("case", "learning_rate", "seed", "epochs", "examples")
-    contest = Contest(
+    contest = lottery.Contest(
         lambda seed: networks.build(case, seed, 0.0),
         train,
         pathlib.Path(FLAGS.output_dir, "runs", NAME, "-".join(str(run[name]) for name in names)),

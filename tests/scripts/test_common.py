@@ -1,6 +1,7 @@
 """What the scripts share: rows, tables, plots, provenance; runs, and how they are trained."""
 
 import csv
+import doctest
 import math
 import os
 
@@ -111,6 +112,11 @@ def test_means():
         ("rigl", 0.95): (96.125, 0.0, 1),
         ("set", 0.95): (91.0, pytest.approx(math.sqrt(2)), 2),
     }
+
+
+def test_examples():
+    result = doctest.testmod(tables)
+    assert (result.failed, result.attempted) == (0, 1)
 
 
 def test_mean_table():

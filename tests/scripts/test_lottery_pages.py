@@ -1,5 +1,7 @@
 """What the pages of the protocols share."""
 
+import doctest
+
 import numpy as np
 import pytest
 
@@ -32,3 +34,9 @@ def test_spread():
     assert common.spread([1.0, 3.0], sign="+") == "+2.00 ± 1.41"
     assert common.spread([2.0]) == "2.00"
     assert common.spread([]) == common.spread([""]) == "–"
+
+
+def test_examples():
+    result = doctest.testmod(common)
+    assert result.failed == 0
+    assert result.attempted >= 4

@@ -23,7 +23,7 @@ from absl import app, flags
 
 import rigl_tf
 from scripts.checks import keras_features
-from scripts.common import provenance
+from scripts.common import provenance, tables
 from scripts.common.rows import Rows
 from scripts.train import strategies
 
@@ -212,12 +212,6 @@ def determinism_row():
     }
 
 
-def table(rows):
-    """The rows as a Markdown table."""
-    lines = ["| " + " | ".join(rows[0]) + " |", "| --- |" + " --- |" * (len(rows[0]) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in rows)])
-
-
 def split_cpu():
     """Two logical CPUs; only before TensorFlow starts."""
     cpu = tf.config.list_physical_devices("CPU")[0]
@@ -249,7 +243,7 @@ def main(_):
         f"one device, and so are the weights at the end, to {_TOLERANCE['float32']:g} (in half "
         f"precision {_TOLERANCE['mixed_float16']:g}).",
         "",
-        table(rows.rows),
+        *tables.table(rows.rows[0], [row.values() for row in rows.rows]),
         "",
         provenance.line("scripts.checks.keras_features.run"),
     ]
