@@ -1,12 +1,11 @@
 """Damaged data, masks and weights for the sanity checks; random and hybrid tickets."""
 
 import functools
-from numbers import Real
 
 import numpy as np
 
 from rigl_tf import distributions, pruning
-from rigl_tf.checks import check_integers
+from rigl_tf.checks import check_integers, check_numbers
 from rigl_tf.masks import as_booleans, kernels_of
 
 
@@ -40,10 +39,7 @@ def corrupt_labels(labels, probability, num_classes, seed=0):
     labels = np.asarray(labels)
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"`labels` must be integers. Received: dtype={labels.dtype}")
-    if not isinstance(probability, Real) or not 0 <= probability <= 1:
-        raise ValueError(
-            f"`probability` must be a number in [0, 1]. Received: probability={probability!r}"
-        )
+    check_numbers("[0, 1]", probability=probability)
     check_integers(1, num_classes=num_classes)
     if num_classes - 1 > np.iinfo(labels.dtype).max:
         raise ValueError(

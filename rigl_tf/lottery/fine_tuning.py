@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 import math
-from numbers import Real
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection
-from rigl_tf.checks import check_choice, check_functions, check_integers
+from rigl_tf.checks import check_choice, check_functions, check_integers, check_numbers
 from rigl_tf.lottery.levels import Records, restore, shapes_of, trained_state
 from rigl_tf.lottery.run import Run
 from rigl_tf.lottery.tickets import optimizer_reset
@@ -182,7 +181,7 @@ class ADMM:
 
     def __init__(self, model, sparsity, distribution="uniform", rho=1e-3):
         kernels = check_sparse(model)
-        _check_rho(rho)
+        check_numbers("(0, inf)", rho=rho)
         shares = _shares(model, distribution, sparsity)
         self._model = model
         self._splits = [
@@ -275,18 +274,9 @@ def _check(model, sparsity, pruning, prune_fraction, num_updates, rho):
     if not distributions.check_sparsity(sparsity) > 0:
         raise ValueError(f"`sparsity` must be above 0. Received: sparsity={sparsity!r}")
     check_choice(("iterative", "one_shot", "admm"), pruning=pruning)
-    if not isinstance(prune_fraction, Real) or not 0 < prune_fraction < 1:
-        raise ValueError(
-            "`prune_fraction` must be a number between 0 and 1. "
-            f"Received: prune_fraction={prune_fraction!r}"
-        )
+    check_numbers("(0, 1)", prune_fraction=prune_fraction)
     check_integers(1, num_updates=num_updates)
-    _check_rho(rho)
-
-
-def _check_rho(rho):
-    if not isinstance(rho, Real) or isinstance(rho, bool) or not 0 < rho < math.inf:
-        raise ValueError(f"`rho` must be a finite number > 0. Received: rho={rho!r}")
+    check_numbers("(0, inf)", rho=rho)
 
 
 def _check_density(model, shares):

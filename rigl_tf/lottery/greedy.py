@@ -1,12 +1,10 @@
 """Greedy forward selection: which units of a trained layer are enough."""
 
-from numbers import Real
-
 import keras
 import numpy as np
 import tensorflow as tf
 
-from rigl_tf.checks import check_choice, check_integers
+from rigl_tf.checks import check_choice, check_integers, check_numbers
 from rigl_tf.lottery.imitation import GlobalImitation, LocalImitation
 from rigl_tf.lottery.units import Selection, link_of
 
@@ -168,8 +166,8 @@ def _check_finite(value):
 
 
 def _check_end(num_units, tolerance):
-    if tolerance is not None and (not isinstance(tolerance, Real) or not tolerance >= 0):
-        raise ValueError(f"`tolerance` must be a number >= 0. Received: tolerance={tolerance!r}")
+    if tolerance is not None:
+        check_numbers("[0, inf]", tolerance=tolerance)
     if num_units is None and tolerance is None:
         raise ValueError(
             "When to stop must be given: `num_units`, `tolerance` or both. Received: neither"

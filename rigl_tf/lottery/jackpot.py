@@ -9,11 +9,12 @@ Reference:
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from numbers import Integral, Real
+from numbers import Integral
 
 import numpy as np
 
 from rigl_tf import distributions
+from rigl_tf.checks import check_numbers
 from rigl_tf.lottery.run import check_percent
 
 
@@ -192,18 +193,16 @@ def _mean(name, accuracy):
 
 def check_thresholds(similar, clear, min_sparsity):
     """Raises a `ValueError` unless these are what `judge_ticket` takes."""
-    for name, value in (("similar", similar), ("clear", clear)):
-        if not isinstance(value, Real) or not 0 <= value < math.inf:
-            raise ValueError(f"`{name}` must be a number >= 0. Received: {name}={value!r}")
+    check_numbers("[0, inf)", similar=similar, clear=clear)
     distributions.check_sparsity(min_sparsity, "min_sparsity")
 
 
-def check_numbers(name, values, kind):
+def check_different(name, values, kind):
     """`values` as a list; a `ValueError` unless they are different numbers >= 0 of this kind.
 
     Example:
 
-    >>> check_numbers("seeds", 3, Integral)
+    >>> check_different("seeds", 3, Integral)
     Traceback (most recent call last):
         ...
     ValueError: `seeds` must be different integers >= 0, one at least. Received: seeds=3

@@ -12,7 +12,7 @@ import numpy as np
 from rigl_tf import masks
 from rigl_tf.checks import check_choice, check_functions
 from rigl_tf.lottery.corruption import rearrange_masks
-from rigl_tf.lottery.jackpot import check_numbers, check_thresholds, decide
+from rigl_tf.lottery.jackpot import check_different, check_thresholds, decide
 from rigl_tf.lottery.levels import Records, read, replace_file, restore, shapes_of, state_of
 from rigl_tf.lottery.report import has_residual, report
 from rigl_tf.lottery.run import Run, accuracy_of, check_percent
@@ -116,8 +116,8 @@ def jackpot_protocol(
     [(0.8, ['IMP', 'OMP'])]
     """
     check_functions(build=build, train=train, small_dense=small_dense)
-    learning_rates = check_numbers("learning_rates", learning_rates, Real)
-    seeds = check_numbers("seeds", seeds, Integral)
+    learning_rates = check_different("learning_rates", learning_rates, Real)
+    seeds = check_different("seeds", seeds, Integral)
     check_thresholds(similar, clear, min_sparsity)
     _check_directory_and_residual(directory, residual)
     directory = pathlib.Path(directory).expanduser()
@@ -387,7 +387,7 @@ def _judged(model, levels, pruning, judged_levels, min_sparsity):
     if judged_levels is None:
         judged_levels = [level for level, value in sparsities.items() if value >= min_sparsity]
     else:
-        judged_levels = check_numbers("judged_levels", judged_levels, Integral)
+        judged_levels = check_different("judged_levels", judged_levels, Integral)
     if not judged_levels or not set(judged_levels) <= set(sparsities):
         raise ValueError(
             f"`judged_levels` must be among 1 to {levels}, one at least; by default those with "

@@ -2,17 +2,16 @@
 
 import dataclasses
 import functools
-import math
 import statistics
 from collections.abc import Collection, Mapping
-from numbers import Integral, Real
+from numbers import Integral
 
 import numpy as np
 
 from rigl_tf import masks
-from rigl_tf.checks import check_functions
+from rigl_tf.checks import check_functions, check_numbers
 from rigl_tf.lottery import corruption
-from rigl_tf.lottery.jackpot import check_numbers
+from rigl_tf.lottery.jackpot import check_different
 from rigl_tf.lottery.levels import Records, restore, shapes_of, state_of, without_masks
 from rigl_tf.lottery.run import Run, accuracy_of, check_percent
 
@@ -162,7 +161,7 @@ def sanity_check(
     >>> table.passed("corrupted labels")  # the weights alone decide
     False
     """
-    seeds = check_numbers("seeds", seeds, Integral)
+    seeds = check_different("seeds", seeds, Integral)
     _check(data, num_classes, checks, threshold)
     check_functions(build=build, prune=prune, train=train)
     settings = {
@@ -291,5 +290,4 @@ def _check(data, num_classes, checks, threshold):
     is_list = isinstance(checks, Collection) and not isinstance(checks, str)
     if not is_list or not checks or not all(check in CHECKS for check in checks):
         raise ValueError(f"`checks` must be some of {list(CHECKS)}. Received: checks={checks!r}")
-    if not isinstance(threshold, Real) or not 0 <= threshold < math.inf:
-        raise ValueError(f"`threshold` must be a number >= 0. Received: threshold={threshold!r}")
+    check_numbers("[0, inf)", threshold=threshold)

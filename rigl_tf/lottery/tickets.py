@@ -1,12 +1,11 @@
 """Lottery tickets: train, prune the smallest weights, rewind, again."""
 
 import functools
-from numbers import Real
 
 import numpy as np
 
 from rigl_tf import distributions, masks, pruning
-from rigl_tf.checks import check_choice, check_functions, check_integers
+from rigl_tf.checks import check_choice, check_functions, check_integers, check_numbers
 from rigl_tf.lottery.levels import (
     Level,
     Records,
@@ -222,10 +221,6 @@ def check_arguments(model, levels, prune_fraction, scope, rewind_step, rewind="w
     pruning.check_sparse(model)
     check_integers(1, levels=levels)
     check_integers(0, rewind_step=rewind_step)
-    if not isinstance(prune_fraction, Real) or not 0 < prune_fraction < 1:
-        raise ValueError(
-            "`prune_fraction` must be a number between 0 and 1. "
-            f"Received: prune_fraction={prune_fraction!r}"
-        )
+    check_numbers("(0, 1)", prune_fraction=prune_fraction)
     check_choice(("global", "layerwise"), scope=scope)
     check_choice(("weights", "learning_rate"), rewind=rewind)

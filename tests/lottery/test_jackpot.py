@@ -114,8 +114,8 @@ BAD = [
     ({"sparsity": 1.0}, r"in \[0, 1\). Received: sparsity=1.0"),
     ({"sparsity": NONE}, r"in \[0, 1\). Received: sparsity=nan"),
     ({"min_sparsity": 60}, r"in \[0, 1\). Received: min_sparsity=60"),
-    ({"similar": -0.5}, "`similar` must be a number >= 0"),
-    ({"clear": NONE}, "`clear` must be a number >= 0"),
+    ({"similar": -0.5}, "`similar` must be a finite number >= 0"),
+    ({"clear": NONE}, "`clear` must be a finite number >= 0"),
 ]
 
 
@@ -422,8 +422,8 @@ def test_what_is_residual(make, answer):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"similar": -1}, "`similar` must be a number >= 0. Received: similar=-1"),
-        ({"clear": "x"}, "`clear` must be a number >= 0. Received: clear='x'"),
+        ({"similar": -1}, "`similar` must be a finite number >= 0. Received: similar=-1"),
+        ({"clear": "x"}, "`clear` must be a finite number >= 0. Received: clear='x'"),
         ({"min_sparsity": 60, "judged_levels": [2]}, "Received: min_sparsity=60"),
         ({"residual": "yes"}, "`residual` must be `True`.*residual='yes'"),
         ({"learning_rates": 0.1}, "`learning_rates` must be different numbers.*rates=0.1"),
