@@ -178,7 +178,8 @@ class SparseWrapper(keras.layers.Wrapper):
 
     def _layer_scope(self):
         # The kernels keep the paths that they have in the dense model: without the wrapper's name.
-        parent = self.path.rpartition("/")[0]
+        # (A layer that calls its inner one by `call`, without `build`, has opened no scope for it.)
+        parent = (self.path or self.layer.path or "").rpartition("/")[0]
         return keras.name_scope(self.layer.name, caller=self.layer, override_parent=parent)
 
     def __call__(self, *args, **kwargs):

@@ -291,6 +291,7 @@ def _wrap_later(part, model, choice, allocation):
             vars(part)["build"] = build
             with allocation.held():
                 build(*args, **kwargs)
+                _take_built(part)
 
         build_all.undo = functools.partial(vars(part).update, build=build)
         vars(part)["build"] = build_all

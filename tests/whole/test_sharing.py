@@ -554,6 +554,16 @@ def test_a_clone_that_is_frozen_before_is_told():
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_built_layer_around_another_one_in_a_model_that_is_not_built():
+    around = layers.TimeDistributed(layers.Dense(4))
+    around(numbers((2, 3, 6)))
+    sparse = half(keras.Sequential([around, layers.Dense(2)]))
+    sparse.compile(rigl(), "mse")
+    sparse.fit(numbers((8, 3, 6)), numbers((8, 3, 2)), batch_size=2, verbose=0)
+    assert active(sparse) == [12, 4]
+    check_invariant(sparse)
+
+
 def test_a_layer_that_holds_a_sparse_one_has_its_wrapper():
     dense = tied()
     sparse = half(dense)
