@@ -172,9 +172,10 @@ def test_a_large_plot_becomes_small(tmp_path):
     assert len(np.unique(image.reshape(-1, 3), axis=0)) <= 64
 
 
-def test_a_plot_that_cannot_become_small_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"150,000 bytes at most\. Received: .*plot\.png"):
-        noise(tmp_path / "plot.png", 20)
+def test_a_plot_that_cannot_become_small_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "MAX_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"1,000 bytes at most\. Received: .*plot\.png"):
+        noise(tmp_path / "plot.png", 2)
     assert not (tmp_path / "plot.png").exists()
 
 
