@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import ends_early
 
 import models
 import rigl_tf
@@ -21,6 +22,7 @@ def modules_of(package):
 MODULES = [*modules_of(rigl_tf), *modules_of(models)]
 
 
+@ends_early  # examples are short
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name):
     # What a user has imported; a module's own names come from the module.
