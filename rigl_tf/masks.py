@@ -258,8 +258,8 @@ def set_masks(model, masks):
     """Sets masks, and zeroes the connections that they make inactive.
 
     Connections that become active start at zero. Kernels without an entry in `masks` keep theirs.
-    In the next step of an optimizer of `rigl_tf`, the slots of what is inactive start again, its
-    momentum say.
+    An optimizer's slots stay as they are: a connection that was trained before, taken away and
+    given back, goes on with what is left of its momentum.
 
     Other code can write into inactive connections. An optimizer of Keras zeroes them in its next
     step, one of `rigl_tf` in the first step of a `fit`, every 100 steps, at mask updates, and when

@@ -102,7 +102,7 @@ def values(model):
     return [weight.numpy() for weight in model.weights]
 
 
-# Numbers that are not finite. (Those that an update step meets: see test_optimizers.py.)
+# Numbers that are not finite. (Those that an update step meets: see test_dynamic.py.)
 
 
 def bad_data(batch, value):

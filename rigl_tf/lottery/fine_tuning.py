@@ -185,7 +185,9 @@ class ADMM:
         shares = _shares(model, distribution, sparsity)
         self._model = model
         self._splits = [
-            _Split(kernel, shares[path], rho) for path, kernel in kernels.items() if shares[path]
+            _Split(kernel.variable, shares[path], rho)
+            for path, kernel in kernels.items()
+            if shares[path]
         ]
 
     def __enter__(self):

@@ -75,14 +75,20 @@ class KernelState:
             variable.assign(tf.where(where, start, variable))
 
     def zero_inactive(self, strategy):
-        """Zeroes the inactive connections, and lets their slots start again."""
+        """Zeroes the inactive connections."""
 
-        def zero_one(kernel, mask, slots):
+        def zero_one(kernel, mask):
             kernel.assign(masks.masked(kernel, mask))
-            self.restart_slots(slots, tf.logical_not(mask))
 
-        args = (self.mask.value, self.slot_values())
+        args = (self.mask.value,)
         strategy.extended.update(self.kernel.value, zero_one, args=args, group=False)
+
+    def moves_inactive(self):
+        """Whether slots of inactive connections, a momentum say, would move these."""
+        inactive = tf.logical_not(tf.convert_to_tensor(self.mask))
+        slots = [(tf.convert_to_tensor(slot.variable), slot.initializer) for slot in self.slots]
+        moved = [slot != start(slot.shape, dtype=slot.dtype) for slot, start in slots]
+        return tf.reduce_any([False, *(tf.reduce_any(each & inactive) for each in moved)])
 
 
 class Plan:
@@ -112,7 +118,7 @@ class Plan:
             if slot.is_weight_average
         ]
 
-        # Those whose zeros no gradient step of the inner optimizer changes.
+        # Those whose zeros no gradient step changes, if slots are as they are at the start, too.
         self.keep_zeros = [
             sparse
             for sparse in kernels
@@ -121,17 +127,28 @@ class Plan:
             and sparse.sparse.constraint is None
         ]
 
-        # Whether other code may have changed masks, weights or slots; no part of the state.
-        self.is_suspect = keras.Variable(
-            True, dtype="bool", trainable=False, aggregation="only_first_replica", name="is_suspect"
+        # Whether other code may have changed masks, weights or slots; and whether slots were found
+        # that move inactive connections. They are no part of the state.
+        self.is_suspect, self.moves_inactive = (
+            keras.Variable(
+                True, dtype="bool", trainable=False, aggregation="only_first_replica", name=name
+            )
+            for name in ("is_suspect", "moves_inactive")
         )
         for sparse in self.keep_zeros:
             sparse.sparse.watchers.append(self.is_suspect)
 
     def zero_inactive(self, strategy):
-        """Undoes what other code wrote into inactive connections, or their slots."""
+        """Zeroes the inactive connections of the kernels in `keep_zeros`."""
         for sparse in self.keep_zeros:
             sparse.zero_inactive(strategy)
+
+    def look(self, strategy):
+        """Undoes what other code wrote into inactive connections; what moves them is remembered."""
+        self.zero_inactive(strategy)
+        self.moves_inactive.assign(
+            tf.reduce_any([sparse.moves_inactive() for sparse in self.keep_zeros])
+        )
         self.is_suspect.assign(False)
 
     @contextlib.contextmanager

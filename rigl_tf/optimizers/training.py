@@ -207,6 +207,12 @@ class SparseTraining(WrappingOptimizer):
         def train():
             with self._plan.without_needless_constraints():
                 strategy.extended.call_for_each_replica(self._train, args=(grads, variables))
+            if self._plan.keep_zeros:
+                tf.cond(
+                    tf.convert_to_tensor(self._plan.moves_inactive),
+                    lambda: self._plan.zero_inactive(strategy),
+                    lambda: None,
+                )
             self._after_training(strategy)
 
         def update():
@@ -219,7 +225,7 @@ class SparseTraining(WrappingOptimizer):
             is_suspect = tf.convert_to_tensor(self._plan.is_suspect)
             tf.cond(
                 is_suspect | (step % _CHECK_FREQUENCY == 0),
-                lambda: self._plan.zero_inactive(strategy),
+                lambda: self._plan.look(strategy),
                 lambda: None,
             )
         is_update_step = self.is_update_step(step)

@@ -100,7 +100,7 @@ def test_no_zero_becomes_nan(epsilon):
 
 @pytest.mark.parametrize("name", sorted(set(INNER) - set(ALWAYS)))
 def test_what_set_masks_takes_away_stays_away(name):
-    """Whatever is left of its momentum; given back, it starts again."""
+    """Whatever is left of its momentum, which counts again once it is given back."""
     model = trained(rigl_tf.StaticSparse(INNER[name]()), jit_compile=False)
     for _ in range(2):
         model.train_on_batch(X, Y)
@@ -112,11 +112,8 @@ def test_what_set_masks_takes_away_stays_away(name):
     for _ in range(3):
         model.train_on_batch(X, Y)
         check_invariant(model)
-    for state in model.optimizer._plan.by_id.values():
-        inactive = ~state.sparse.mask
-        for slot in state.slots:
-            start = np.asarray(slot.initializer(slot.variable.shape))
-            np.testing.assert_array_equal(np.asarray(slot.variable)[inactive], start[inactive])
+    has_slots = any(state.slots for state in model.optimizer._plan.by_id.values())
+    assert bool(np.asarray(model.optimizer._plan.moves_inactive)) == has_slots
 
 
 def test_a_loaded_state_is_looked_at():

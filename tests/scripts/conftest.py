@@ -1,5 +1,7 @@
 """Small data for the scripts."""
 
+import pathlib
+
 import keras
 import pytest
 from running import given, write_mnist
@@ -8,6 +10,13 @@ import models
 from scripts.common import classifiers
 from scripts.lottery import __main__ as lottery
 from scripts.lottery import networks
+
+
+def pytest_collection_modifyitems(items):
+    """Scripts train as a user would; what a few steps make `rigl_tf` warn of is not their point."""
+    for item in items:
+        if item.path.is_relative_to(pathlib.Path(__file__).parent):
+            item.add_marker(pytest.mark.filterwarnings("default"))
 
 
 @pytest.fixture(autouse=True)
