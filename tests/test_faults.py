@@ -8,10 +8,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import ends_early, updates_only
 
 import rigl_tf
 
 layers, optimizers = keras.layers, keras.optimizers
+pytestmark = [ends_early, updates_only]
 
 # Active connections of 6x8 and 8x3.
 HALF = [24, 12]

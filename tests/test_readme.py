@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import covers_part, ends_early
 
 import rigl_tf
 
@@ -31,6 +32,8 @@ def check_invariant(model):
         np.testing.assert_array_equal(weights[path], np.where(mask, weights[path], 0))
 
 
+@ends_early
+@covers_part
 def test_the_python_blocks_run_in_order(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = blocks(text, "python")

@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection
-from rigl_tf.checks import check_choice, check_functions, check_integers, check_numbers
+from rigl_tf.checks import check_choice, check_integers, check_numbers
 from rigl_tf.lottery.levels import Records, restore, shapes_of, trained_state
-from rigl_tf.lottery.run import Run
+from rigl_tf.lottery.run import Run, check_train
 from rigl_tf.lottery.tickets import optimizer_reset
 from rigl_tf.pruning import check_sparse, magnitude_masks
 
@@ -98,7 +98,7 @@ def prune_and_fine_tune(
     ['dense', 'iterative_1', 'fine_tune']
     """
     _check(model, sparsity, pruning, prune_fraction, num_updates, rho)
-    check_functions(train=train)
+    check_train(train)
     levels = _levels(sparsity, prune_fraction) if pruning == "iterative" else []
     # Of each kernel, in the order of the prunings.
     shares = [_shares(model, distribution, level) for level in (*levels, sparsity)]

@@ -15,7 +15,7 @@ from rigl_tf.lottery.corruption import rearrange_masks
 from rigl_tf.lottery.jackpot import check_different, check_thresholds, decide
 from rigl_tf.lottery.levels import Records, read, replace_file, restore, shapes_of, state_of
 from rigl_tf.lottery.report import has_residual, report
-from rigl_tf.lottery.run import Run, accuracy_of, check_percent
+from rigl_tf.lottery.run import Run, accuracy_of, check_percent, check_train
 from rigl_tf.lottery.tickets import (
     check_arguments,
     find_ticket,
@@ -115,7 +115,8 @@ def jackpot_protocol(
     >>> [(row["sparsity"], sorted(row["verdicts"])) for row in rows]
     [(0.8, ['IMP', 'OMP'])]
     """
-    check_functions(build=build, train=train, small_dense=small_dense)
+    check_functions(build=build, small_dense=small_dense)
+    check_train(train)
     learning_rates = check_different("learning_rates", learning_rates, Real)
     seeds = check_different("seeds", seeds, Integral)
     check_thresholds(similar, clear, min_sparsity)

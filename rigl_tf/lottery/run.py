@@ -1,9 +1,12 @@
 """What every protocol asks of `train`, and what it gets: one shape, described at `Run`."""
 
 import dataclasses
+import inspect
 from numbers import Real
 
 import keras
+
+from rigl_tf.checks import check_functions
 
 
 class RewindPoint(keras.callbacks.Callback):
@@ -83,6 +86,29 @@ class Run:
 
     def __str__(self):
         return self.name if self.seed is None else f"{self.name}, seed {self.seed}"
+
+
+def check_train(train):
+    """Raises a `ValueError` unless `train` is a function that can be called with a model and a run.
+
+    Example:
+
+    >>> check_train(lambda model: 0)
+    Traceback (most recent call last):
+        ...
+    ValueError: `train` must take a model and a `rigl_tf.lottery.Run`. Received: train(model)
+    """
+    check_functions(train=train)
+    try:
+        signature = inspect.signature(train)
+    except ValueError:  # it is not known what it takes
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        raise ValueError(
+            f"`train` must take a model and a `rigl_tf.lottery.Run`. Received: train{signature}"
+        ) from None
 
 
 def accuracy_of(train, model, run):

@@ -13,7 +13,7 @@ from rigl_tf.checks import check_functions, check_numbers
 from rigl_tf.lottery import corruption
 from rigl_tf.lottery.jackpot import check_different
 from rigl_tf.lottery.levels import Records, restore, shapes_of, state_of, without_masks
-from rigl_tf.lottery.run import Run, accuracy_of, check_percent
+from rigl_tf.lottery.run import Run, accuracy_of, check_percent, check_train
 
 CHECKS = (
     "corrupted labels",
@@ -163,7 +163,8 @@ def sanity_check(
     """
     seeds = check_different("seeds", seeds, Integral)
     _check(data, num_classes, checks, threshold)
-    check_functions(build=build, prune=prune, train=train)
+    check_functions(build=build, prune=prune)
+    check_train(train)
     settings = {
         "protocol": "sanity_check",
         "num_classes": int(num_classes),

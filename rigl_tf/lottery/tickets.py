@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from rigl_tf import distributions, masks, pruning
-from rigl_tf.checks import check_choice, check_functions, check_integers, check_numbers
+from rigl_tf.checks import check_choice, check_integers, check_numbers
 from rigl_tf.lottery.levels import (
     Level,
     Records,
@@ -15,7 +15,7 @@ from rigl_tf.lottery.levels import (
     trained_state,
     weights_of,
 )
-from rigl_tf.lottery.run import RewindPoint, Run
+from rigl_tf.lottery.run import RewindPoint, Run, check_train
 
 
 def find_ticket(
@@ -98,7 +98,7 @@ def find_ticket(
     >>> ticket = find_ticket(model, train, levels=2, rewind_step=5)[-1]
     """
     check_arguments(model, levels, prune_fraction, scope, rewind_step, rewind)
-    check_functions(train=train)
+    check_train(train)
     settings = {
         "prune_fraction": float(prune_fraction),
         "scope": scope,

@@ -362,7 +362,7 @@ def test_bad_arguments():
         find(levels=0)
     with pytest.raises(ValueError, match="`rewind_step` must be an integer >= 0"):
         find(rewind_step=0.5)
-    with pytest.raises(ValueError, match=r"between 0 and 1\. Received: prune_fraction=1\.0"):
+    with pytest.raises(ValueError, match=r"in \(0, 1\)\. Received: prune_fraction=1\.0"):
         find(prune_fraction=1.0)
     with pytest.raises(ValueError, match="`scope` must be one of"):
         find(scope="local")

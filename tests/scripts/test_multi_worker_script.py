@@ -12,7 +12,7 @@ import pytest
 from helpers import logs_of, two_workers, wait_for
 
 import rigl_tf
-from scripts import train
+from scripts.train import train
 
 
 def rows_of(directory):
