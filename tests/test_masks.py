@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import half, mlp
 
 import rigl_tf
 from rigl_tf import masks
@@ -143,3 +144,22 @@ def test_the_users_constraint_is_applied_first():
     # 1 + 4 + 9 + ... + 144 = 12 * 13 * 25 / 6 = 650
     want = np.where(mask, raw / np.sqrt(650), 0)
     np.testing.assert_allclose(kernel.constraint(raw), want, rtol=1e-5)
+
+
+def test_what_others_know_of_a_sparse_kernel():
+    model = half(mlp(6, 8, 3, names="ab", name="m"))
+    first, second = masks.kernels_of(model).values()
+    assert (first.path, first.shape, first.size, first.num_active) == ("m/a/kernel", (6, 8), 48, 24)
+    assert first.variable is model.layers[0].kernel
+    assert masks.kernel_of(second.variable) is second
+    assert masks.kernel_of(model.layers[0].bias) is None
+    first.assign(np.ones((6, 8)))
+    np.testing.assert_array_equal(first.numpy(), first.mask)
+    first.set_mask(np.eye(6, 8) > 0)
+    assert first.num_active == 6
+    np.testing.assert_array_equal(first.numpy(), first.mask & (first.numpy() != 0))
+    first.variable.assign(np.ones((6, 8)))
+    first.zero_inactive()
+    np.testing.assert_array_equal(first.numpy(), np.eye(6, 8))
+    others = masks.without_masks(model, model.weights)
+    assert [each.path for each in others] == ["m/a/kernel", "m/a/bias", "m/b/kernel", "m/b/bias"]

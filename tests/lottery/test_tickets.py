@@ -366,6 +366,8 @@ def test_bad_arguments():
         find(prune_fraction=1.0)
     with pytest.raises(ValueError, match="`scope` must be one of"):
         find(scope="local")
+    with pytest.raises(ValueError, match=r"must take a model and .*Received: train\(model\)"):
+        find(train=lambda model: None)
     with pytest.raises(ValueError, match="`rewind` must be one of"):
         find(rewind="both")
     with pytest.raises(ValueError, match="without sparse kernels"):
