@@ -261,10 +261,10 @@ def set_masks(model, masks):
     An optimizer's slots stay as they are: a connection that was trained before, taken away and
     given back, goes on with what is left of its momentum.
 
-    Other code can write into inactive connections. An optimizer of Keras zeroes them in its next
-    step, one of `rigl_tf` in the first step of a `fit`, every 100 steps, at mask updates, and when
-    `fit` ends. `set_masks(model, get_masks(model))` does it at once; `rigl_tf.sparsity_summary`
-    tells of such weights.
+    Other code can write into inactive connections. Optimizers zero them in their next step; in a
+    `fit` without XLA, those of `rigl_tf` do so in its first step, every 100 steps, at mask updates,
+    and when it ends. `set_masks(model, get_masks(model))` does it at once;
+    `rigl_tf.sparsity_summary` tells of such weights.
 
     Args:
         model: A sparse `keras.Model` or layer.

@@ -152,13 +152,13 @@ class Plan:
         self.is_suspect.assign(False)
 
     @contextlib.contextmanager
-    def without_needless_constraints(self):
-        """Leaves out, in gradient steps, the constraints that would find nothing to do.
+    def without_constraints(self, leaves_out):
+        """Leaves out the constraints of the kernels in `keep_zeros`, if so it is to be.
 
-        They cost a pass through the memory of each kernel.
+        They cost a pass through the memory of each kernel, and would find nothing to do.
         """
         try:
-            for sparse in self.keep_zeros:
+            for sparse in self.keep_zeros if leaves_out else ():
                 sparse.kernel.constraint = None
             yield
         finally:

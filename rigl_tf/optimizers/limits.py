@@ -22,6 +22,20 @@ def warn(message):
     warnings.warn(message, stacklevel=level)
 
 
+def is_known_to_run_without_xla():
+    """Whether this is called by the `train_step` of a model that was compiled without XLA.
+
+    TensorFlow does not tell an optimizer whether XLA compiles the graph that it is in.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        model = frame.f_locals.get("self")
+        if frame.f_code.co_name == "train_step" and isinstance(model, keras.Model):
+            return model.compiled and not model.jit_compile
+        frame = frame.f_back
+    return False
+
+
 def check_unused(inner_optimizer):
     """Raises a `ValueError` if the inner optimizer, or one inside it, was built before."""
     for optimizer in optimizers_within(inner_optimizer):

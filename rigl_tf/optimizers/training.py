@@ -184,15 +184,21 @@ class SparseTraining(WrappingOptimizer):
         if context is None:
             raise ValueError("`apply` must be called in a replica context, as in `strategy.run`.")
 
+        # XLA applies constraints in passing; a branch would cost it more.
+        leaves_out = bool(self._plan.keep_zeros) and limits.is_known_to_run_without_xla()
+
         def across_replicas(strategy, grads):
-            self._apply_across_replicas(strategy, grads, variables)
+            self._apply_across_replicas(strategy, grads, variables, leaves_out)
 
         limits.check_strategy(self.inner_optimizer)
         grads = self._plan.dense_gradients(grads, variables)
         context.merge_call(across_replicas, args=(grads,))
 
-    def _apply_across_replicas(self, strategy, grads, variables):
-        """One step of all replicas. The `cond` must stand here, in cross-replica context."""
+    def _apply_across_replicas(self, strategy, grads, variables, leaves_out):
+        """One step of all replicas. The `cond` must stand here, in cross-replica context.
+
+        With `leaves_out`, constraints are left out where there is nothing to do.
+        """
         pairs = [
             (self._plan.by_id[id(variable)], gradient)
             for gradient, variable in zip(grads, variables, strict=True)
@@ -205,9 +211,9 @@ class SparseTraining(WrappingOptimizer):
         self._before_step(strategy, pairs, loss_scale)
 
         def train():
-            with self._plan.without_needless_constraints():
+            with self._plan.without_constraints(leaves_out):
                 strategy.extended.call_for_each_replica(self._train, args=(grads, variables))
-            if self._plan.keep_zeros:
+            if leaves_out:
                 tf.cond(
                     tf.convert_to_tensor(self._plan.moves_inactive),
                     lambda: self._plan.zero_inactive(strategy),
@@ -221,7 +227,7 @@ class SparseTraining(WrappingOptimizer):
             self._update_masks(strategy, pairs, loss_scale)
 
         step = tf.convert_to_tensor(self.step)
-        if self._plan.keep_zeros:
+        if leaves_out:
             is_suspect = tf.convert_to_tensor(self._plan.is_suspect)
             tf.cond(
                 is_suspect | (step % _CHECK_FREQUENCY == 0),
