@@ -132,12 +132,7 @@ class SparseKernel(keras.constraints.Constraint):
     def _constrained(self, kernel):
         return kernel if self.constraint is None else self.constraint(kernel)
 
-    # Inside a graph, on one replica, whose variables `tf.distribute` hands over.
-
-    @property
-    def local(self):
-        """What to hand over: the arguments `local` of the methods below."""
-        return self.variable.value, self.kernel_mask.value
+    # Inside a graph, on one replica: `local` is its copy of the variable, and of the mask.
 
     def replace(self, local, new_mask, values):
         """Makes `new_mask` the mask: what it drops becomes zero, what it grows is in `values`.

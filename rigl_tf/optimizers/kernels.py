@@ -117,7 +117,6 @@ class Plan:
             for slot in sparse.slots
             if slot.is_weight_average
         ]
-
         # Those whose zeros no gradient step changes, if slots are as they are at the start, too.
         self.keep_zeros = [
             sparse
@@ -126,7 +125,6 @@ class Plan:
             and sparse.trained is sparse.kernel
             and sparse.sparse.constraint is None
         ]
-
         # Whether other code may have changed masks, weights or slots; and whether slots were found
         # that move inactive connections. They are no part of the state.
         self.is_suspect, self.moves_inactive = (
@@ -157,13 +155,15 @@ class Plan:
 
         They cost a pass through the memory of each kernel, and would find nothing to do.
         """
+        kernels = [sparse.kernel for sparse in self.keep_zeros] if leaves_out else []
+        constraints = [kernel.constraint for kernel in kernels]
         try:
-            for sparse in self.keep_zeros if leaves_out else ():
-                sparse.kernel.constraint = None
+            for kernel in kernels:
+                kernel.constraint = None
             yield
         finally:
-            for sparse in self.keep_zeros:
-                sparse.kernel.constraint = sparse.sparse
+            for kernel, constraint in zip(kernels, constraints, strict=True):
+                kernel.constraint = constraint
 
     def trained(self, variables):
         """What the inner optimizer trains in the place of each variable."""
