@@ -16,7 +16,7 @@ from rigl_tf.layers.eligibility import Choice
 from rigl_tf.layers.first_masks import NO_KERNEL, Allocation
 from rigl_tf.layers.wrapper import SparseWrapper
 from rigl_tf.transforms.rebuild import is_clonable, leaves, with_layers
-from rigl_tf.walk import all_layers
+from rigl_tf.walk import all_layers, unbuilt
 
 
 def sparsify(
@@ -87,6 +87,8 @@ def sparsify(
     if initializer is not None:
         initializers.check(initializer)
     choice = Choice(dense_layers, sparse_layers, sparsity)
+    # A Sequential model may say that it is built, though Keras could not build its layers.
+    has_weights = model.built and bool(model.weights)
     with _scope(model):
         chosen = _choose(model, choice)
         allocation = Allocation(distribution, sparsity or 0.0, seed, choice, initializer)
@@ -99,6 +101,7 @@ def sparsify(
                 _wrap_later(part, sparse, choice, allocation)
             if model.built:
                 _take_built(sparse)
+            if has_weights:
                 allocation.settle()
             if from_zeros:
                 allocation.take_zeros()
@@ -106,7 +109,7 @@ def sparsify(
             _undo(model)
             raise
     if not isinstance(sparsity, Mapping):
-        if sparse.built:
+        if has_weights:
             _tell_coverage(sparse)
         else:
             allocation.on_shared_out = functools.partial(_tell_coverage, sparse)
@@ -220,7 +223,8 @@ def _chosen(model, choice):
     for layer, containers in leaves(model):
         if isinstance(layer, SparseWrapper):
             continue
-        if not layer.built:
+        # Keras takes a layer for built that is called by another one, whatever is inside of it.
+        if not layer.built or (unbuilt(layer) and not layer.weights):
             if choice.may_have_kernels(layer, containers):
                 chosen[id(layer)] = functools.partial(choice.select, containers=containers)
             continue

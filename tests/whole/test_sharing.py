@@ -564,6 +564,17 @@ def test_a_built_layer_around_another_one_in_a_model_that_is_not_built():
     check_invariant(sparse)
 
 
+@pytest.mark.filterwarnings("ignore:`build")  # Keras on a layer that it cannot build
+@pytest.mark.parametrize("inputs", [[], [keras.Input((3, 6))]])
+def test_a_layer_that_keras_takes_for_built(inputs):
+    around = layers.TimeDistributed(Residual(layers.Dense(7)))
+    sparse = half(keras.Sequential([*inputs, around, layers.Dense(2)]))
+    sparse.compile(rigl(), "mse")
+    sparse.fit(numbers((8, 3, 6)), numbers((8, 3, 2)), batch_size=2, verbose=0)
+    assert active(sparse) == [21, 21, 6]
+    check_invariant(sparse)
+
+
 def test_a_layer_that_holds_a_sparse_one_has_its_wrapper():
     dense = tied()
     sparse = half(dense)
