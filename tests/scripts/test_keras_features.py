@@ -50,9 +50,6 @@ def slow_but(names, chosen):
 
 @pytest.mark.parametrize("feature", by_name(features.FEATURES))
 def test_one_device(feature):
-    """Eagerly where that is not what the feature is about: building graphs is most of the time."""
-    if not {"jit_compile", "steps_per_execution"} & set(feature.compile):
-        feature = dataclasses.replace(feature, compile={"run_eagerly": True, **feature.compile})
     run.run(feature, one_device())
 
 
