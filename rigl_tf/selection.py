@@ -5,12 +5,16 @@ compiles with XLA and gives the same answer in eager mode, in a graph and on eve
 """
 
 import functools
+import math
 
+import numpy as np
 import tensorflow as tf
 
 _DIGIT_BITS = 16
 _NUM_DIGITS = 1 << _DIGIT_BITS
 _PAGE = 256
+_TILE = 1 << 22  # how many numbers of a large kernel are looked at together
+_PHILOX = 1  # the number of the algorithm in TensorFlow
 
 
 def random_mask(shape, num_active, seed):
@@ -29,9 +33,72 @@ def random_mask(shape, num_active, seed):
     >>> int(tf.reduce_sum(tf.cast(random_mask((4, 5), 7, seed=(0, 1)), "int32")))
     7
     """
+    size = math.prod(shape)
+    if size > _TILE and tf.executing_eagerly():
+        mask = np.zeros(size, dtype=bool)
+        mask[random_places(size, num_active, seed)] = True
+        return tf.constant(mask.reshape(shape))
     # Whole 64-bit draws: with float32's 2**23 values a large kernel would have ties.
     draws = tf.random.stateless_uniform(shape, seed, minval=None, maxval=None, dtype=tf.int64)
     return _top_k_of_keys(draws, num_active)
+
+
+def random_places(size, num_active, seed):
+    """Where `random_mask` is `True`, found in memory that follows `num_active`, not `size`.
+
+    The draws are made tile by tile, and only those that may be among the largest are kept: the
+    number of draws above a threshold is known up to a few standard deviations.
+
+    Args:
+        size: Integer, the number of entries of the kernel.
+        num_active: Integer, how many of them are chosen.
+        seed: Pair of two integers, as for `tf.random.stateless_uniform`.
+
+    Returns:
+        Sorted array of `num_active` different integers in `[0, size)`, int64. Eager only.
+
+    Example:
+
+    >>> random_places(20, 3, seed=(0, 1)).tolist()
+    [6, 8, 19]
+    """
+    share = num_active / size
+    spread = 10 * math.sqrt(share * (1 - share) / size) + 100 / size
+    while True:
+        # Signed 64-bit draws are uniform in [-2**63, 2**63): these are surely and maybe chosen.
+        surely, maybe = (_quantile(1 - share + sign * spread) for sign in (1, -1))
+        places, keys = _draws_from(maybe, size, seed)
+        is_sure = keys >= surely
+        num_wanted = num_active - np.count_nonzero(is_sure)
+        if 0 <= num_wanted <= np.count_nonzero(~is_sure):
+            break
+        spread *= 10
+    # Ties go to the lower index: a stable sort of the few in between, the largest first.
+    open_places = np.flatnonzero(~is_sure)
+    largest = open_places[np.argsort(~keys[open_places], kind="stable")[:num_wanted]]
+    is_sure[largest] = True
+    return places[is_sure]
+
+
+def _quantile(share):
+    """The integer below which a share of all signed 64-bit numbers is."""
+    return min(max(int(share * 2**64) - 2**63, -(2**63)), 2**63 - 1)
+
+
+def _draws_from(threshold, size, seed):
+    """The places and values of those of `size` draws that are not below a threshold."""
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=tf.constant(seed, tf.int64))
+    found = []
+    for start in range(0, size, _TILE):
+        # The generator counts in blocks of two such draws, from where it may begin anywhere.
+        here = counter + tf.constant([start // 2, 0], tf.uint64)
+        draws = tf.raw_ops.StatelessRandomUniformFullIntV2(
+            shape=[min(_TILE, size - start)], key=key, counter=here, alg=_PHILOX, dtype=tf.int64
+        )
+        places = tf.where(draws >= threshold)[:, 0]
+        found.append(((places + start).numpy(), tf.gather(draws, places).numpy()))
+    places, draws = zip(*found, strict=True)
+    return np.concatenate(places), np.concatenate(draws)
 
 
 def top_k_mask(scores, k):
@@ -75,7 +142,7 @@ def drop_and_grow(mask, drop_scores, grow_scores, num_drop):
         active now and were not before.
     """
     mask = tf.convert_to_tensor(mask)
-    num_active = tf.math.count_nonzero(mask, dtype=tf.int32)
+    num_active = num_true(mask)
     num_drop = tf.clip_by_value(tf.cast(num_drop, tf.int32), 0, num_active)
     kept = keep(mask, drop_scores, num_active - num_drop)
     chosen = top_k_mask(where_eligible(~kept, grow_scores), num_drop)
@@ -100,7 +167,7 @@ def keep(mask, scores, num_active):
     [False, True, False]
     """
     mask = tf.convert_to_tensor(mask)
-    most = tf.math.count_nonzero(mask, dtype=tf.int32)
+    most = num_true(mask)
     return top_k_mask(where_eligible(mask, scores), tf.minimum(tf.cast(num_active, tf.int32), most))
 
 
@@ -112,6 +179,11 @@ def where_eligible(eligible, scores):
     # NaN and -inf, say the logarithm of a zero weight, are the lowest scores there are.
     scores = tf.where(scores >= scores.dtype.min, scores, scores.dtype.min)
     return tf.where(eligible, scores, tf.constant(float("-inf"), scores.dtype))
+
+
+def num_true(mask, axis=None):
+    """How many entries are `True`, in int32, along `axis` or of all; XLA makes no copy for it."""
+    return tf.reduce_sum(tf.cast(mask, tf.int32), axis)
 
 
 def ordered_keys(scores):
@@ -133,12 +205,14 @@ def _top_k_of_keys(keys, k):
     shape = keys.shape
     keys = tf.reshape(keys, [-1, shape[-1] if shape.rank else 1])
     k = tf.clip_by_value(tf.cast(k, tf.int32), 0, shape.num_elements())
-    select = _top_k_of_rows if tf.executing_eagerly() else _traced_top_k(keys.dtype)
-    return tf.reshape(select(keys, k), shape)
+    is_long = shape.num_elements() > _TILE
+    if tf.executing_eagerly():
+        return tf.reshape(_top_k_of_rows(keys, k, is_long), shape)
+    return tf.reshape(_traced_top_k(keys.dtype, is_long)(keys, k), shape)
 
 
-def _top_k_of_rows(keys, k):
-    threshold, num_wanted, num_equal = _kth_largest(tf.reshape(keys, [-1]), k)
+def _top_k_of_rows(keys, k, is_long):
+    threshold, num_wanted, num_equal = _kth_largest(tf.reshape(keys, [-1]), k, is_long)
     return tf.cond(
         num_wanted == num_equal,
         lambda: keys >= threshold,
@@ -147,34 +221,29 @@ def _top_k_of_rows(keys, k):
 
 
 @functools.cache
-def _traced_top_k(dtype):
+def _traced_top_k(dtype, is_long):
     """`_top_k_of_rows` as one function of a graph, which calls it for each of its kernels.
 
     A copy for each of them would make graphs of large models slow to build. XLA compiles a call
     with the shapes that it has.
     """
     return tf.function(
-        _top_k_of_rows,
+        lambda keys, k: _top_k_of_rows(keys, k, is_long),
         input_signature=[tf.TensorSpec([None, None], dtype), tf.TensorSpec([], tf.int32)],
         autograph=False,
         experimental_attributes={"_noinline": True},
     )
 
 
-def _kth_largest(keys, k):
+def _kth_largest(keys, k, is_long):
     """The k-th largest key, how many keys equal to it are wanted, and how many there are."""
+    histogram = _histogram_by_tiles if is_long else _histogram
     width = keys.dtype.size * 8
-    # With its sign bit flipped, a signed number is ordered as an unsigned one.
-    unsigned = tf.bitwise.bitwise_xor(keys, keys.dtype.min)
     prefix = tf.zeros([], keys.dtype)
     remaining = k
     for shift in range(width - _DIGIT_BITS, -1, -_DIGIT_BITS):
-        digits = tf.bitwise.right_shift(unsigned, tf.constant(shift, keys.dtype))
-        digits = tf.cast(tf.bitwise.bitwise_and(digits, _NUM_DIGITS - 1), tf.int32)
-        if shift < width - _DIGIT_BITS:
-            leading = tf.bitwise.right_shift(unsigned, tf.constant(shift + _DIGIT_BITS, keys.dtype))
-            digits = tf.where(leading == prefix, digits, _NUM_DIGITS)
-        counts = _histogram(digits)
+        counts = histogram(keys, shift, prefix if shift < width - _DIGIT_BITS else None)
+        counts = tf.reshape(counts, [_PAGE, _PAGE])
         # Pages of 256 digits first: one long running sum takes XLA minutes to compile.
         page, remaining, _ = _reached(tf.reduce_sum(counts, axis=1), remaining)
         on_page = tf.where(tf.range(_PAGE)[:, tf.newaxis] == page, counts, 0)
@@ -189,7 +258,7 @@ def _kth_largest(keys, k):
 def _reached(counts, num):
     """The largest index from which on there are `num` counts, its share of `num`, its count."""
     enough = tf.cumsum(counts, reverse=True) >= num
-    index = tf.math.count_nonzero(enough, dtype=tf.int32) - 1
+    index = num_true(enough) - 1
     count = tf.reduce_sum(tf.where(tf.range(_PAGE) == index, counts, 0))
     return index, num - tf.reduce_sum(tf.where(enough, 0, counts)), count
 
@@ -201,12 +270,51 @@ def _unsigned_prefix(prefix, num_bits):
     return tf.bitwise.right_shift(tf.bitwise.left_shift(prefix, lost), lost)
 
 
-def _histogram(digits):
-    """How often each 16-bit digit occurs, in pages of 256; the digit 65,536 is not counted."""
+def _histogram(keys, shift, prefix):
+    """How often each 16-bit digit occurs in the keys with a prefix.
+
+    Args:
+        keys: Vector of signed integers.
+        shift: Integer, how many bits are below the digit.
+        prefix: Scalar tensor, the bits above the digit in the keys to count, or `None` for all.
+    """
+    return _count_digits(_digits(keys, shift, prefix))
+
+
+def _histogram_by_tiles(keys, shift, prefix):
+    """`_histogram` of many keys, whose digits never stand all in memory."""
+    size = tf.shape(keys)[0]
+
+    def add(begin, counts):
+        # The last tile ends with the keys; what was in the tile before is not counted again.
+        start = tf.minimum(begin, size - _TILE)
+        digits = _digits(tf.slice(keys, [start], [_TILE]), shift, prefix)
+        digits = tf.where(tf.range(_TILE) < begin - start, _NUM_DIGITS, digits)
+        return begin + _TILE, counts + _count_digits(digits)
+
+    start = (tf.constant(0), tf.zeros([_NUM_DIGITS], tf.int32))
+    _, counts = tf.while_loop(lambda begin, _: begin < size, add, start, parallel_iterations=1)
+    return counts
+
+
+def _digits(keys, shift, prefix):
+    """The 16-bit digit of each key, 65,536 where the bits above it are not `prefix`."""
+    # With its sign bit flipped, a signed number is ordered as an unsigned one.
+    unsigned = tf.bitwise.bitwise_xor(keys, keys.dtype.min)
+    digits = tf.bitwise.right_shift(unsigned, tf.constant(shift, keys.dtype))
+    digits = tf.cast(tf.bitwise.bitwise_and(digits, _NUM_DIGITS - 1), tf.int32)
+    if prefix is None:
+        return digits
+    leading = tf.bitwise.right_shift(unsigned, tf.constant(shift + _DIGIT_BITS, keys.dtype))
+    return tf.where(leading == prefix, digits, _NUM_DIGITS)
+
+
+def _count_digits(digits):
+    """How often each 16-bit digit occurs; the digit 65,536 is not counted."""
     counts = tf.raw_ops.DenseBincount(
         input=digits, size=_NUM_DIGITS + 1, weights=tf.zeros([0], tf.int32)
     )
-    return tf.reshape(counts[:_NUM_DIGITS], [_PAGE, _PAGE])
+    return counts[:_NUM_DIGITS]
 
 
 def _first_true(candidates, num):
@@ -214,12 +322,12 @@ def _first_true(candidates, num):
 
     Row sums find the row in which the count is reached; only this row is scanned entry by entry.
     """
-    per_row = tf.math.count_nonzero(candidates, axis=1, dtype=tf.int32)
+    per_row = num_true(candidates, axis=1)
     up_to_row = tf.cumsum(per_row)
     full = up_to_row <= num
     rows = tf.range(tf.shape(candidates)[0])
-    last = rows == tf.math.count_nonzero(full, dtype=tf.int32)
+    last = rows == num_true(full)
     left = num - tf.reduce_sum(tf.where(full, per_row, 0))
     in_last = candidates & last[:, tf.newaxis]
-    seen = tf.cumsum(tf.math.count_nonzero(in_last, axis=0, dtype=tf.int32))
+    seen = tf.cumsum(num_true(in_last, axis=0))
     return candidates & full[:, tf.newaxis] | in_last & (seen <= left)[tf.newaxis, :]

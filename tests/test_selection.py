@@ -212,6 +212,52 @@ def test_random_mask_is_a_function_of_its_seed_in_every_world():
     assert (masks[0].numpy() != other.numpy()).any()
 
 
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """All that has more than 16 entries is looked at tile by tile."""
+    monkeypatch.setattr(selection, "_TILE", 16)
+    selection._traced_top_k.cache_clear()
+    yield
+    selection._traced_top_k.cache_clear()
+
+
+@pytest.mark.parametrize("world", ON_ONE_DEVICE)
+def test_tiles_select_what_the_whole_does(world, small_tiles):
+    rng = np.random.default_rng(0)
+    for shape in ((4, 4), (1, 17), (5, 13)):
+        scores = [random_scores(rng, shape) for _ in range(6)]
+
+        def select(*scores):
+            return [selection.top_k_mask(each, 7) for each in scores]
+
+        for each, mask in zip(scores, in_world(world, select)(*scores), strict=True):
+            np.testing.assert_array_equal(mask, reference.top_k_mask(each, 7))
+
+
+@pytest.mark.parametrize("size", [1, 16, 17, 1000])
+def test_random_places_are_those_of_the_random_mask(size, small_tiles):
+    draws = tf.random.stateless_uniform([size], (3, 5), None, None, tf.int64)
+    order = np.argsort(~draws.numpy(), kind="stable")
+    for num_active in {0, size // 10, size // 2, size}:
+        places = selection.random_places(size, num_active, seed=(3, 5))
+        np.testing.assert_array_equal(places, np.sort(order[:num_active]))
+        mask = selection.random_mask((size,), num_active, seed=(3, 5))
+        np.testing.assert_array_equal(np.flatnonzero(mask), places)
+
+
+def test_random_places_when_the_draws_are_far_from_what_is_expected(small_tiles, monkeypatch):
+    whole = selection.random_places(1000, 100, seed=(0, 1))
+    first, thresholds = selection._quantile, []
+
+    def much_too_high(share):
+        thresholds.append(share)
+        return first(share + 0.3 if len(thresholds) <= 2 else share)
+
+    monkeypatch.setattr(selection, "_quantile", much_too_high)
+    np.testing.assert_array_equal(selection.random_places(1000, 100, seed=(0, 1)), whole)
+    assert len(thresholds) == 4
+
+
 def test_random_mask_is_uniform():
     # Each of 42 entries is active in 1/3 of 600 masks: 200 times, give or take 5 * 12.
     fn = tf.function(lambda seed: selection.random_mask(SHAPE, SIZE // 3, seed))

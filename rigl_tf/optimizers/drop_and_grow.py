@@ -140,7 +140,7 @@ class SparseOptimizer(ScheduledUpdates):
         raise NotImplementedError(f"{type(self).__name__} must implement `grow_scores`.")
 
     def new_mask(self, kernel, mask, gradient, step):
-        num_active = tf.math.count_nonzero(mask, dtype=tf.int32)
+        num_active = selection.num_true(mask)
         new_mask, _ = selection.drop_and_grow(
             mask,
             self._scores("drop_scores", kernel, mask, gradient),

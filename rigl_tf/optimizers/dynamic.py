@@ -302,7 +302,7 @@ class SNFS(SparseOptimizer):
             ]
         )
         sizes = tf.constant([mask.shape.num_elements() for mask in masks])
-        num_active = tf.stack([tf.math.count_nonzero(mask, dtype=tf.int32) for mask in masks])
+        num_active = tf.stack([selection.num_true(mask) for mask in masks])
         sparsity = tf.cast(sizes - num_active, tf.float32) / tf.cast(sizes, tf.float32)
         fraction = tf.cast(self._drop_fraction_at(tf.convert_to_tensor(self.step)), tf.float32)
         filling_up = (sparsity < 0.2) & (importance * len(masks) > tf.reduce_sum(importance))
@@ -316,7 +316,7 @@ class SNFS(SparseOptimizer):
         if self._kernel_index not in self._plan.num_moved:
             return super().new_mask(kernel, mask, gradient, step)
         num_drop, num_grow = self._plan.num_moved[self._kernel_index]
-        num_active = tf.math.count_nonzero(mask, dtype=tf.int32)
+        num_active = selection.num_true(mask)
         drop_scores = self._scores("drop_scores", kernel, mask, gradient)
         kept = selection.keep(mask, drop_scores, num_active - num_drop)
         grow_scores = self._scores("grow_scores", kernel, mask, gradient)
