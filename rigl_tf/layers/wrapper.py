@@ -18,6 +18,7 @@ from rigl_tf.layers.building import (
 )
 from rigl_tf.layers.eligibility import Choice
 from rigl_tf.layers.first_masks import MaskChoice
+from rigl_tf.layers.storage import check_execution, csr_storages, store
 from rigl_tf.walk import all_layers, unbuilt
 
 # Where the masks stand among the attributes of a wrapper: Keras loads these in alphabetical order,
@@ -46,6 +47,10 @@ class SparseWrapper(keras.layers.Wrapper):
         seed: Integer, or `None` for a random one, as in Keras's initializers:
             `keras.utils.set_random_seed` makes it the same in every run. The masks are a function
             of it and of the kernel's index in the layer.
+        execution: String, how the kernels are stored and multiplied: `"masked"` (with their
+            zeros), `"csr"` (only their active values, see `rigl_tf.execution`), or `"auto"`. Those
+            that cannot be CSR stay masked; `rigl_tf.sparsity_summary` says why. Defaults to
+            `"masked"`.
         name: String. Defaults to the layer's name, so that a sparse model has the same layer
             names as the dense one.
 
@@ -68,7 +73,9 @@ class SparseWrapper(keras.layers.Wrapper):
         layer = vars(self).get("layer")
         return SparseWrapper if layer is None else _class_named(type(layer).__name__)
 
-    def __init__(self, layer, sparsity=0.0, seed=None, name=None, **kwargs):
+    def __init__(
+        self, layer, sparsity=0.0, seed=None, execution="masked", name=None, **kwargs
+    ):
         if isinstance(layer, SparseWrapper):
             raise ValueError(f"A layer can be wrapped only once. Received: layer={layer}")
         if "go_backwards" in kwargs:
@@ -82,6 +89,7 @@ class SparseWrapper(keras.layers.Wrapper):
                 distributions.check_sparsity(share or 0.0)
         else:
             distributions.check_sparsity(sparsity)
+        check_execution(execution)
         if isinstance(layer, keras.layers.Layer):
             name = name or layer.name
             kwargs.setdefault("dtype", layer.dtype_policy)
@@ -91,6 +99,7 @@ class SparseWrapper(keras.layers.Wrapper):
         super().__init__(layer, name=name, **kwargs)
         self.sparsity = sparsity
         self.seed = random.randint(0, 2**31 - 1) if seed is None else seed
+        self.execution = execution
         self.supports_masking = layer.supports_masking
         setattr(self, _MASKS, masks.MaskVariables(name="masks"))
         self._chosen = None  # until all that the layer makes is there
@@ -138,8 +147,22 @@ class SparseWrapper(keras.layers.Wrapper):
 
     @property
     def kernel_masks(self):
-        """`{kernel name: boolean mask variable}`; empty until the layer is built."""
+        """`{kernel name: boolean mask variable}`; empty until the layer is built.
+
+        A CSR kernel has no such variable: `rigl_tf.get_masks` makes its mask.
+        """
         return dict(getattr(self, _MASKS).by_kernel)
+
+    def use_execution(self, execution):
+        """Stores the kernels in another way, which the layer computes with from then on.
+
+        Args:
+            execution: As the argument of this class.
+        """
+        check_execution(execution)
+        if self._chosen is not None:
+            store(self.layer, getattr(self, _MASKS), execution)
+        self.execution = execution
 
     @property
     def kernel_mask(self):
@@ -209,6 +232,7 @@ class SparseWrapper(keras.layers.Wrapper):
             return
         for index, (choice, share) in enumerate(zip(choices, self._shares(), strict=True)):
             choice.choose(share, (self.seed, index))
+        self.use_execution(self.execution)
 
     def _choose(self, weights):
         """For each weight of the built layer, whether it is a kernel that gets a mask."""
@@ -243,6 +267,8 @@ class SparseWrapper(keras.layers.Wrapper):
             )
             return
         is_listed = self._allocation is None and isinstance(self.sparsity, list)
+        if csr_storages(self.layer):
+            return  # in the place of kernels that were there
         if len(weights) == len(self._chosen) or is_listed:
             return
         chosen = [] if self._allocation is None else self._select(self.layer)
@@ -313,7 +339,7 @@ class SparseWrapper(keras.layers.Wrapper):
             shares = iter(self._shares())
             sparsity = [next(shares) if chosen else None for chosen in self._chosen]
         config = without_build_configs(super().get_config())
-        return {**config, "sparsity": sparsity, "seed": self.seed}
+        return {**config, "sparsity": sparsity, "seed": self.seed, "execution": self.execution}
 
     def set_weights(self, weights):
         """Sets the weights of the layer, and its masks if they are there; keeps the zeros."""

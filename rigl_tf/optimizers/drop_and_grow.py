@@ -80,6 +80,7 @@ class SparseOptimizer(ScheduledUpdates):
             is built, if the model has no sparse kernel that is trained.
     """
 
+    dense_gradients = "at updates"
     drop_fraction = Changeable()
 
     def __init__(
@@ -118,6 +119,14 @@ class SparseOptimizer(ScheduledUpdates):
                 f"{steps[0]} to step {steps[-1]}: each of them is a mask update instead of a "
                 "gradient step."
             )
+
+    @property
+    def supports_csr(self):
+        return self.gradient_momentum is None
+
+    @property
+    def _needs_gradients(self):
+        return super()._needs_gradients or self.grow_init in growth.OF_GRADIENTS
 
     def _check_schedule(self):
         schedules.check_update_steps(self.begin_step, self.end_step, self.update_frequency)

@@ -64,8 +64,6 @@ class RigL(SparseOptimizer):
     >>> optimizer = RigL(keras.optimizers.SGD(0.1, momentum=0.9), end_step=25_000)
     """
 
-    dense_gradients = "at updates"
-
     def grow_scores(self, kernel, mask, gradient):
         return tf.abs(gradient)
 
@@ -123,8 +121,6 @@ class RigLInverted(SparseOptimizer):
     >>> optimizer = RigLInverted("adam", end_step=25_000)
     """
 
-    dense_gradients = "at updates"
-
     def grow_scores(self, kernel, mask, gradient):
         return -tf.abs(gradient)
 
@@ -179,6 +175,8 @@ class SET(SparseOptimizer):
 
     >>> optimizer = SET("adam", end_step=25_000, drop_fraction=0.1)
     """
+
+    dense_gradients = "never"
 
     def grow_scores(self, kernel, mask, gradient):
         return self.random_uniform(kernel)
@@ -285,10 +283,10 @@ class SNFS(SparseOptimizer):
     def grow_scores(self, kernel, mask, gradient):
         return tf.abs(gradient)
 
-    def _update_kernels(self, strategy, pairs, gradients):
+    def _update_kernels(self, strategy, pairs, gradients, loss_scale=None):
         if self.redistribute and pairs:
             self._plan.num_moved = self._redistributed([sparse for sparse, _ in pairs])
-        super()._update_kernels(strategy, pairs, gradients)
+        super()._update_kernels(strategy, pairs, gradients, loss_scale)
         self._plan.num_moved = {}  # tensors of this branch of the graph
 
     def _redistributed(self, sparse_kernels):

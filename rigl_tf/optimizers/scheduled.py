@@ -144,20 +144,34 @@ class ScheduledUpdates(SparseTraining):
     def _update_masks(self, strategy, pairs, loss_scale):
         """An update step, the same on every replica."""
         gradients = kernels.sum_over_replicas(strategy, pairs, loss_scale)
-        self._update_if_finite(strategy, pairs, gradients)
+        self._update_if_finite(strategy, pairs, gradients, loss_scale)
 
-    def _update_if_finite(self, strategy, pairs, gradients):
+    def _update_if_finite(self, strategy, pairs, gradients, loss_scale=None):
         """`_update_kernels`, if these gradients and kernels hold numbers only."""
+        is_ready = kernels.all_finite(strategy, gradients, pairs)
+        collecting = [sparse for sparse in self._plan.csr if self._needs_gradients]
+        for sparse in collecting:
+            is_ready &= sparse.is_ready(strategy)
         tf.cond(
-            kernels.all_finite(strategy, gradients, pairs),
-            lambda: self._update_kernels(strategy, pairs, gradients),
+            is_ready,
+            lambda: self._update_kernels(strategy, pairs, gradients, loss_scale),
             lambda: self._skip_update(),
         )
+        for sparse in collecting:
+            sparse.clear(strategy)
 
-    def _update_kernels(self, strategy, pairs, gradients):
+    def _update_kernels(self, strategy, pairs, gradients, loss_scale=None):
         """A new mask for each kernel."""
         for (sparse, _), gradient in zip(pairs, gradients, strict=True):
-            kernels.update_kernel(strategy, sparse, gradient, self.step, self._updated)
+            if sparse in self._plan.csr:
+                gradient = self._dense_gradient(strategy, sparse, loss_scale)
+            sparse.update(strategy, gradient, self.step, self._updated)
+
+    def _dense_gradient(self, strategy, sparse, loss_scale):
+        """The gradient of all connections of a CSR kernel; zeros if no score wants it."""
+        if self._needs_gradients:
+            return sparse.dense_gradient(strategy, loss_scale)
+        return tf.zeros(sparse.sparse.shape, sparse.kernel.dtype)
 
     def _skip_update(self):
         """NaN or infinite gradients say nothing about connections: leave the masks alone."""

@@ -14,6 +14,7 @@ from rigl_tf.layers import summary
 from rigl_tf.layers.building import build_by_call
 from rigl_tf.layers.eligibility import Choice
 from rigl_tf.layers.first_masks import NO_KERNEL, Allocation
+from rigl_tf.layers.storage import check_execution
 from rigl_tf.layers.wrapper import SparseWrapper
 from rigl_tf.transforms.rebuild import is_clonable, leaves, with_layers
 from rigl_tf.walk import all_layers, unbuilt
@@ -28,6 +29,7 @@ def sparsify(
     sparse_layers=(),
     from_zeros=False,
     initializer=None,
+    execution="masked",
     seed=0,
 ):
     """Makes a sparse model out of a dense one.
@@ -66,6 +68,16 @@ def sparsify(
             not zero, and `sparsity` and `distribution` are left out.
         initializer: `None`, or what gives the sparse kernels new values by their masks: see
             `rigl_tf.initializers`. Biases and dense weights stay as they are.
+        execution: How the kernels are stored and multiplied, a string:
+
+            - `"masked"`: as dense kernels with zeros. Works everywhere, and is never faster than
+              dense;
+            - `"csr"`: only the active values, and where they are ("compressed sparse rows"). Time
+              and memory of a step follow the active weights. For Dense and for EinsumDense that is
+              a product of matrices (as those in MultiHeadAttention), on CPUs, without XLA; other
+              kernels stay masked, and the summary says why. The model must be built;
+            - `"auto"`: `"csr"` where that is faster: on CPUs, kernels of 65,536 weights and more
+              that are 80 % sparse.
         seed: Integer. The masks are a function of it, of each kernel's index and of its shape; so
             are the values that `initializer` draws.
 
@@ -84,11 +96,17 @@ def sparsify(
     7056
     """
     _check_arguments(model, sparsity, distribution, from_zeros, seed)
+    check_execution(execution)
     if initializer is not None:
         initializers.check(initializer)
     choice = Choice(dense_layers, sparse_layers, sparsity)
     # A Sequential model may say that it is built, though Keras could not build its layers.
     has_weights = model.built and bool(model.weights)
+    if execution != "masked" and not has_weights:
+        raise ValueError(
+            f"`execution={execution!r}` needs a built model: give it a `keras.Input`, or call it "
+            f"on a batch before. Received: model={model.name!r}, not built"
+        )
     with _scope(model):
         chosen = _choose(model, choice)
         allocation = Allocation(distribution, sparsity or 0.0, seed, choice, initializer)
@@ -105,6 +123,8 @@ def sparsify(
                 allocation.settle()
             if from_zeros:
                 allocation.take_zeros()
+            if execution != "masked":
+                use_execution(sparse, execution)
         except Exception:
             _undo(model)
             raise
@@ -175,7 +195,7 @@ def _check_arguments(model, sparsity, distribution, from_zeros, seed):
     distributions.get(distribution)
     check_integers(seed=seed)
     wrapped = any(isinstance(layer, SparseWrapper) for layer, _ in leaves(model))
-    if wrapped or any(masks.mask_of(weight) is not None for weight in model.weights):
+    if wrapped or any(masks.kernel_of(weight) is not None for weight in model.weights):
         raise ValueError(
             "`sparsify` takes a dense model, and the layers of this one are sparse already: a "
             "sparse model shares the layers of the model that it was made of. Make the dense model "
@@ -261,6 +281,13 @@ def _take_built(model):
     for layer, _ in leaves(model):
         if isinstance(layer, SparseWrapper) and layer.layer.built and not layer.built:
             layer.take_built()
+
+
+def use_execution(model, execution):
+    """Stores the sparse kernels of a model as an execution wants it, those that can be."""
+    for layer in all_layers(model):
+        if isinstance(layer, SparseWrapper):
+            layer.use_execution(execution)
 
 
 def _undo(model):

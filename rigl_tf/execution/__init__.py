@@ -1,0 +1,1 @@
+"""How a layer computes with a sparse kernel: CSR kernels, and the engine that multiplies them."""

@@ -1,0 +1,281 @@
+"""CSR kernels: only the values of the active connections, and where these are.
+
+CSR, "compressed sparse rows", is the usual name of such a matrix. Nothing here has the shape of the
+dense kernel, except what is asked for.
+"""
+
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from rigl_tf import masks
+from rigl_tf.execution import engine
+
+
+class CSRStorage(keras.layers.Layer):
+    """Stands in a layer in the place of its kernel, and holds the active values.
+
+    Where a tensor or an array is wanted it gives the dense kernel, made at that time: a layer that
+    knows nothing of it computes what it did, and its gradient reaches the values.
+
+    Args:
+        path: String, the path of the dense kernel.
+        shape: Tuple of integers, the shape of the dense kernel.
+        num_inputs: Integer. As a matrix the kernel has so many rows.
+        places: Sorted array of `n` integers: where the active connections are in the flat kernel.
+        initial_values: Array of `n` numbers.
+        dtype: String, of the values.
+        trainable: Boolean, whether the values are trained.
+        regularizer: `keras.regularizers.Regularizer` of the values, or `None`.
+
+    Attributes:
+        values: Trainable `keras.Variable` of shape `(n,)`.
+        collect: Boolean variable: whether a backward pass keeps what the gradient of the dense
+            kernel is made of, as the next step is a mask update.
+    """
+
+    def __init__(
+        self, path, shape, num_inputs, places, initial_values, dtype, trainable, regularizer
+    ):
+        super().__init__(name=path.rpartition("/")[2], dtype=dtype)
+        size = math.prod(shape)
+        vars(self).update(dense_path=path, shape=tuple(shape))
+        vars(self)["matrix_shape"] = (num_inputs, size // num_inputs)
+        structure = engine.structure(tf.constant(places, tf.int64), self.matrix_shape)
+        *outer, layer_name, _ = ["", *path.split("/")]
+        with keras.name_scope(layer_name or self.name, override_parent="/".join(outer)):
+            self.values = self.add_weight(
+                shape=np.shape(places),
+                initializer=_constant(initial_values),
+                trainable=trainable,
+                regularizer=regularizer,
+                name="values",
+            )
+            self.collect = self.add_weight(
+                shape=(), dtype="bool", initializer="zeros", trainable=False, name="collect"
+            )
+            for name, tensor in structure._asdict().items():
+                variable = self.add_weight(
+                    shape=tensor.shape,
+                    dtype=keras.backend.standardize_dtype(tensor.dtype),
+                    initializer=_constant(tensor.numpy()),
+                    trainable=False,
+                    name=name,
+                )
+                setattr(self, name, variable)
+        self.supports_jit = False
+        self.built = True
+        vars(self)["stash"] = Stash(self.matrix_shape)
+
+    @property
+    def structure_variables(self):
+        """The integer variables that say where the values are: an `engine.Structure` of them."""
+        return engine.Structure(*(getattr(self, name) for name in engine.Structure._fields))
+
+    def structure(self):
+        """The `engine.Structure` of tensors."""
+        return engine.Structure(*map(tf.convert_to_tensor, self.structure_variables))
+
+    def places(self):
+        """Where the active connections are in the flat dense kernel, a sorted int64 tensor."""
+        return places_of(self.structure(), self.matrix_shape)
+
+    def put(self, places, values):
+        """Sets places and values, arrays of as many entries as there are."""
+        structure = engine.structure(tf.constant(places, tf.int64), self.matrix_shape)
+        for variable, tensor in zip(self.structure_variables, structure, strict=True):
+            variable.assign(tensor)
+        self.values.assign(values)
+
+    # As a dense kernel.
+
+    def dense(self):
+        """The dense kernel as a tensor of the dtype of the values."""
+        return scatter(self.places(), tf.convert_to_tensor(self.values), self.shape)
+
+    def __tf_tensor__(self, dtype=None, name=None):
+        dense = self.dense()
+        return dense if dtype is None else tf.cast(dense, dtype)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.numpy().astype(dtype or self.values.dtype)
+
+    def numpy(self):
+        """The dense kernel as an array."""
+        kernel = np.zeros(math.prod(self.shape), self.values.dtype)
+        kernel[self.places().numpy()] = self.values.numpy()
+        return kernel.reshape(self.shape)
+
+    def assign(self, weights):
+        """Sets the active values to those of a dense kernel."""
+        masks.kernel_of(self.values).assign(weights)
+
+    # In files there are the values, and the places as rows of columns.
+
+    def save_own_variables(self, store):
+        for name in _SAVED:
+            store[name] = getattr(self, name).numpy()
+
+    def load_own_variables(self, store):
+        shape = tuple(store["values"].shape) if "values" in store else None
+        if shape != tuple(self.values.shape):
+            raise ValueError(
+                f"The file must have {self.values.shape[0]:,} active values of {self.dense_path!r} "
+                f"and their places. Received: an array of shape {shape}"
+            )
+        splits, columns = (np.asarray(store[name], np.int64) for name in _SAVED[1:])
+        rows = np.repeat(np.arange(self.matrix_shape[0]), np.diff(splits))
+        self.put(rows * self.matrix_shape[1] + columns, store["values"])
+
+
+_SAVED = ("values", "row_splits", "columns")
+
+
+def _constant(value):
+    return lambda shape, dtype=None: tf.constant(value, dtype)
+
+
+class Stash:
+    """What a layer got, and what its outputs' gradients were, in the step of a mask update.
+
+    Their product, `x^T dy`, is the gradient of the dense kernel.
+    """
+
+    def __init__(self, matrix_shape):
+        self.inputs, self.gradients = (
+            tf.Variable(
+                tf.zeros([0, width]),
+                shape=[None, width],
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.SUM,
+                name=name,
+            )
+            for name, width in zip(("inputs", "gradients"), matrix_shape, strict=True)
+        )
+
+    # On one replica.
+
+    def add(self, inputs, gradients):
+        """Adds the rows of one use of the layer."""
+        for variable, rows in ((self.inputs, inputs), (self.gradients, gradients)):
+            variable.assign(tf.concat([variable.read_value(), rows], axis=0))
+
+    def read(self):
+        """The rows of all uses."""
+        return self.inputs.read_value(), self.gradients.read_value()
+
+    def clear(self):
+        for variable in (self.inputs, self.gradients):
+            variable.assign(tf.zeros([0, variable.shape[1]]))
+
+
+def matmul(storage, inputs):
+    """Inputs times a CSR kernel, as matrices.
+
+    Args:
+        storage: A `CSRStorage`.
+        inputs: Floating-point tensor of shape `[batch, num_inputs]`.
+
+    Returns:
+        Tensor of shape `[batch, num_outputs]` and the dtype of the inputs. It is computed in
+        float32.
+    """
+    x = tf.cast(inputs, tf.float32)
+    values = tf.cast(tf.convert_to_tensor(storage.values), tf.float32)
+    y = engine.matmul(x, values, storage.structure(), storage.matrix_shape)
+    return tf.cast(_collected(storage, x, y), inputs.dtype)
+
+
+def _collected(storage, x, y):
+    """`y`, in whose backward pass the stash of a kernel gets its rows, if they are asked for."""
+    collect = tf.convert_to_tensor(storage.collect)
+
+    @tf.custom_gradient
+    def pass_on(x, y):
+        def gradient(dy):
+            def add():
+                storage.stash.add(x, dy)
+                return True
+
+            is_done = tf.cond(collect, add, lambda: False)
+            with tf.control_dependencies([is_done]):
+                return None, tf.identity(dy)
+
+        return tf.identity(y), gradient
+
+    return pass_on(tf.stop_gradient(x), y)
+
+
+class CSRKernel(masks.SparseKernel):
+    """A kernel of which only the active values are stored.
+
+    Args:
+        storage: The `CSRStorage` in its layer.
+        constraint: The user's own constraint of each weight, or `None`.
+    """
+
+    execution = "csr"
+
+    def __init__(self, storage, constraint=None):
+        super().__init__(storage.values)
+        self.storage = storage
+        self.constraint = constraint
+        self.mask_variables = (*storage.structure_variables, storage.collect)
+
+    @property
+    def path(self):
+        return self.storage.dense_path
+
+    @property
+    def shape(self):
+        return self.storage.shape
+
+    @property
+    def num_active(self):
+        return self.variable.shape[0]
+
+    @property
+    def mask(self):
+        mask = np.zeros(self.size, bool)
+        mask[self.storage.places().numpy()] = True
+        return mask.reshape(self.shape)
+
+    def numpy(self):
+        return self.storage.numpy()
+
+    def assign(self, weights):
+        with tf.init_scope():
+            flat = tf.reshape(tf.convert_to_tensor(weights), [-1])
+            self.variable.assign(tf.gather(flat, self.storage.places()))
+
+    def set_mask(self, mask):
+        places = np.flatnonzero(mask)
+        if len(places) != self.num_active:
+            raise ValueError(
+                "A CSR kernel keeps its number of active connections: use "
+                "`rigl_tf.with_execution(model, 'masked')` before. Received: a mask of "
+                f"{len(places):,} for {self.path!r}, which has {self.num_active:,}"
+            )
+        with tf.init_scope():
+            values = self.numpy().reshape(-1)[places]
+            self.storage.put(places, values)
+            self._tell_watchers()
+
+    def __call__(self, values):
+        return self._constrained(values)
+
+
+def places_of(structure, matrix_shape):
+    """The flat places of an `engine.Structure`, a sorted int64 tensor."""
+    ends = tf.range(tf.shape(structure.columns, tf.int64)[0])
+    rows = tf.searchsorted(structure.row_splits, ends, side="right") - 1
+    return tf.cast(rows, tf.int64) * matrix_shape[1] + tf.cast(structure.columns, tf.int64)
+
+
+def scatter(places, values, shape):
+    """A dense tensor with these values at these places, and zeros elsewhere."""
+    flat = tf.scatter_nd(places[:, tf.newaxis], values, [math.prod(shape)])
+    return tf.reshape(flat, shape)

@@ -1,0 +1,75 @@
+"""How the kernels of a wrapped layer are stored: with their zeros and a mask, or as CSR."""
+
+import tensorflow as tf
+
+from rigl_tf import masks
+from rigl_tf.checks import check_choice
+from rigl_tf.execution import csr, products
+from rigl_tf.walk import layers_of_weights
+
+EXECUTIONS = ("masked", "csr", "auto")
+
+# What `"auto"` stores as CSR: where it is faster than a dense product, on CPUs that were measured.
+_LEAST_SIZE = 1 << 16
+_LEAST_SPARSITY = 0.8
+
+
+def check_execution(execution):
+    """Raises a `ValueError` unless it is one of those that there are."""
+    check_choice(EXECUTIONS, execution=execution)
+
+
+def store(layer, mask_variables, execution):
+    """Stores the sparse kernels of a layer as an execution wants it, those that can be.
+
+    Args:
+        layer: The built layer.
+        mask_variables: Its `rigl_tf.masks.MaskVariables`.
+        execution: `"masked"`, `"csr"` or `"auto"`.
+    """
+    with tf.init_scope():
+        if execution == "masked":
+            _to_masked(layer, mask_variables)
+        else:
+            _to_csr(layer, mask_variables, execution == "auto")
+
+
+def reason_for_masked(layer, kernel):
+    """Why a masked kernel, held by this layer, is not stored as CSR; `None` if it could be."""
+    return products.refusal(layer, kernel.variable)
+
+
+def _to_csr(layer, mask_variables, only_where_it_pays):
+    owners = {id(weight): layers[-1] for weight, layers in layers_of_weights(layer)}
+    for name, kernel in mask_variables.kernels().items():
+        owner = owners[id(kernel.variable)]
+        if products.refusal(owner, kernel.variable) is not None:
+            continue
+        if not only_where_it_pays or _pays(kernel):
+            products.attach(owner, kernel)
+            mask_variables.remove(name)
+
+
+def _pays(kernel):
+    is_sparse = kernel.num_active <= (1 - _LEAST_SPARSITY) * kernel.size
+    return is_sparse and kernel.size >= _LEAST_SIZE and not tf.config.list_physical_devices("GPU")
+
+
+def _to_masked(layer, mask_variables):
+    for storage, owner in csr_storages(layer):
+        mask = masks.kernel_of(storage.values).mask
+        variable = products.detach(owner, storage)
+        name = variable.path.removeprefix(f"{layer.path}/")
+        mask_variable = mask_variables.add(
+            name, variable, lambda shape, dtype=None, mask=mask: tf.constant(mask)
+        )
+        masks.link(variable, mask_variable)
+
+
+def csr_storages(layer):
+    """The `(CSRStorage, layer that holds it)` in a layer, each once."""
+    found = {}
+    for _, around in layers_of_weights(layer):
+        if isinstance(around[-1], csr.CSRStorage):
+            found[id(around[-1])] = around[-1], around[-2]
+    return list(found.values())
