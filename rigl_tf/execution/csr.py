@@ -70,6 +70,11 @@ class CSRStorage(keras.layers.Layer):
         vars(self)["stash"] = Stash(self.matrix_shape)
 
     @property
+    def constraint(self):
+        """The `CSRKernel`, as the constraint of a dense kernel's variable is its `SparseKernel`."""
+        return self.values.constraint
+
+    @property
     def structure_variables(self):
         """The integer variables that say where the values are: an `engine.Structure` of them."""
         return engine.Structure(*(getattr(self, name) for name in engine.Structure._fields))
@@ -110,7 +115,7 @@ class CSRStorage(keras.layers.Layer):
 
     def assign(self, weights):
         """Sets the active values to those of a dense kernel."""
-        masks.kernel_of(self.values).assign(weights)
+        self.constraint.assign(weights)
 
     # In files there are the values, and the places as rows of columns.
 

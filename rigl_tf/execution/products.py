@@ -95,7 +95,7 @@ def detach(layer, storage):
                 initializer=lambda shape, dtype=None: tf.cast(storage.dense(), dtype),
                 trainable=storage.values.trainable,
                 regularizer=storage.values.regularizer,
-                constraint=masks.kernel_of(storage.values).constraint,
+                constraint=storage.constraint.constraint,
                 name=own_name,
             )
         setattr(layer, name, variable)

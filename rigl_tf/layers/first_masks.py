@@ -35,7 +35,7 @@ class MaskChoice:
         self._sparsity = sparsity
         self._seed = seed
         self._draw = draw
-        if (sparsity or draw) and _is_initialized(masks.mask_of(self.kernel)):
+        if (sparsity or draw) and is_initialized(masks.mask_of(self.kernel)):
             with tf.init_scope():
                 mask = self._mask()
                 masks.mask_of(self.kernel).assign(mask)
@@ -43,7 +43,7 @@ class MaskChoice:
 
     def __call__(self, shape, dtype=None):
         mask = self._mask()
-        if (self._sparsity or self._draw) and _is_initialized(self.kernel):
+        if (self._sparsity or self._draw) and is_initialized(self.kernel):
             self.kernel.assign(self._values(mask))
         return mask
 
@@ -58,7 +58,7 @@ class MaskChoice:
         return selection.random_mask(self.kernel.shape, num_active, self._seed)
 
 
-def _is_initialized(variable):
+def is_initialized(variable):
     """Whether a Keras variable has its value; until then Keras gives a tensor as a stand-in."""
     return isinstance(variable.value, tf.Variable)
 

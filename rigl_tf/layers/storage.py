@@ -5,6 +5,7 @@ import tensorflow as tf
 from rigl_tf import masks
 from rigl_tf.checks import check_choice
 from rigl_tf.execution import csr, products
+from rigl_tf.layers.first_masks import is_initialized
 from rigl_tf.walk import layers_of_weights
 
 EXECUTIONS = ("masked", "csr", "auto")
@@ -27,16 +28,17 @@ def store(layer, mask_variables, execution):
         mask_variables: Its `rigl_tf.masks.MaskVariables`.
         execution: `"masked"`, `"csr"` or `"auto"`.
     """
+    kernels = mask_variables.kernels().values()
+    if execution != "masked" and not all(is_initialized(each.variable) for each in kernels):
+        raise ValueError(
+            f"`execution={execution!r}` needs a layer that is built before `fit`: give the model a "
+            f"`keras.Input`, or call it on a batch before. Received: layer={layer.name!r}"
+        )
     with tf.init_scope():
         if execution == "masked":
             _to_masked(layer, mask_variables)
         else:
             _to_csr(layer, mask_variables, execution == "auto")
-
-
-def reason_for_masked(layer, kernel):
-    """Why a masked kernel, held by this layer, is not stored as CSR; `None` if it could be."""
-    return products.refusal(layer, kernel.variable)
 
 
 def _to_csr(layer, mask_variables, only_where_it_pays):
@@ -57,7 +59,7 @@ def _pays(kernel):
 
 def _to_masked(layer, mask_variables):
     for storage, owner in csr_storages(layer):
-        mask = masks.kernel_of(storage.values).mask
+        mask = storage.constraint.mask
         variable = products.detach(owner, storage)
         name = variable.path.removeprefix(f"{layer.path}/")
         mask_variable = mask_variables.add(

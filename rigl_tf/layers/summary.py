@@ -241,7 +241,7 @@ def _coverage(kernels, dense, num_weights):
 
 def _others(model):
     """The `DenseWeights` of two and more dimensions, and the number of all weights but masks."""
-    own_kernels = {id(kernel.variable) for kernel in masks.kernels_of(model).values()}
+    own_kernels = {id(each.variable): each.size for each in masks.kernels_of(model).values()}
     own_masks = masks.own_masks(model)
     weights = [
         (weight, layers)
@@ -255,4 +255,5 @@ def _others(model):
         for weight, layers in weights
         if len(weight.shape) >= 2 and id(weight) not in own_kernels
     )
-    return dense, sum(math.prod(weight.shape) for weight, _ in weights)
+    sizes = [own_kernels.get(id(each), math.prod(each.shape)) for each, _ in weights]
+    return dense, sum(sizes)

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 import random
 import warnings
 
@@ -174,6 +175,30 @@ class SparseWrapper(keras.layers.Wrapper):
             )
         return next(iter(self.kernel_masks.values()))
 
+    def masked_copy(self):
+        """A copy of this built layer with masked kernels: other variables of the same values."""
+        layer = type(self.layer).from_config(self.layer.get_config())
+        parent = self.layer.path.rpartition("/")[0]
+        with keras.name_scope(layer.name, caller=layer, override_parent=parent):
+            layer.build_from_config(self.layer.get_build_config())
+        layer.trainable = self.layer.trainable
+        copy = SparseWrapper(layer, self.get_config()["sparsity"], self.seed, name=self.name)
+        copy.take_built()
+        weights, copies = (masks.without_masks(each, each.weights) for each in (self, copy))
+        for weight, copied in zip(weights, copies, strict=True):
+            kernel = masks.kernel_of(weight)
+            if kernel is None:
+                copied.assign(weight)
+            else:
+                masks.kernel_of(copied).set_mask(kernel.mask)
+                masks.kernel_of(copied).assign(kernel.numpy())
+        return copy
+
+    @property
+    def has_csr(self):
+        """Whether a kernel is stored as CSR."""
+        return bool(csr_storages(self.layer))
+
     def build(self, *args, **kwargs):
         shapes = inspect.signature(self.build).bind(*args, **kwargs).arguments
         # A model may be built while `fit` traces its step: variables belong outside of that.
@@ -267,7 +292,7 @@ class SparseWrapper(keras.layers.Wrapper):
             )
             return
         is_listed = self._allocation is None and isinstance(self.sparsity, list)
-        if csr_storages(self.layer):
+        if self.has_csr:
             return  # in the place of kernels that were there
         if len(weights) == len(self._chosen) or is_listed:
             return
@@ -336,7 +361,8 @@ class SparseWrapper(keras.layers.Wrapper):
         sparsity = self.sparsity
         if self._chosen is not None:
             # By position: the rule could choose others, if weights were frozen meanwhile.
-            shares = iter(self._shares())
+            kernels = masks.kernels_of(self).values()
+            shares = map(_share, kernels, self._shares())
             sparsity = [next(shares) if chosen else None for chosen in self._chosen]
         config = without_build_configs(super().get_config())
         return {**config, "sparsity": sparsity, "seed": self.seed, "execution": self.execution}
@@ -358,6 +384,16 @@ class SparseWrapper(keras.layers.Wrapper):
 
     def build_from_config(self, config):
         self.build(**config["shapes"])
+
+
+def _share(kernel, sparsity):
+    """The sparsity with which a kernel is made again: of CSR its exact number of zeros."""
+    if kernel.execution == "masked":
+        return sparsity
+    num_zeros = kernel.size - kernel.num_active
+    share = num_zeros / kernel.size
+    is_exact = distributions.num_zeros(kernel.size, share) == num_zeros
+    return share if is_exact else math.nextafter(share, 1.0)
 
 
 def _check_no_lora(layer):

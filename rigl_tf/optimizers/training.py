@@ -105,12 +105,7 @@ class SparseTraining(WrappingOptimizer):
                 "compile it with the inner optimizer alone. Received: variables="
                 f"{[getattr(variable, 'path', variable.name) for variable in variables]}"
             )
-        if not self.supports_csr and any(kernel.execution == "csr" for kernel in sparse):
-            raise ValueError(
-                f"{type(self).__name__} with these arguments needs masked kernels: use "
-                "`rigl_tf.with_execution(model, 'masked')` before. Received: CSR kernels "
-                f"{[kernel.path for kernel in sparse if kernel.execution == 'csr']}"
-            )
+        self.check_csr([kernel.path for kernel in sparse if kernel.execution == "csr"])
         limits.check_unused(self.inner_optimizer)
         limits.warn_of_vanishing_squares(self.inner_optimizer)
         masks.settle(sparse)
@@ -121,6 +116,15 @@ class SparseTraining(WrappingOptimizer):
         except Exception as error:
             self.built, self._build_error = False, error
             raise
+
+    def check_csr(self, paths):
+        """Raises a `ValueError` if this optimizer cannot train the CSR kernels of these paths."""
+        if paths and not self.supports_csr:
+            raise ValueError(
+                f"{type(self).__name__} with these arguments needs masked kernels: use "
+                "`rigl_tf.with_execution(model, 'masked')` before, or `execution='masked'` in "
+                f"`rigl_tf.sparsify`. Received: CSR kernels {paths}"
+            )
 
     def _create_state(self, variables, shares):
         super().build(variables)
@@ -146,6 +150,20 @@ class SparseTraining(WrappingOptimizer):
                 variable.assign(0)
             for sparse in self._plan.by_id.values():
                 sparse.start()
+
+    def slots_of_kernels(self):
+        """`{identity of a slot: SparseKernel}` of the slots of the inner optimizer."""
+        return {
+            id(slot.variable): state.sparse
+            for state in self._plan.by_id.values()
+            for slot in state.slots
+        }
+
+    def start_from_state(self):
+        """Goes on from a state that was set from outside, as that of a file."""
+        self._plan.is_suspect.assign(True)
+        self._num_told = self._num_skipped()
+        self._collect()
 
     def _trained_variables(self, variables):
         """What the inner optimizer trains in the place of each variable of the model."""
@@ -317,10 +335,8 @@ class SparseTraining(WrappingOptimizer):
     def load_own_variables(self, store):
         super().load_own_variables(store)
         if self.built:
-            self._plan.is_suspect.assign(True)
             self._load_counts(store)
-            self._collect()
-        self._num_told = self._num_skipped()
+            self.start_from_state()
 
     def _load_counts(self, store):
         """Loads what all sparse optimizers keep, from the state of any of them."""

@@ -126,9 +126,9 @@ class _Stage:
         self.layer = layer
         self.after = after
         self.dense = _inner(layer)
-        kernel_mask = masks.mask_of(self.dense.kernel)
+        sparse = masks.kernel_of(self.dense.kernel)
         kernel = keras.ops.convert_to_numpy(self.dense.kernel)
-        self.connections = kernel != 0 if kernel_mask is None else np.asarray(kernel_mask, bool)
+        self.connections = kernel != 0 if sparse is None else sparse.mask
         self.kernel = np.where(self.connections, kernel, 0).astype("float64")
         self.bias = np.zeros(self.dense.units)
         if self.dense.use_bias:

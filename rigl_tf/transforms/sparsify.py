@@ -133,7 +133,7 @@ def sparsify(
             _tell_coverage(sparse)
         else:
             allocation.on_shared_out = functools.partial(_tell_coverage, sparse)
-    _forget_training(model)
+    forget_training(model)
     if not is_clonable(sparse):
         sparse.compiled = False
     # Keras's own wants the masks among the weights.
@@ -144,8 +144,8 @@ def sparsify(
 def strip(model):
     """A model of plain Keras layers around the layers of the sparse model.
 
-    It predicts what the sparse model predicts, and shares its weights. The zeros are in the
-    kernels; masks and wrappers are gone, so the model can be saved and loaded without `rigl_tf`.
+    It predicts what the sparse model predicts, and shares its weights (of layers with CSR kernels
+    it has copies). The zeros are in the kernels; masks and wrappers are gone, so the model can be saved and loaded without `rigl_tf`.
     Nothing in the sparse model is changed.
 
     Args:
@@ -161,7 +161,7 @@ def strip(model):
     _check_model(model, "strip")
     if not model.built:
         raise ValueError(f"`strip` needs a built model. Received: model={model.name!r}, not built")
-    return with_layers(model, _inner)
+    return with_layers(model, _plain)
 
 
 def _check_model(model, caller):
@@ -367,7 +367,7 @@ def _tell_coverage(model):
         warnings.warn(str(told), stacklevel=3)
 
 
-def _forget_training(model):
+def forget_training(model):
     """Lets a model that was in use trace its steps anew: they know nothing of the masks."""
     for name in ("train_function", "test_function", "predict_function"):
         setattr(model, name, None)
@@ -375,3 +375,9 @@ def _forget_training(model):
 
 def _inner(layer):
     return layer.layer if isinstance(layer, SparseWrapper) else layer
+
+
+def _plain(layer):
+    """The layer in a wrapper; if it computes with CSR kernels, a copy that does not."""
+    is_csr = isinstance(layer, SparseWrapper) and layer.has_csr
+    return _inner(layer.masked_copy() if is_csr else layer)
