@@ -77,20 +77,21 @@ class Allocation:
     sparsity when they are built.
 
     Args:
-        distribution, sparsity, seed, initializer: See `rigl_tf.sparsify`.
+        distribution, sparsity, seed, initializer, execution: See `rigl_tf.sparsify`.
         choice: The `Choice` of kernels. Names in it that no layer had are errors.
 
     Attributes:
         on_shared_out: Function to call when the sparsity was shared out, or `None`.
     """
 
-    def __init__(self, distribution, sparsity, seed, choice, initializer=None):
+    def __init__(self, distribution, sparsity, seed, choice, initializer=None, execution="masked"):
         self.on_shared_out = None
         self._distribution = distribution
         self._sparsity = sparsity
         self._seed = seed
         self._choice = choice
         self._initializer = initializer
+        self._execution = execution
         self._num_layers = 0
         self._built = []
         self._is_shared_out = False
@@ -111,6 +112,7 @@ class Allocation:
             for index, (choice, share) in enumerate(zip(choices, shares, strict=True), num_before):
                 self._choose(choice, wrapper, share, index)
             wrapper.keep_sparsity(shares, self._seed)
+            wrapper.use_execution(self._execution)
         else:
             self._share_out_if_complete()
 
@@ -134,10 +136,21 @@ class Allocation:
     def _share_out_if_complete(self):
         are_built = self._built and len(self._built) >= self._num_layers
         if are_built and not self._num_holds:
-            self.settle()
+            self._share_out()
 
     def settle(self):
         """Decides on the sparsity of all kernels that there are, if it is still open."""
+        if self._is_shared_out:
+            return
+        if self._execution != "masked":
+            raise ValueError(
+                f"`execution={self._execution!r}` needs a model whose layers are all built before "
+                f"the optimizer is. Received: {self._num_layers - len(self._built)} layers that "
+                "are not built"
+            )
+        self._share_out()
+
+    def _share_out(self):
         if self._is_shared_out:
             return
         self._is_shared_out = True
@@ -160,6 +173,8 @@ class Allocation:
             twin = first.setdefault((choice.kernel.path, tuple(choice.kernel.shape)), index)
             self._choose(choice, wrapper, share, twin)
         self._keep(shares)
+        for wrapper, _ in self._built:
+            wrapper.use_execution(self._execution)
         if self.on_shared_out is not None:
             self.on_shared_out()
 

@@ -5,7 +5,6 @@ import tensorflow as tf
 from rigl_tf import masks
 from rigl_tf.checks import check_choice
 from rigl_tf.execution import csr, products
-from rigl_tf.layers.first_masks import is_initialized
 from rigl_tf.walk import layers_of_weights
 
 EXECUTIONS = ("masked", "csr", "auto")
@@ -28,17 +27,25 @@ def store(layer, mask_variables, execution):
         mask_variables: Its `rigl_tf.masks.MaskVariables`.
         execution: `"masked"`, `"csr"` or `"auto"`.
     """
-    kernels = mask_variables.kernels().values()
-    if execution != "masked" and not all(is_initialized(each.variable) for each in kernels):
-        raise ValueError(
-            f"`execution={execution!r}` needs a layer that is built before `fit`: give the model a "
-            f"`keras.Input`, or call it on a batch before. Received: layer={layer.name!r}"
-        )
     with tf.init_scope():
         if execution == "masked":
             _to_masked(layer, mask_variables)
         else:
             _to_csr(layer, mask_variables, execution == "auto")
+
+
+def reason_for_masked(layers, kernel):
+    """Why a kernel is masked, though its wrapper was to store it as CSR; else an empty string.
+
+    Args:
+        layers: The layers around the kernel, from the outside in.
+        kernel: The `SparseKernel`.
+    """
+    wanted = {getattr(layer, "execution", "masked") for layer in layers}
+    if kernel.execution == "csr" or wanted == {"masked"}:
+        return ""
+    reason = products.refusal(layers[-1], kernel.variable)
+    return reason or "too small, or not sparse enough, to be faster as CSR"
 
 
 def _to_csr(layer, mask_variables, only_where_it_pays):

@@ -18,7 +18,7 @@ from rigl_tf.layers.building import (
     without_build_configs,
 )
 from rigl_tf.layers.eligibility import Choice
-from rigl_tf.layers.first_masks import MaskChoice
+from rigl_tf.layers.first_masks import MaskChoice, is_initialized
 from rigl_tf.layers.storage import check_execution, csr_storages, store
 from rigl_tf.walk import all_layers, unbuilt
 
@@ -74,9 +74,7 @@ class SparseWrapper(keras.layers.Wrapper):
         layer = vars(self).get("layer")
         return SparseWrapper if layer is None else _class_named(type(layer).__name__)
 
-    def __init__(
-        self, layer, sparsity=0.0, seed=None, execution="masked", name=None, **kwargs
-    ):
+    def __init__(self, layer, sparsity=0.0, seed=None, execution="masked", name=None, **kwargs):
         if isinstance(layer, SparseWrapper):
             raise ValueError(f"A layer can be wrapped only once. Received: layer={layer}")
         if "go_backwards" in kwargs:
@@ -101,6 +99,7 @@ class SparseWrapper(keras.layers.Wrapper):
         self.sparsity = sparsity
         self.seed = random.randint(0, 2**31 - 1) if seed is None else seed
         self.execution = execution
+        self._is_too_early = False
         self.supports_masking = layer.supports_masking
         setattr(self, _MASKS, masks.MaskVariables(name="masks"))
         self._chosen = None  # until all that the layer makes is there
@@ -161,9 +160,14 @@ class SparseWrapper(keras.layers.Wrapper):
             execution: As the argument of this class.
         """
         check_execution(execution)
-        if self._chosen is not None:
-            store(self.layer, getattr(self, _MASKS), execution)
         self.execution = execution
+        kernels = getattr(self, _MASKS).kernels().values()
+        # In `fit` Keras may build a model whose variables have no values yet.
+        self._is_too_early = execution != "masked" and not all(
+            is_initialized(kernel.variable) for kernel in kernels
+        )
+        if self._chosen is not None and not self._is_too_early:
+            store(self.layer, getattr(self, _MASKS), execution)
 
     @property
     def kernel_mask(self):
@@ -236,11 +240,21 @@ class SparseWrapper(keras.layers.Wrapper):
 
     def _complete(self, args, kwargs):
         """Builds what only a call of the layer makes or builds, before the first one computes."""
+        if self._is_too_early:
+            self._check_not_too_early()
         if self._chosen is None:
             with tf.init_scope():
                 with self._layer_scope():
                     build_by_call(self.layer, args, kwargs)
                 self._add_masks()
+
+    def _check_not_too_early(self):
+        kernels = getattr(self, _MASKS).kernels().values()
+        if all(is_initialized(kernel.variable) for kernel in kernels):
+            raise ValueError(
+                f"`execution={self.execution!r}` needs a model that is built before `fit`: give it "
+                f"a `keras.Input`, or call it on a batch. Received: layer={self.name!r}"
+            )
 
     def _add_masks(self):
         weights = self.layer.weights

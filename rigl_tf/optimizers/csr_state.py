@@ -48,9 +48,7 @@ class CSRState(KernelState):
             return tf.reshape(tf.matmul(inputs, gradients, transpose_a=True), self.sparse.shape)
 
         gradient = strategy.extended.call_for_each_replica(of_one_replica)
-        return gradients_over_replicas(
-            strategy, [gradient], [self.kernel.value], loss_scale
-        )[0]
+        return gradients_over_replicas(strategy, [gradient], [self.kernel.value], loss_scale)[0]
 
     def is_ready(self, strategy):
         """Whether a backward pass was kept, and holds numbers only."""
@@ -71,11 +69,15 @@ class CSRState(KernelState):
         shape, matrix_shape = self.sparse.shape, self.storage.matrix_shape
 
         def update_one(values, gradient, structure, step, initial_std, slots, explored):
-            old_places = csr.places_of(engine.Structure(*map(tf.convert_to_tensor, structure)), matrix_shape)
+            old_places = csr.places_of(
+                engine.Structure(*map(tf.convert_to_tensor, structure)), matrix_shape
+            )
             weights = tf.convert_to_tensor(values)
             kernel = csr.scatter(old_places, weights, shape)
             old = csr.scatter(old_places, tf.ones_like(old_places, tf.int8), shape) > 0
-            new, grown = updated(self, kernel, old, gradient, tf.convert_to_tensor(step), initial_std)
+            new, grown = updated(
+                self, kernel, old, gradient, tf.convert_to_tensor(step), initial_std
+            )
             new_places = tf.where(tf.reshape(new, [-1]))[:, 0]
             new_places = tf.ensure_shape(new_places, old_places.shape)
             # Both are sorted: where each new place was before, if it was there.

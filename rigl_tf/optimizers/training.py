@@ -119,6 +119,8 @@ class SparseTraining(WrappingOptimizer):
 
     def check_csr(self, paths):
         """Raises a `ValueError` if this optimizer cannot train the CSR kernels of these paths."""
+        if paths:
+            limits.check_takes_values(self.inner_optimizer, paths)
         if paths and not self.supports_csr:
             raise ValueError(
                 f"{type(self).__name__} with these arguments needs masked kernels: use "
@@ -172,13 +174,12 @@ class SparseTraining(WrappingOptimizer):
     def _sparse_kernel(self, kernel, index, trained, slots, sparsity):
         state = self._state_of(kernel, index)
         if self.track_exploration:
-            name = f"{kernel.path.replace('/', '_')}_ever_active"
-            ever_active = self.add_variable(kernel.shape, dtype="bool", name=name)
+            sparse_kernel = masks.kernel_of(kernel)
+            name = f"{sparse_kernel.path.replace('/', '_')}_ever_active"
+            ever_active = self.add_variable(sparse_kernel.shape, dtype="bool", name=name)
             num_replaced = self._add_scalar(f"num_replaced_{index}")
             state["explored"] = kernels.Explored(ever_active, num_replaced)
-        return csr_state.state_of(
-            masks.kernel_of(kernel), index, trained, slots, sparsity, **state
-        )
+        return csr_state.state_of(masks.kernel_of(kernel), index, trained, slots, sparsity, **state)
 
     def _add_scalar(self, name, dtype="int64"):
         return self.add_variable(shape=(), dtype=dtype, aggregation="only_first_replica", name=name)

@@ -9,6 +9,7 @@ import numpy as np
 from rigl_tf import masks
 from rigl_tf.layers.building import without_build_configs
 from rigl_tf.layers.wrapper import SparseWrapper
+from rigl_tf.transforms.execution import as_masked
 from rigl_tf.transforms.rebuild import calls_of, is_clonable
 
 _RULE = (
@@ -196,7 +197,7 @@ def _chain(model):
         raise ValueError(f"{_RULE} Build the model before. Received: model={model.name!r}")
     if not is_clonable(model):
         _refuse(model, f"of class {type(model).__name__}")
-    new, calls = calls_of(model)
+    new, calls = calls_of(as_masked(model))
     places = [index for index, call in enumerate(calls) if _is_dense(call.layer)]
     if not places:
         _refuse(model, "without a Dense layer")

@@ -75,7 +75,7 @@ def sparsify(
             - `"csr"`: only the active values, and where they are ("compressed sparse rows"). Time
               and memory of a step follow the active weights. For Dense and for EinsumDense that is
               a product of matrices (as those in MultiHeadAttention), on CPUs, without XLA; other
-              kernels stay masked, and the summary says why. The model must be built;
+              kernels stay masked, and the summary says why;
             - `"auto"`: `"csr"` where that is faster: on CPUs, kernels of 65,536 weights and more
               that are 80 % sparse.
         seed: Integer. The masks are a function of it, of each kernel's index and of its shape; so
@@ -102,14 +102,16 @@ def sparsify(
     choice = Choice(dense_layers, sparse_layers, sparsity)
     # A Sequential model may say that it is built, though Keras could not build its layers.
     has_weights = model.built and bool(model.weights)
-    if execution != "masked" and not has_weights:
-        raise ValueError(
-            f"`execution={execution!r}` needs a built model: give it a `keras.Input`, or call it "
-            f"on a batch before. Received: model={model.name!r}, not built"
-        )
     with _scope(model):
         chosen = _choose(model, choice)
-        allocation = Allocation(distribution, sparsity or 0.0, seed, choice, initializer)
+        allocation = Allocation(
+            distribution,
+            sparsity or 0.0,
+            seed,
+            choice,
+            initializer,
+            "masked" if from_zeros else execution,
+        )
         allocation.expect(len(chosen))
         parts = [each for each in _models_in(model) if not each.built]
         try:
@@ -123,7 +125,6 @@ def sparsify(
                 allocation.settle()
             if from_zeros:
                 allocation.take_zeros()
-            if execution != "masked":
                 use_execution(sparse, execution)
         except Exception:
             _undo(model)
