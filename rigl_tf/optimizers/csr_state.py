@@ -2,7 +2,6 @@
 
 import tensorflow as tf
 
-from rigl_tf import masks
 from rigl_tf.execution import csr, engine
 from rigl_tf.optimizers import growth
 from rigl_tf.optimizers.kernels import KernelState, gradients_over_replicas

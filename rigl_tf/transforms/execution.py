@@ -1,6 +1,5 @@
 """From one way of storing sparse kernels to another, and back."""
 
-import keras
 import numpy as np
 
 from rigl_tf import masks

@@ -146,8 +146,8 @@ def strip(model):
     """A model of plain Keras layers around the layers of the sparse model.
 
     It predicts what the sparse model predicts, and shares its weights (of layers with CSR kernels
-    it has copies). The zeros are in the kernels; masks and wrappers are gone, so the model can be saved and loaded without `rigl_tf`.
-    Nothing in the sparse model is changed.
+    it has copies). The zeros are in the kernels; masks and wrappers are gone, so the model can be
+    saved and loaded without `rigl_tf`. Nothing in the sparse model is changed.
 
     Args:
         model: A built `keras.Model`. Of a subclassed model the result is a twin: another model of
