@@ -85,7 +85,16 @@ class CSRStorage(keras.layers.Layer):
 
     def places(self):
         """Where the active connections are in the flat dense kernel, a sorted int64 tensor."""
-        return places_of(self.structure(), self.matrix_shape)
+        return self.places_of(self.structure_variables)
+
+    def places_of(self, structure):
+        """The same of the copies of the variables that a replica has."""
+        structure = engine.Structure(*map(tf.convert_to_tensor, structure))
+        ends = tf.range(tf.shape(structure.columns, tf.int64)[0])
+        rows = tf.searchsorted(structure.row_splits, ends, side="right") - 1
+        width = self.matrix_shape[1]
+        places = tf.cast(rows, tf.int64) * width + tf.cast(structure.columns, tf.int64)
+        return tf.ensure_shape(places, self.values.shape)
 
     def put(self, places, values):
         """Sets places and values, arrays of as many entries as there are."""
@@ -271,13 +280,6 @@ class CSRKernel(masks.SparseKernel):
 
     def __call__(self, values):
         return self._constrained(values)
-
-
-def places_of(structure, matrix_shape):
-    """The flat places of an `engine.Structure`, a sorted int64 tensor."""
-    ends = tf.range(tf.shape(structure.columns, tf.int64)[0])
-    rows = tf.searchsorted(structure.row_splits, ends, side="right") - 1
-    return tf.cast(rows, tf.int64) * matrix_shape[1] + tf.cast(structure.columns, tf.int64)
 
 
 def scatter(places, values, shape):

@@ -2,16 +2,13 @@
 
 import tensorflow as tf
 
-from rigl_tf.execution import csr, engine
+from rigl_tf.execution import csr, engine, tiles
 from rigl_tf.optimizers import growth
-from rigl_tf.optimizers.kernels import KernelState, gradients_over_replicas
+from rigl_tf.optimizers.kernels import KernelState
 
 
 class CSRState(KernelState):
-    """What an optimizer keeps of one CSR kernel: all variables are of its active values.
-
-    An update makes one kernel at a time dense.
-    """
+    """What an optimizer keeps of one CSR kernel: all variables are of its active values."""
 
     @property
     def storage(self):
@@ -39,15 +36,17 @@ class CSRState(KernelState):
         """Lets the next backward pass keep what the dense gradient is made of, or not."""
         self.storage.collect.assign(is_update_next)
 
-    def dense_gradient(self, strategy, loss_scale):
-        """The gradient of the dense kernel, summed over the replicas, and empties the stash."""
+    def rows(self, strategy, loss_scale):
+        """`(x, dy)` of all replicas: `x^T dy` is the gradient of the dense kernel."""
 
         def of_one_replica():
             inputs, gradients = self.storage.stash.read()
-            return tf.reshape(tf.matmul(inputs, gradients, transpose_a=True), self.sparse.shape)
+            if loss_scale is not None:
+                gradients /= tf.cast(loss_scale, gradients.dtype)
+            return inputs, gradients
 
-        gradient = strategy.extended.call_for_each_replica(of_one_replica)
-        return gradients_over_replicas(strategy, [gradient], [self.kernel.value], loss_scale)[0]
+        rows = strategy.extended.call_for_each_replica(of_one_replica)
+        return tuple(strategy.gather(each, axis=0) for each in rows)
 
     def is_ready(self, strategy):
         """Whether a backward pass was kept, and holds numbers only."""
@@ -64,40 +63,40 @@ class CSRState(KernelState):
     def clear(self, strategy):
         strategy.extended.call_for_each_replica(self.storage.stash.clear)
 
-    def update(self, strategy, gradient, step, updated):
-        shape, matrix_shape = self.sparse.shape, self.storage.matrix_shape
+    def update(self, strategy, rows, step, optimizer):
+        """Gives the kernel the places and grown values of an update, the same on every replica.
 
-        def update_one(values, gradient, structure, step, initial_std, slots, explored):
-            old_places = csr.places_of(
-                engine.Structure(*map(tf.convert_to_tensor, structure)), matrix_shape
-            )
+        Args:
+            rows: As from the method `rows`, or `None` if the algorithm needs no gradients.
+            optimizer: The `ScheduledUpdates`, whose `_updated_places` is asked.
+        """
+
+        def update_one(values, rows, structure, step, initial_std, slots, explored):
+            places = self.storage.places_of(structure)
             weights = tf.convert_to_tensor(values)
-            kernel = csr.scatter(old_places, weights, shape)
-            old = csr.scatter(old_places, tf.ones_like(old_places, tf.int8), shape) > 0
-            new, grown = updated(
-                self, kernel, old, gradient, tf.convert_to_tensor(step), initial_std
+            tiled = tiles.Tiles(places, weights, self.storage.matrix_shape, rows)
+            new_places, grown = optimizer._updated_places(
+                self, tiled, tf.convert_to_tensor(step), initial_std
             )
-            new_places = tf.where(tf.reshape(new, [-1]))[:, 0]
-            new_places = tf.ensure_shape(new_places, old_places.shape)
+            new_places = tf.ensure_shape(new_places, places.shape)
             # Both are sorted: where each new place was before, if it was there.
-            before = tf.searchsorted(old_places, new_places)
-            before = tf.minimum(before, tf.shape(old_places)[0] - 1)
-            was_there = tf.gather(old_places, before) == new_places
-            grown = tf.gather(tf.reshape(tf.broadcast_to(grown, shape), [-1]), new_places)
+            before = tf.minimum(tf.searchsorted(places, new_places), places.shape[0] - 1)
+            was_there = tf.gather(places, before) == new_places
             weights = tf.where(was_there, tf.gather(weights, before), grown)
             values.assign(self.sparse(weights))
             for variable, slot in zip(slots, self.slots, strict=True):
                 start = slot.initializer(variable.shape, dtype=variable.dtype)
                 kept = tf.gather(tf.convert_to_tensor(variable), before)
                 variable.assign(tf.where(was_there, kept, start))
-            for variable, tensor in zip(
-                structure, engine.structure(new_places, matrix_shape), strict=True
-            ):
+            new = engine.structure(new_places, self.storage.matrix_shape)
+            for variable, tensor in zip(structure, new, strict=True):
                 variable.assign(tensor)
-            self.note_exploration(old, new, *explored)
+            if self.explored is not None:
+                old, new = (self.mask_of(each) for each in (places, new_places))
+                self.note_exploration(old, new, *explored)
 
         args = (
-            gradient,
+            rows,
             [variable.value for variable in self.storage.structure_variables],
             step.value,
             None if self.initial_std is None else self.initial_std.value,
@@ -105,6 +104,19 @@ class CSRState(KernelState):
             self.explored_values(),
         )
         strategy.extended.update(self.kernel.value, update_one, args=args, group=False)
+
+    def mask_of(self, places):
+        """The mask of the dense kernel."""
+        return csr.scatter(places, tf.ones_like(places, tf.int8), self.sparse.shape) > 0
+
+    def made_dense(self, tiled):
+        """The kernel, its mask and its gradient, as dense tensors."""
+        shape = self.sparse.shape
+        kernel = csr.scatter(tiled.places, tiled.values, shape)
+        gradient = tf.zeros_like(kernel)
+        if tiled.rows is not None:
+            gradient = tf.reshape(tf.matmul(*tiled.rows, transpose_a=True), shape)
+        return kernel, self.mask_of(tiled.places), tf.cast(gradient, kernel.dtype)
 
 
 def state_of(kernel, *args, **kwargs):

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from rigl_tf import selection
 from rigl_tf.checks import check_numbers
+from rigl_tf.execution import engine
 from rigl_tf.optimizers import redistribution
 from rigl_tf.optimizers.drop_and_grow import SparseOptimizer, num_to_drop
 from rigl_tf.optimizers.growth import mean_of_active
@@ -66,6 +67,11 @@ class RigL(SparseOptimizer):
 
     def grow_scores(self, kernel, mask, gradient):
         return tf.abs(gradient)
+
+    def _places_to_grow(self, tiled, kept, num_grow):
+        if type(self).grow_scores is not RigL.grow_scores:
+            return super()._places_to_grow(tiled, kept, num_grow)
+        return engine.largest_inactive(*tiled.rows, None, tiled.matrix_shape, num_grow, kept)[0]
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")

@@ -244,18 +244,13 @@ def sum_over_replicas(strategy, pairs, loss_scale=None):
     Args:
         loss_scale: Number or scalar tensor by which the loss was multiplied, or `None`.
     """
-    gradients = [gradient for _, gradient in pairs]
-    destinations = [sparse.kernel.value for sparse, _ in pairs]
-    return gradients_over_replicas(strategy, gradients, destinations, loss_scale)
-
-
-def gradients_over_replicas(strategy, gradients, destinations, loss_scale=None):
-    """`sum_over_replicas` of gradients, for the variables in `destinations`."""
-    if not gradients:
+    if not pairs:
         return []
+    gradients = [gradient for _, gradient in pairs]
     if loss_scale is not None:
         args = (gradients, tf.cast(loss_scale, tf.float32))
         gradients = strategy.extended.call_for_each_replica(_unscaled, args=args)
+    destinations = [sparse.kernel.value for sparse, _ in pairs]
     return strategy.extended.batch_reduce_to(
         tf.distribute.ReduceOp.SUM, list(zip(gradients, destinations, strict=True))
     )
