@@ -1,0 +1,1 @@
+"""Products that cost what the active connections cost: kernels whose zeros do not exist."""

@@ -1,0 +1,1272 @@
+// Products with sparse kernels, as TensorFlow operations for the CPU.
+//
+// A kernel has Keras's layout, [inputs, outputs]. Of its entries only the active ones exist: an
+// array `values`, sorted by place, where the place of (input, output) is input * outputs + output.
+// Where they are is said twice, so that no product ever searches or writes to one sum from two
+// threads:
+//
+//   by inputs    row_splits [inputs + 1], columns [n]: the values of input c are those from
+//                row_splits[c] to row_splits[c + 1], and columns[i] is the output of value i;
+//   by outputs   column_splits [outputs + 1], rows [n], order [n]: the entries of output o are
+//                those from column_splits[o] to column_splits[o + 1]; entry j belongs to input
+//                rows[j] and is the value order[j].
+//
+// The batch is worked on in tiles of up to 64 rows. A tile is transposed first: the 64 numbers of
+// one input lie side by side then, and one weight multiplies them as four vectors of 16.
+//
+// Every sum is computed by one thread in one order, which depends on the shapes alone. So results
+// are the same to the last bit whatever the number of threads is. They may differ in rounding
+// between kinds of processors.
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "tensorflow/core/framework/op.h"
+#include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/framework/shape_inference.h"
+#include "tensorflow/core/platform/denormal.h"
+#include "tensorflow/core/platform/mem.h"
+
+#define RIGL_INLINE inline __attribute__((always_inline))
+
+namespace rigl {
+namespace {
+
+using tensorflow::OpKernel;
+using tensorflow::OpKernelConstruction;
+using tensorflow::OpKernelContext;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+using tensorflow::shape_inference::DimensionHandle;
+using tensorflow::shape_inference::InferenceContext;
+using tensorflow::shape_inference::ShapeHandle;
+
+template <typename... Parts>
+absl::Status InvalidArgument(const Parts&... parts) {
+  return absl::InvalidArgumentError(absl::StrCat(parts...));
+}
+
+absl::Status NoMemory() {
+  return absl::ResourceExhaustedError("There is no memory for the work on a sparse kernel.");
+}
+
+// Widths of tiles are multiples of this, whatever the processor.
+constexpr int kStep = 16;
+// Outputs or inputs whose results are transposed back together: one cache line of each row.
+constexpr int kLine = 16;
+// Floats of transposed batch that are kept at a time: 16 MiB.
+constexpr int64_t kMostScratch = int64_t{1} << 22;
+
+// For tests: fewer threads, or narrower vectors than the processor has.
+std::atomic<int> max_threads{std::numeric_limits<int>::max()};
+std::atomic<int> max_lanes{std::numeric_limits<int>::max()};
+
+// ---------------------------------------------------------------------------------------------
+// Vectors.
+
+template <int L>
+struct Lanes {
+  typedef float Floats __attribute__((vector_size(4 * L)));
+  typedef int32_t Integers __attribute__((vector_size(4 * L)));
+  using All = std::make_integer_sequence<int, L>;
+};
+
+template <int L>
+using Vector = typename Lanes<L>::Floats;
+
+template <int L>
+RIGL_INLINE Vector<L> Load(const float* from) {
+  Vector<L> vector;
+  std::memcpy(&vector, from, sizeof(vector));
+  return vector;
+}
+
+template <int L>
+RIGL_INLINE void Store(const Vector<L>& vector, float* to) {
+  std::memcpy(to, &vector, sizeof(vector));
+}
+
+template <int L>
+RIGL_INLINE Vector<L> LoadFirst(const float* from, int64_t count) {
+  if (count >= L) return Load<L>(from);
+  float padded[L] = {};
+  for (int64_t i = 0; i < count; ++i) padded[i] = from[i];
+  return Load<L>(padded);
+}
+
+template <int L>
+RIGL_INLINE void StoreFirst(const Vector<L>& vector, float* to, int64_t count) {
+  if (count >= L) return Store<L>(vector, to);
+  float padded[L];
+  Store<L>(vector, padded);
+  for (int64_t i = 0; i < count; ++i) to[i] = padded[i];
+}
+
+#if defined(__clang__)
+#define RIGL_SHUFFLE(L, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define RIGL_SHUFFLE(L, a, b, ...) __builtin_shuffle(a, b, typename Lanes<L>::Integers{__VA_ARGS__})
+#endif
+
+// Of two rows of a matrix, a and the one S below: what is in the upper row after each pair of S x S
+// blocks off the diagonal has been swapped.
+template <int L, int S, int... I>
+RIGL_INLINE Vector<L> Upper(const Vector<L>& a, const Vector<L>& b,
+                            std::integer_sequence<int, I...>) {
+  return RIGL_SHUFFLE(L, a, b, ((I & S) ? L + (I ^ S) : I)...);
+}
+
+// What is in the lower row.
+template <int L, int S, int... I>
+RIGL_INLINE Vector<L> Lower(const Vector<L>& a, const Vector<L>& b,
+                            std::integer_sequence<int, I...>) {
+  return RIGL_SHUFFLE(L, a, b, ((I & S) ? L + I : (I ^ S))...);
+}
+
+// Transposes an L x L matrix in place.
+template <int L, int S = L / 2>
+RIGL_INLINE void TransposeSquare(Vector<L>* rows) {
+  if constexpr (S > 0) {
+    using All = typename Lanes<L>::All;
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      if (i & S) continue;
+      const Vector<L> upper = Upper<L, S>(rows[i], rows[i + S], All());
+      const Vector<L> lower = Lower<L, S>(rows[i], rows[i + S], All());
+      rows[i] = upper;
+      rows[i + S] = lower;
+    }
+    TransposeSquare<L, S / 2>(rows);
+  }
+}
+
+// Lane i of the result is the sum over vector i. The order is the same for each of them.
+template <int L, int S = L / 2>
+RIGL_INLINE Vector<L> SumsOf(Vector<L>* vectors) {
+  if constexpr (S > 0) {
+    using All = typename Lanes<L>::All;
+#pragma GCC unroll 16
+    for (int i = 0; i < S; ++i) {
+      vectors[i] = Upper<L, S>(vectors[i], vectors[i + S], All()) +
+                   Lower<L, S>(vectors[i], vectors[i + S], All());
+    }
+    return SumsOf<L, S / 2>(vectors);
+  } else {
+    return vectors[0];
+  }
+}
+
+// to[c][r] = from[r][c] for all c < columns; zero where rows <= r < padded_rows.
+struct TransposeJob {
+  const float* from;
+  int64_t from_stride;
+  int64_t rows;
+  int64_t columns;
+  float* to;
+  int64_t to_stride;
+  int64_t padded_rows;
+};
+
+template <int L>
+RIGL_INLINE void Transpose(const TransposeJob& job) {
+  for (int64_t c = 0; c < job.columns; c += L) {
+    const int64_t columns = std::min<int64_t>(L, job.columns - c);
+    for (int64_t r = 0; r < job.padded_rows; r += L) {
+      const int64_t rows = job.rows - r;
+      Vector<L> square[L];
+      if (rows >= L && columns == L) {
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) square[i] = Load<L>(job.from + (r + i) * job.from_stride + c);
+      } else {
+        for (int i = 0; i < L; ++i) {
+          square[i] = i < rows ? LoadFirst<L>(job.from + (r + i) * job.from_stride + c, columns)
+                               : Vector<L>{};
+        }
+      }
+      TransposeSquare<L>(square);
+      float* to = job.to + c * job.to_stride + r;
+      if (columns == L && job.padded_rows - r >= L) {
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) Store<L>(square[i], to + i * job.to_stride);
+      } else {
+        for (int i = 0; i < columns; ++i) {
+          StoreFirst<L>(square[i], to + i * job.to_stride, job.padded_rows - r);
+        }
+      }
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+// One tile of the batch.
+
+// y = x @ kernel for the outputs from `first` to `last`.
+struct ForwardJob {
+  const int64_t* splits;
+  const int32_t* rows;
+  const float* values;  // In the order of the outputs.
+  const float* x;       // [inputs, width]
+  float* y;             // [batch, outputs], at the tile's first row.
+  int64_t outputs;
+  int64_t batch;  // Rows of the tile that exist, at most `width`.
+  int64_t first;
+  int64_t last;
+  int width;
+};
+
+template <int L, int N>
+RIGL_INLINE void ForwardOf(const ForwardJob& job) {
+  constexpr int kWidth = L * N;
+  alignas(64) float sums[kLine * kWidth];
+  for (int64_t start = job.first; start < job.last; start += kLine) {
+    const int64_t count = std::min<int64_t>(kLine, job.last - start);
+    for (int64_t k = 0; k < count; ++k) {
+      Vector<L> sum[N] = {};
+      const int64_t end = job.splits[start + k + 1];
+      for (int64_t j = job.splits[start + k]; j < end; ++j) {
+        const float* x = job.x + static_cast<int64_t>(job.rows[j]) * kWidth;
+        const float value = job.values[j];
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i) sum[i] += value * Load<L>(x + i * L);
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < N; ++i) Store<L>(sum[i], sums + k * kWidth + i * L);
+    }
+    Transpose<L>({sums, kWidth, count, job.batch, job.y + start, job.outputs, count});
+  }
+}
+
+// For the inputs from `first` to `last`: dvalues = x^T @ dy at the active places, added to what is
+// there unless `overwrite`; and dx = dy @ kernel^T, unless `dx` is null.
+struct BackwardJob {
+  const int64_t* splits;
+  const int32_t* columns;
+  const float* values;
+  const float* x;   // [inputs, width]
+  const float* dy;  // [outputs, width]
+  float* dx;        // [batch, inputs], at the tile's first row.
+  float* dvalues;
+  int64_t inputs;
+  int64_t batch;
+  int64_t first;
+  int64_t last;
+  int width;
+  bool overwrite;
+};
+
+template <int L>
+RIGL_INLINE void StoreSums(Vector<L>* products, int64_t count, bool overwrite, float* to) {
+  Vector<L> sums = SumsOf<L>(products);
+  if (!overwrite) sums = LoadFirst<L>(to, count) + sums;
+  StoreFirst<L>(sums, to, count);
+}
+
+template <int L, int N, bool kInput>
+RIGL_INLINE void BackwardOf(const BackwardJob& job) {
+  constexpr int kWidth = L * N;
+  alignas(64) float sums[kInput ? kLine * kWidth : 1];
+  // The products of L places wait here for their sums over the lanes: L such sums cost little
+  // more than one.
+  Vector<L> waiting[L] = {};
+  int num_waiting = 0;
+  float* dvalues = job.dvalues + job.splits[job.first];
+  for (int64_t start = job.first; start < job.last; start += kLine) {
+    const int64_t count = std::min<int64_t>(kLine, job.last - start);
+    for (int64_t k = 0; k < count; ++k) {
+      Vector<L> x[N];
+      Vector<L> sum[N] = {};
+#pragma GCC unroll 16
+      for (int i = 0; i < N; ++i) x[i] = Load<L>(job.x + (start + k) * kWidth + i * L);
+      const int64_t end = job.splits[start + k + 1];
+      for (int64_t j = job.splits[start + k]; j < end; ++j) {
+        const float* from = job.dy + static_cast<int64_t>(job.columns[j]) * kWidth;
+        const float value = job.values[j];
+        Vector<L> product;
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i) {
+          const Vector<L> dy = Load<L>(from + i * L);
+          if constexpr (kInput) sum[i] += value * dy;
+          product = i == 0 ? x[i] * dy : product + x[i] * dy;
+        }
+        waiting[num_waiting++] = product;
+        if (num_waiting == L) {
+          StoreSums<L>(waiting, L, job.overwrite, dvalues);
+          dvalues += L;
+          num_waiting = 0;
+        }
+      }
+      if constexpr (kInput) {
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i) Store<L>(sum[i], sums + k * kWidth + i * L);
+      }
+    }
+    if constexpr (kInput) {
+      Transpose<L>({sums, kWidth, count, job.batch, job.dx + start, job.inputs, count});
+    }
+  }
+  StoreSums<L>(waiting, num_waiting, job.overwrite, dvalues);
+}
+
+// gradient = x^T @ dy, dense, for some inputs and outputs: [inputs, stride].
+struct DenseJob {
+  const float* x;  // [batch, x_stride], at the first of the inputs.
+  int64_t x_stride;
+  const float* dy;  // [batch, dy_stride], at the first of the outputs.
+  int64_t dy_stride;
+  int64_t batch;
+  int64_t inputs;
+  int64_t outputs;
+  float* gradient;
+  int64_t stride;
+  float* packed;  // kDensePacked floats of scratch.
+};
+
+constexpr int kDenseInputs = 48;  // A multiple of every version's R.
+constexpr int kDenseOutputs = 2048;
+constexpr int kDenseBatch = 128;
+constexpr int kDensePanel = 32;  // A multiple of every version's outputs at a time.
+constexpr int kDensePacked = kDenseBatch * (kDenseInputs + kDensePanel);
+
+// R inputs at a time, S vectors of outputs.
+template <int L, int R, int S>
+RIGL_INLINE void DensePanel(const float* x, const float* dy, int64_t batch, bool overwrite,
+                            float* gradient, int64_t stride) {
+  Vector<L> sums[R][S] = {};
+  for (int64_t p = 0; p < batch; ++p) {
+    Vector<L> b[S];
+#pragma GCC unroll 16
+    for (int s = 0; s < S; ++s) b[s] = Load<L>(dy + p * S * L + s * L);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const float a = x[p * R + r];
+#pragma GCC unroll 16
+      for (int s = 0; s < S; ++s) sums[r][s] += a * b[s];
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+    for (int s = 0; s < S; ++s) {
+      float* to = gradient + r * stride + s * L;
+      Store<L>(overwrite ? sums[r][s] : Load<L>(to) + sums[r][s], to);
+    }
+  }
+}
+
+template <int L, int R, int S>
+RIGL_INLINE void Dense(const DenseJob& job) {
+  constexpr int kPanel = S * L;
+  static_assert(kDenseInputs % R == 0 && kDensePanel % kPanel == 0, "panels must fit");
+  float* packed_x = job.packed;
+  float* packed_dy = job.packed + kDenseBatch * kDenseInputs;
+  const int64_t padded_inputs = (job.inputs + R - 1) / R * R;
+  // Once for an empty batch too: its gradient is zero.
+  for (int64_t start = 0; start == 0 || start < job.batch; start += kDenseBatch) {
+    const int64_t batch = std::min<int64_t>(kDenseBatch, job.batch - start);
+    for (int64_t c = 0; c < padded_inputs; c += R) {
+      for (int64_t p = 0; p < batch; ++p) {
+        const float* from = job.x + (start + p) * job.x_stride + c;
+        for (int64_t r = 0; r < R; ++r) {
+          packed_x[c * kDenseBatch + p * R + r] = c + r < job.inputs ? from[r] : 0.0f;
+        }
+      }
+    }
+    for (int64_t o = 0; o < job.outputs; o += kPanel) {
+      for (int64_t p = 0; p < batch; ++p) {
+        const float* from = job.dy + (start + p) * job.dy_stride + o;
+#pragma GCC unroll 16
+        for (int s = 0; s < S; ++s) {
+          const Vector<L> dy = o + s * L < job.outputs
+                                   ? LoadFirst<L>(from + s * L, job.outputs - o - s * L)
+                                   : Vector<L>{};
+          Store<L>(dy, packed_dy + p * kPanel + s * L);
+        }
+      }
+      for (int64_t c = 0; c < padded_inputs; c += R) {
+        DensePanel<L, R, S>(packed_x + c * kDenseBatch, packed_dy, batch, start == 0,
+                            job.gradient + c * job.stride + o, job.stride);
+      }
+    }
+  }
+}
+
+// The bits of |gradient|, which order as the numbers do, NaN above all. Returns whether all are
+// finite.
+RIGL_INLINE bool Magnitudes(const float* gradient, int64_t count, int32_t* magnitudes) {
+  int32_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    int32_t bits;
+    std::memcpy(&bits, gradient + i, sizeof(bits));
+    bits &= 0x7fffffff;
+    magnitudes[i] = bits;
+    largest = std::max(largest, bits);
+  }
+  return largest < 0x7f800000;
+}
+
+// How many of 64 magnitudes reach a threshold.
+RIGL_INLINE int32_t Reaching(const int32_t* magnitudes, int32_t threshold) {
+  int32_t count = 0;
+  for (int i = 0; i < 64; ++i) count += magnitudes[i] >= threshold ? 1 : 0;
+  return count;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Versions of all this for kinds of processors, from one source.
+
+struct Version {
+  int lanes;
+  int tile;  // The widest tile whose sums fit in the registers.
+  void (*transpose)(const TransposeJob&);
+  void (*forward)(const ForwardJob&);
+  void (*backward)(const BackwardJob&);
+  void (*dense)(const DenseJob&);
+  bool (*magnitudes)(const float*, int64_t, int32_t*);
+  int32_t (*reaching)(const int32_t*, int32_t);
+};
+
+template <int L>
+RIGL_INLINE void ForwardOfAnyWidth(const ForwardJob& job) {
+  constexpr int kVectors = kStep / L;
+  if (job.width == kStep) return ForwardOf<L, kVectors>(job);
+  if (job.width == 2 * kStep) return ForwardOf<L, 2 * kVectors>(job);
+  if constexpr (L == 16) {
+    if (job.width == 3 * kStep) return ForwardOf<L, 3 * kVectors>(job);
+    return ForwardOf<L, 4 * kVectors>(job);
+  }
+}
+
+template <int L, bool kInput>
+RIGL_INLINE void BackwardOfAnyWidth(const BackwardJob& job) {
+  constexpr int kVectors = kStep / L;
+  if (job.width == kStep) return BackwardOf<L, kVectors, kInput>(job);
+  if (job.width == 2 * kStep) return BackwardOf<L, 2 * kVectors, kInput>(job);
+  if constexpr (L == 16) {
+    if (job.width == 3 * kStep) return BackwardOf<L, 3 * kVectors, kInput>(job);
+    return BackwardOf<L, 4 * kVectors, kInput>(job);
+  }
+}
+
+// TARGET says which instructions a function may use, and with it all that is inlined there.
+#define RIGL_VERSION(NAME, L, TILE, R, S, TARGET)                                                 \
+  TARGET void Transpose##NAME(const TransposeJob& job) { Transpose<L>(job); }                     \
+  TARGET void Forward##NAME(const ForwardJob& job) { ForwardOfAnyWidth<L>(job); }                 \
+  TARGET void InputBackward##NAME(const BackwardJob& job) { BackwardOfAnyWidth<L, true>(job); }   \
+  TARGET void ValuesBackward##NAME(const BackwardJob& job) { BackwardOfAnyWidth<L, false>(job); } \
+  void Backward##NAME(const BackwardJob& job) {                                                   \
+    return job.dx != nullptr ? InputBackward##NAME(job) : ValuesBackward##NAME(job);              \
+  }                                                                                               \
+  TARGET void Dense##NAME(const DenseJob& job) { Dense<L, R, S>(job); }                           \
+  TARGET bool Magnitudes##NAME(const float* from, int64_t count, int32_t* to) {                   \
+    return Magnitudes(from, count, to);                                                           \
+  }                                                                                               \
+  TARGET int32_t Reaching##NAME(const int32_t* from, int32_t threshold) {                         \
+    return Reaching(from, threshold);                                                             \
+  }                                                                                               \
+  constexpr Version k##NAME = {L,                                                                 \
+                               TILE,                                                              \
+                               Transpose##NAME,                                                   \
+                               Forward##NAME,                                                     \
+                               Backward##NAME,                                                    \
+                               Dense##NAME,                                                       \
+                               Magnitudes##NAME,                                                  \
+                               Reaching##NAME};
+
+RIGL_VERSION(Plain, 4, 32, 4, 2, )
+
+#if defined(__x86_64__)
+RIGL_VERSION(Avx2, 8, 32, 6, 2, __attribute__((target("avx2,fma"))))
+RIGL_VERSION(Avx512, 16, 64, 12, 2, __attribute__((target("avx512f"))))
+#endif
+
+const Version& ThisVersion() {
+#if defined(__x86_64__)
+  static const int lanes = __builtin_cpu_supports("avx512f")                                 ? 16
+                           : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 8
+                                                                                             : 4;
+  const int allowed = std::min<int>(lanes, max_lanes);
+  if (allowed >= 16) return kAvx512;
+  if (allowed >= 8) return kAvx2;
+#endif
+  return kPlain;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Threads and memory.
+
+// Calls work(0) ... work(count - 1), each once, on this thread and others of the device. The calls
+// begin in this order, so one may wait for an earlier one.
+class Workers {
+ public:
+  explicit Workers(OpKernelContext* context)
+      : workers_(*context->device()->tensorflow_cpu_worker_threads()),
+        threads_(std::min<int64_t>(workers_.num_threads, max_threads)) {}
+
+  int64_t threads() const { return threads_; }
+
+  // `operations` is about how many multiplications it all takes: little work stays here.
+  void ForEach(int64_t count, int64_t operations, const std::function<void(int64_t)>& work) const {
+    // Threads differ in what they do with denormal numbers; results must not.
+    tsl::port::ScopedFlushDenormal flush;
+    int64_t threads = std::min(threads_, count);
+    threads = std::min(threads, 1 + operations / kOperationsPerThread);
+    if (threads <= 1) {
+      for (int64_t i = 0; i < count; ++i) work(i);
+      return;
+    }
+    auto progress = std::make_shared<Progress>(count);
+    // A thread that comes too late finds nothing left to do, and does not touch `work`.
+    auto run = [progress, count, &work] {
+      tsl::port::ScopedFlushDenormal flush;
+      int64_t num_done = 0;
+      for (;;) {
+        const int64_t i = progress->next.fetch_add(1, std::memory_order_relaxed);
+        if (i >= count) break;
+        work(i);
+        ++num_done;
+      }
+      if (num_done > 0) progress->Finish(num_done);
+    };
+    for (int64_t i = 1; i < threads; ++i) workers_.workers->Schedule(run);
+    run();
+    progress->Wait();
+  }
+
+ private:
+  static constexpr int64_t kOperationsPerThread = 100000;
+
+  struct Progress {
+    explicit Progress(int64_t count) : left(count) {}
+
+    void Finish(int64_t count) {
+      if (left.fetch_sub(count, std::memory_order_acq_rel) == count) {
+        std::lock_guard<std::mutex> lock(mutex);
+        finished.notify_all();
+      }
+    }
+
+    void Wait() {
+      for (int i = 0; i < 1000; ++i) {
+        if (left.load(std::memory_order_acquire) == 0) return;
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+      }
+      std::unique_lock<std::mutex> lock(mutex);
+      finished.wait(lock, [this] { return left.load(std::memory_order_acquire) == 0; });
+    }
+
+    std::atomic<int64_t> next{0};
+    std::atomic<int64_t> left;
+    std::mutex mutex;
+    std::condition_variable finished;
+  };
+
+  const tensorflow::DeviceBase::CpuWorkerThreads& workers_;
+  const int64_t threads_;
+};
+
+// Memory for a while. It is kept for the next user: fresh memory would cost a page fault per 4 KiB,
+// and used memory is still in the cache.
+class Scratch {
+ public:
+  explicit Scratch(int64_t floats) {
+    const size_t bytes = std::max<int64_t>(floats, 1) * sizeof(float);
+    {
+      Pool& pool = ThePool();
+      std::lock_guard<std::mutex> lock(pool.mutex);
+      auto best = pool.free.end();
+      for (auto it = pool.free.begin(); it != pool.free.end(); ++it) {
+        if (it->bytes < bytes) continue;
+        if (best == pool.free.end() || it->bytes <= best->bytes) best = it;
+      }
+      if (best != pool.free.end()) {
+        buffer_ = *best;
+        pool.free.erase(best);
+      } else if (!pool.free.empty()) {
+        // One that is too small makes room for a larger one.
+        tsl::port::AlignedFree(pool.free.back().memory);
+        pool.free.pop_back();
+      }
+    }
+    if (buffer_.memory == nullptr) {
+      buffer_ = {tsl::port::AlignedMalloc(bytes, static_cast<std::align_val_t>(64)), bytes};
+    }
+  }
+
+  ~Scratch() {
+    if (buffer_.memory == nullptr) return;
+    Pool& pool = ThePool();
+    {
+      std::lock_guard<std::mutex> lock(pool.mutex);
+      if (pool.free.size() < kMostBuffers) {
+        pool.free.push_back(buffer_);
+        return;
+      }
+    }
+    tsl::port::AlignedFree(buffer_.memory);
+  }
+
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  // Null if there is no memory.
+  float* data() const { return static_cast<float*>(buffer_.memory); }
+
+ private:
+  static constexpr size_t kMostBuffers = 64;
+
+  struct Buffer {
+    void* memory = nullptr;
+    size_t bytes = 0;
+  };
+
+  struct Pool {
+    std::mutex mutex;
+    std::vector<Buffer> free;
+  };
+
+  // Never destroyed: threads may still run when the program ends.
+  static Pool& ThePool() {
+    static Pool* pool = new Pool;
+    return *pool;
+  }
+
+  Buffer buffer_;
+};
+
+// ---------------------------------------------------------------------------------------------
+// What the operations share.
+
+// Whether these are the borders of rows that hold n entries.
+bool AreSplits(const int64_t* splits, int64_t rows, int64_t n) {
+  bool ascending = splits[0] == 0 && splits[rows] == n;
+  for (int64_t i = 0; i < rows; ++i) ascending &= splits[i] <= splits[i + 1];
+  return ascending;
+}
+
+// Whether all are in [0, limit).
+bool AreBelow(const int32_t* indices, int64_t count, int64_t limit) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    largest = std::max(largest, static_cast<uint32_t>(indices[i]));
+  }
+  return count == 0 || static_cast<int64_t>(largest) < limit;
+}
+
+// Borders of about `blocks` blocks of rows with equal work, at multiples of kLine where the blocks
+// are large enough.
+std::vector<int64_t> EqualBlocks(const int64_t* splits, int64_t rows, int64_t blocks) {
+  const int64_t multiple = rows >= 4 * kLine * blocks ? kLine : 1;
+  // Each row costs about as much as two entries by itself.
+  const auto work_before = [splits](int64_t row) { return splits[row] + 2 * row; };
+  std::vector<int64_t> borders = {0};
+  for (int64_t b = 1; b < blocks; ++b) {
+    const int64_t wanted = work_before(rows) / blocks * b;
+    int64_t low = borders.back(), high = rows;
+    while (low < high) {
+      const int64_t middle = low + (high - low) / 2;
+      if (work_before(middle) < wanted) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    const int64_t border = (low + multiple / 2) / multiple * multiple;
+    if (border > borders.back() && border < rows) borders.push_back(border);
+  }
+  if (rows > 0) borders.push_back(rows);
+  return borders;
+}
+
+// The batch in tiles: all but the last are `tile` wide.
+struct Tiles {
+  Tiles(int64_t batch, int tile) : batch(batch), tile(tile), count((batch + tile - 1) / tile) {}
+
+  int64_t start(int64_t t) const { return t * tile; }
+  int64_t rows(int64_t t) const { return std::min<int64_t>(tile, batch - t * tile); }
+  int width(int64_t t) const { return (static_cast<int>(rows(t)) + kStep - 1) / kStep * kStep; }
+
+  // How many are transposed at a time, if each row of the batch has `floats` numbers.
+  int64_t AtATime(int64_t floats) const {
+    return std::max<int64_t>(1,
+                             std::min(count, kMostScratch / std::max<int64_t>(1, floats * tile)));
+  }
+
+  const int64_t batch;
+  const int tile;
+  const int64_t count;
+};
+
+// A unit of work that transposes columns [part / parts) of one tile.
+void TransposeTile(const Version& version, const Tiles& tiles, int64_t t, const float* from,
+                   int64_t columns, int64_t part, int64_t parts, float* to) {
+  const int64_t lines = (columns + kLine - 1) / kLine;
+  const int64_t first = std::min(columns, lines * part / parts * kLine);
+  const int64_t last = std::min(columns, lines * (part + 1) / parts * kLine);
+  const int width = tiles.width(t);
+  version.transpose({from + tiles.start(t) * columns + first, columns, tiles.rows(t), last - first,
+                     to + first * width, width, width});
+}
+
+int64_t CeilOf(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// ---------------------------------------------------------------------------------------------
+// Operations.
+
+class MatmulOp : public OpKernel {
+ public:
+  explicit MatmulOp(OpKernelConstruction* context) : OpKernel(context) {}
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& x = context->input(0);
+    const Tensor& values = context->input(1);
+    const Tensor& column_splits = context->input(4);
+    const Tensor& rows = context->input(5);
+    const Tensor& order = context->input(6);
+    OP_REQUIRES(context, x.dims() == 2,
+                InvalidArgument("`x` must have rank 2: [batch, inputs]. Received: shape=",
+                                x.shape().DebugString()));
+    OP_REQUIRES(context, values.dims() == 1,
+                InvalidArgument("`values` must have rank 1. Received: shape=",
+                                values.shape().DebugString()));
+    OP_REQUIRES(context, column_splits.dims() == 1 && column_splits.dim_size(0) >= 1,
+                InvalidArgument("`column_splits` must be a vector of the number of outputs plus "
+                                "one. Received: shape=",
+                                column_splits.shape().DebugString()));
+    OP_REQUIRES(context, rows.shape() == values.shape() && order.shape() == values.shape(),
+                InvalidArgument("`rows` and `order` must have the shape of `values`, ",
+                                values.shape().DebugString(),
+                                ". Received: rows.shape=", rows.shape().DebugString(),
+                                ", order.shape=", order.shape().DebugString()));
+    const int64_t batch = x.dim_size(0), inputs = x.dim_size(1);
+    const int64_t outputs = column_splits.dim_size(0) - 1, n = values.dim_size(0);
+    Tensor* y = nullptr;
+    OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({batch, outputs}), &y));
+    const float* x_data = x.flat<float>().data();
+    const float* values_data = values.flat<float>().data();
+    const int64_t* splits_data = column_splits.flat<int64_t>().data();
+    const int32_t* rows_data = rows.flat<int32_t>().data();
+    const int32_t* order_data = order.flat<int32_t>().data();
+    float* y_data = y->flat<float>().data();
+    OP_REQUIRES(
+        context, AreSplits(splits_data, outputs, n),
+        InvalidArgument("`column_splits` must ascend from 0 to the number of values, ", n, "."));
+
+    const Version& version = ThisVersion();
+    const Workers workers(context);
+    const Tiles tiles(batch, version.tile);
+    const int64_t at_a_time = tiles.AtATime(inputs);
+    const Scratch scratch(n + kLine + at_a_time * tiles.tile * inputs);
+    OP_REQUIRES(context, scratch.data() != nullptr, NoMemory());
+    float* ordered = scratch.data();
+    float* transposed = ordered + CeilOf(n, kLine) * kLine;
+
+    // The values in the order of the outputs.
+    const int64_t reorder_units = std::min<int64_t>(2 * workers.threads(), CeilOf(n, 1024));
+    std::atomic<bool> valid{true};
+    const auto reorder = [&](int64_t unit) {
+      const int64_t first = n / reorder_units * unit;
+      const int64_t last = unit + 1 == reorder_units ? n : n / reorder_units * (unit + 1);
+      if (!AreBelow(order_data + first, last - first, n) ||
+          !AreBelow(rows_data + first, last - first, inputs)) {
+        valid = false;
+        return;
+      }
+      for (int64_t j = first; j < last; ++j) ordered[j] = values_data[order_data[j]];
+    };
+
+    for (int64_t start = 0; start == 0 || start < tiles.count; start += at_a_time) {
+      const int64_t count = std::min(at_a_time, tiles.count - start);
+      const int64_t parts =
+          std::max<int64_t>(1, std::min(CeilOf(4 * workers.threads(), std::max<int64_t>(1, count)),
+                                        CeilOf(inputs, 8 * kLine)));
+      const int64_t first_units = start == 0 ? reorder_units : 0;
+      workers.ForEach(
+          first_units + count * parts, n + count * tiles.tile * inputs / 4, [&](int64_t unit) {
+            if (unit < first_units) return reorder(unit);
+            const int64_t t = (unit - first_units) / parts;
+            TransposeTile(version, tiles, start + t, x_data, inputs, (unit - first_units) % parts,
+                          parts, transposed + t * tiles.tile * inputs);
+          });
+      OP_REQUIRES(
+          context, valid,
+          InvalidArgument("`rows` must be in [0, ", inputs, ") and `order` in [0, ", n, ")."));
+      if (count == 0) break;
+      const std::vector<int64_t> borders =
+          EqualBlocks(splits_data, outputs, CeilOf(4 * workers.threads(), count));
+      const int64_t blocks = borders.size() - 1;
+      workers.ForEach(count * blocks, (n + 2 * outputs) * count * tiles.tile, [&](int64_t unit) {
+        const int64_t t = unit / blocks;
+        ForwardJob job;
+        job.splits = splits_data;
+        job.rows = rows_data;
+        job.values = ordered;
+        job.x = transposed + t * tiles.tile * inputs;
+        job.y = y_data + tiles.start(start + t) * outputs;
+        job.outputs = outputs;
+        job.batch = tiles.rows(start + t);
+        job.first = borders[unit % blocks];
+        job.last = borders[unit % blocks + 1];
+        job.width = tiles.width(start + t);
+        version.forward(job);
+      });
+    }
+  }
+};
+
+class MatmulGradOp : public OpKernel {
+ public:
+  explicit MatmulGradOp(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("input_gradient", &input_gradient_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& x = context->input(0);
+    const Tensor& dy = context->input(1);
+    const Tensor& values = context->input(2);
+    const Tensor& row_splits = context->input(3);
+    const Tensor& columns = context->input(4);
+    OP_REQUIRES(context, x.dims() == 2 && dy.dims() == 2 && x.dim_size(0) == dy.dim_size(0),
+                InvalidArgument("`x` and `dy` must be [batch, inputs] and [batch, outputs]. "
+                                "Received: x.shape=",
+                                x.shape().DebugString(), ", dy.shape=", dy.shape().DebugString()));
+    OP_REQUIRES(context, values.dims() == 1 && columns.shape() == values.shape(),
+                InvalidArgument("`values` and `columns` must be vectors of one length. Received: "
+                                "values.shape=",
+                                values.shape().DebugString(),
+                                ", columns.shape=", columns.shape().DebugString()));
+    const int64_t batch = x.dim_size(0), inputs = x.dim_size(1);
+    const int64_t outputs = dy.dim_size(1), n = values.dim_size(0);
+    OP_REQUIRES(
+        context, row_splits.dims() == 1 && row_splits.dim_size(0) == inputs + 1,
+        InvalidArgument("`row_splits` must be a vector of the number of inputs plus one, ",
+                        inputs + 1, ". Received: shape=", row_splits.shape().DebugString()));
+    Tensor* dx = nullptr;
+    Tensor* dvalues = nullptr;
+    const TensorShape dx_shape = input_gradient_ ? x.shape() : TensorShape({0, 0});
+    OP_REQUIRES_OK(context, context->allocate_output(0, dx_shape, &dx));
+    OP_REQUIRES_OK(context, context->allocate_output(1, values.shape(), &dvalues));
+    const float* x_data = x.flat<float>().data();
+    const float* dy_data = dy.flat<float>().data();
+    const float* values_data = values.flat<float>().data();
+    const int64_t* splits_data = row_splits.flat<int64_t>().data();
+    const int32_t* columns_data = columns.flat<int32_t>().data();
+    float* dx_data = input_gradient_ ? dx->flat<float>().data() : nullptr;
+    float* dvalues_data = dvalues->flat<float>().data();
+    OP_REQUIRES(
+        context, AreSplits(splits_data, inputs, n),
+        InvalidArgument("`row_splits` must ascend from 0 to the number of values, ", n, "."));
+    OP_REQUIRES(context, AreBelow(columns_data, n, outputs),
+                InvalidArgument("`columns` must be in [0, ", outputs, ")."));
+    if (batch == 0) {
+      std::fill_n(dvalues_data, n, 0.0f);
+      return;
+    }
+
+    const Version& version = ThisVersion();
+    const Workers workers(context);
+    const Tiles tiles(batch, version.tile);
+    const int64_t at_a_time = tiles.AtATime(inputs + outputs);
+    const Scratch scratch(at_a_time * tiles.tile * (inputs + outputs));
+    OP_REQUIRES(context, scratch.data() != nullptr, NoMemory());
+    float* transposed_x = scratch.data();
+    float* transposed_dy = transposed_x + at_a_time * tiles.tile * inputs;
+    const std::vector<int64_t> borders =
+        EqualBlocks(splits_data, inputs, workers.threads() > 1 ? 4 * workers.threads() : 1);
+    const int64_t blocks = borders.size() - 1;
+    // Small tiles are worked on several at a time.
+    const int64_t tiles_per_unit =
+        std::max<int64_t>(1, kOperationsPerUnit * blocks / ((n + 2 * inputs) * tiles.tile + 1));
+
+    for (int64_t start = 0; start < tiles.count; start += at_a_time) {
+      const int64_t count = std::min(at_a_time, tiles.count - start);
+      const int64_t parts =
+          std::max<int64_t>(1, std::min(CeilOf(4 * workers.threads(), count),
+                                        CeilOf(std::max(inputs, outputs), 8 * kLine)));
+      workers.ForEach(count * parts * 2, count * tiles.tile * (inputs + outputs) / 4,
+                      [&](int64_t unit) {
+                        const int64_t t = unit / parts / 2, part = unit / 2 % parts;
+                        if (unit % 2 == 0) {
+                          TransposeTile(version, tiles, start + t, x_data, inputs, part, parts,
+                                        transposed_x + t * tiles.tile * inputs);
+                        } else {
+                          TransposeTile(version, tiles, start + t, dy_data, outputs, part, parts,
+                                        transposed_dy + t * tiles.tile * outputs);
+                        }
+                      });
+      // One block of inputs after the other, then the next tiles: these stay in the cache. A block
+      // adds to its sums in the order of the tiles.
+      const int64_t steps = CeilOf(count, tiles_per_unit);
+      std::vector<std::atomic<int64_t>> steps_done(blocks);
+      for (auto& done : steps_done) done.store(0, std::memory_order_relaxed);
+      workers.ForEach(steps * blocks, (n + 2 * inputs) * count * tiles.tile, [&](int64_t unit) {
+        const int64_t step = unit / blocks, block = unit % blocks;
+        while (steps_done[block].load(std::memory_order_acquire) != step) {
+          std::this_thread::yield();
+        }
+        const int64_t end = std::min(count, (step + 1) * tiles_per_unit);
+        for (int64_t t = step * tiles_per_unit; t < end; ++t) {
+          BackwardJob job;
+          job.splits = splits_data;
+          job.columns = columns_data;
+          job.values = values_data;
+          job.x = transposed_x + t * tiles.tile * inputs;
+          job.dy = transposed_dy + t * tiles.tile * outputs;
+          job.dx = dx_data == nullptr ? nullptr : dx_data + tiles.start(start + t) * inputs;
+          job.dvalues = dvalues_data;
+          job.inputs = inputs;
+          job.batch = tiles.rows(start + t);
+          job.first = borders[block];
+          job.last = borders[block + 1];
+          job.width = tiles.width(start + t);
+          job.overwrite = start + t == 0;
+          version.backward(job);
+        }
+        steps_done[block].store(step + 1, std::memory_order_release);
+      });
+    }
+  }
+
+ private:
+  static constexpr int64_t kOperationsPerUnit = 400000;
+
+  bool input_gradient_;
+};
+
+class StructureOp : public OpKernel {
+ public:
+  explicit StructureOp(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("inputs", &inputs_));
+    OP_REQUIRES_OK(context, context->GetAttr("outputs", &outputs_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& places = context->input(0);
+    OP_REQUIRES(context, places.dims() == 1,
+                InvalidArgument("`places` must have rank 1. Received: shape=",
+                                places.shape().DebugString()));
+    const int64_t n = places.dim_size(0);
+    OP_REQUIRES(context, n <= std::numeric_limits<int32_t>::max(),
+                InvalidArgument("A kernel can have at most 2**31 - 1 active places. Received: ", n,
+                                " places."));
+    Tensor* outputs[5];
+    const int64_t lengths[] = {inputs_ + 1, n, outputs_ + 1, n, n};
+    for (int i = 0; i < 5; ++i) {
+      OP_REQUIRES_OK(context, context->allocate_output(i, TensorShape({lengths[i]}), &outputs[i]));
+    }
+    const int64_t* from = places.flat<int64_t>().data();
+    int64_t* row_splits = outputs[0]->flat<int64_t>().data();
+    int32_t* columns = outputs[1]->flat<int32_t>().data();
+    int64_t* column_splits = outputs[2]->flat<int64_t>().data();
+    int32_t* rows = outputs[3]->flat<int32_t>().data();
+    int32_t* order = outputs[4]->flat<int32_t>().data();
+
+    std::fill_n(column_splits, outputs_ + 1, 0);
+    int64_t row = 0, row_end = outputs_, last = -1;
+    row_splits[0] = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t place = from[i];
+      OP_REQUIRES(context, place > last && place / outputs_ < inputs_,
+                  InvalidArgument("`places` must ascend in [0, ", inputs_, " * ", outputs_,
+                                  "). Received: ", place, " at position ", i, "."));
+      last = place;
+      while (place >= row_end) {
+        row_splits[++row] = i;
+        row_end += outputs_;
+      }
+      columns[i] = static_cast<int32_t>(place - (row_end - outputs_));
+      ++column_splits[columns[i] + 1];
+    }
+    while (row < inputs_) row_splits[++row] = n;
+    for (int64_t o = 0; o < outputs_; ++o) column_splits[o + 1] += column_splits[o];
+    std::vector<int64_t> next(column_splits, column_splits + outputs_);
+    for (int64_t c = 0; c < inputs_; ++c) {
+      for (int64_t i = row_splits[c]; i < row_splits[c + 1]; ++i) {
+        const int64_t j = next[columns[i]]++;
+        rows[j] = static_cast<int32_t>(c);
+        order[j] = static_cast<int32_t>(i);
+      }
+    }
+  }
+
+ private:
+  int64_t inputs_;
+  int64_t outputs_;
+};
+
+// The candidates with the largest magnitudes, found in memory for about twice as many.
+class Largest {
+ public:
+  struct Candidate {
+    int64_t place;
+    int32_t magnitude;
+    float gradient;
+  };
+
+  explicit Largest(int64_t k) : k_(k), most_(2 * k + kSpare) {}
+
+  // Candidates below it cannot be among the largest.
+  int32_t threshold() const { return threshold_.load(std::memory_order_relaxed); }
+
+  void Add(const std::vector<Candidate>& candidates) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    candidates_.insert(candidates_.end(), candidates.begin(), candidates.end());
+    if (static_cast<int64_t>(candidates_.size()) > most_) KeepLargest();
+  }
+
+  // Sorted by place.
+  const std::vector<Candidate>& Finish() {
+    KeepLargest();
+    std::sort(candidates_.begin(), candidates_.end(),
+              [](const Candidate& a, const Candidate& b) { return a.place < b.place; });
+    return candidates_;
+  }
+
+ private:
+  static constexpr int64_t kSpare = 1 << 16;
+
+  // The order is total, so which ones stay does not depend on who came first.
+  void KeepLargest() {
+    if (static_cast<int64_t>(candidates_.size()) <= k_) return;
+    if (k_ > 0) {
+      const auto before = [](const Candidate& a, const Candidate& b) {
+        return a.magnitude != b.magnitude ? a.magnitude > b.magnitude : a.place < b.place;
+      };
+      const auto last = candidates_.begin() + (k_ - 1);
+      std::nth_element(candidates_.begin(), last, candidates_.end(), before);
+      threshold_.store(last->magnitude, std::memory_order_relaxed);
+    }
+    candidates_.resize(k_);
+  }
+
+  const int64_t k_;
+  const int64_t most_;
+  std::atomic<int32_t> threshold_{0};
+  std::mutex mutex_;
+  std::vector<Candidate> candidates_;
+};
+
+class LargestInactiveOp : public OpKernel {
+ public:
+  explicit LargestInactiveOp(OpKernelConstruction* context) : OpKernel(context) {}
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& x = context->input(0);
+    const Tensor& dy = context->input(1);
+    const Tensor& row_splits = context->input(2);
+    const Tensor& columns = context->input(3);
+    const Tensor& k_tensor = context->input(4);
+    OP_REQUIRES(context, x.dims() == 2 && dy.dims() == 2 && x.dim_size(0) == dy.dim_size(0),
+                InvalidArgument("`x` and `dy` must be [batch, inputs] and [batch, outputs]. "
+                                "Received: x.shape=",
+                                x.shape().DebugString(), ", dy.shape=", dy.shape().DebugString()));
+    const int64_t batch = x.dim_size(0), inputs = x.dim_size(1), outputs = dy.dim_size(1);
+    OP_REQUIRES(context, columns.dims() == 1,
+                InvalidArgument("`columns` must have rank 1. Received: shape=",
+                                columns.shape().DebugString()));
+    const int64_t n = columns.dim_size(0);
+    OP_REQUIRES(
+        context, row_splits.dims() == 1 && row_splits.dim_size(0) == inputs + 1,
+        InvalidArgument("`row_splits` must be a vector of the number of inputs plus one, ",
+                        inputs + 1, ". Received: shape=", row_splits.shape().DebugString()));
+    OP_REQUIRES(
+        context, k_tensor.dims() == 0,
+        InvalidArgument("`k` must be a scalar. Received: shape=", k_tensor.shape().DebugString()));
+    const int64_t k = k_tensor.scalar<int64_t>()();
+    const float* x_data = x.flat<float>().data();
+    const float* dy_data = dy.flat<float>().data();
+    const int64_t* splits_data = row_splits.flat<int64_t>().data();
+    const int32_t* columns_data = columns.flat<int32_t>().data();
+    OP_REQUIRES(context, AreSplits(splits_data, inputs, n),
+                InvalidArgument("`row_splits` must ascend from 0 to the number of places that are "
+                                "left out, ",
+                                n, "."));
+    OP_REQUIRES(context, AreBelow(columns_data, n, outputs),
+                InvalidArgument("`columns` must be in [0, ", outputs, ")."));
+    const int64_t num_candidates = inputs * outputs - n;
+    OP_REQUIRES(context, 0 <= k && k <= num_candidates,
+                InvalidArgument("`k` must be in [0, ", num_candidates,
+                                "], the number of places to choose from. Received: k=", k));
+
+    const Version& version = ThisVersion();
+    const Workers workers(context);
+    Largest largest(k);
+    std::atomic<bool> is_finite{true}, has_memory{true};
+    const int64_t panels = CeilOf(outputs, kDenseOutputs);
+    workers.ForEach(
+        CeilOf(inputs, kDenseInputs) * panels, inputs * outputs * (batch + 1), [&](int64_t unit) {
+          const int64_t c0 = unit / panels * kDenseInputs, o0 = unit % panels * kDenseOutputs;
+          const int64_t num_inputs = std::min<int64_t>(kDenseInputs, inputs - c0);
+          const int64_t num_outputs = std::min<int64_t>(kDenseOutputs, outputs - o0);
+          // A few more than there are, so that the last ones need no code of their own.
+          const int64_t stride = CeilOf(num_outputs, 64) * 64;
+          const Scratch scratch(kDensePacked + (kDenseInputs + 1) * stride);
+          if (scratch.data() == nullptr) {
+            has_memory = false;
+            return;
+          }
+          float* gradient = scratch.data() + kDensePacked;
+          int32_t* magnitudes = reinterpret_cast<int32_t*>(gradient + kDenseInputs * stride);
+          version.dense({x_data + c0, inputs, dy_data + o0, outputs, batch, num_inputs, num_outputs,
+                         gradient, stride, scratch.data()});
+          std::vector<Largest::Candidate> found;
+          for (int64_t c = 0; c < num_inputs; ++c) {
+            const float* row = gradient + c * stride;
+            if (!version.magnitudes(row, num_outputs, magnitudes)) is_finite = false;
+            std::fill(magnitudes + num_outputs, magnitudes + stride, -1);
+            // Columns ascend inside a row; those of other panels are skipped.
+            const int32_t* end = columns_data + splits_data[c0 + c + 1];
+            for (const int32_t* column = columns_data + splits_data[c0 + c]; column < end;
+                 ++column) {
+              const int64_t o = *column - o0;
+              if (o >= 0 && o < num_outputs) magnitudes[o] = -1;
+            }
+            const int32_t threshold = largest.threshold();
+            for (int64_t o = 0; o < stride; o += 64) {
+              if (version.reaching(magnitudes + o, threshold) == 0) continue;
+              for (int64_t i = o; i < o + 64; ++i) {
+                if (magnitudes[i] < threshold) continue;
+                found.push_back({(c0 + c) * outputs + o0 + i, magnitudes[i], row[i]});
+              }
+            }
+          }
+          if (!found.empty()) largest.Add(found);
+        });
+    OP_REQUIRES(context, has_memory, NoMemory());
+    const std::vector<Largest::Candidate>& chosen = largest.Finish();
+    OP_REQUIRES(context, static_cast<int64_t>(chosen.size()) == k,
+                InvalidArgument("The places that are left out must differ."));
+
+    Tensor* places = nullptr;
+    Tensor* gradients = nullptr;
+    Tensor* finite = nullptr;
+    OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({k}), &places));
+    OP_REQUIRES_OK(context, context->allocate_output(1, TensorShape({k}), &gradients));
+    OP_REQUIRES_OK(context, context->allocate_output(2, TensorShape({}), &finite));
+    for (int64_t i = 0; i < k; ++i) {
+      places->flat<int64_t>().data()[i] = chosen[i].place;
+      gradients->flat<float>().data()[i] = chosen[i].gradient;
+    }
+    finite->scalar<bool>()() = is_finite;
+  }
+};
+
+absl::Status MatmulShape(InferenceContext* c) {
+  ShapeHandle x, values, splits;
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &x));
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 1, &values));
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(4), 1, &splits));
+  DimensionHandle outputs;
+  TF_RETURN_IF_ERROR(c->Subtract(c->Dim(splits, 0), 1, &outputs));
+  c->set_output(0, c->Matrix(c->Dim(x, 0), outputs));
+  return absl::OkStatus();
+}
+
+absl::Status MatmulGradShape(InferenceContext* c) {
+  ShapeHandle x, values;
+  bool input_gradient;
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &x));
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(2), 1, &values));
+  TF_RETURN_IF_ERROR(c->GetAttr("input_gradient", &input_gradient));
+  c->set_output(0, input_gradient ? x : c->Matrix(0, 0));
+  c->set_output(1, values);
+  return absl::OkStatus();
+}
+
+absl::Status StructureShape(InferenceContext* c) {
+  ShapeHandle places;
+  int64_t inputs, outputs;
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 1, &places));
+  TF_RETURN_IF_ERROR(c->GetAttr("inputs", &inputs));
+  TF_RETURN_IF_ERROR(c->GetAttr("outputs", &outputs));
+  c->set_output(0, c->Vector(inputs + 1));
+  c->set_output(1, places);
+  c->set_output(2, c->Vector(outputs + 1));
+  c->set_output(3, places);
+  c->set_output(4, places);
+  return absl::OkStatus();
+}
+
+absl::Status LargestInactiveShape(InferenceContext* c) {
+  ShapeHandle unused, k;
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &unused));
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 2, &unused));
+  DimensionHandle size;
+  TF_RETURN_IF_ERROR(c->MakeDimForScalarInput(4, &size));
+  c->set_output(0, c->Vector(size));
+  c->set_output(1, c->Vector(size));
+  c->set_output(2, c->Scalar());
+  return absl::OkStatus();
+}
+
+REGISTER_OP("RiglMatmul")
+    .Input("x: float")
+    .Input("values: float")
+    .Input("row_splits: int64")
+    .Input("columns: int32")
+    .Input("column_splits: int64")
+    .Input("rows: int32")
+    .Input("order: int32")
+    .Output("y: float")
+    .SetShapeFn(MatmulShape);
+
+REGISTER_OP("RiglMatmulGrad")
+    .Input("x: float")
+    .Input("dy: float")
+    .Input("values: float")
+    .Input("row_splits: int64")
+    .Input("columns: int32")
+    .Attr("input_gradient: bool = true")
+    .Output("dx: float")
+    .Output("dvalues: float")
+    .SetShapeFn(MatmulGradShape);
+
+REGISTER_OP("RiglStructure")
+    .Input("places: int64")
+    .Attr("inputs: int >= 1")
+    .Attr("outputs: int >= 1")
+    .Output("row_splits: int64")
+    .Output("columns: int32")
+    .Output("column_splits: int64")
+    .Output("rows: int32")
+    .Output("order: int32")
+    .SetShapeFn(StructureShape);
+
+REGISTER_OP("RiglLargestInactive")
+    .Input("x: float")
+    .Input("dy: float")
+    .Input("row_splits: int64")
+    .Input("columns: int32")
+    .Input("k: int64")
+    .Output("places: int64")
+    .Output("gradients: float")
+    .Output("is_finite: bool")
+    .SetShapeFn(LargestInactiveShape);
+
+REGISTER_KERNEL_BUILDER(Name("RiglMatmul").Device(tensorflow::DEVICE_CPU), MatmulOp);
+REGISTER_KERNEL_BUILDER(Name("RiglMatmulGrad").Device(tensorflow::DEVICE_CPU), MatmulGradOp);
+REGISTER_KERNEL_BUILDER(Name("RiglStructure").Device(tensorflow::DEVICE_CPU), StructureOp);
+REGISTER_KERNEL_BUILDER(Name("RiglLargestInactive").Device(tensorflow::DEVICE_CPU),
+                        LargestInactiveOp);
+
+}  // namespace
+}  // namespace rigl
+
+// For tests: limits the threads and the width of vectors in floats; 0 is no limit.
+extern "C" void RiglSetLimits(int threads, int lanes) {
+  rigl::max_threads = threads > 0 ? threads : std::numeric_limits<int>::max();
+  rigl::max_lanes = lanes > 0 ? lanes : std::numeric_limits<int>::max();
+}
