@@ -1045,11 +1045,14 @@ class Largest {
     float gradient;
   };
 
-  explicit Largest(int64_t k) : k_(k), most_(2 * k + kSpare) {}
+  // Those that are added together lie in one of some equal, consecutive parts of all places.
+  Largest(int64_t k, int64_t part_size, int64_t parts)
+      : k_(k), most_(2 * k + kSpare), part_size_(part_size), parts_(parts) {}
 
   // Candidates below it cannot be among the largest.
   int32_t threshold() const { return threshold_.load(std::memory_order_relaxed); }
 
+  // They must ascend.
   void Add(const std::vector<Candidate>& candidates) {
     std::lock_guard<std::mutex> lock(mutex_);
     candidates_.insert(candidates_.end(), candidates.begin(), candidates.end());
@@ -1057,32 +1060,61 @@ class Largest {
   }
 
   // Sorted by place.
-  const std::vector<Candidate>& Finish() {
+  std::vector<Candidate> Finish() {
     KeepLargest();
-    std::sort(candidates_.begin(), candidates_.end(),
-              [](const Candidate& a, const Candidate& b) { return a.place < b.place; });
-    return candidates_;
+    // By parts first, as they came: most often this is all.
+    std::vector<int64_t> next(parts_ + 1, 0);
+    for (const Candidate& each : candidates_) ++next[each.place / part_size_ + 1];
+    for (int64_t part = 0; part < parts_; ++part) next[part + 1] += next[part];
+    std::vector<Candidate> sorted(candidates_.size());
+    for (const Candidate& each : candidates_) sorted[next[each.place / part_size_]++] = each;
+    const auto by_place = [](const Candidate& a, const Candidate& b) { return a.place < b.place; };
+    auto first = sorted.begin();
+    for (int64_t part = 0; part < parts_; ++part) {
+      const auto last = sorted.begin() + next[part];
+      if (!std::is_sorted(first, last, by_place)) std::sort(first, last, by_place);
+      first = last;
+    }
+    return sorted;
   }
 
  private:
   static constexpr int64_t kSpare = 1 << 16;
+  // Of the 31 bits of a magnitude, those that are not told apart at first.
+  static constexpr int kLowBits = 15;
 
-  // The order is total, so which ones stay does not depend on who came first.
+  static bool Before(const Candidate& a, const Candidate& b) {
+    return a.magnitude != b.magnitude ? a.magnitude > b.magnitude : a.place < b.place;
+  }
+
+  // The order is total, so which ones stay does not depend on who came first. They stay in the
+  // order in which they came.
   void KeepLargest() {
     if (static_cast<int64_t>(candidates_.size()) <= k_) return;
-    if (k_ > 0) {
-      const auto before = [](const Candidate& a, const Candidate& b) {
-        return a.magnitude != b.magnitude ? a.magnitude > b.magnitude : a.place < b.place;
-      };
-      const auto last = candidates_.begin() + (k_ - 1);
-      std::nth_element(candidates_.begin(), last, candidates_.end(), before);
-      threshold_.store(last->magnitude, std::memory_order_relaxed);
+    if (k_ == 0) return candidates_.clear();
+    std::vector<int64_t> counts(int64_t{1} << (31 - kLowBits), 0);
+    for (const Candidate& each : candidates_) ++counts[each.magnitude >> kLowBits];
+    int64_t wanted = k_;
+    int32_t high = static_cast<int32_t>(counts.size()) - 1;
+    while (counts[high] < wanted) wanted -= counts[high--];
+    // The last one that stays is among these.
+    std::vector<Candidate> close;
+    close.reserve(counts[high]);
+    for (const Candidate& each : candidates_) {
+      if (each.magnitude >> kLowBits == high) close.push_back(each);
     }
-    candidates_.resize(k_);
+    std::nth_element(close.begin(), close.begin() + (wanted - 1), close.end(), Before);
+    const Candidate last = close[wanted - 1];
+    candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(),
+                                     [&](const Candidate& each) { return Before(last, each); }),
+                      candidates_.end());
+    threshold_.store(last.magnitude, std::memory_order_relaxed);
   }
 
   const int64_t k_;
   const int64_t most_;
+  const int64_t part_size_;
+  const int64_t parts_;
   std::atomic<int32_t> threshold_{0};
   std::mutex mutex_;
   std::vector<Candidate> candidates_;
@@ -1132,7 +1164,7 @@ class LargestInactiveOp : public OpKernel {
                                 "], the number of places to choose from. Received: k=", k));
 
     const Workers workers(context);
-    Largest largest(k);
+    Largest largest(k, kDenseInputs * outputs, CeilOf(inputs, kDenseInputs));
     std::atomic<bool> is_finite{true}, has_memory{true};
     const int64_t panels = CeilOf(outputs, kDenseOutputs);
     workers.ForEach(
@@ -1166,8 +1198,14 @@ class LargestInactiveOp : public OpKernel {
             const int32_t threshold = largest.threshold();
             for (int64_t o = 0; o < stride; o += 64) {
               if (version.reaching(magnitudes + o, threshold) == 0) continue;
+              // Without a branch for each, which would be foreseen wrongly all the time.
+              int64_t reaching[64], count = 0;
               for (int64_t i = o; i < o + 64; ++i) {
-                if (magnitudes[i] < threshold) continue;
+                reaching[count] = i;
+                count += magnitudes[i] >= threshold ? 1 : 0;
+              }
+              for (int64_t j = 0; j < count; ++j) {
+                const int64_t i = reaching[j];
                 found.push_back({(c0 + c) * outputs + o0 + i, magnitudes[i], row[i]});
               }
             }
@@ -1175,7 +1213,7 @@ class LargestInactiveOp : public OpKernel {
           if (!found.empty()) largest.Add(found);
         });
     OP_REQUIRES(context, has_memory, NoMemory());
-    const std::vector<Largest::Candidate>& chosen = largest.Finish();
+    const std::vector<Largest::Candidate> chosen = largest.Finish();
     OP_REQUIRES(context, static_cast<int64_t>(chosen.size()) == k,
                 InvalidArgument("The places that are left out must differ."));
 
@@ -1185,9 +1223,11 @@ class LargestInactiveOp : public OpKernel {
     OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({k}), &places));
     OP_REQUIRES_OK(context, context->allocate_output(1, TensorShape({k}), &gradients));
     OP_REQUIRES_OK(context, context->allocate_output(2, TensorShape({}), &finite));
+    int64_t* places_data = places->flat<int64_t>().data();
+    float* gradients_data = gradients->flat<float>().data();
     for (int64_t i = 0; i < k; ++i) {
-      places->flat<int64_t>().data()[i] = chosen[i].place;
-      gradients->flat<float>().data()[i] = chosen[i].gradient;
+      places_data[i] = chosen[i].place;
+      gradients_data[i] = chosen[i].gradient;
     }
     finite->scalar<bool>()() = is_finite;
   }
