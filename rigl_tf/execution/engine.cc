@@ -640,7 +640,7 @@ class Scratch {
     Pool& pool = ThePool();
     {
       std::lock_guard<std::mutex> lock(pool.mutex);
-      if (pool.free.size() < kMostBuffers) {
+      if (pool.free.size() < kMostBuffers && buffer_.bytes <= kMostBytes) {
         pool.free.push_back(buffer_);
         return;
       }
@@ -656,6 +656,7 @@ class Scratch {
 
  private:
   static constexpr size_t kMostBuffers = 64;
+  static constexpr size_t kMostBytes = size_t{1} << 28;
 
   struct Buffer {
     void* memory = nullptr;
