@@ -1,1 +1,1 @@
-"""How a layer computes with a sparse kernel: CSR kernels, and the engine that multiplies them."""
+"""Kernels whose zeros do not exist: what holds them, and products that cost what is active."""

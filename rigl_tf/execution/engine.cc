@@ -66,6 +66,8 @@ absl::Status NoMemory() {
 constexpr int kStep = 16;
 // Outputs or inputs whose results are transposed back together: one cache line of each row.
 constexpr int kLine = 16;
+// How many places ahead memory is fetched.
+constexpr int kAhead = 6;
 // Floats of transposed batch that are kept at a time: 16 MiB.
 constexpr int64_t kMostScratch = int64_t{1} << 22;
 
@@ -230,14 +232,17 @@ template <int L, int N>
 RIGL_INLINE void ForwardOf(const ForwardJob& job) {
   constexpr int kWidth = L * N;
   alignas(64) float sums[kLine * kWidth];
+  const int32_t* const rows = job.rows;
+  const float* const values = job.values;
+  const float* const x_tile = job.x;
   for (int64_t start = job.first; start < job.last; start += kLine) {
     const int64_t count = std::min<int64_t>(kLine, job.last - start);
     for (int64_t k = 0; k < count; ++k) {
       Vector<L> sum[N] = {};
       const int64_t end = job.splits[start + k + 1];
       for (int64_t j = job.splits[start + k]; j < end; ++j) {
-        const float* x = job.x + static_cast<int64_t>(job.rows[j]) * kWidth;
-        const float value = job.values[j];
+        const float* x = x_tile + static_cast<int64_t>(rows[j]) * kWidth;
+        const float value = values[j];
 #pragma GCC unroll 16
         for (int i = 0; i < N; ++i) sum[i] += value * Load<L>(x + i * L);
       }
@@ -282,6 +287,11 @@ RIGL_INLINE void BackwardOf(const BackwardJob& job) {
   Vector<L> waiting[L] = {};
   int num_waiting = 0;
   float* dvalues = job.dvalues + job.splits[job.first];
+  const int32_t* const columns = job.columns;
+  const float* const values = job.values;
+  const float* const dy_tile = job.dy;
+  const bool overwrite = job.overwrite;
+  const int64_t last = job.splits[job.last] - 1;
   for (int64_t start = job.first; start < job.last; start += kLine) {
     const int64_t count = std::min<int64_t>(kLine, job.last - start);
     for (int64_t k = 0; k < count; ++k) {
@@ -291,8 +301,13 @@ RIGL_INLINE void BackwardOf(const BackwardJob& job) {
       for (int i = 0; i < N; ++i) x[i] = Load<L>(job.x + (start + k) * kWidth + i * L);
       const int64_t end = job.splits[start + k + 1];
       for (int64_t j = job.splits[start + k]; j < end; ++j) {
-        const float* from = job.dy + static_cast<int64_t>(job.columns[j]) * kWidth;
-        const float value = job.values[j];
+        // Fetched early: the next row of `dy` is anywhere in the tile, so no processor foresees it.
+        const float* later =
+            dy_tile + static_cast<int64_t>(columns[std::min(j + kAhead, last)]) * kWidth;
+#pragma GCC unroll 16
+        for (int i = 0; i < kWidth; i += kLine) __builtin_prefetch(later + i);
+        const float* from = dy_tile + static_cast<int64_t>(columns[j]) * kWidth;
+        const float value = values[j];
         Vector<L> product;
 #pragma GCC unroll 16
         for (int i = 0; i < N; ++i) {
@@ -302,7 +317,7 @@ RIGL_INLINE void BackwardOf(const BackwardJob& job) {
         }
         waiting[num_waiting++] = product;
         if (num_waiting == L) {
-          StoreSums<L>(waiting, L, job.overwrite, dvalues);
+          StoreSums<L>(waiting, L, overwrite, dvalues);
           dvalues += L;
           num_waiting = 0;
         }
@@ -423,6 +438,15 @@ RIGL_INLINE int32_t Reaching(const int32_t* magnitudes, int32_t threshold) {
   return count;
 }
 
+// Whether all are in [0, limit).
+RIGL_INLINE bool Below(const int32_t* indices, int64_t count, int64_t limit) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    largest = std::max(largest, static_cast<uint32_t>(indices[i]));
+  }
+  return count == 0 || static_cast<int64_t>(largest) < limit;
+}
+
 // ---------------------------------------------------------------------------------------------
 // Versions of all this for kinds of processors, from one source.
 
@@ -435,6 +459,7 @@ struct Version {
   void (*dense)(const DenseJob&);
   bool (*magnitudes)(const float*, int64_t, int32_t*);
   int32_t (*reaching)(const int32_t*, int32_t);
+  bool (*below)(const int32_t*, int64_t, int64_t);
 };
 
 template <int L>
@@ -475,6 +500,9 @@ RIGL_INLINE void BackwardOfAnyWidth(const BackwardJob& job) {
   TARGET int32_t Reaching##NAME(const int32_t* from, int32_t threshold) {                         \
     return Reaching(from, threshold);                                                             \
   }                                                                                               \
+  TARGET bool Below##NAME(const int32_t* indices, int64_t count, int64_t limit) {                 \
+    return Below(indices, count, limit);                                                          \
+  }                                                                                               \
   constexpr Version k##NAME = {L,                                                                 \
                                TILE,                                                              \
                                Transpose##NAME,                                                   \
@@ -482,7 +510,8 @@ RIGL_INLINE void BackwardOfAnyWidth(const BackwardJob& job) {
                                Backward##NAME,                                                    \
                                Dense##NAME,                                                       \
                                Magnitudes##NAME,                                                  \
-                               Reaching##NAME};
+                               Reaching##NAME,                                                    \
+                               Below##NAME};
 
 RIGL_VERSION(Plain, 4, 32, 4, 2, )
 
@@ -611,7 +640,7 @@ class Scratch {
     Pool& pool = ThePool();
     {
       std::lock_guard<std::mutex> lock(pool.mutex);
-      if (pool.free.size() < kMostBuffers) {
+      if (pool.free.size() < kMostBuffers && buffer_.bytes <= kMostBytes) {
         pool.free.push_back(buffer_);
         return;
       }
@@ -627,6 +656,7 @@ class Scratch {
 
  private:
   static constexpr size_t kMostBuffers = 64;
+  static constexpr size_t kMostBytes = size_t{1} << 28;
 
   struct Buffer {
     void* memory = nullptr;
@@ -655,15 +685,6 @@ bool AreSplits(const int64_t* splits, int64_t rows, int64_t n) {
   bool ascending = splits[0] == 0 && splits[rows] == n;
   for (int64_t i = 0; i < rows; ++i) ascending &= splits[i] <= splits[i + 1];
   return ascending;
-}
-
-// Whether all are in [0, limit).
-bool AreBelow(const int32_t* indices, int64_t count, int64_t limit) {
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    largest = std::max(largest, static_cast<uint32_t>(indices[i]));
-  }
-  return count == 0 || static_cast<int64_t>(largest) < limit;
 }
 
 // Borders of about `blocks` blocks of rows with equal work, at multiples of kLine where the blocks
@@ -780,8 +801,8 @@ class MatmulOp : public OpKernel {
     const auto reorder = [&](int64_t unit) {
       const int64_t first = n / reorder_units * unit;
       const int64_t last = unit + 1 == reorder_units ? n : n / reorder_units * (unit + 1);
-      if (!AreBelow(order_data + first, last - first, n) ||
-          !AreBelow(rows_data + first, last - first, inputs)) {
+      if (!version.below(order_data + first, last - first, n) ||
+          !version.below(rows_data + first, last - first, inputs)) {
         valid = false;
         return;
       }
@@ -869,8 +890,6 @@ class MatmulGradOp : public OpKernel {
     OP_REQUIRES(
         context, AreSplits(splits_data, inputs, n),
         InvalidArgument("`row_splits` must ascend from 0 to the number of values, ", n, "."));
-    OP_REQUIRES(context, AreBelow(columns_data, n, outputs),
-                InvalidArgument("`columns` must be in [0, ", outputs, ")."));
     if (batch == 0) {
       std::fill_n(dvalues_data, n, 0.0f);
       return;
@@ -887,6 +906,7 @@ class MatmulGradOp : public OpKernel {
     const std::vector<int64_t> borders =
         EqualBlocks(splits_data, inputs, workers.threads() > 1 ? 4 * workers.threads() : 1);
     const int64_t blocks = borders.size() - 1;
+    std::atomic<bool> valid{true};
     // Small tiles are worked on several at a time.
     const int64_t tiles_per_unit =
         std::max<int64_t>(1, kOperationsPerUnit * blocks / ((n + 2 * inputs) * tiles.tile + 1));
@@ -896,17 +916,26 @@ class MatmulGradOp : public OpKernel {
       const int64_t parts =
           std::max<int64_t>(1, std::min(CeilOf(4 * workers.threads(), count),
                                         CeilOf(std::max(inputs, outputs), 8 * kLine)));
-      workers.ForEach(count * parts * 2, count * tiles.tile * (inputs + outputs) / 4,
-                      [&](int64_t unit) {
-                        const int64_t t = unit / parts / 2, part = unit / 2 % parts;
-                        if (unit % 2 == 0) {
-                          TransposeTile(version, tiles, start + t, x_data, inputs, part, parts,
-                                        transposed_x + t * tiles.tile * inputs);
-                        } else {
-                          TransposeTile(version, tiles, start + t, dy_data, outputs, part, parts,
-                                        transposed_dy + t * tiles.tile * outputs);
-                        }
-                      });
+      const int64_t check_units = start == 0 ? CeilOf(n, kChecksPerUnit) : 0;
+      const int64_t num_floats = count * tiles.tile * (inputs + outputs);
+      workers.ForEach(check_units + count * parts * 2, n / 16 + num_floats / 4, [&](int64_t unit) {
+        if (unit < check_units) {
+          const int64_t first = unit * kChecksPerUnit;
+          const int64_t num_checks = std::min(kChecksPerUnit, n - first);
+          if (!version.below(columns_data + first, num_checks, outputs)) valid = false;
+          return;
+        }
+        unit -= check_units;
+        const int64_t t = unit / parts / 2, part = unit / 2 % parts;
+        if (unit % 2 == 0) {
+          TransposeTile(version, tiles, start + t, x_data, inputs, part, parts,
+                        transposed_x + t * tiles.tile * inputs);
+        } else {
+          TransposeTile(version, tiles, start + t, dy_data, outputs, part, parts,
+                        transposed_dy + t * tiles.tile * outputs);
+        }
+      });
+      OP_REQUIRES(context, valid, InvalidArgument("`columns` must be in [0, ", outputs, ")."));
       // One block of inputs after the other, then the next tiles: these stay in the cache. A block
       // adds to its sums in the order of the tiles.
       const int64_t steps = CeilOf(count, tiles_per_unit);
@@ -942,6 +971,7 @@ class MatmulGradOp : public OpKernel {
 
  private:
   static constexpr int64_t kOperationsPerUnit = 400000;
+  static constexpr int64_t kChecksPerUnit = 1 << 16;
 
   bool input_gradient_;
 };
@@ -1016,11 +1046,14 @@ class Largest {
     float gradient;
   };
 
-  explicit Largest(int64_t k) : k_(k), most_(2 * k + kSpare) {}
+  // Those that are added together lie in one of some equal, consecutive parts of all places.
+  Largest(int64_t k, int64_t part_size, int64_t parts)
+      : k_(k), most_(2 * k + kSpare), part_size_(part_size), parts_(parts) {}
 
   // Candidates below it cannot be among the largest.
   int32_t threshold() const { return threshold_.load(std::memory_order_relaxed); }
 
+  // They must ascend.
   void Add(const std::vector<Candidate>& candidates) {
     std::lock_guard<std::mutex> lock(mutex_);
     candidates_.insert(candidates_.end(), candidates.begin(), candidates.end());
@@ -1028,32 +1061,61 @@ class Largest {
   }
 
   // Sorted by place.
-  const std::vector<Candidate>& Finish() {
+  std::vector<Candidate> Finish() {
     KeepLargest();
-    std::sort(candidates_.begin(), candidates_.end(),
-              [](const Candidate& a, const Candidate& b) { return a.place < b.place; });
-    return candidates_;
+    // By parts first, as they came: most often this is all.
+    std::vector<int64_t> next(parts_ + 1, 0);
+    for (const Candidate& each : candidates_) ++next[each.place / part_size_ + 1];
+    for (int64_t part = 0; part < parts_; ++part) next[part + 1] += next[part];
+    std::vector<Candidate> sorted(candidates_.size());
+    for (const Candidate& each : candidates_) sorted[next[each.place / part_size_]++] = each;
+    const auto by_place = [](const Candidate& a, const Candidate& b) { return a.place < b.place; };
+    auto first = sorted.begin();
+    for (int64_t part = 0; part < parts_; ++part) {
+      const auto last = sorted.begin() + next[part];
+      if (!std::is_sorted(first, last, by_place)) std::sort(first, last, by_place);
+      first = last;
+    }
+    return sorted;
   }
 
  private:
   static constexpr int64_t kSpare = 1 << 16;
+  // Of the 31 bits of a magnitude, those that are not told apart at first.
+  static constexpr int kLowBits = 15;
 
-  // The order is total, so which ones stay does not depend on who came first.
+  static bool Before(const Candidate& a, const Candidate& b) {
+    return a.magnitude != b.magnitude ? a.magnitude > b.magnitude : a.place < b.place;
+  }
+
+  // The order is total, so which ones stay does not depend on who came first. They stay in the
+  // order in which they came.
   void KeepLargest() {
     if (static_cast<int64_t>(candidates_.size()) <= k_) return;
-    if (k_ > 0) {
-      const auto before = [](const Candidate& a, const Candidate& b) {
-        return a.magnitude != b.magnitude ? a.magnitude > b.magnitude : a.place < b.place;
-      };
-      const auto last = candidates_.begin() + (k_ - 1);
-      std::nth_element(candidates_.begin(), last, candidates_.end(), before);
-      threshold_.store(last->magnitude, std::memory_order_relaxed);
+    if (k_ == 0) return candidates_.clear();
+    std::vector<int64_t> counts(int64_t{1} << (31 - kLowBits), 0);
+    for (const Candidate& each : candidates_) ++counts[each.magnitude >> kLowBits];
+    int64_t wanted = k_;
+    int32_t high = static_cast<int32_t>(counts.size()) - 1;
+    while (counts[high] < wanted) wanted -= counts[high--];
+    // The last one that stays is among these.
+    std::vector<Candidate> close;
+    close.reserve(counts[high]);
+    for (const Candidate& each : candidates_) {
+      if (each.magnitude >> kLowBits == high) close.push_back(each);
     }
-    candidates_.resize(k_);
+    std::nth_element(close.begin(), close.begin() + (wanted - 1), close.end(), Before);
+    const Candidate last = close[wanted - 1];
+    candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(),
+                                     [&](const Candidate& each) { return Before(last, each); }),
+                      candidates_.end());
+    threshold_.store(last.magnitude, std::memory_order_relaxed);
   }
 
   const int64_t k_;
   const int64_t most_;
+  const int64_t part_size_;
+  const int64_t parts_;
   std::atomic<int32_t> threshold_{0};
   std::mutex mutex_;
   std::vector<Candidate> candidates_;
@@ -1094,16 +1156,16 @@ class LargestInactiveOp : public OpKernel {
                 InvalidArgument("`row_splits` must ascend from 0 to the number of places that are "
                                 "left out, ",
                                 n, "."));
-    OP_REQUIRES(context, AreBelow(columns_data, n, outputs),
+    const Version& version = ThisVersion();
+    OP_REQUIRES(context, version.below(columns_data, n, outputs),
                 InvalidArgument("`columns` must be in [0, ", outputs, ")."));
     const int64_t num_candidates = inputs * outputs - n;
     OP_REQUIRES(context, 0 <= k && k <= num_candidates,
                 InvalidArgument("`k` must be in [0, ", num_candidates,
                                 "], the number of places to choose from. Received: k=", k));
 
-    const Version& version = ThisVersion();
     const Workers workers(context);
-    Largest largest(k);
+    Largest largest(k, kDenseInputs * outputs, CeilOf(inputs, kDenseInputs));
     std::atomic<bool> is_finite{true}, has_memory{true};
     const int64_t panels = CeilOf(outputs, kDenseOutputs);
     workers.ForEach(
@@ -1137,8 +1199,14 @@ class LargestInactiveOp : public OpKernel {
             const int32_t threshold = largest.threshold();
             for (int64_t o = 0; o < stride; o += 64) {
               if (version.reaching(magnitudes + o, threshold) == 0) continue;
+              // Without a branch for each, which would be foreseen wrongly all the time.
+              int64_t reaching[64], count = 0;
               for (int64_t i = o; i < o + 64; ++i) {
-                if (magnitudes[i] < threshold) continue;
+                reaching[count] = i;
+                count += magnitudes[i] >= threshold ? 1 : 0;
+              }
+              for (int64_t j = 0; j < count; ++j) {
+                const int64_t i = reaching[j];
                 found.push_back({(c0 + c) * outputs + o0 + i, magnitudes[i], row[i]});
               }
             }
@@ -1146,7 +1214,7 @@ class LargestInactiveOp : public OpKernel {
           if (!found.empty()) largest.Add(found);
         });
     OP_REQUIRES(context, has_memory, NoMemory());
-    const std::vector<Largest::Candidate>& chosen = largest.Finish();
+    const std::vector<Largest::Candidate> chosen = largest.Finish();
     OP_REQUIRES(context, static_cast<int64_t>(chosen.size()) == k,
                 InvalidArgument("The places that are left out must differ."));
 
@@ -1156,9 +1224,11 @@ class LargestInactiveOp : public OpKernel {
     OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({k}), &places));
     OP_REQUIRES_OK(context, context->allocate_output(1, TensorShape({k}), &gradients));
     OP_REQUIRES_OK(context, context->allocate_output(2, TensorShape({}), &finite));
+    int64_t* places_data = places->flat<int64_t>().data();
+    float* gradients_data = gradients->flat<float>().data();
     for (int64_t i = 0; i < k; ++i) {
-      places->flat<int64_t>().data()[i] = chosen[i].place;
-      gradients->flat<float>().data()[i] = chosen[i].gradient;
+      places_data[i] = chosen[i].place;
+      gradients_data[i] = chosen[i].gradient;
     }
     finite->scalar<bool>()() = is_finite;
   }

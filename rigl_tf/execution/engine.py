@@ -26,7 +26,7 @@ import numpy as np
 import tensorflow as tf
 
 _SOURCE = pathlib.Path(__file__).with_name("engine.cc")
-_FLAGS = ("-O3", "-fPIC", "-shared", "-w")
+_FLAGS = ("-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-w")
 _LOADING = threading.Lock()
 # Floats of one tile of a dense gradient, where TensorFlow's own operations do the work.
 _TILE = 1 << 22
@@ -128,7 +128,7 @@ def matmul(x, values, structure, shape):
     inputs, outputs = _checked_shape(shape)
     x = tf.convert_to_tensor(x)
     values = tf.convert_to_tensor(values)
-    if x.shape.rank not in (None, 2) or x.shape[1:].as_list() not in ([inputs], [None]):
+    if not x.shape.is_compatible_with([None, inputs]):
         raise ValueError(f"`x` must be [batch, {inputs}]. Received: x.shape={x.shape}")
     _check_structure(structure, inputs, outputs)
     y = _matmul(tf.cast(x, tf.float32), tf.cast(values, tf.float32), *map(_tensor, structure))

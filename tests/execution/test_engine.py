@@ -87,6 +87,22 @@ def test_products_are_those_of_the_dense_kernel(either, monkeypatch, batch, shap
     assert_close(computed(*arrays, shape), written_out(*arrays, shape))
 
 
+def test_a_batch_may_be_larger_than_what_is_transposed_at_a_time(limits):
+    shape = (120, 30)
+    arrays = example(40_003, shape, 100)
+    expected = written_out(*arrays, shape)
+    for lanes in (8, 16):
+        limits(0, lanes)
+        y, dx, dvalues = computed(*arrays, shape)
+        assert_close((y, dx), expected[:2])
+        np.testing.assert_allclose(
+            dvalues, expected[2], atol=0.02
+        )  # Of 200, the size of such sums.
+        limits(1, lanes)
+        for result, other in zip(computed(*arrays, shape), (y, dx, dvalues), strict=True):
+            np.testing.assert_array_equal(result, other)
+
+
 def test_rows_and_columns_may_be_empty_or_full(either):
     shape = (40, 24)
     x, dy, _, _ = example(9, shape, 0)
@@ -304,6 +320,20 @@ def test_the_search_keeps_few_candidates_and_still_finds_all(either):
     found, _, is_finite = search(tf.constant(k))
     assert is_finite
     np.testing.assert_array_equal(found, largest_by_sorting(x.T * dy, places, k))
+
+
+def test_the_search_finds_its_way_among_ties(either):
+    # All gradients are 1 or 0, far more of either than are kept at a time.
+    shape, k = (120, 3000), 1000
+    x, dy = np.ones((1, shape[0]), "float32"), np.zeros((1, shape[1]), "float32")
+    dy[:, 1500:] = 1
+    structure = engine.structure(np.arange(0, 360_000, 1501), shape)
+    expected = np.setdiff1d(np.arange(1500, 3000), np.arange(0, 3000, 1501))
+    found, gradients, _ = engine.largest_inactive(x, dy, structure, shape, k)
+    np.testing.assert_array_equal(found, expected[:k])
+    np.testing.assert_array_equal(gradients, 1)
+    found, _, _ = engine.largest_inactive(0 * x, dy, structure, shape, k)
+    np.testing.assert_array_equal(found, np.setdiff1d(np.arange(k + 1), [0]))
 
 
 def test_the_search_reports_gradients_that_are_not_finite(either):
