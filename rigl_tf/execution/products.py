@@ -12,7 +12,13 @@ import tensorflow as tf
 from rigl_tf import masks
 from rigl_tf.execution import csr
 
-_FREE_OF_OTHERS = (keras.constraints.NonNeg,)
+# What treats each weight by itself, and leaves zeros alone: it has the same effect on values only.
+_FREE_OF_OTHERS = (
+    keras.constraints.NonNeg,
+    keras.regularizers.L1,
+    keras.regularizers.L2,
+    keras.regularizers.L1L2,
+)
 
 
 def refusal(layer, variable):
@@ -26,9 +32,13 @@ def refusal(layer, variable):
         return "held by a layer in another way than as an attribute"
     if variable.dtype == "float64":
         return "float64"
-    constraint = masks.kernel_of(variable).constraint
-    if constraint is not None and not isinstance(constraint, _FREE_OF_OTHERS):
-        return f"its constraint {type(constraint).__name__} needs the whole kernel"
+    for kind, each in (
+        ("constraint", masks.kernel_of(variable).constraint),
+        ("regularizer", variable.regularizer),
+    ):
+        if each is not None and type(each) not in _FREE_OF_OTHERS:
+            name = getattr(each, "__name__", type(each).__name__)
+            return f"its {kind} {name} needs the whole kernel"
     if getattr(layer, "quantization_mode", None) is not None:
         return "quantized"
     if _product(layer) is None:
