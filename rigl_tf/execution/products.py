@@ -228,12 +228,17 @@ def _product(layer):
 
     `None` if what it computes is no product of matrices.
     """
-    call = type(layer).call
-    if isinstance(layer, keras.layers.Dense) and call is keras.layers.Dense.call:
+    if _computes_as(layer, keras.layers.Dense):
         return 1
-    if isinstance(layer, keras.layers.EinsumDense) and call is keras.layers.EinsumDense.call:
+    if _computes_as(layer, keras.layers.EinsumDense):
         return _num_summed(layer.equation)
     return None
+
+
+def _computes_as(layer, kind):
+    """Whether a layer is of a class of Keras and computes as that does."""
+    own = type(layer)
+    return isinstance(layer, kind) and own.call is kind.call and own.kernel is kind.kernel
 
 
 def _num_summed(equation):

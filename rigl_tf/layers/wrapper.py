@@ -157,11 +157,12 @@ class SparseWrapper(keras.layers.Wrapper):
         """
         return dict(getattr(self, _MASKS).by_kernel)
 
-    def use_execution(self, execution):
+    def use_execution(self, execution, tied=()):
         """Stores the kernels in another way, which the layer computes with from then on.
 
         Args:
             execution: As the argument of this class.
+            tied: The identities of variables that layers outside hold, too: they stay as they are.
         """
         check_execution(execution)
         self.execution = execution
@@ -171,7 +172,7 @@ class SparseWrapper(keras.layers.Wrapper):
             is_initialized(kernel.variable) for kernel in kernels
         )
         if self._chosen is not None and not self._is_too_early:
-            store(self.layer, getattr(self, _MASKS), execution)
+            store(self.layer, getattr(self, _MASKS), execution, tied)
 
     @property
     def kernel_mask(self):
