@@ -61,6 +61,12 @@ class MaskVariables(keras.layers.Layer):
         return any(id(each) not in held for each in self._variables_of_kernels.values())
 
     def load_own_variables(self, store):
+        if store.keys() and not self.by_kernel:
+            raise ValueError(
+                "The file has masks, and this model has none, as its kernels are CSR: load it into "
+                "a masked model, and use `rigl_tf.with_execution(model, 'csr')` then. "
+                f"Received: masks of {len(store.keys())} kernels"
+            )
         if store.keys():
             super().load_own_variables(store)
         for kernel in self.kernels().values():

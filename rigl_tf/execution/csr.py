@@ -29,6 +29,7 @@ class CSRStorage(keras.layers.Layer):
         dtype: String, of the values.
         trainable: Boolean, whether the values are trained.
         regularizer: `keras.regularizers.Regularizer` of the values, or `None`.
+        constraint: The user's own constraint of each value, or `None`.
 
     Attributes:
         values: Trainable `keras.Variable` of shape `(n,)`.
@@ -37,7 +38,16 @@ class CSRStorage(keras.layers.Layer):
     """
 
     def __init__(
-        self, path, shape, num_inputs, places, initial_values, dtype, trainable, regularizer
+        self,
+        path,
+        shape,
+        num_inputs,
+        places,
+        initial_values,
+        dtype,
+        trainable,
+        regularizer,
+        constraint,
     ):
         super().__init__(name=path.rpartition("/")[2], dtype=dtype)
         size = math.prod(shape)
@@ -68,6 +78,7 @@ class CSRStorage(keras.layers.Layer):
         self.supports_jit = False
         self.built = True
         vars(self)["stash"] = Stash(self.matrix_shape)
+        self.values.constraint = CSRKernel(self, constraint)
 
     @property
     def constraint(self):
@@ -139,6 +150,8 @@ class CSRStorage(keras.layers.Layer):
             store[name] = getattr(self, name).numpy()
 
     def load_own_variables(self, store):
+        if not store.keys():
+            return  # of a dense kernel, whose layer has loaded it
         shape = tuple(store["values"].shape) if "values" in store else None
         if shape != tuple(self.values.shape):
             raise ValueError(

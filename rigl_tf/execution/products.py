@@ -12,12 +12,23 @@ import tensorflow as tf
 from rigl_tf import masks
 from rigl_tf.execution import csr
 
+# Kernels with more weights than this are never made dense: they take 256 MB in float32.
+LARGEST_DENSE = 1 << 26
+
 # What treats each weight by itself, and leaves zeros alone: it has the same effect on values only.
 _FREE_OF_OTHERS = (
     keras.constraints.NonNeg,
     keras.regularizers.L1,
     keras.regularizers.L2,
     keras.regularizers.L1L2,
+)
+_OF_EACH_WEIGHT = (
+    keras.initializers.RandomNormal,
+    keras.initializers.RandomUniform,
+    keras.initializers.TruncatedNormal,
+    keras.initializers.Constant,
+    keras.initializers.Zeros,
+    keras.initializers.Ones,
 )
 
 
@@ -32,11 +43,11 @@ def refusal(layer, variable):
         return "held by a layer in another way than as an attribute"
     if variable.dtype == "float64":
         return "float64"
-    for kind, each in (
-        ("constraint", masks.kernel_of(variable).constraint),
-        ("regularizer", variable.regularizer),
-    ):
-        if each is not None and type(each) not in _FREE_OF_OTHERS:
+    kernel = masks.kernel_of(variable)
+    if kernel.num_active == 0:
+        return "no active connection"
+    for kind, each in (("constraint", kernel.constraint), ("regularizer", variable.regularizer)):
+        if not _is_free(each):
             name = getattr(each, "__name__", type(each).__name__)
             return f"its {kind} {name} needs the whole kernel"
     if getattr(layer, "quantization_mode", None) is not None:
@@ -44,6 +55,11 @@ def refusal(layer, variable):
     if _product(layer) is None:
         return f"{type(layer).__name__} is no matrix product"
     return None
+
+
+def _is_free(each):
+    """Whether a constraint or a regularizer, or `None`, does the same to the values alone."""
+    return each is None or type(each) in _FREE_OF_OTHERS
 
 
 def attach(layer, kernel):
@@ -56,31 +72,109 @@ def attach(layer, kernel):
     """
     variable = kernel.variable
     places = kernel.mask.reshape(-1).nonzero()[0]
-    num_inputs = math.prod(variable.shape[: _product(layer)])
     storage = csr.CSRStorage(
         kernel.path,
         tuple(variable.shape),
-        num_inputs,
+        math.prod(variable.shape[: _product(layer)]),
         places,
         variable.numpy().reshape(-1)[places],
         dtype=variable.dtype,
         trainable=variable.trainable,
         regularizer=variable.regularizer,
+        constraint=kernel.constraint,
     )
-    storage.values.constraint = result = csr.CSRKernel(storage, kernel.constraint)
     name = _attribute(layer, variable)
     with unlocked(layer):
         delattr(layer, name)
         setattr(layer, name, storage)
         layer.kernel_values = storage.values
         _put_last(layer, "bias")
+    _compute_with(layer, storage)
+    return storage.constraint
+
+
+def _compute_with(layer, storage):
+    """Lets a layer use a CSR kernel in its calls and in files."""
     layer.supports_jit = False
     vars(layer).update(
         call=_call(layer, storage),
         save_own_variables=functools.partial(_save_own_variables, layer),
         load_own_variables=functools.partial(_load_own_variables, layer, storage),
     )
-    return result
+
+
+@contextlib.contextmanager
+def born_sparse(layer, choose):
+    """Lets a layer that is built in this context make its kernel as CSR, if it is large.
+
+    There is no dense kernel at any time. The values are drawn from the distribution of the layer's
+    initializer.
+
+    Args:
+        layer: The layer. If it is none that can have a CSR kernel, it is built as ever.
+        choose: Function of the kernel's shape that gives the sorted places of the active
+            connections.
+    """
+    add_weight = layer.add_weight
+    storages = []
+
+    def add(*args, name=None, **kwargs):
+        shape = tuple(kwargs.get("shape", args[0] if args else ()))
+        constraint, regularizer = kwargs.get("constraint"), kwargs.get("regularizer")
+        is_free = _is_free(constraint) and _is_free(regularizer)
+        if name != "kernel" or math.prod(shape) <= LARGEST_DENSE or not is_free:
+            return add_weight(*args, name=name, **kwargs)
+        places = choose(shape)
+        storage = csr.CSRStorage(
+            f"{layer.path}/{name}",
+            shape,
+            math.prod(shape[: _product(layer)]),
+            places,
+            drawn_values(kwargs["initializer"], shape, len(places)),
+            dtype=layer.variable_dtype,
+            trainable=True,
+            regularizer=regularizer,
+            constraint=constraint,
+        )
+        layer.kernel_values = storage.values
+        storages.append(storage)
+        return storage
+
+    can_be = _product(layer) is not None and layer.variable_dtype != "float64"
+    if not can_be:
+        yield
+        return
+    vars(layer)["add_weight"] = add
+    try:
+        yield
+    finally:
+        del vars(layer)["add_weight"]
+    if storages:
+        _compute_with(layer, storages[0])
+
+
+def drawn_values(initializer, shape, num):
+    """So many weights, drawn as an initializer draws those of a kernel of this shape.
+
+    Raises:
+        ValueError: If the initializer makes weights that depend on each other, or is not known.
+    """
+    if isinstance(initializer, keras.initializers.VarianceScaling):
+        receptive = math.prod(shape[:-2])
+        fans = {"fan_in": shape[-2] * receptive, "fan_out": shape[-1] * receptive}
+        fans["fan_avg"] = sum(fans.values()) / 2
+        config = keras.initializers.VarianceScaling.get_config(initializer)
+        # As a kernel of one unit with `num` inputs, whose variance is to be that of the other.
+        config["scale"] *= num / max(1.0, fans[config["mode"]])
+        config["mode"] = "fan_in"
+        return keras.initializers.VarianceScaling.from_config(config)((num, 1))[:, 0]
+    if isinstance(initializer, _OF_EACH_WEIGHT):
+        return initializer((num,))
+    raise ValueError(
+        f"A kernel of {math.prod(shape):,} weights is too large to be made dense, so its "
+        "initializer must draw each weight by itself: a `VarianceScaling` (such as GlorotUniform), "
+        f"or one of {[each.__name__ for each in _OF_EACH_WEIGHT]}. Received: {initializer!r}"
+    )
 
 
 def detach(layer, storage):
@@ -146,12 +240,17 @@ def _product(layer):
 
     `None` if what it computes is no product of matrices.
     """
-    call = type(layer).call
-    if isinstance(layer, keras.layers.Dense) and call is keras.layers.Dense.call:
+    if _computes_as(layer, keras.layers.Dense):
         return 1
-    if isinstance(layer, keras.layers.EinsumDense) and call is keras.layers.EinsumDense.call:
+    if _computes_as(layer, keras.layers.EinsumDense):
         return _num_summed(layer.equation)
     return None
+
+
+def _computes_as(layer, kind):
+    """Whether a layer is of a class of Keras and computes as that does."""
+    own = type(layer)
+    return isinstance(layer, kind) and own.call is kind.call and own.kernel is kind.kernel
 
 
 def _num_summed(equation):

@@ -1,6 +1,7 @@
 """A CSR kernel a few rows at a time, as dense tiles: for what needs all places in little memory."""
 
 import dataclasses
+import functools
 
 import tensorflow as tf
 
@@ -86,29 +87,32 @@ class Tiles:
 
         def of_tile(index):
             tile = self.tile(index)
-            return tf.boolean_mask(tf.cast(score(tile), tf.float32), tile.mask)
+            return [tf.boolean_mask(tf.cast(score(tile), tf.float32), tile.mask)]
 
-        return tf.ensure_shape(self._concatenated([of_tile], tf.float32)[0], self.places.shape)
+        return tf.ensure_shape(self._concatenated(of_tile, [tf.float32])[0], self.places.shape)
 
-    def largest(self, score, excluded, k):
+    def largest(self, score, excluded, k, least=None):
         """Where a score is largest, of all connections but some; ties go to the lower place.
 
         Args:
             score: A function of a `Tile` that gives a tensor of its shape. It counts as float32.
             excluded: Sorted int64 tensor, the places that are left out.
             k: Scalar integer tensor, how many are wanted.
+            least: Scalar tensor, a score that the wanted ones most likely reach: then one pass over
+                the tiles finds them. It changes no result. `None` if nothing is known.
 
         Returns:
             Sorted int64 tensor of shape `[k]`.
         """
+        if least is not None:
+            places, keys = self._reaching(score, excluded, least)
+            return tf.cond(
+                tf.size(places) >= k,
+                lambda: _largest_of(places, keys, k),
+                lambda: self.largest(score, excluded, k),
+            )
 
-        def keys(index):
-            tile = self.tile(index)
-            end = tile.start + tf.size(tile.mask, tf.int64)
-            eligible = ~self.mask_of(excluded, tile.start, end)
-            scores = tf.cast(score(tile), tf.float32)
-            keys = selection.ordered_keys(selection.where_eligible(eligible, scores))
-            return tf.reshape(keys, [-1]), tile.start
+        keys = functools.partial(self._keys, score, excluded)
 
         def histogram(shift, prefix):
             def add(index, counts):
@@ -121,30 +125,44 @@ class Tiles:
 
         threshold, num_wanted, _ = selection.kth_largest(histogram, tf.int32, tf.cast(k, tf.int64))
 
-        def above(index):
+        def of_tile(index):
             tile, start = keys(index)
-            return tf.where(tile > threshold)[:, 0] + start
+            found = (tf.where(tile > threshold), tf.where(tile == threshold))
+            return [each[:, 0] + start for each in found]
 
-        def equal(index):
-            tile, start = keys(index)
-            return tf.where(tile == threshold)[:, 0] + start
-
-        above, equal = self._concatenated([above, equal], tf.int64)
+        above, equal = self._concatenated(of_tile, (tf.int64, tf.int64))
         return merged(above, equal[:num_wanted])
 
-    def _concatenated(self, functions, dtype):
-        """What functions give for each tile, vectors, one behind the other."""
+    def _keys(self, score, excluded, index):
+        """The keys of a tile's scores, a vector, and the place of its first connection."""
+        tile = self.tile(index)
+        eligible = ~self.mask_of(excluded, tile.start, tile.start + tf.size(tile.mask, tf.int64))
+        scores = tf.cast(score(tile), tf.float32)
+        keys = selection.ordered_keys(selection.where_eligible(eligible, scores))
+        return tf.reshape(keys, [-1]), tile.start
+
+    def _reaching(self, score, excluded, least):
+        """The places whose score is `least` or more, and their keys."""
+        least = selection.ordered_keys(tf.cast(least, tf.float32))
+
+        def of_tile(index):
+            keys, start = self._keys(score, excluded, index)
+            found = tf.where(keys >= least)[:, 0]
+            return found + start, tf.gather(keys, found)
+
+        return self._concatenated(of_tile, (tf.int64, tf.int32))
+
+    def _concatenated(self, function, dtypes):
+        """The vectors that a function gives for each tile, one behind the other."""
 
         def add(index, *arrays):
-            arrays = [
-                array.write(index, function(index))
-                for array, function in zip(arrays, functions, strict=True)
-            ]
-            return (index + 1, *arrays)
+            vectors = function(index)
+            written = [each.write(index, one) for each, one in zip(arrays, vectors, strict=True)]
+            return (index + 1, *written)
 
         arrays = [
             tf.TensorArray(dtype, self._num_tiles, infer_shape=False, element_shape=[None])
-            for _ in functions
+            for dtype in dtypes
         ]
         return [array.concat() for array in self._loop(add, (tf.constant(0), *arrays))[1:]]
 
@@ -152,6 +170,14 @@ class Tiles:
         return tf.while_loop(
             lambda index, *_: index < self._num_tiles, body, start, parallel_iterations=1
         )
+
+
+def _largest_of(places, keys, k):
+    """The places, in their order, of the `k` largest keys; ties go to the first."""
+    histogram = functools.partial(selection.histogram, keys)
+    threshold, num_wanted, _ = selection.kth_largest(histogram, keys.dtype, tf.cast(k, tf.int32))
+    equal = tf.boolean_mask(places, keys == threshold)
+    return merged(tf.boolean_mask(places, keys > threshold), equal[:num_wanted])
 
 
 def merged(first, second):

@@ -19,19 +19,20 @@ def check_execution(execution):
     check_choice(EXECUTIONS, execution=execution)
 
 
-def store(layer, mask_variables, execution):
+def store(layer, mask_variables, execution, tied=()):
     """Stores the sparse kernels of a layer as an execution wants it, those that can be.
 
     Args:
         layer: The built layer.
         mask_variables: Its `rigl_tf.masks.MaskVariables`.
         execution: `"masked"`, `"csr"` or `"auto"`.
+        tied: The identities of variables that other layers hold, too: they stay as they are.
     """
     with tf.init_scope():
         if execution == "masked":
             _to_masked(layer, mask_variables)
         else:
-            _to_csr(layer, mask_variables, execution == "auto")
+            _to_csr(layer, mask_variables, execution == "auto", tied)
 
 
 def reason_for_masked(layers, kernel):
@@ -45,14 +46,17 @@ def reason_for_masked(layers, kernel):
     if kernel.execution == "csr" or wanted == {"masked"}:
         return ""
     reason = products.refusal(layers[-1], kernel.variable)
+    if reason is None and wanted >= {"csr"}:
+        return "other layers hold it, too"
     return reason or "too small, or not sparse enough, to be faster as CSR"
 
 
-def _to_csr(layer, mask_variables, only_where_it_pays):
+def _to_csr(layer, mask_variables, only_where_it_pays, tied):
     owners = {id(weight): layers[-1] for weight, layers in layers_of_weights(layer)}
     for name, kernel in mask_variables.kernels().items():
         owner = owners[id(kernel.variable)]
-        if products.refusal(owner, kernel.variable) is not None:
+        is_refused = products.refusal(owner, kernel.variable) is not None
+        if is_refused or id(kernel.variable) in tied:
             continue
         if not only_where_it_pays or _pays(kernel):
             products.attach(owner, kernel)

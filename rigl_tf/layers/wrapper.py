@@ -1,5 +1,6 @@
 """SparseWrapper: a Keras layer whose kernels are sparse."""
 
+import contextlib
 import functools
 import inspect
 import math
@@ -9,7 +10,8 @@ import warnings
 import keras
 import tensorflow as tf
 
-from rigl_tf import distributions, masks
+from rigl_tf import distributions, masks, selection
+from rigl_tf.execution.products import born_sparse
 from rigl_tf.layers.building import (
     build_by_call,
     build_signature,
@@ -51,7 +53,9 @@ class SparseWrapper(keras.layers.Wrapper):
         execution: String, how the kernels are stored and multiplied: `"masked"` (with their
             zeros), `"csr"` (only their active values, see `rigl_tf.execution`), or `"auto"`. Those
             that cannot be CSR stay masked; `rigl_tf.sparsity_summary` says why. Defaults to
-            `"masked"`.
+            `"masked"`. A CSR kernel of more than 67 million weights is never made dense, also not
+            when it is built; its values are then drawn from the distribution of the layer's
+            initializer, but are not those of the dense kernel.
         name: String. Defaults to the layer's name, so that a sparse model has the same layer
             names as the dense one.
 
@@ -153,11 +157,12 @@ class SparseWrapper(keras.layers.Wrapper):
         """
         return dict(getattr(self, _MASKS).by_kernel)
 
-    def use_execution(self, execution):
+    def use_execution(self, execution, tied=()):
         """Stores the kernels in another way, which the layer computes with from then on.
 
         Args:
             execution: As the argument of this class.
+            tied: The identities of variables that layers outside hold, too: they stay as they are.
         """
         check_execution(execution)
         self.execution = execution
@@ -167,7 +172,7 @@ class SparseWrapper(keras.layers.Wrapper):
             is_initialized(kernel.variable) for kernel in kernels
         )
         if self._chosen is not None and not self._is_too_early:
-            store(self.layer, getattr(self, _MASKS), execution)
+            store(self.layer, getattr(self, _MASKS), execution, tied)
 
     @property
     def kernel_mask(self):
@@ -220,13 +225,27 @@ class SparseWrapper(keras.layers.Wrapper):
         self.built = True
 
     def _build_layer(self, shapes):
-        with self._layer_scope():
+        with self._layer_scope(), self._born_sparse():
             if not builds_by_call(self.layer):
                 if not self.layer.built:
                     self.layer.build(**shapes)
                     self.layer.built = True
             elif not self._is_called:
                 build_by_call(self.layer, (), symbolic_arguments(self.layer, shapes))
+
+    def _born_sparse(self):
+        """Where it is known how sparse a kernel is to be that is too large to be made dense."""
+        if self.execution == "masked" or self._allocation is not None:
+            return contextlib.nullcontext()
+
+        def places(shape):
+            shares = self.sparsity if isinstance(self.sparsity, list) else [self.sparsity]
+            share = next(each for each in shares if each is not None)
+            size = math.prod(shape)
+            num_active = size - distributions.num_zeros(size, share)
+            return selection.random_places(size, num_active, (self.seed, 0))
+
+        return born_sparse(self.layer, places)
 
     def _layer_scope(self):
         # The kernels keep the paths that they have in the dense model: without the wrapper's name.
@@ -252,11 +271,16 @@ class SparseWrapper(keras.layers.Wrapper):
         kernels = getattr(self, _MASKS).kernels().values()
         if all(is_initialized(kernel.variable) for kernel in kernels):
             raise ValueError(
-                f"`execution={self.execution!r}` needs a model that is built before `fit`: give it "
-                f"a `keras.Input`, or call it on a batch. Received: layer={self.name!r}"
+                f"`execution={self.execution!r}` needs a model that is built before: give it a "
+                "`keras.Input`, or call it on a batch before `rigl_tf.sparsify`. "
+                f"Received: layer={self.name!r}"
             )
 
     def _add_masks(self):
+        if self.has_csr:  # it was born sparse
+            weights = masks.without_masks(self.layer, self.layer.weights)
+            self._chosen = [masks.kernel_of(weight) is not None for weight in weights]
+            return
         weights = self.layer.weights
         self._chosen = self._choose(weights)
         kernels = [weight for weight, chosen in zip(weights, self._chosen, strict=True) if chosen]

@@ -1,5 +1,7 @@
 """Dynamic sparse training: algorithms that drop weak connections and grow others."""
 
+import math
+
 import keras
 import tensorflow as tf
 
@@ -186,6 +188,19 @@ class SET(SparseOptimizer):
 
     def grow_scores(self, kernel, mask, gradient):
         return self.random_uniform(kernel)
+
+    def _places_to_grow(self, tiled, kept, num_grow):
+        if type(self).grow_scores is not SET.grow_scores:
+            return super()._places_to_grow(tiled, kept, num_grow)
+        # Of uniform numbers it is known how many reach a score, up to ten standard deviations.
+        num_places = math.prod(tiled.matrix_shape)
+        num_others = num_places - tf.size(kept, tf.int64)
+        share = tf.cast(num_grow, tf.float64) / tf.cast(tf.maximum(num_others, 1), tf.float64)
+        num_reaching = share * num_places
+        num_reaching += 10 * tf.sqrt(num_reaching) + 10
+        least = tf.maximum(1 - num_reaching / num_places, 0)
+        score = self._score("grow_scores")
+        return tiled.largest(score, kept, num_grow, tf.cast(least, tf.float32))
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")

@@ -1,5 +1,6 @@
 """From a dense Keras model to a sparse one, and back to plain Keras layers."""
 
+import collections
 import contextlib
 import functools
 import warnings
@@ -110,7 +111,7 @@ def sparsify(
             seed,
             choice,
             initializer,
-            "masked" if from_zeros else execution,
+            "masked" if has_weights else execution,
         )
         allocation.expect(len(chosen))
         parts = [each for each in _models_in(model) if not each.built]
@@ -125,6 +126,7 @@ def sparsify(
                 allocation.settle()
             if from_zeros:
                 allocation.take_zeros()
+            if has_weights:
                 use_execution(sparse, execution)
         except Exception:
             _undo(model)
@@ -286,9 +288,17 @@ def _take_built(model):
 
 def use_execution(model, execution):
     """Stores the sparse kernels of a model as an execution wants it, those that can be."""
-    for layer in all_layers(model):
+    layers = all_layers(model)
+    held = [
+        id(value)
+        for layer in layers
+        for value in vars(layer).values()
+        if isinstance(value, keras.Variable)
+    ]
+    tied = {each for each, number in collections.Counter(held).items() if number > 1}
+    for layer in layers:
         if isinstance(layer, SparseWrapper):
-            layer.use_execution(execution)
+            layer.use_execution(execution, tied)
 
 
 def _undo(model):
