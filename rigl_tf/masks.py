@@ -6,6 +6,8 @@ sparse; and whoever holds the variable finds the mask.
 """
 
 import collections
+import contextlib
+import gc
 import math
 import pathlib
 import re
@@ -48,7 +50,8 @@ class MaskVariables(keras.layers.Layer):
 
     def remove(self, name):
         """Forgets the mask variable of a kernel that is stored in another way."""
-        delattr(self, f"_{self.by_kernel.pop(name).name}")
+        with cheap_deletions():
+            delattr(self, f"_{self.by_kernel.pop(name).name}")
         del self._variables_of_kernels[name]
 
     def kernels(self):
@@ -71,6 +74,16 @@ class MaskVariables(keras.layers.Layer):
             super().load_own_variables(store)
         for kernel in self.kernels().values():
             kernel.zero_inactive()
+
+
+@contextlib.contextmanager
+def cheap_deletions():
+    """Spares the search for garbage that Keras makes each time a layer loses a weight."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class SparseKernel(keras.constraints.Constraint):

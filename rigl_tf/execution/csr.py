@@ -143,6 +143,11 @@ class CSRStorage(keras.layers.Layer):
         """Sets the active values to those of a dense kernel."""
         self.constraint.assign(weights)
 
+    def load_dense(self, weights):
+        """The same, of a file: there is nothing else in it for this layer then."""
+        self.assign(weights)
+        vars(self)["is_loaded"] = True
+
     # In files there are the values, and the places as rows of columns.
 
     def save_own_variables(self, store):
@@ -150,13 +155,15 @@ class CSRStorage(keras.layers.Layer):
             store[name] = getattr(self, name).numpy()
 
     def load_own_variables(self, store):
-        if not store.keys():
-            return  # of a dense kernel, whose layer has loaded it
+        if not store.keys() and vars(self).pop("is_loaded", False):
+            return
+        # (What fails is tried again where a file may have nothing: no shape is known then.)
         shape = tuple(store["values"].shape) if "values" in store else None
         if shape != tuple(self.values.shape):
             raise ValueError(
                 f"The file must have {self.values.shape[0]:,} active values of {self.dense_path!r} "
-                f"and their places. Received: an array of shape {shape}"
+                "and their places, as a model of the same sparsity with `execution='csr'` writes "
+                f"them. Received: an array of shape {shape}"
             )
         splits, columns = (np.asarray(store[name], np.int64) for name in _SAVED[1:])
         rows = np.repeat(np.arange(self.matrix_shape[0]), np.diff(splits))

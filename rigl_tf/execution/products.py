@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import gc
 import inspect
 import math
 
@@ -220,12 +219,10 @@ def unlocked(layer):
     """Lets a built layer have another variable, for which Keras has no public way."""
     tracker = vars(layer)["_tracker"]
     tracker.unlock()
-    # `del layer.kernel` of Keras collects all garbage, each time.
-    gc.freeze()
     try:
-        yield tracker
+        with masks.cheap_deletions():
+            yield tracker
     finally:
-        gc.unfreeze()
         tracker.lock()
 
 
@@ -308,4 +305,4 @@ def _load_own_variables(layer, storage, store):
     if layer.bias is not None:
         layer.bias.assign(store["1"])
     if "0" in store:  # that of a dense or a masked kernel
-        storage.assign(store["0"])
+        storage.load_dense(store["0"])
