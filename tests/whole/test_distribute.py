@@ -90,7 +90,6 @@ def num_moves(masks):
         ("StaticSparse", "momentum", "float32", "masked"),
         ("RigL", "momentum", "mixed_bfloat16", "masked"),
         ("RigL", "momentum", "float32", "csr"),
-        ("SET", "adam", "float32", "csr"),
     ],
 )
 def test_two_replicas_train_as_one(algorithm, inner, policy, execution):
