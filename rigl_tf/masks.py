@@ -6,6 +6,8 @@ sparse; and whoever holds the variable finds the mask.
 """
 
 import collections
+import contextlib
+import gc
 import math
 import pathlib
 import re
@@ -48,7 +50,8 @@ class MaskVariables(keras.layers.Layer):
 
     def remove(self, name):
         """Forgets the mask variable of a kernel that is stored in another way."""
-        delattr(self, f"_{self.by_kernel.pop(name).name}")
+        with cheap_deletions():
+            delattr(self, f"_{self.by_kernel.pop(name).name}")
         del self._variables_of_kernels[name]
 
     def kernels(self):
@@ -61,10 +64,26 @@ class MaskVariables(keras.layers.Layer):
         return any(id(each) not in held for each in self._variables_of_kernels.values())
 
     def load_own_variables(self, store):
+        if store.keys() and not self.by_kernel:
+            raise ValueError(
+                "The file has masks, and this model has none, as its kernels are CSR: load it into "
+                "a masked model, and use `rigl_tf.with_execution(model, 'csr')` then. "
+                f"Received: masks of {len(store.keys())} kernels"
+            )
         if store.keys():
             super().load_own_variables(store)
         for kernel in self.kernels().values():
             kernel.zero_inactive()
+
+
+@contextlib.contextmanager
+def cheap_deletions():
+    """Spares the search for garbage that Keras makes each time a layer loses a weight."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class SparseKernel(keras.constraints.Constraint):

@@ -118,7 +118,13 @@ class CSRStorage(keras.layers.Layer):
 
     def dense(self):
         """The dense kernel as a tensor of the dtype of the values."""
-        return scatter(self.places(), tf.convert_to_tensor(self.values), self.shape)
+        dense = scatter(self.places(), tf.convert_to_tensor(self.values), self.shape)
+        return _collected_dense(self, dense)
+
+    @property
+    def _unique_id(self):
+        # By which optimizers know a variable that is named to them, as not to decay.
+        return self.values.value._unique_id
 
     def __tf_tensor__(self, dtype=None, name=None):
         dense = self.dense()
@@ -137,6 +143,11 @@ class CSRStorage(keras.layers.Layer):
         """Sets the active values to those of a dense kernel."""
         self.constraint.assign(weights)
 
+    def load_dense(self, weights):
+        """The same, of a file: there is nothing else in it for this layer then."""
+        self.assign(weights)
+        vars(self)["is_loaded"] = True
+
     # In files there are the values, and the places as rows of columns.
 
     def save_own_variables(self, store):
@@ -144,11 +155,15 @@ class CSRStorage(keras.layers.Layer):
             store[name] = getattr(self, name).numpy()
 
     def load_own_variables(self, store):
+        if not store.keys() and vars(self).pop("is_loaded", False):
+            return
+        # (What fails is tried again where a file may have nothing: no shape is known then.)
         shape = tuple(store["values"].shape) if "values" in store else None
         if shape != tuple(self.values.shape):
             raise ValueError(
                 f"The file must have {self.values.shape[0]:,} active values of {self.dense_path!r} "
-                f"and their places. Received: an array of shape {shape}"
+                "and their places, as a model of the same sparsity with `execution='csr'` writes "
+                f"them. Received: an array of shape {shape}"
             )
         splits, columns = (np.asarray(store[name], np.int64) for name in _SAVED[1:])
         rows = np.repeat(np.arange(self.matrix_shape[0]), np.diff(splits))
@@ -216,22 +231,38 @@ def matmul(storage, inputs):
 
 def _collected(storage, x, y):
     """`y`, in whose backward pass the stash of a kernel gets its rows, if they are asked for."""
-    collect = tf.convert_to_tensor(storage.collect)
 
     @tf.custom_gradient
     def pass_on(x, y):
-        def gradient(dy):
-            def add():
-                storage.stash.add(x, dy)
-                return True
-
-            is_done = tf.cond(collect, add, lambda: False)
-            with tf.control_dependencies([is_done]):
-                return None, tf.identity(dy)
-
-        return tf.identity(y), gradient
+        return tf.identity(y), lambda dy: (None, _kept(storage, dy, lambda: (x, dy)))
 
     return pass_on(tf.stop_gradient(x), y)
+
+
+def _collected_dense(storage, dense):
+    """The same of a dense kernel, that other code computes with: as if its inputs were units."""
+
+    @tf.custom_gradient
+    def pass_on(dense):
+        def rows(gradient):
+            gradient = tf.reshape(tf.cast(gradient, tf.float32), storage.matrix_shape)
+            return tf.eye(storage.matrix_shape[0]), gradient
+
+        return tf.identity(dense), lambda dy: _kept(storage, dy, lambda: rows(dy))
+
+    return pass_on(dense)
+
+
+def _kept(storage, gradient, rows):
+    """A gradient, after the stash got the pair of matrices that `rows` makes, if it is asked to."""
+
+    def add():
+        storage.stash.add(*rows())
+        return True
+
+    is_done = tf.cond(tf.convert_to_tensor(storage.collect), add, lambda: False)
+    with tf.control_dependencies([is_done]):
+        return tf.identity(gradient)
 
 
 class CSRKernel(masks.SparseKernel):

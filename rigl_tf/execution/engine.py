@@ -255,6 +255,14 @@ def _gradient_of_matmul(operation, dy):
     return [None if 0 in unwanted else dx, dvalues, *[None] * 5]
 
 
+@tf.RegisterGradient("RiglMatmulGrad")
+def _gradient_of_gradient(operation, *gradients):
+    raise NotImplementedError(
+        "Products with CSR kernels have no second derivatives: use "
+        "`rigl_tf.with_execution(model, 'masked')` before."
+    )
+
+
 @tf.custom_gradient
 def _matmul_of_tensorflow(x, values, row_splits, columns, column_splits, rows, order):
     inputs, outputs = tf.size(row_splits) - 1, tf.size(column_splits) - 1

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import gc
 import inspect
 import math
 
@@ -15,7 +14,13 @@ from rigl_tf.execution import csr
 # Kernels with more weights than this are never made dense: they take 256 MB in float32.
 LARGEST_DENSE = 1 << 26
 
-_FREE_OF_OTHERS = (keras.constraints.NonNeg,)
+# What treats each weight by itself, and leaves zeros alone: it has the same effect on values only.
+_FREE_OF_OTHERS = (
+    keras.constraints.NonNeg,
+    keras.regularizers.L1,
+    keras.regularizers.L2,
+    keras.regularizers.L1L2,
+)
 _OF_EACH_WEIGHT = (
     keras.initializers.RandomNormal,
     keras.initializers.RandomUniform,
@@ -40,14 +45,20 @@ def refusal(layer, variable):
     kernel = masks.kernel_of(variable)
     if kernel.num_active == 0:
         return "no active connection"
-    constraint = kernel.constraint
-    if constraint is not None and not isinstance(constraint, _FREE_OF_OTHERS):
-        return f"its constraint {type(constraint).__name__} needs the whole kernel"
+    for kind, each in (("constraint", kernel.constraint), ("regularizer", variable.regularizer)):
+        if not _is_free(each):
+            name = getattr(each, "__name__", type(each).__name__)
+            return f"its {kind} {name} needs the whole kernel"
     if getattr(layer, "quantization_mode", None) is not None:
         return "quantized"
     if _product(layer) is None:
         return f"{type(layer).__name__} is no matrix product"
     return None
+
+
+def _is_free(each):
+    """Whether a constraint or a regularizer, or `None`, does the same to the values alone."""
+    return each is None or type(each) in _FREE_OF_OTHERS
 
 
 def attach(layer, kernel):
@@ -108,8 +119,8 @@ def born_sparse(layer, choose):
 
     def add(*args, name=None, **kwargs):
         shape = tuple(kwargs.get("shape", args[0] if args else ()))
-        constraint = kwargs.get("constraint")
-        is_free = constraint is None or isinstance(constraint, _FREE_OF_OTHERS)
+        constraint, regularizer = kwargs.get("constraint"), kwargs.get("regularizer")
+        is_free = _is_free(constraint) and _is_free(regularizer)
         if name != "kernel" or math.prod(shape) <= LARGEST_DENSE or not is_free:
             return add_weight(*args, name=name, **kwargs)
         places = choose(shape)
@@ -121,7 +132,7 @@ def born_sparse(layer, choose):
             drawn_values(kwargs["initializer"], shape, len(places)),
             dtype=layer.variable_dtype,
             trainable=True,
-            regularizer=kwargs.get("regularizer"),
+            regularizer=regularizer,
             constraint=constraint,
         )
         layer.kernel_values = storage.values
@@ -208,12 +219,10 @@ def unlocked(layer):
     """Lets a built layer have another variable, for which Keras has no public way."""
     tracker = vars(layer)["_tracker"]
     tracker.unlock()
-    # `del layer.kernel` of Keras collects all garbage, each time.
-    gc.freeze()
     try:
-        yield tracker
+        with masks.cheap_deletions():
+            yield tracker
     finally:
-        gc.unfreeze()
         tracker.lock()
 
 
@@ -296,4 +305,4 @@ def _load_own_variables(layer, storage, store):
     if layer.bias is not None:
         layer.bias.assign(store["1"])
     if "0" in store:  # that of a dense or a masked kernel
-        storage.assign(store["0"])
+        storage.load_dense(store["0"])

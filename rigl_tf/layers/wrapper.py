@@ -271,8 +271,9 @@ class SparseWrapper(keras.layers.Wrapper):
         kernels = getattr(self, _MASKS).kernels().values()
         if all(is_initialized(kernel.variable) for kernel in kernels):
             raise ValueError(
-                f"`execution={self.execution!r}` needs a model that is built before `fit`: give it "
-                f"a `keras.Input`, or call it on a batch. Received: layer={self.name!r}"
+                f"`execution={self.execution!r}` needs a model that is built before: give it a "
+                "`keras.Input`, or call it on a batch before `rigl_tf.sparsify`. "
+                f"Received: layer={self.name!r}"
             )
 
     def _add_masks(self):

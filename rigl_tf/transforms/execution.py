@@ -1,5 +1,6 @@
 """From one way of storing sparse kernels to another, and back."""
 
+import keras
 import numpy as np
 
 from rigl_tf import masks
@@ -37,11 +38,11 @@ def with_execution(model, execution):
     """
     check_keras_3(model=model)
     check_execution(execution)
-    kernels = masks.kernels_of(model)
+    kernels = masks.kernels_of(model) if isinstance(model, keras.Model) else {}
     if not kernels:
         raise ValueError(
             "`with_execution` needs a built sparse model: make one with `rigl_tf.sparsify`. "
-            f"Received: model={model.name!r}, without sparse kernels"
+            f"Received: model={getattr(model, 'name', model)!r}, without sparse kernels"
         )
     optimizer = getattr(model, "optimizer", None)
     if execution != "masked" and optimizer is not None:
