@@ -1,4 +1,4 @@
-"""A process that makes models and, when asked, trains them for some steps and says how long it took.
+"""A process that makes models and, when asked, trains some steps and says how long they took.
 
 It knows nothing but Python, as it runs in the environments of other libraries too. Requests and
 answers are lines of JSON on stdin and stdout:
@@ -22,7 +22,7 @@ import pathlib
 import sys
 import time
 
-_WARM_UP = 4
+_WARM_UP = 2
 
 
 class Model:

@@ -1,5 +1,6 @@
 """The processes that a benchmark asks for times."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -27,7 +28,7 @@ class Worker:
     def __init__(self, command):
         self.versions = self.peak_mb = None
         self._command = command
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  `close` closes it.
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(_ROOT)}
         try:
             self._process = subprocess.Popen(
@@ -52,10 +53,8 @@ class Worker:
 
     def ask(self, **request):
         """The answer to a request; `Missing` if there is none."""
-        try:
+        with contextlib.suppress(OSError):  # It ended: reading says why.
             print(json.dumps(request), file=self._process.stdin, flush=True)
-        except OSError:
-            pass  # It ended: reading says why.
         return self._read()
 
     def _read(self):
