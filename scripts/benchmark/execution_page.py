@@ -166,8 +166,8 @@ def _aims(times, group):
             name = LABELS.get(than, than)
             cells.append([f"{sparsity:.0%}", name, f"{aim:g}", with_quartiles(ratio), verdict])
     return [
-        f"CSR was to be so many times as fast as the others. Of {num_known} aims that were measured "
-        f"{num_reached} are reached.",
+        f"CSR was to be so many times as fast as the others. Of {num_known} aims that were "
+        f"measured {num_reached} are reached.",
         "",
         *tables.table(["sparsity", "than", "aim", "times as fast", ""], cells),
     ]
@@ -344,6 +344,8 @@ def _plot(times, group, sparsity, path):
             axes_of.axhline(1, color="black", linewidth=0.8)
             axes_of.set(xlabel=name)
             axes_of.grid(alpha=0.3)
+        axes[0].set_yscale("log", base=2)
+        axes[0].yaxis.set_major_formatter(lambda value, position: f"{value:g}")
         axes[0].set(ylabel="times as fast", title="CSR: how many times as fast")
         axes[1].set(title=f"at {sparsity:.0%}")
         axes[2].set(title=f"at {sparsity:.0%}")

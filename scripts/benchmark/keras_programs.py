@@ -37,9 +37,15 @@ def mlp(width):
 
 
 def sparse_mlp(width, sparsity, execution, seed=0):
-    """The same with the same sparsity in each hidden layer; the last one is dense."""
+    """That with the same sparsity in each hidden layer; the last one is dense."""
     shares = {f"hidden_{number}": sparsity for number in range(3)}
-    return rigl_tf.sparsify(mlp(width), shares, execution=execution, seed=seed)
+    return rigl_tf.sparsify(
+        mlp(width),
+        shares,
+        initializer=rigl_tf.initializers.SparseVarianceScaling(),
+        execution=execution,
+        seed=seed,
+    )
 
 
 def step_of(model, x, y):

@@ -15,6 +15,7 @@ import math
 import pathlib
 import statistics
 import time
+import warnings
 
 import keras
 from absl import app, flags
@@ -122,7 +123,9 @@ def _fit(model, optimizer, data, seed, epochs, steps, jit_compile, steps_per_exe
     before = [variable.numpy() for variable in variables]
     examples = classifiers.batches(data.x_train, data.y_train, _BATCH, epochs, seed)
     classifiers.accuracy(model, data.x_test, data.y_test)
-    model.fit(examples, steps_per_epoch=steps_per_execution, verbose=0, shuffle=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "RigL has not updated a mask")  # It is about to.
+        model.fit(examples, steps_per_epoch=steps_per_execution, verbose=0, shuffle=False)
     for variable, value in zip(variables, before, strict=True):
         variable.assign(value)
     model.fit(
@@ -208,13 +211,14 @@ def _sentences(kinds, goals, reached):
             statistics.mean(row["training_seconds"] for row in each) for each in (kinds[0], group)
         )
         parts = [f"takes {short / long:.2f} of the dense training's time for as many steps"]
+        never = []
         for goal, dense, sparse in zip(goals, reached[0], reached[sparsity], strict=True):
-            if dense is None:
-                continue
             if sparse is None:
-                parts.append(f"does not reach {goal:g} % with every seed")
-            else:
+                never.append(f"{goal:g} %")
+            elif dense is not None:
                 parts.append(f"reaches {goal:g} % {dense / sparse:.1f} times as soon")
+        if never:
+            parts.append(f"does not reach {' and '.join(never)} with every seed")
         sentences.append(f"{label(sparsity)} {', '.join(parts)}.")
     return [" ".join(sentences)] if sentences else []
 
@@ -277,8 +281,9 @@ def main(_):
         f"with momentum 0.9, learning rate {_LEARNING_RATE} along a cosine to 0, "
         f"{' or '.join(map(str, every))} epochs. RigL with CSR kernels, the same sparsity in each "
         f"hidden layer, the last layer dense; updates every {FLAGS.update_frequency} steps until "
-        f"{_END_FRACTION:.0%} of training, drop fraction {_DROP_FRACTION}. The runs of a seed "
-        "follow each other. The clock stands still while the test accuracy is measured, "
+        f"{_END_FRACTION:.0%} of training, drop fraction {_DROP_FRACTION}; the first weights are "
+        "scaled by the active connections. The runs of a seed follow each other. The clock stands "
+        "still while the test accuracy is measured, "
         f"{_PER_EPOCH} times an epoch, and does not count compilation. The dense network trains in "
         "graph mode or with XLA (column `xla`), whichever is faster on this machine.",
         "",
