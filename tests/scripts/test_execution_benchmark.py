@@ -83,7 +83,7 @@ def test_worker_that_ends():
 # The programs of Keras.
 
 
-@pytest.mark.parametrize("name", ["dense", "masked", "csr"])
+@pytest.mark.parametrize("name", ["dense", "csr"])
 def test_keras_program(name, monkeypatch):
     models = []
     step_of = keras_programs.step_of
