@@ -45,6 +45,8 @@ def refusal(layer, variable):
     kernel = masks.kernel_of(variable)
     if kernel.num_active == 0:
         return "no active connection"
+    if kernel.num_active == kernel.size:
+        return "no zeros"
     for kind, each in (("constraint", kernel.constraint), ("regularizer", variable.regularizer)):
         if not _is_free(each):
             name = getattr(each, "__name__", type(each).__name__)

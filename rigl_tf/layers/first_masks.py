@@ -93,7 +93,9 @@ class Allocation:
         self._initializer = initializer
         self._execution = execution
         self._num_layers = 0
-        self._built = []
+        self._wrappers = []  # those that are built
+        self._choices = []  # (choice, its wrapper), until the sparsity is shared out
+        self._num_chosen = 0
         self._is_shared_out = False
         self._num_holds = 0
 
@@ -103,17 +105,18 @@ class Allocation:
 
     def add(self, wrapper, choices):
         """Called by a wrapper when it is built, with a `MaskChoice` for each of its kernels."""
-        self._built.append((wrapper, choices))
         if self._is_shared_out:
-            num_before = sum(len(choices) for _, choices in self._built[:-1])
             kernels = masks.by_path(choice.kernel for choice in choices)
             by_layer = self._choice.sparsities(kernels)
             shares = list((by_layer or dict.fromkeys(kernels, self._sparsity)).values())
-            for index, (choice, share) in enumerate(zip(choices, shares, strict=True), num_before):
-                self._choose(choice, wrapper, share, index)
+            for choice, share in zip(choices, shares, strict=True):
+                self._choose(choice, wrapper, share, self._num_chosen)
+                self._num_chosen += 1
             wrapper.keep_sparsity(shares, self._seed)
             wrapper.use_execution(self._execution)
         else:
+            self._wrappers.append(wrapper)
+            self._choices += [(choice, wrapper) for choice in choices]
             self._share_out_if_complete()
 
     def hold(self):
@@ -134,7 +137,7 @@ class Allocation:
         self._share_out_if_complete()
 
     def _share_out_if_complete(self):
-        are_built = self._built and len(self._built) >= self._num_layers
+        are_built = self._wrappers and len(self._wrappers) >= self._num_layers
         if are_built and not self._num_holds:
             self._share_out()
 
@@ -145,7 +148,7 @@ class Allocation:
         if self._execution != "masked":
             raise ValueError(
                 f"`execution={self._execution!r}` needs a model whose layers are all built before "
-                f"the optimizer is. Received: {self._num_layers - len(self._built)} layers that "
+                f"the optimizer is. Received: {self._num_layers - len(self._wrappers)} layers that "
                 "are not built"
             )
         self._share_out()
@@ -155,7 +158,7 @@ class Allocation:
             return
         self._is_shared_out = True
         self._choice.check_all_met()
-        choices = [(choice, wrapper) for wrapper, choices in self._built for choice in choices]
+        choices, self._choices = self._choices, []  # which hold kernels that may be replaced
         kernels = masks.by_path(choice.kernel for choice, _ in choices)
         if not kernels:
             raise ValueError(
@@ -172,8 +175,10 @@ class Allocation:
             # A network and its clone, a target network say, have the same paths and masks.
             twin = first.setdefault((choice.kernel.path, tuple(choice.kernel.shape)), index)
             self._choose(choice, wrapper, share, twin)
+        self._num_chosen = len(choices)
         self._keep(shares)
-        for wrapper, _ in self._built:
+        del choices, kernels, choice
+        for wrapper in self._wrappers:
             wrapper.use_execution(self._execution)
         if self.on_shared_out is not None:
             self.on_shared_out()
@@ -189,7 +194,7 @@ class Allocation:
 
     def take_zeros(self):
         """Masks of what is not zero, in all kernels that there are."""
-        kernels = [choice.kernel for _, choices in self._built for choice in choices]
+        kernels = [each for one in self._wrappers for each in masks.kernels_of(one).values()]
         values = [kernel.numpy() != 0 for kernel in kernels]
         for kernel, mask in zip(kernels, values, strict=True):
             if not mask.any():
@@ -198,10 +203,11 @@ class Allocation:
                     f"its layer in `dense_layers`. Received: {kernel.path!r}, all zeros"
                 )
         for kernel, mask in zip(kernels, values, strict=True):
-            masks.kernel_of(kernel).set_mask(mask)
+            kernel.set_mask(mask)
         self._keep([1 - mask.mean() for mask in values])
 
     def _keep(self, shares):
         shares = iter(shares)
-        for wrapper, choices in self._built:
-            wrapper.keep_sparsity([float(next(shares)) for _ in choices], self._seed)
+        for wrapper in self._wrappers:
+            kernels = masks.kernels_of(wrapper)
+            wrapper.keep_sparsity([float(next(shares)) for _ in kernels], self._seed)

@@ -230,6 +230,7 @@ def num_outside(model):
     numbers = {
         path: np.count_nonzero(kernel.numpy()[~kernel.mask])
         for path, kernel in masks.kernels_of(model).items()
+        if kernel.execution == "masked"  # a CSR kernel has nothing else
     }
     return {path: int(number) for path, number in numbers.items() if number}
 

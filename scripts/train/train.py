@@ -160,6 +160,8 @@ def _compiled_model(settings, data):
         num_classes=data.num_classes,
         l2=settings.l2,
     )
+    if settings.execution != "masked":
+        rigl_tf.with_execution(model, settings.execution)
     total = steps * settings.epochs
     schedule = keras.optimizers.schedules.CosineDecay(settings.learning_rate, total)
     optimizer = methods.wrap_optimizer(

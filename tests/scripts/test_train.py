@@ -240,6 +240,26 @@ def test_mirrored_run_is_that_of_one_replica_and_resumed(
         np.testing.assert_array_equal(mask, want)
 
 
+def test_csr_run_is_the_masked_one_and_resumed(uninterrupted, data_path, tmp_path, monkeypatch):
+    given = small(data_path, execution="csr", jit_compile=None)
+    run_until("before", "checkpoint-0002.keras", tmp_path, given, monkeypatch)
+    assert train.run(tmp_path, resume=True) == 0
+    settings = json.loads((tmp_path / "config.json").read_text())["settings"]
+    assert (settings["execution"], settings["jit_compile"]) == ("csr", False)
+    for row, want in zip(rows(tmp_path), rows(uninterrupted), strict=True):
+        numbers = {name: float(value) for name, value in row.items()}
+        assert numbers == pytest.approx({name: float(x) for name, x in want.items()}, rel=1e-4)
+    csr, masked = (
+        keras.saving.load_model(path / "model.keras") for path in (tmp_path, uninterrupted)
+    )
+    want = rigl_tf.get_masks(masked)
+    wrappers = [layer for layer in csr.layers if isinstance(layer, rigl_tf.SparseWrapper)]
+    for layer, mask in zip(wrappers, want.values(), strict=True):
+        assert layer.layer.kernel_values.shape == (mask.sum(),)
+        np.testing.assert_array_equal(layer.layer.kernel.constraint.mask, mask)
+    assert rigl_tf.get_masks(csr).keys() == want.keys()
+
+
 def start(output_dir, *arguments):
     command = [sys.executable, "-m", "scripts.train", f"--output_dir={output_dir}", *arguments]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -302,6 +322,10 @@ def assert_refused(capsys, output_dir, given, *words, resume=False):
         ({"end_fraction": 0.0}, "`end_fraction` must be in (0, 1]"),
         ({"end_fraction": 1.1}, "`end_fraction` must be in (0, 1]"),
         ({"seed": -1}, "`seed`"),
+        ({"execution": "cpu"}, "execution='cpu'"),
+        ({"execution": "csr", "method": "dense"}, "method='dense'"),
+        ({"execution": "csr", "method": "pruning"}, "method='pruning'"),
+        ({"execution": "auto", "jit_compile": True}, "jit_compile=True"),
         ({"strategy": "tpu"}, "strategy='tpu'"),
         ({"strategy": "mirrored", "jit_compile": True}, "jit_compile=True"),
         ({"strategy": "multi_worker", "jit_compile": True}, "jit_compile=True"),
