@@ -180,36 +180,46 @@ def _constant(value):
 class Stash:
     """What a layer got, and what its outputs' gradients were, in the step of a mask update.
 
-    Their product, `x^T dy`, is the gradient of the dense kernel.
+    Their product, `x^T dy`, is the gradient of the dense kernel. Each use of the layer is a block
+    of rows.
     """
 
     def __init__(self, matrix_shape):
-        self.inputs, self.gradients = (
+        self.inputs, self.gradients, self.num_rows = (
             tf.Variable(
-                tf.zeros([0, width]),
-                shape=[None, width],
+                tf.zeros([0, *shape], dtype),
+                shape=[None, *shape],
                 trainable=False,
                 synchronization=tf.VariableSynchronization.ON_READ,
                 aggregation=tf.VariableAggregation.SUM,
                 name=name,
             )
-            for name, width in zip(("inputs", "gradients"), matrix_shape, strict=True)
+            for name, shape, dtype in (
+                ("inputs", matrix_shape[:1], "float32"),
+                ("gradients", matrix_shape[1:], "float32"),
+                ("num_rows", (), "int32"),
+            )
         )
+
+    @property
+    def _variables(self):
+        return self.inputs, self.gradients, self.num_rows
 
     # On one replica.
 
     def add(self, inputs, gradients):
         """Adds the rows of one use of the layer."""
-        for variable, rows in ((self.inputs, inputs), (self.gradients, gradients)):
+        new = (inputs, gradients, tf.shape(inputs)[:1])
+        for variable, rows in zip(self._variables, new, strict=True):
             variable.assign(tf.concat([variable.read_value(), rows], axis=0))
 
     def read(self):
-        """The rows of all uses."""
-        return self.inputs.read_value(), self.gradients.read_value()
+        """The rows of all uses, and how many each of these has."""
+        return tuple(variable.read_value() for variable in self._variables)
 
     def clear(self):
-        for variable in (self.inputs, self.gradients):
-            variable.assign(tf.zeros([0, variable.shape[1]]))
+        for variable in self._variables:
+            variable.assign(tf.zeros([0, *variable.shape[1:]], variable.dtype))
 
 
 def matmul(storage, inputs):

@@ -1,5 +1,6 @@
 """What an optimizer keeps of a CSR kernel, and how it updates one."""
 
+import numpy as np
 import tensorflow as tf
 
 from rigl_tf.execution import csr, engine, tiles
@@ -36,29 +37,24 @@ class CSRState(KernelState):
         """Lets the next backward pass keep what the dense gradient is made of, or not."""
         self.storage.collect.assign(is_update_next)
 
-    def rows(self, strategy, loss_scale):
-        """`(x, dy)` of all replicas: `x^T dy` is the gradient of the dense kernel."""
+    def rows(self, strategy, gradient):
+        """The rows of all replicas, the blocks that they come in, and the gradient of the values.
 
-        def of_one_replica():
-            inputs, gradients = self.storage.stash.read()
-            if loss_scale is not None:
-                gradients /= tf.cast(loss_scale, gradients.dtype)
-            return inputs, gradients
-
-        rows = strategy.extended.call_for_each_replica(of_one_replica)
-        return tuple(strategy.gather(each, axis=0) for each in rows)
+        Args:
+            gradient: The gradient of the values, summed over the replicas.
+        """
+        rows = strategy.extended.call_for_each_replica(self.storage.stash.read)
+        return (*(strategy.gather(each, axis=0) for each in rows), gradient)
 
     def is_ready(self, strategy):
-        """Whether a backward pass was kept, and holds numbers only."""
+        """Whether a backward pass was kept that holds numbers only."""
 
         def of_one_replica():
-            inputs, gradients = self.storage.stash.read()
-            finite = [tf.reduce_all(tf.math.is_finite(each)) for each in (inputs, gradients)]
-            return tf.stack([tf.shape(inputs)[0], tf.cast(tf.reduce_all(finite), tf.int32)])
+            *_, is_finite = _blocks(*self.storage.stash.read())
+            return tf.math.count_nonzero(is_finite)
 
         counts = strategy.extended.call_for_each_replica(of_one_replica)
-        counts = tf.stack(strategy.experimental_local_results(counts))
-        return (tf.reduce_sum(counts[:, 0]) > 0) & tf.reduce_all(counts[:, 1] == 1)
+        return tf.add_n(strategy.experimental_local_results(counts)) > 0
 
     def clear(self, strategy):
         strategy.extended.call_for_each_replica(self.storage.stash.clear)
@@ -74,6 +70,8 @@ class CSRState(KernelState):
         def update_one(values, rows, structure, step, initial_std, slots, explored):
             places = self.storage.places_of(structure)
             weights = tf.convert_to_tensor(values)
+            if rows is not None:
+                rows = _applied(*rows, structure, self.storage.matrix_shape)
             tiled = tiles.Tiles(places, weights, self.storage.matrix_shape, rows)
             new_places, grown = optimizer._updated_places(
                 self, tiled, tf.convert_to_tensor(step), initial_std
@@ -117,6 +115,53 @@ class CSRState(KernelState):
         if tiled.rows is not None:
             gradient = tf.reshape(tf.matmul(*tiled.rows, transpose_a=True), shape)
         return kernel, self.mask_of(tiled.places), tf.cast(gradient, kernel.dtype)
+
+
+def _blocks(inputs, gradients, num_rows):
+    """The block of each row, and whether a block holds numbers only."""
+    blocks = tf.repeat(tf.range(tf.size(num_rows)), num_rows)
+    is_finite = [tf.reduce_all(tf.math.is_finite(each), axis=1) for each in (inputs, gradients)]
+    is_finite = tf.cast(tf.reduce_all(is_finite, axis=0), tf.int32)
+    return blocks, tf.math.unsorted_segment_min(is_finite, blocks, tf.size(num_rows)) == 1
+
+
+def _applied(inputs, gradients, num_rows, gradient, structure, shape):
+    """`(x, dy)` whose product, at the active places, is the gradient that the optimizer got.
+
+    Backward passes through a layer may be more than those that train it: of another loss, in a step
+    that was skipped, or towards the inputs alone. And what they give may be scaled before it is
+    applied. So each block gets the factor with which it is part of the gradient: the least squares
+    of what they come to at the active places, which leave factors of 1 where these are open.
+    """
+    structure = engine.Structure(*map(tf.convert_to_tensor, structure))
+    blocks, is_finite = _blocks(inputs, gradients, num_rows)
+    gradient = tf.cast(gradient, tf.float32)
+
+    def at_places(block):
+        rows = blocks == block
+        x, dy = tf.boolean_mask(inputs, rows), tf.boolean_mask(gradients, rows)
+        values = tf.zeros_like(gradient)
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            y = engine.matmul(x, values, structure, shape)
+        return tape.gradient(y, values, dy)
+
+    parts = tf.map_fn(at_places, tf.range(tf.size(num_rows)), fn_output_signature=tf.float32)
+    parts = tf.where(is_finite[:, tf.newaxis], parts, 0)
+    parts, gradient = tf.cast(parts, tf.float64), tf.cast(gradient, tf.float64)[:, tf.newaxis]
+    products = tf.matmul(parts, parts, transpose_b=True)
+    weight = 1e-9 * tf.linalg.trace(products) + np.finfo("float64").tiny
+    factors = tf.linalg.solve(
+        products + weight * tf.eye(tf.size(num_rows), dtype=tf.float64),
+        tf.matmul(parts, gradient) + weight,
+    )[:, 0]
+    factors = tf.where(tf.abs(factors - 1) < 1e-4, tf.ones_like(factors), factors)
+    factors = tf.gather(tf.cast(tf.where(is_finite, factors, 0), tf.float32), blocks)
+    is_finite = tf.gather(is_finite, blocks)[:, tf.newaxis]
+    return (
+        tf.where(is_finite, inputs, 0),
+        tf.where(is_finite, gradients * factors[:, tf.newaxis], 0),
+    )
 
 
 def state_of(kernel, *args, **kwargs):

@@ -170,7 +170,7 @@ class ScheduledUpdates(SparseTraining):
         """A new mask for each kernel."""
         for (sparse, _), gradient in zip(pairs, gradients, strict=True):
             if sparse in self._plan.csr:
-                rows = sparse.rows(strategy, loss_scale) if self._needs_gradients else None
+                rows = sparse.rows(strategy, gradient) if self._needs_gradients else None
                 sparse.update(strategy, rows, self.step, self)
             else:
                 sparse.update(strategy, gradient, self.step, self._updated)
