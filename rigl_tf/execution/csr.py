@@ -185,7 +185,7 @@ class Stash:
     """
 
     def __init__(self, matrix_shape):
-        self.inputs, self.gradients, self.num_rows = (
+        self.inputs, self.gradients, self.blocks = (
             tf.Variable(
                 tf.zeros([0, *shape], dtype),
                 shape=[None, *shape],
@@ -197,24 +197,25 @@ class Stash:
             for name, shape, dtype in (
                 ("inputs", matrix_shape[:1], "float32"),
                 ("gradients", matrix_shape[1:], "float32"),
-                ("num_rows", (), "int32"),
+                ("blocks", (), "int32"),
             )
         )
 
     @property
     def _variables(self):
-        return self.inputs, self.gradients, self.num_rows
+        return self.inputs, self.gradients, self.blocks
 
     # On one replica.
 
     def add(self, inputs, gradients):
         """Adds the rows of one use of the layer."""
-        new = (inputs, gradients, tf.shape(inputs)[:1])
+        block = 1 + tf.reduce_max(tf.concat([[-1], self.blocks.read_value()], axis=0))
+        new = (inputs, gradients, tf.fill(tf.shape(inputs)[:1], block))
         for variable, rows in zip(self._variables, new, strict=True):
             variable.assign(tf.concat([variable.read_value(), rows], axis=0))
 
     def read(self):
-        """The rows of all uses, and how many each of these has."""
+        """The rows of all uses, and the number of the use of each."""
         return tuple(variable.read_value() for variable in self._variables)
 
     def clear(self):

@@ -35,13 +35,16 @@ class Tiles:
         matrix_shape: Pair of integers, the shape of the dense kernel as a matrix.
         rows: `(x, dy)`, matrices whose product `x^T dy` is the gradient of the dense kernel; or
             `None`, if it is not wanted: then it is zero in all tiles.
+        gradient: Tensor of shape `[n]`, the gradient of the active connections where it is not that
+            of the rows, as they are regularized; or `None`.
     """
 
-    def __init__(self, places, values, matrix_shape, rows=None):
+    def __init__(self, places, values, matrix_shape, rows=None, gradient=None):
         self.places = places
         self.values = values
         self.matrix_shape = matrix_shape
         self.rows = rows
+        self.gradient = gradient
         self.height = max(4, _TILE // matrix_shape[1] // 4 * 4)
         self._num_tiles = -(-matrix_shape[0] // self.height)
 
@@ -59,6 +62,9 @@ class Tiles:
         if self.rows is not None:
             x, dy = self.rows
             gradient = tf.cast(tf.matmul(x[:, first:last], dy, transpose_a=True), kernel.dtype)
+        if self.gradient is not None:
+            of_active = self._dense(self.places[inside] - start, self.gradient[inside], shape)
+            gradient = tf.where(mask, of_active, gradient)
         tensors = [tf.ensure_shape(each, [None, width]) for each in (kernel, mask, gradient)]
         return Tile(start, *tensors)
 

@@ -50,8 +50,7 @@ class CSRState(KernelState):
         """Whether a backward pass was kept that holds numbers only."""
 
         def of_one_replica():
-            *_, is_finite = _blocks(*self.storage.stash.read())
-            return tf.math.count_nonzero(is_finite)
+            return tf.math.count_nonzero(_are_finite(*self.storage.stash.read()))
 
         counts = strategy.extended.call_for_each_replica(of_one_replica)
         return tf.add_n(strategy.experimental_local_results(counts)) > 0
@@ -70,9 +69,12 @@ class CSRState(KernelState):
         def update_one(values, rows, structure, step, initial_std, slots, explored):
             places = self.storage.places_of(structure)
             weights = tf.convert_to_tensor(values)
+            shape, gradient = self.storage.matrix_shape, None
             if rows is not None:
-                rows = _applied(*rows, structure, self.storage.matrix_shape)
-            tiled = tiles.Tiles(places, weights, self.storage.matrix_shape, rows)
+                penalty = self._gradient_of_regularizer(weights)
+                gradient = None if penalty is None else tf.cast(rows[-1], weights.dtype)
+                rows = _applied(*rows, penalty, structure, shape)
+            tiled = tiles.Tiles(places, weights, shape, rows, gradient)
             new_places, grown = optimizer._updated_places(
                 self, tiled, tf.convert_to_tensor(step), initial_std
             )
@@ -103,6 +105,14 @@ class CSRState(KernelState):
         )
         strategy.extended.update(self.kernel.value, update_one, args=args, group=False)
 
+    def _gradient_of_regularizer(self, weights):
+        if self.kernel.regularizer is None:
+            return None
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            penalty = self.kernel.regularizer(weights)
+        return tf.cast(tape.gradient(penalty, weights), tf.float32)
+
     def mask_of(self, places):
         """The mask of the dense kernel."""
         return csr.scatter(places, tf.ones_like(places, tf.int8), self.sparse.shape) > 0
@@ -114,19 +124,25 @@ class CSRState(KernelState):
         gradient = tf.zeros_like(kernel)
         if tiled.rows is not None:
             gradient = tf.reshape(tf.matmul(*tiled.rows, transpose_a=True), shape)
-        return kernel, self.mask_of(tiled.places), tf.cast(gradient, kernel.dtype)
+        gradient, mask = tf.cast(gradient, kernel.dtype), self.mask_of(tiled.places)
+        if tiled.gradient is not None:
+            of_active = csr.scatter(tiled.places, tiled.gradient, shape)
+            gradient = tf.where(mask, of_active, gradient)
+        return kernel, mask, gradient
 
 
-def _blocks(inputs, gradients, num_rows):
-    """The block of each row, and whether a block holds numbers only."""
-    blocks = tf.repeat(tf.range(tf.size(num_rows)), num_rows)
+def _are_finite(inputs, gradients, blocks):
+    """For each block of rows, whether it holds numbers only."""
     is_finite = [tf.reduce_all(tf.math.is_finite(each), axis=1) for each in (inputs, gradients)]
     is_finite = tf.cast(tf.reduce_all(is_finite, axis=0), tf.int32)
-    return blocks, tf.math.unsorted_segment_min(is_finite, blocks, tf.size(num_rows)) == 1
+    num_blocks = 1 + tf.reduce_max(tf.concat([[-1], blocks], axis=0))
+    return tf.math.unsorted_segment_min(is_finite, blocks, num_blocks) == 1
 
 
-def _applied(inputs, gradients, num_rows, gradient, structure, shape):
+def _applied(inputs, gradients, blocks, gradient, penalty, structure, shape):
     """`(x, dy)` whose product, at the active places, is the gradient that the optimizer got.
+
+    (Without that of a regularizer, `penalty`, if there is one.)
 
     Backward passes through a layer may be more than those that train it: of another loss, in a step
     that was skipped, or towards the inputs alone. And what they give may be scaled before it is
@@ -134,7 +150,7 @@ def _applied(inputs, gradients, num_rows, gradient, structure, shape):
     of what they come to at the active places, which leave factors of 1 where these are open.
     """
     structure = engine.Structure(*map(tf.convert_to_tensor, structure))
-    blocks, is_finite = _blocks(inputs, gradients, num_rows)
+    is_finite = _are_finite(inputs, gradients, blocks)
     gradient = tf.cast(gradient, tf.float32)
 
     def at_places(block):
@@ -146,15 +162,17 @@ def _applied(inputs, gradients, num_rows, gradient, structure, shape):
             y = engine.matmul(x, values, structure, shape)
         return tape.gradient(y, values, dy)
 
-    parts = tf.map_fn(at_places, tf.range(tf.size(num_rows)), fn_output_signature=tf.float32)
+    parts = tf.map_fn(at_places, tf.range(tf.size(is_finite)), fn_output_signature=tf.float32)
     parts = tf.where(is_finite[:, tf.newaxis], parts, 0)
+    if penalty is not None:
+        parts = tf.concat([parts, penalty[tf.newaxis]], axis=0)
     parts, gradient = tf.cast(parts, tf.float64), tf.cast(gradient, tf.float64)[:, tf.newaxis]
     products = tf.matmul(parts, parts, transpose_b=True)
     weight = 1e-9 * tf.linalg.trace(products) + np.finfo("float64").tiny
     factors = tf.linalg.solve(
-        products + weight * tf.eye(tf.size(num_rows), dtype=tf.float64),
+        products + weight * tf.eye(tf.shape(parts)[0], dtype=tf.float64),
         tf.matmul(parts, gradient) + weight,
-    )[:, 0]
+    )[: tf.size(is_finite), 0]
     factors = tf.where(tf.abs(factors - 1) < 1e-4, tf.ones_like(factors), factors)
     factors = tf.gather(tf.cast(tf.where(is_finite, factors, 0), tf.float32), blocks)
     is_finite = tf.gather(is_finite, blocks)[:, tf.newaxis]

@@ -71,7 +71,7 @@ class RigL(SparseOptimizer):
         return tf.abs(gradient)
 
     def _places_to_grow(self, tiled, kept, num_grow):
-        if type(self).grow_scores is not RigL.grow_scores:
+        if type(self).grow_scores is not RigL.grow_scores or tiled.gradient is not None:
             return super()._places_to_grow(tiled, kept, num_grow)
         return engine.largest_inactive(*tiled.rows, None, tiled.matrix_shape, num_grow, kept)[0]
 
