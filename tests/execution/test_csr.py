@@ -96,7 +96,7 @@ def test_initializer_and_from_zeros():
     kernel.assign(np.where(numbers((6, 8)) > 1, kernel, 0))
     want, num = plain(X), np.count_nonzero(kernel)
     sparse = rigl_tf.sparsify(plain, from_zeros=True, execution="csr")
-    assert executions_of(sparse) == CSR
+    assert executions_of(sparse) == ["csr", "masked"]  # there is no zero in the other
     assert active(sparse) == [num, 24]
     np.testing.assert_allclose(sparse(X), want, rtol=1e-5, atol=1e-6)
 
@@ -364,6 +364,69 @@ def test_a_kernel_that_other_code_computes_with():
     models = [make(execution, model=tied) for execution in ("masked", "csr")]
     assert executions_of(models[1]) == CSR
     np.testing.assert_allclose(*map(fit, models), rtol=1e-5)
+    assert_same_model(*models)
+
+
+def regularized():
+    hidden = layers.Dense(8, "tanh", kernel_regularizer=keras.regularizers.L1L2(0.1, 0.1))
+    return sequential((6,), hidden, layers.Dense(3))
+
+
+def by_gradients(inner="sgd"):
+    return rigl(inner, grow_init="gradient", grow_scale=-0.1)
+
+
+class OwnStep(keras.Model):
+    """Looks for inputs that are hard, and scales the gradients, before they are applied."""
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_mean((self(x) - y) ** 2)
+        x += 0.5 * tf.sign(tape.gradient(loss, x))
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((self(x) - y) ** 2)
+        gradients = [0.1 * each for each in tape.gradient(loss, self.trainable_variables)]
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return {"loss": loss}
+
+
+def with_own_step():
+    inputs = keras.Input((6,))
+    return OwnStep(inputs, layers.Dense(3)(layers.Dense(8, "tanh")(inputs)))
+
+
+@pytest.mark.parametrize(
+    ("model", "policy"),
+    [(regularized, "float32"), (with_own_step, "float32"), (mlp, "mixed_float16")],
+    ids=["regularizers", "another backward pass, and scaling", "loss scale"],
+)
+def test_updates_see_the_gradient_that_is_applied(model, policy):
+    """Not only that of what a layer got and gave in this step."""
+    keras.config.set_dtype_policy(policy)
+    models = [make(execution, by_gradients, model) for execution in ("masked", "csr")]
+    np.testing.assert_allclose(*map(fit, models), rtol=1e-3)
+    assert executions_of(models[1]) == CSR
+    assert_same_model(*models, tolerance=1e-4 if policy == "float32" else 1e-2)
+
+
+def test_updates_do_not_see_what_other_losses_give():
+    """As that of a generator, which is trained through a discriminator."""
+    models = []
+    for execution in ("masked", "csr"):
+        keras.utils.set_random_seed(0)
+        generator, critic = mlp(4, 8, 6), half(mlp(6, 8, 1), execution=execution)
+        optimizer = rigl("sgd")
+        for _ in range(4):
+            with tf.GradientTape(persistent=True) as tape:
+                fake = critic(generator(X[:, :4]))
+                loss = tf.reduce_mean(tf.nn.softplus(critic(X)) + tf.nn.softplus(-fake))
+                other = tf.reduce_mean(fake**2)
+            tape.gradient(other, generator.trainable_variables)
+            gradients = tape.gradient(loss, critic.trainable_variables)
+            optimizer.apply(gradients, critic.trainable_variables)
+        models.append(critic)
     assert_same_model(*models)
 
 
