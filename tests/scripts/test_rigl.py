@@ -10,6 +10,7 @@ import pytest
 from absl import app
 from running import given, rows_of, run
 
+import models
 import rigl_tf
 from scripts.common import experiments, methods
 from scripts.rigl import ablations, compression, input_pixels, landscape, language, methods_table
@@ -32,7 +33,20 @@ def data_dir(tmp_path_factory):
     return path
 
 
+def small_convnet(input_shape, l2=0.0, width=1.0):
+    regularizer = keras.regularizers.L2(l2)
+    convolutions = [
+        keras.layers.Conv2D(filters, 3, strides=2, kernel_regularizer=regularizer)
+        for filters in (4, 6)
+    ]
+    ends = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10)]
+    normalize = keras.layers.BatchNormalization()
+    return keras.Sequential([keras.Input(input_shape), *convolutions, normalize, *ends])
+
+
 def test_methods_on_cifar10(data_dir, tmp_path, monkeypatch):
+    """With a small network in place of ResNet-20, which `test_models.py` trains."""
+    monkeypatch.setitem(models.BUILDERS, "resnet20", small_convnet)
     setting = methods_table.SETTINGS["cifar10"]
     soon = dataclasses.replace(setting, update_frequency=2)
     monkeypatch.setitem(methods_table.SETTINGS, "cifar10", soon)
@@ -132,13 +146,14 @@ def test_live_pixels_as_text():
     np.testing.assert_array_equal(compression._from_text(compression._to_text(pixels, 784)), pixels)
 
 
-def test_ablations(data_dir, tmp_path, monkeypatch):
+def updating_every(steps):
+    """`methods.wrap_optimizer` with another `update_frequency`."""
     wrap = methods.wrap_optimizer
+    return lambda *args, **arguments: wrap(*args, **{**arguments, "update_frequency": steps})
 
-    def updating_soon(*args, **arguments):
-        return wrap(*args, **{**arguments, "update_frequency": 2})
 
-    monkeypatch.setattr(methods, "wrap_optimizer", updating_soon)
+def test_ablations(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(methods, "wrap_optimizer", updating_every(2))
     chosen = {
         "update": ["every 50, 0.5"],
         "schedule": ["learning rate"],
@@ -279,8 +294,9 @@ def numbers(text):
 
 
 def test_landscape(mnist_dir, tmp_path, capsys, monkeypatch):
-    # Seven epochs of 20 steps: masks are updated once, at step 100.
-    arguments = [f"--data_dir={mnist_dir}", f"--output_dir={tmp_path}", "--epochs=7", "--seeds=3"]
+    # Four epochs of 20 steps: masks are updated at steps 20 and 40.
+    monkeypatch.setattr(methods, "wrap_optimizer", updating_every(20))
+    arguments = [f"--data_dir={mnist_dir}", f"--output_dir={tmp_path}", "--epochs=4", "--seeds=3"]
     run(landscape, *arguments)
     assert capsys.readouterr().out.startswith("1 runs to do, about 4 minutes")
     (row,) = rows_of(tmp_path / "landscape.csv")
@@ -290,7 +306,7 @@ def test_landscape(mnist_dir, tmp_path, capsys, monkeypatch):
         assert losses[path][0] == pytest.approx(losses["pruning"][-1], abs=1e-5)
         assert losses[path][-1] == pytest.approx(losses["static"][-1], abs=1e-5)
     for name in landscape._TRAININGS:
-        assert len(losses[name]) == 8
+        assert len(losses[name]) == 5
         assert losses[name][-1] < 2.3
     for name in ("static again", "rigl from static"):
         assert losses[name][0] == losses["static"][-1]
