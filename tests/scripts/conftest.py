@@ -11,7 +11,6 @@ from scripts.common import classifiers
 from scripts.lottery import __main__ as lottery
 from scripts.lottery import networks
 
-
 # What a few steps on small data make `rigl_tf` and Keras say is not the point of any test here.
 _EXPECTED = (
     "training ended after",
