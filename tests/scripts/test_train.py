@@ -2,6 +2,10 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import keras
 import numpy as np
@@ -15,6 +19,8 @@ from scripts.checks import run_files
 from scripts.common import datasets, methods
 from scripts.train import __main__ as command_line
 from scripts.train import runs, train
+
+_SUBPROCESS_SECONDS = 120
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +238,28 @@ def test_mirrored_run_is_that_of_one_replica_and_resumed(
     models = [keras.saving.load_model(path / "model.keras") for path in (tmp_path, uninterrupted)]
     for mask, want in zip(*(rigl_tf.get_masks(model).values() for model in models), strict=True):
         np.testing.assert_array_equal(mask, want)
+
+
+def start(output_dir, *arguments):
+    command = [sys.executable, "-m", "scripts.train", f"--output_dir={output_dir}", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_kill_9(data_path, tmp_path):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    given = {"dataset": str(data_path), "epochs": 4, "batch_size": 10, "seed": 3}
+    process = start(killed, *(f"--{name}={value}" for name, value in given.items()))
+    deadline = time.monotonic() + _SUBPROCESS_SECONDS
+    while not list(killed.glob("checkpoint-*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "report.json").exists()
+    assert start(killed, "--resume", "--seed=3").wait(_SUBPROCESS_SECONDS) == 0
+    assert train.run(whole, given=given) == 0
+    assert run_files.differences(killed, whole) == []
 
 
 def test_finished_run_is_left_alone(uninterrupted, capsys):
