@@ -184,6 +184,7 @@ def test_optimizers_that_need_masked_kernels(name):
 # Files.
 
 
+@pytest.mark.built_in_fit
 @pytest.mark.parametrize("name", ["RigL", "Adam", "loss scale"])
 def test_save_load_continue_is_uninterrupted(name, tmp_path):
     whole, stopped = make("csr", TRAINED_BY[name]), make("csr", TRAINED_BY[name])
