@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from rigl_tf import masks
-from rigl_tf.execution import csr
+from rigl_tf.execution import convolutions, csr
 
 _FREE_OF_OTHERS = (keras.constraints.NonNeg,)
 
@@ -31,8 +31,14 @@ def refusal(layer, variable):
         return f"its constraint {type(constraint).__name__} needs the whole kernel"
     if getattr(layer, "quantization_mode", None) is not None:
         return "quantized"
-    if _product(layer) is None:
-        return f"{type(layer).__name__} is no matrix product"
+    if getattr(layer, "lora_enabled", False):
+        return "LoRA"
+    if _is_convolution(layer) and layer.groups > 1:
+        return "grouped convolution"
+    if _is_convolution(layer) and layer.data_format != "channels_last":
+        return layer.data_format
+    if _num_summed_of(layer) is None:
+        return f"{type(layer).__name__} is neither a matrix product nor a convolution"
     return None
 
 
@@ -46,7 +52,7 @@ def attach(layer, kernel):
     """
     variable = kernel.variable
     places = kernel.mask.reshape(-1).nonzero()[0]
-    num_inputs = math.prod(variable.shape[: _product(layer)])
+    num_inputs = math.prod(variable.shape[: _num_summed_of(layer)])
     storage = csr.CSRStorage(
         kernel.path,
         tuple(variable.shape),
@@ -131,17 +137,31 @@ def _attribute(layer, value):
     return names[0] if len(names) == 1 else None
 
 
-def _product(layer):
-    """How many of the first dimensions of its kernel a layer sums over.
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 
-    `None` if what it computes is no product of matrices.
+
+def _is_convolution(layer):
+    """Whether what a layer computes is Keras's own convolution."""
+    own = type(layer)
+    return any(
+        isinstance(layer, each)
+        and own.call is each.call
+        and own.convolution_op is each.convolution_op
+        for each in _CONVOLUTIONS
+    )
+
+
+def _num_summed_of(layer):
+    """Over how many of the first dimensions of its kernel a layer sums.
+
+    `None` if what it computes is neither a product of matrices nor a convolution.
     """
     call = type(layer).call
     if isinstance(layer, keras.layers.Dense) and call is keras.layers.Dense.call:
         return 1
     if isinstance(layer, keras.layers.EinsumDense) and call is keras.layers.EinsumDense.call:
         return _num_summed(layer.equation)
-    return None
+    return layer.rank + 1 if _is_convolution(layer) else None
 
 
 def _num_summed(equation):
@@ -167,18 +187,13 @@ def _num_summed(equation):
 
 def _call(layer, storage):
     """What stands in the place of a layer's `call`."""
-    num_summed = _product(layer)
-    free = storage.shape[num_summed:]
+    compute = _convolution(layer, storage) if _is_convolution(layer) else _product(layer, storage)
 
     @functools.wraps(layer.call)
     def call(inputs, training=None):
         if isinstance(inputs, keras.KerasTensor):
             return type(layer).call(layer, inputs)  # shapes and types alone
-        inputs = tf.convert_to_tensor(inputs)
-        num_batch = inputs.shape.rank - num_summed
-        x = csr.matmul(storage, tf.reshape(inputs, [-1, storage.matrix_shape[0]]))
-        x = tf.reshape(x, tf.concat([tf.shape(inputs)[:num_batch], free], axis=0))
-        x.set_shape([*inputs.shape[:num_batch], *free])
+        x = compute(tf.convert_to_tensor(inputs))
         if layer.bias is not None:
             x = keras.ops.add(x, layer.bias)
         if layer.activation is not None:
@@ -187,6 +202,33 @@ def _call(layer, storage):
 
     call.__signature__ = inspect.signature(layer.call)
     return call
+
+
+def _product(layer, storage):
+    num_summed = _num_summed_of(layer)
+    free = storage.shape[num_summed:]
+
+    def compute(inputs):
+        num_batch = inputs.shape.rank - num_summed
+        x = csr.matmul(storage, tf.reshape(inputs, [-1, storage.matrix_shape[0]]))
+        x = tf.reshape(x, tf.concat([tf.shape(inputs)[:num_batch], free], axis=0))
+        x.set_shape([*inputs.shape[:num_batch], *free])
+        return x
+
+    return compute
+
+
+def _convolution(layer, storage):
+    geometry = convolutions.Geometry(
+        layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding
+    )
+
+    def compute(inputs):
+        x = csr.convolve(storage, inputs, geometry)
+        x.set_shape(layer.compute_output_shape(inputs.shape))
+        return x
+
+    return compute
 
 
 def _save_own_variables(layer, store):
