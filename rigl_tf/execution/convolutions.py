@@ -15,6 +15,8 @@ from rigl_tf.execution import engine
 
 # Floats of the patches that exist at a time, where TensorFlow's own operations make them.
 _MOST_FLOATS = 1 << 24
+# Of the operation in C++.
+_DIMENSIONS = 3
 
 
 class Geometry(NamedTuple):
@@ -63,7 +65,41 @@ def convolve(x, values, structure, outputs, geometry):
     if geometry.is_plain:
         y = engine.matmul(_as_rows(x), values, structure, shape)
         return tf.reshape(y, tf.concat([tf.shape(x)[:-1], [outputs]], axis=0))
-    return _by_patches(x, values, structure, shape, geometry)
+    native = engine.native()
+    if native is None:
+        return _by_patches(x, values, structure, shape, geometry)
+    outer = [1] * (_DIMENSIONS - len(geometry.kernel_size))
+    sizes = tf.shape(x)
+    y = native.rigl_conv(
+        tf.reshape(x, tf.concat([sizes[:1], outer, sizes[1:]], axis=0)),
+        values,
+        *map(tf.convert_to_tensor, structure),
+        kernel_size=[*outer, *geometry.kernel_size],
+        strides=[*outer, *geometry.strides],
+        dilations=[*outer, *geometry.dilations],
+        padding=geometry.padding.upper(),
+    )
+    return tf.squeeze(y, axis=list(range(1, 1 + len(outer)))) if outer else y
+
+
+@tf.RegisterGradient("RiglConv")
+def _gradient_of_conv(operation, dy):
+    x, values, row_splits, columns, *_ = operation.inputs
+    # A tape says which gradients nobody wants: that of the data, in a first layer.
+    unwanted = getattr(operation, "skip_input_indices", None) or ()
+    dx, dvalues = engine.native().rigl_conv_grad(
+        x=x,
+        dy=dy,
+        values=values,
+        row_splits=row_splits,
+        columns=columns,
+        **{
+            name: operation.get_attr(name)
+            for name in ("kernel_size", "strides", "dilations", "padding")
+        },
+        input_gradient=0 not in unwanted,
+    )
+    return [None if 0 in unwanted else dx, dvalues, *[None] * 5]
 
 
 def patches(x, geometry):

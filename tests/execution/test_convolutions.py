@@ -112,7 +112,7 @@ class Doubled(layers.Conv2D):
 
 
 @pytest.mark.parametrize(
-    "layer, reason",
+    ("layer", "reason"),
     [
         (layers.Conv2D(4, 3, groups=2), "grouped convolution"),
         (layers.Conv2D(4, 3, data_format="channels_first"), "channels_first"),
