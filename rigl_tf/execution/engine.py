@@ -188,7 +188,9 @@ def largest_inactive(x, dy, structure, shape, k, excluded=None):
     operations = native()
     if operations is not None:
         return tuple(
-            operations.rigl_largest_inactive(x=x, dy=dy, row_splits=row_splits, columns=columns, k=k)
+            operations.rigl_largest_inactive(
+                x=x, dy=dy, row_splits=row_splits, columns=columns, k=k
+            )
         )
     return _largest_inactive(x, dy, row_splits, columns, k, inputs, outputs)
 
