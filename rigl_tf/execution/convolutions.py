@@ -135,9 +135,33 @@ def patches(x, geometry):
 
 
 def rows(x, dy, geometry):
-    """Two matrices whose product `x^T dy` is the gradient of the dense kernel as a matrix."""
-    seen = x if geometry.is_plain else patches(x, geometry)
-    return _as_rows(seen), _as_rows(dy)
+    """Two matrices whose product `a^T b` is the gradient of the dense kernel as a matrix.
+
+    There would be as many patches as there are pixels. So this is the gradient itself, computed as
+    a dense convolution does it, and the identity.
+
+    Args:
+        x: float32 tensor of shape `[batch, *pixels, channels]`.
+        dy: float32 tensor of shape `[batch, *pixels, outputs]`, the gradient of the output.
+        geometry: The `Geometry`.
+    """
+    gradient = _dense_gradient(x, dy, geometry)
+    outputs = gradient.shape[-1]
+    return tf.transpose(tf.reshape(gradient, [-1, outputs])), tf.eye(outputs)
+
+
+@tf.function(autograph=False)
+def _dense_gradient(x, dy, geometry):
+    # Its values do not matter, and what it gives is not computed.
+    kernel = tf.zeros([*geometry.kernel_size, x.shape[-1], dy.shape[-1]])
+    padding = geometry.padding.upper()
+    if padding == "CAUSAL":
+        x = tf.pad(x, [[0, 0], [geometry.reach()[0] - 1, 0], [0, 0]])
+        padding = "VALID"
+    with tf.GradientTape() as tape:
+        tape.watch(kernel)
+        y = tf.nn.convolution(x, kernel, geometry.strides, padding, dilations=geometry.dilations)
+    return tape.gradient(y, kernel, dy)
 
 
 def _output_pixels(pixels, geometry):

@@ -335,8 +335,8 @@ RIGL_INLINE void BackwardOf(const BackwardJob& job) {
   StoreSums<L>(waiting, num_waiting, job.overwrite, dvalues);
 }
 
-// A convolution works on cells instead of rows of the batch: see `Raster`. `pixels` says which pixel
-// a cell is; if it is negative, or not below `limit`, the cell is none.
+// A convolution works on cells instead of rows of the batch: see `Raster`. `pixels` says which
+// pixel a cell is; if it is negative, or not below `limit`, the cell is none.
 
 // to[c][cell] = from[pixel of the cell][c]; zero if the cell is no pixel.
 struct PackJob {
@@ -344,7 +344,7 @@ struct PackJob {
   int64_t columns;
   const int64_t* pixels;
   int64_t limit;
-  int64_t cells;  // A multiple of kStep.
+  int64_t cells;       // A multiple of kStep.
   const float* zeros;  // `columns` of them.
   float* to;
   int64_t to_stride;
@@ -1236,8 +1236,8 @@ struct Movement {
     const char* names[] = {"kernel_size", "strides", "dilations"};
     for (int i = 0; i < 3; ++i) {
       TF_RETURN_IF_ERROR(context->GetAttr(names[i], lists[i]));
-      const bool positive = std::all_of(lists[i]->begin(), lists[i]->end(),
-                                        [](int64_t each) { return each >= 1; });
+      const bool positive =
+          std::all_of(lists[i]->begin(), lists[i]->end(), [](int64_t each) { return each >= 1; });
       if (lists[i]->size() != kDims || !positive) {
         return InvalidArgument("`", names[i], "` must be three integers >= 1.");
       }
@@ -1286,8 +1286,7 @@ struct Raster {
       last_shift[d] = FloorOf(reach - 1 - before[d], stride);
       last_pixel[d] = std::min(out[d] - 1 + last_shift[d], (size - 1) / stride);
       // So long that what is seen from one line never reaches into a pixel of another.
-      lines[d] =
-          std::max({out[d], out[d] + last_shift[d], last_pixel[d] - first_shift[d] + 1});
+      lines[d] = std::max({out[d], out[d] + last_shift[d], last_pixel[d] - first_shift[d] + 1});
     }
     out_pixels = out[0] * out[1] * out[2];
     in_pixels = x.dim_size(1) * x.dim_size(2) * x.dim_size(3);
@@ -1332,16 +1331,16 @@ struct Raster {
       const std::vector<int64_t>& phase = phases[plane];
       int64_t ends[kDims];
       for (int d = 0; d < kDims; ++d) {
-        ends[d] = std::min(last_pixel[d] + 1,
-                           CeilOf(x.dim_size(d + 1) - phase[d], movement.strides[d]));
+        ends[d] =
+            std::min(last_pixel[d] + 1, CeilOf(x.dim_size(d + 1) - phase[d], movement.strides[d]));
       }
       for (int64_t n = 0; n < images; ++n) {
         for (int64_t a = 0; a < ends[0]; ++a) {
           for (int64_t b = 0; b < ends[1]; ++b) {
             const int64_t start = n * image + a * steps[0] + b * steps[1] - low;
-            const int64_t line = (n * x.dim_size(1) + a * movement.strides[0] + phase[0]) *
-                                     x.dim_size(2) +
-                                 b * movement.strides[1] + phase[1];
+            const int64_t line =
+                (n * x.dim_size(1) + a * movement.strides[0] + phase[0]) * x.dim_size(2) +
+                b * movement.strides[1] + phase[1];
             const int64_t end = std::min(ends[2], stride - start);
             for (int64_t c = 0; c < end; ++c) {
               seen[plane * stride + start + c] =
@@ -1441,10 +1440,9 @@ class ConvOp : public OpKernel {
     const int32_t* rows_data = rows.flat<int32_t>().data();
     const int32_t* order_data = order.flat<int32_t>().data();
     float* y_data = y->flat<float>().data();
-    OP_REQUIRES(context,
-                version.below(order_data, n, n) && version.below(rows_data, n, inputs),
-                InvalidArgument("`rows` must be in [0, ", inputs, ") and `order` in [0, ", n,
-                                ")."));
+    OP_REQUIRES(
+        context, version.below(order_data, n, n) && version.below(rows_data, n, inputs),
+        InvalidArgument("`rows` must be in [0, ", inputs, ") and `order` in [0, ", n, ")."));
     if (y->NumElements() == 0) return;
 
     const Workers workers(context);
@@ -1469,21 +1467,21 @@ class ConvOp : public OpKernel {
       const int64_t count = std::min(at_a_time, raster.strips - start);
       const int64_t parts = PartsOfPlane(raster, workers, count);
       const int64_t first_units = start == 0 ? reorder_units : 0;
-      workers.ForEach(
-          first_units + count * raster.planes * parts, n + count * floats / 4, [&](int64_t unit) {
-            if (unit < first_units) {
-              const int64_t last = n * (unit + 1) / reorder_units;
-              for (int64_t j = n * unit / reorder_units; j < last; ++j) {
-                ordered[j] = values_data[order_data[j]];
-                offsets[j] = offset_of[rows_data[j]];
-              }
-              return;
-            }
-            unit -= first_units;
-            const int64_t strip = unit / parts / raster.planes;
-            PackPlane(version, raster, start + strip, unit / parts % raster.planes, unit % parts,
-                      parts, x_data, zeros, packed + strip * floats);
-          });
+      workers.ForEach(first_units + count * raster.planes * parts, n + count * floats / 4,
+                      [&](int64_t unit) {
+                        if (unit < first_units) {
+                          const int64_t last = n * (unit + 1) / reorder_units;
+                          for (int64_t j = n * unit / reorder_units; j < last; ++j) {
+                            ordered[j] = values_data[order_data[j]];
+                            offsets[j] = offset_of[rows_data[j]];
+                          }
+                          return;
+                        }
+                        unit -= first_units;
+                        const int64_t strip = unit / parts / raster.planes;
+                        PackPlane(version, raster, start + strip, unit / parts % raster.planes,
+                                  unit % parts, parts, x_data, zeros, packed + strip * floats);
+                      });
       const std::vector<int64_t> borders =
           EqualBlocks(splits_data, outputs, CeilOf(4 * workers.threads(), count * raster.tiles));
       const int64_t blocks = borders.size() - 1;
@@ -1535,12 +1533,11 @@ class ConvGradOp : public OpKernel {
     OP_REQUIRES_OK(context, CheckSize(raster));
     const int64_t channels = raster.channels, inputs = movement_.places() * channels;
     const int64_t outputs = dy.dim_size(kDims + 1), n = values.NumElements();
-    OP_REQUIRES(
-        context,
-        dy.shape() == TensorShape({raster.batch, raster.out[0], raster.out[1], raster.out[2],
-                                   outputs}),
-        InvalidArgument("`dy` must have the shape of the output. Received: x.shape=",
-                        x.shape().DebugString(), ", dy.shape=", dy.shape().DebugString()));
+    OP_REQUIRES(context,
+                dy.shape() == TensorShape({raster.batch, raster.out[0], raster.out[1],
+                                           raster.out[2], outputs}),
+                InvalidArgument("`dy` must have the shape of the output. Received: x.shape=",
+                                x.shape().DebugString(), ", dy.shape=", dy.shape().DebugString()));
     OP_REQUIRES_OK(context, CheckByInputs(values, row_splits, columns, inputs));
     Tensor* dx = nullptr;
     Tensor* dvalues = nullptr;
@@ -1653,8 +1650,7 @@ class ConvGradOp : public OpKernel {
         const int64_t first = steps * (unit % parts) / parts * kStep;
         const int64_t last = steps * (unit % parts + 1) / parts * kStep;
         version.unpack({packed_dx + strip * floats + plane * channels * raster.stride + first,
-                        raster.stride, channels,
-                        raster.seen.data() + plane * raster.stride + first,
+                        raster.stride, channels, raster.seen.data() + plane * raster.stride + first,
                         raster.images_of(start + strip) * raster.in_pixels, last - first,
                         dx_data + (start + strip) * raster.images * raster.in_pixels * channels,
                         channels});
@@ -1954,8 +1950,8 @@ absl::Status ConvShape(InferenceContext* c) {
   TF_RETURN_IF_ERROR(c->WithRank(c->input(4), 1, &splits));
   DimensionHandle outputs;
   TF_RETURN_IF_ERROR(c->Subtract(c->Dim(splits, 0), 1, &outputs));
-  c->set_output(0, c->MakeShape({c->Dim(x, 0), c->UnknownDim(), c->UnknownDim(), c->UnknownDim(),
-                                 outputs}));
+  c->set_output(
+      0, c->MakeShape({c->Dim(x, 0), c->UnknownDim(), c->UnknownDim(), c->UnknownDim(), outputs}));
   return absl::OkStatus();
 }
 
