@@ -171,8 +171,8 @@ class OwnCall(layers.Dense):
             lambda: layers.Dense(4, kernel_regularizer=mean_of_squares),
             "its regularizer mean_of_squares needs the whole kernel",
         ),
-        (lambda: OwnCall(4), "OwnCall is no matrix product"),
-        (lambda: layers.EinsumDense("ab,cb->ac", 4), "EinsumDense is no matrix product"),
+        (lambda: OwnCall(4), "OwnCall is neither a matrix product"),
+        (lambda: layers.EinsumDense("ab,cb->ac", 4), "EinsumDense is neither a matrix product"),
     ],
 )
 def test_why_a_kernel_stays_masked(make, why):
