@@ -102,7 +102,7 @@ def _gradient_of_conv(operation, dy):
     return [None if 0 in unwanted else dx, dvalues, *[None] * 5]
 
 
-def patches(x, geometry):
+def _patches(x, geometry):
     """What the kernel sees at each output pixel.
 
     Args:
@@ -189,7 +189,7 @@ def _by_patches(x, values, structure, shape, geometry):
     """The convolution, with the patches of a part of the batch at a time."""
 
     def product(x, values):
-        seen = patches(x, geometry)
+        seen = _patches(x, geometry)
         y = engine.matmul(tf.reshape(seen, [-1, shape[0]]), values, structure, shape)
         return tf.reshape(y, tf.concat([tf.shape(seen)[:-1], [shape[1]]], axis=0))
 

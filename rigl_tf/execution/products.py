@@ -55,9 +55,9 @@ def refusal(layer, variable):
         return "quantized"
     if getattr(layer, "lora_enabled", False):
         return "LoRA"
-    if _is_convolution(layer) and layer.groups > 1:
+    if is_convolution(layer) and layer.groups > 1:
         return "grouped convolution"
-    if _is_convolution(layer) and layer.data_format != "channels_last":
+    if is_convolution(layer) and layer.data_format != "channels_last":
         return layer.data_format
     if _num_summed_of(layer) is None:
         return f"{type(layer).__name__} is neither a matrix product nor a convolution"
@@ -243,7 +243,7 @@ def _attribute(layer, value):
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 
 
-def _is_convolution(layer):
+def is_convolution(layer):
     """Whether what a layer computes is Keras's own convolution."""
     own = type(layer)
     return any(
@@ -261,7 +261,7 @@ def _num_summed_of(layer):
         return 1
     if _computes_as(layer, keras.layers.EinsumDense):
         return _num_summed(layer.equation)
-    return layer.rank + 1 if _is_convolution(layer) else None
+    return layer.rank + 1 if is_convolution(layer) else None
 
 
 def _computes_as(layer, kind):
@@ -293,7 +293,7 @@ def _num_summed(equation):
 
 def _call(layer, storage):
     """What stands in the place of a layer's `call`."""
-    compute = _convolution(layer, storage) if _is_convolution(layer) else _product(layer, storage)
+    compute = _convolution(layer, storage) if is_convolution(layer) else _product(layer, storage)
 
     @functools.wraps(layer.call)
     def call(inputs, training=None):

@@ -126,3 +126,14 @@ def test_others_stay_masked(layer, reason):
     (kernel,) = rigl_tf.sparsity_summary(model).kernels
     assert kernel.execution == "masked"
     assert reason in kernel.reason
+
+
+@pytest.mark.parametrize(
+    ("channels", "sparsity", "execution"),
+    [(32, 0.9, "csr"), (32, 0.7, "masked"), (8, 0.9, "masked")],
+)
+def test_auto_stores_what_pays(channels, sparsity, execution):
+    model = sequential((8, 8, channels), layers.Conv2D(channels, 3))
+    model = rigl_tf.sparsify(model, sparsity, execution="auto")
+    (kernel,) = rigl_tf.sparsity_summary(model).kernels
+    assert kernel.execution == execution
