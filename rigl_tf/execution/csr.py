@@ -4,6 +4,7 @@ CSR, "compressed sparse rows", is the usual name of such a matrix. Nothing here 
 dense kernel, except what is asked for.
 """
 
+import functools
 import math
 
 import keras
@@ -11,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from rigl_tf import masks
-from rigl_tf.execution import engine
+from rigl_tf.execution import convolutions, engine
 
 
 class CSRStorage(keras.layers.Layer):
@@ -237,15 +238,38 @@ def matmul(storage, inputs):
     x = tf.cast(inputs, tf.float32)
     values = tf.cast(tf.convert_to_tensor(storage.values), tf.float32)
     y = engine.matmul(x, values, storage.structure(), storage.matrix_shape)
-    return tf.cast(_collected(storage, x, y), inputs.dtype)
+    return tf.cast(_collected(storage, x, y, lambda *rows: rows), inputs.dtype)
 
 
-def _collected(storage, x, y):
-    """`y`, in whose backward pass the stash of a kernel gets its rows, if they are asked for."""
+def convolve(storage, inputs, geometry):
+    """Convolves images with a CSR kernel.
+
+    Args:
+        storage: A `CSRStorage`.
+        inputs: Floating-point tensor of shape `[batch, *pixels, channels]`.
+        geometry: A `convolutions.Geometry`.
+
+    Returns:
+        Tensor of shape `[batch, *pixels, outputs]` and the dtype of the inputs. It is computed in
+        float32.
+    """
+    x = tf.cast(inputs, tf.float32)
+    values = tf.cast(tf.convert_to_tensor(storage.values), tf.float32)
+    outputs = storage.matrix_shape[1]
+    y = convolutions.convolve(x, values, storage.structure(), outputs, geometry)
+    as_rows = functools.partial(convolutions.rows, geometry=geometry)
+    return tf.cast(_collected(storage, x, y, as_rows), inputs.dtype)
+
+
+def _collected(storage, x, y, as_rows):
+    """`y`, in whose backward pass the stash of a kernel gets its rows, if they are asked for.
+
+    `as_rows` makes matrices of `x` and the gradient of `y`.
+    """
 
     @tf.custom_gradient
     def pass_on(x, y):
-        return tf.identity(y), lambda dy: (None, _kept(storage, dy, lambda: (x, dy)))
+        return tf.identity(y), lambda dy: (None, _kept(storage, dy, lambda: as_rows(x, dy)))
 
     return pass_on(tf.stop_gradient(x), y)
 

@@ -27,6 +27,7 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -334,6 +335,191 @@ RIGL_INLINE void BackwardOf(const BackwardJob& job) {
   StoreSums<L>(waiting, num_waiting, job.overwrite, dvalues);
 }
 
+// A convolution works on cells instead of rows of the batch: see `Raster`. `pixels` says which
+// pixel a cell is; if it is negative, or not below `limit`, the cell is none.
+
+// to[c][cell] = from[pixel of the cell][c]; zero if the cell is no pixel.
+struct PackJob {
+  const float* from;  // [pixels, columns]
+  int64_t columns;
+  const int64_t* pixels;
+  int64_t limit;
+  int64_t cells;       // A multiple of kStep.
+  const float* zeros;  // `columns` of them.
+  float* to;
+  int64_t to_stride;
+};
+
+template <int L>
+RIGL_INLINE void Pack(const PackJob& job) {
+  for (int64_t cell = 0; cell < job.cells; cell += L) {
+    const float* from[L];
+    for (int i = 0; i < L; ++i) {
+      const int64_t pixel = job.pixels[cell + i];
+      from[i] = pixel >= 0 && pixel < job.limit ? job.from + pixel * job.columns : job.zeros;
+    }
+    for (int64_t c = 0; c < job.columns; c += L) {
+      const int64_t columns = std::min<int64_t>(L, job.columns - c);
+      Vector<L> square[L];
+      float* to = job.to + c * job.to_stride + cell;
+      if (columns == L) {
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) square[i] = Load<L>(from[i] + c);
+        TransposeSquare<L>(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) Store<L>(square[i], to + i * job.to_stride);
+      } else {
+        for (int i = 0; i < L; ++i) square[i] = LoadFirst<L>(from[i] + c, columns);
+        TransposeSquare<L>(square);
+        for (int i = 0; i < columns; ++i) Store<L>(square[i], to + i * job.to_stride);
+      }
+    }
+  }
+}
+
+// to[pixel of the cell][c] = from[c][cell] for cells that are pixels.
+struct UnpackJob {
+  const float* from;
+  int64_t from_stride;
+  int64_t columns;
+  const int64_t* pixels;
+  int64_t limit;
+  int64_t cells;  // A multiple of kStep.
+  float* to;
+  int64_t to_stride;
+};
+
+template <int L>
+RIGL_INLINE void Unpack(const UnpackJob& job) {
+  for (int64_t c = 0; c < job.columns; c += L) {
+    const int64_t columns = std::min<int64_t>(L, job.columns - c);
+    for (int64_t cell = 0; cell < job.cells; cell += L) {
+      Vector<L> square[L];
+      const float* from = job.from + c * job.from_stride + cell;
+      if (columns == L) {
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) square[i] = Load<L>(from + i * job.from_stride);
+      } else {
+        for (int i = 0; i < L; ++i) {
+          square[i] = i < columns ? Load<L>(from + i * job.from_stride) : Vector<L>{};
+        }
+      }
+      TransposeSquare<L>(square);
+      for (int i = 0; i < L; ++i) {
+        const int64_t pixel = job.pixels[cell + i];
+        if (pixel < 0 || pixel >= job.limit) continue;
+        StoreFirst<L>(square[i], job.to + pixel * job.to_stride + c, columns);
+      }
+    }
+  }
+}
+
+// As `ForwardJob`, for one tile of output cells.
+struct ConvJob {
+  const int64_t* splits;
+  const int32_t* offsets;  // In the order of the outputs: what a value multiplies, from `x` on.
+  const float* values;     // In the order of the outputs.
+  const float* x;
+  float* y;  // [pixels, outputs]
+  const int64_t* pixels;
+  int64_t limit;
+  int64_t outputs;
+  int64_t first;
+  int64_t last;
+  int width;
+};
+
+template <int L, int N>
+RIGL_INLINE void ConvOf(const ConvJob& job) {
+  constexpr int kWidth = L * N;
+  alignas(64) float sums[kLine * kWidth];
+  const int32_t* const offsets = job.offsets;
+  const float* const values = job.values;
+  const float* const x_tile = job.x;
+  for (int64_t start = job.first; start < job.last; start += kLine) {
+    const int64_t count = std::min<int64_t>(kLine, job.last - start);
+    for (int64_t k = 0; k < count; ++k) {
+      Vector<L> sum[N] = {};
+      const int64_t end = job.splits[start + k + 1];
+      for (int64_t j = job.splits[start + k]; j < end; ++j) {
+        const float* x = x_tile + offsets[j];
+        const float value = values[j];
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i) sum[i] += value * Load<L>(x + i * L);
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < N; ++i) Store<L>(sum[i], sums + k * kWidth + i * L);
+    }
+    Unpack<L>({sums, kWidth, count, job.pixels, job.limit, kWidth, job.y + start, job.outputs});
+  }
+}
+
+// As `BackwardJob`, for one tile of output cells and the inputs from `first` to `last`, channels
+// that one place of the kernel sees. What it adds to `dx` is in the layout of `x`.
+struct ConvBackwardJob {
+  const int64_t* splits;
+  const int32_t* columns;
+  const float* values;
+  const float* x;  // [inputs, stride], from the first of the inputs on.
+  float* dx;
+  int64_t stride;
+  const float* dy;  // [outputs, width]
+  float* dvalues;
+  int64_t first;
+  int64_t last;
+  int width;
+  bool overwrite;
+};
+
+template <int L, int N, bool kInput>
+RIGL_INLINE void ConvBackwardOf(const ConvBackwardJob& job) {
+  constexpr int kWidth = L * N;
+  Vector<L> waiting[L] = {};
+  int num_waiting = 0;
+  float* dvalues = job.dvalues + job.splits[job.first];
+  const int32_t* const columns = job.columns;
+  const float* const values = job.values;
+  const float* const dy_tile = job.dy;
+  const bool overwrite = job.overwrite;
+  const int64_t last = job.splits[job.last] - 1;
+  for (int64_t row = job.first; row < job.last; ++row) {
+    const int64_t end = job.splits[row + 1];
+    if (job.splits[row] == end) continue;
+    const float* from_x = job.x + (row - job.first) * job.stride;
+    Vector<L> x[N];
+    Vector<L> sum[N] = {};
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) x[i] = Load<L>(from_x + i * L);
+    for (int64_t j = job.splits[row]; j < end; ++j) {
+      const float* later =
+          dy_tile + static_cast<int64_t>(columns[std::min(j + kAhead, last)]) * kWidth;
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; i += kLine) __builtin_prefetch(later + i);
+      const float* from = dy_tile + static_cast<int64_t>(columns[j]) * kWidth;
+      const float value = values[j];
+      Vector<L> product;
+#pragma GCC unroll 16
+      for (int i = 0; i < N; ++i) {
+        const Vector<L> dy = Load<L>(from + i * L);
+        if constexpr (kInput) sum[i] += value * dy;
+        product = i == 0 ? x[i] * dy : product + x[i] * dy;
+      }
+      waiting[num_waiting++] = product;
+      if (num_waiting == L) {
+        StoreSums<L>(waiting, L, overwrite, dvalues);
+        dvalues += L;
+        num_waiting = 0;
+      }
+    }
+    if constexpr (kInput) {
+      float* dx = job.dx + (row - job.first) * job.stride;
+#pragma GCC unroll 16
+      for (int i = 0; i < N; ++i) Store<L>(Load<L>(dx + i * L) + sum[i], dx + i * L);
+    }
+  }
+  if (num_waiting > 0) StoreSums<L>(waiting, num_waiting, job.overwrite, dvalues);
+}
+
 // gradient = x^T @ dy, dense, for some inputs and outputs: [inputs, stride].
 struct DenseJob {
   const float* x;  // [batch, x_stride], at the first of the inputs.
@@ -456,6 +642,10 @@ struct Version {
   void (*transpose)(const TransposeJob&);
   void (*forward)(const ForwardJob&);
   void (*backward)(const BackwardJob&);
+  void (*pack)(const PackJob&);
+  void (*unpack)(const UnpackJob&);
+  void (*conv)(const ConvJob&);
+  void (*conv_backward)(const ConvBackwardJob&);
   void (*dense)(const DenseJob&);
   bool (*magnitudes)(const float*, int64_t, int32_t*);
   int32_t (*reaching)(const int32_t*, int32_t);
@@ -484,6 +674,28 @@ RIGL_INLINE void BackwardOfAnyWidth(const BackwardJob& job) {
   }
 }
 
+template <int L>
+RIGL_INLINE void ConvOfAnyWidth(const ConvJob& job) {
+  constexpr int kVectors = kStep / L;
+  if (job.width == kStep) return ConvOf<L, kVectors>(job);
+  if (job.width == 2 * kStep) return ConvOf<L, 2 * kVectors>(job);
+  if constexpr (L == 16) {
+    if (job.width == 3 * kStep) return ConvOf<L, 3 * kVectors>(job);
+    return ConvOf<L, 4 * kVectors>(job);
+  }
+}
+
+template <int L, bool kInput>
+RIGL_INLINE void ConvBackwardOfAnyWidth(const ConvBackwardJob& job) {
+  constexpr int kVectors = kStep / L;
+  if (job.width == kStep) return ConvBackwardOf<L, kVectors, kInput>(job);
+  if (job.width == 2 * kStep) return ConvBackwardOf<L, 2 * kVectors, kInput>(job);
+  if constexpr (L == 16) {
+    if (job.width == 3 * kStep) return ConvBackwardOf<L, 3 * kVectors, kInput>(job);
+    return ConvBackwardOf<L, 4 * kVectors, kInput>(job);
+  }
+}
+
 // TARGET says which instructions a function may use, and with it all that is inlined there.
 #define RIGL_VERSION(NAME, L, TILE, R, S, TARGET)                                                 \
   TARGET void Transpose##NAME(const TransposeJob& job) { Transpose<L>(job); }                     \
@@ -492,6 +704,18 @@ RIGL_INLINE void BackwardOfAnyWidth(const BackwardJob& job) {
   TARGET void ValuesBackward##NAME(const BackwardJob& job) { BackwardOfAnyWidth<L, false>(job); } \
   void Backward##NAME(const BackwardJob& job) {                                                   \
     return job.dx != nullptr ? InputBackward##NAME(job) : ValuesBackward##NAME(job);              \
+  }                                                                                               \
+  TARGET void Pack##NAME(const PackJob& job) { Pack<L>(job); }                                    \
+  TARGET void Unpack##NAME(const UnpackJob& job) { Unpack<L>(job); }                              \
+  TARGET void Conv##NAME(const ConvJob& job) { ConvOfAnyWidth<L>(job); }                          \
+  TARGET void InputConvBackward##NAME(const ConvBackwardJob& job) {                               \
+    ConvBackwardOfAnyWidth<L, true>(job);                                                         \
+  }                                                                                               \
+  TARGET void ValuesConvBackward##NAME(const ConvBackwardJob& job) {                              \
+    ConvBackwardOfAnyWidth<L, false>(job);                                                        \
+  }                                                                                               \
+  void ConvBackward##NAME(const ConvBackwardJob& job) {                                           \
+    return job.dx != nullptr ? InputConvBackward##NAME(job) : ValuesConvBackward##NAME(job);      \
   }                                                                                               \
   TARGET void Dense##NAME(const DenseJob& job) { Dense<L, R, S>(job); }                           \
   TARGET bool Magnitudes##NAME(const float* from, int64_t count, int32_t* to) {                   \
@@ -508,6 +732,10 @@ RIGL_INLINE void BackwardOfAnyWidth(const BackwardJob& job) {
                                Transpose##NAME,                                                   \
                                Forward##NAME,                                                     \
                                Backward##NAME,                                                    \
+                               Pack##NAME,                                                        \
+                               Unpack##NAME,                                                      \
+                               Conv##NAME,                                                        \
+                               ConvBackward##NAME,                                                \
                                Dense##NAME,                                                       \
                                Magnitudes##NAME,                                                  \
                                Reaching##NAME,                                                    \
@@ -744,6 +972,51 @@ void TransposeTile(const Version& version, const Tiles& tiles, int64_t t, const 
 
 int64_t CeilOf(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Whether a structure in the order of the outputs fits; the entries of `rows` and `order` are not
+// looked at.
+absl::Status CheckByOutputs(const Tensor& values, const Tensor& column_splits, const Tensor& rows,
+                            const Tensor& order) {
+  if (values.dims() != 1) {
+    return InvalidArgument("`values` must have rank 1. Received: shape=",
+                           values.shape().DebugString());
+  }
+  if (column_splits.dims() != 1 || column_splits.dim_size(0) < 1) {
+    return InvalidArgument(
+        "`column_splits` must be a vector of the number of outputs plus one. Received: shape=",
+        column_splits.shape().DebugString());
+  }
+  if (rows.shape() != values.shape() || order.shape() != values.shape()) {
+    return InvalidArgument("`rows` and `order` must have the shape of `values`, ",
+                           values.shape().DebugString(),
+                           ". Received: rows.shape=", rows.shape().DebugString(),
+                           ", order.shape=", order.shape().DebugString());
+  }
+  const int64_t n = values.dim_size(0);
+  if (!AreSplits(column_splits.flat<int64_t>().data(), column_splits.dim_size(0) - 1, n)) {
+    return InvalidArgument("`column_splits` must ascend from 0 to the number of values, ", n, ".");
+  }
+  return absl::OkStatus();
+}
+
+// Whether a structure in the order of the inputs fits; the entries of `columns` are not looked at.
+absl::Status CheckByInputs(const Tensor& values, const Tensor& row_splits, const Tensor& columns,
+                           int64_t inputs) {
+  if (values.dims() != 1 || columns.shape() != values.shape()) {
+    return InvalidArgument(
+        "`values` and `columns` must be vectors of one length. Received: values.shape=",
+        values.shape().DebugString(), ", columns.shape=", columns.shape().DebugString());
+  }
+  if (row_splits.dims() != 1 || row_splits.dim_size(0) != inputs + 1) {
+    return InvalidArgument("`row_splits` must be a vector of the number of inputs plus one, ",
+                           inputs + 1, ". Received: shape=", row_splits.shape().DebugString());
+  }
+  const int64_t n = values.dim_size(0);
+  if (!AreSplits(row_splits.flat<int64_t>().data(), inputs, n)) {
+    return InvalidArgument("`row_splits` must ascend from 0 to the number of values, ", n, ".");
+  }
+  return absl::OkStatus();
+}
+
 // ---------------------------------------------------------------------------------------------
 // Operations.
 
@@ -760,18 +1033,7 @@ class MatmulOp : public OpKernel {
     OP_REQUIRES(context, x.dims() == 2,
                 InvalidArgument("`x` must have rank 2: [batch, inputs]. Received: shape=",
                                 x.shape().DebugString()));
-    OP_REQUIRES(context, values.dims() == 1,
-                InvalidArgument("`values` must have rank 1. Received: shape=",
-                                values.shape().DebugString()));
-    OP_REQUIRES(context, column_splits.dims() == 1 && column_splits.dim_size(0) >= 1,
-                InvalidArgument("`column_splits` must be a vector of the number of outputs plus "
-                                "one. Received: shape=",
-                                column_splits.shape().DebugString()));
-    OP_REQUIRES(context, rows.shape() == values.shape() && order.shape() == values.shape(),
-                InvalidArgument("`rows` and `order` must have the shape of `values`, ",
-                                values.shape().DebugString(),
-                                ". Received: rows.shape=", rows.shape().DebugString(),
-                                ", order.shape=", order.shape().DebugString()));
+    OP_REQUIRES_OK(context, CheckByOutputs(values, column_splits, rows, order));
     const int64_t batch = x.dim_size(0), inputs = x.dim_size(1);
     const int64_t outputs = column_splits.dim_size(0) - 1, n = values.dim_size(0);
     Tensor* y = nullptr;
@@ -782,9 +1044,6 @@ class MatmulOp : public OpKernel {
     const int32_t* rows_data = rows.flat<int32_t>().data();
     const int32_t* order_data = order.flat<int32_t>().data();
     float* y_data = y->flat<float>().data();
-    OP_REQUIRES(
-        context, AreSplits(splits_data, outputs, n),
-        InvalidArgument("`column_splits` must ascend from 0 to the number of values, ", n, "."));
 
     const Version& version = ThisVersion();
     const Workers workers(context);
@@ -864,17 +1123,9 @@ class MatmulGradOp : public OpKernel {
                 InvalidArgument("`x` and `dy` must be [batch, inputs] and [batch, outputs]. "
                                 "Received: x.shape=",
                                 x.shape().DebugString(), ", dy.shape=", dy.shape().DebugString()));
-    OP_REQUIRES(context, values.dims() == 1 && columns.shape() == values.shape(),
-                InvalidArgument("`values` and `columns` must be vectors of one length. Received: "
-                                "values.shape=",
-                                values.shape().DebugString(),
-                                ", columns.shape=", columns.shape().DebugString()));
     const int64_t batch = x.dim_size(0), inputs = x.dim_size(1);
-    const int64_t outputs = dy.dim_size(1), n = values.dim_size(0);
-    OP_REQUIRES(
-        context, row_splits.dims() == 1 && row_splits.dim_size(0) == inputs + 1,
-        InvalidArgument("`row_splits` must be a vector of the number of inputs plus one, ",
-                        inputs + 1, ". Received: shape=", row_splits.shape().DebugString()));
+    const int64_t outputs = dy.dim_size(1), n = values.NumElements();
+    OP_REQUIRES_OK(context, CheckByInputs(values, row_splits, columns, inputs));
     Tensor* dx = nullptr;
     Tensor* dvalues = nullptr;
     const TensorShape dx_shape = input_gradient_ ? x.shape() : TensorShape({0, 0});
@@ -887,9 +1138,6 @@ class MatmulGradOp : public OpKernel {
     const int32_t* columns_data = columns.flat<int32_t>().data();
     float* dx_data = input_gradient_ ? dx->flat<float>().data() : nullptr;
     float* dvalues_data = dvalues->flat<float>().data();
-    OP_REQUIRES(
-        context, AreSplits(splits_data, inputs, n),
-        InvalidArgument("`row_splits` must ascend from 0 to the number of values, ", n, "."));
     if (batch == 0) {
       std::fill_n(dvalues_data, n, 0.0f);
       return;
@@ -973,6 +1221,445 @@ class MatmulGradOp : public OpKernel {
   static constexpr int64_t kOperationsPerUnit = 400000;
   static constexpr int64_t kChecksPerUnit = 1 << 16;
 
+  bool input_gradient_;
+};
+
+// ---------------------------------------------------------------------------------------------
+// Convolutions.
+
+constexpr int kDims = 3;
+
+// How a kernel moves over images. Dimensions that an image does not have are of size 1.
+struct Movement {
+  absl::Status Read(OpKernelConstruction* context) {
+    std::vector<int64_t>* lists[] = {&kernel, &strides, &dilations};
+    const char* names[] = {"kernel_size", "strides", "dilations"};
+    for (int i = 0; i < 3; ++i) {
+      TF_RETURN_IF_ERROR(context->GetAttr(names[i], lists[i]));
+      const bool positive =
+          std::all_of(lists[i]->begin(), lists[i]->end(), [](int64_t each) { return each >= 1; });
+      if (lists[i]->size() != kDims || !positive) {
+        return InvalidArgument("`", names[i], "` must be three integers >= 1.");
+      }
+    }
+    return context->GetAttr("padding", &padding);
+  }
+
+  int64_t places() const { return kernel[0] * kernel[1] * kernel[2]; }
+
+  std::vector<int64_t> kernel, strides, dilations;
+  std::string padding;
+};
+
+int64_t FloorOf(int64_t a, int64_t b) { return a >= 0 ? a / b : -CeilOf(-a, b); }
+
+// Where the pixels of images lie in rows of cells, so that each place of a kernel sees the pixel
+// that is a constant number of cells away.
+//
+// An output cell is a place of the kernel among the pixels, in the order of the pixels of the
+// output. Behind each line of them there are a few cells more, which are no pixels: enough for all
+// zeros on its right, and these are the zeros on the left of the next line as well. It is the same
+// for planes and for images. With strides an image is several planes, such as the odd and the even
+// pixels, each in cells of its own.
+//
+// Some images, a strip, are worked on together. No sum goes from one strip to another.
+struct Raster {
+  static constexpr int64_t kMinCells = 256;
+
+  Raster(const Movement& movement, const TensorShape& x, int tile) : batch(x.dim_size(0)) {
+    channels = x.dim_size(kDims + 1);
+    int64_t before[kDims], first_shift[kDims], last_shift[kDims], last_pixel[kDims];
+    for (int d = 0; d < kDims; ++d) {
+      const int64_t stride = movement.strides[d];
+      const int64_t reach = (movement.kernel[d] - 1) * movement.dilations[d] + 1;
+      const int64_t size = x.dim_size(d + 1);
+      if (movement.padding == "VALID") {
+        out[d] = std::max<int64_t>(0, CeilOf(size - reach + 1, stride));
+        before[d] = 0;
+      } else {
+        out[d] = CeilOf(size, stride);
+        before[d] = movement.padding == "CAUSAL"
+                        ? reach - 1
+                        : std::max<int64_t>(0, (out[d] - 1) * stride + reach - size) / 2;
+      }
+      first_shift[d] = FloorOf(-before[d], stride);
+      last_shift[d] = FloorOf(reach - 1 - before[d], stride);
+      last_pixel[d] = std::min(out[d] - 1 + last_shift[d], (size - 1) / stride);
+      // So long that what is seen from one line never reaches into a pixel of another.
+      lines[d] = std::max({out[d], out[d] + last_shift[d], last_pixel[d] - first_shift[d] + 1});
+    }
+    out_pixels = out[0] * out[1] * out[2];
+    in_pixels = x.dim_size(1) * x.dim_size(2) * x.dim_size(3);
+    if (batch * out_pixels == 0) return;
+    const int64_t steps[kDims] = {lines[1] * lines[2], lines[2], 1};
+    const int64_t image = lines[0] * steps[0];
+    images = std::min(batch, CeilOf(kMinCells, image));
+    strips = CeilOf(batch, images);
+    int64_t low = 0, high = 0, last = (images - 1) * image;
+    for (int d = 0; d < kDims; ++d) {
+      low += first_shift[d] * steps[d];
+      high += last_shift[d] * steps[d];
+      last += (out[d] - 1) * steps[d];
+    }
+    tiles = CeilOf(last + 1, tile);
+    cells = CeilOf(last + 1, kStep) * kStep;
+    // An odd number of cache lines, so that channels do not compete for a few places in the cache.
+    stride = CeilOf(cells + high - low, kStep) * kStep;
+    if (stride / kStep % 2 == 0) stride += kStep;
+
+    // Which parts of the image the places of the kernel see, and how far away.
+    std::vector<std::vector<int64_t>> phases;
+    for (int64_t p = 0; p < movement.places(); ++p) {
+      const int64_t place[kDims] = {p / movement.kernel[2] / movement.kernel[1],
+                                    p / movement.kernel[2] % movement.kernel[1],
+                                    p % movement.kernel[2]};
+      std::vector<int64_t> phase(kDims);
+      int64_t shift = -low;
+      for (int d = 0; d < kDims; ++d) {
+        const int64_t away = place[d] * movement.dilations[d] - before[d];
+        const int64_t whole = FloorOf(away, movement.strides[d]);
+        phase[d] = away - whole * movement.strides[d];
+        shift += whole * steps[d];
+      }
+      const auto known = std::find(phases.begin(), phases.end(), phase);
+      offsets.push_back((known - phases.begin()) * channels * stride + shift);
+      if (known == phases.end()) phases.push_back(phase);
+    }
+    planes = phases.size();
+    seen.assign(planes * stride, -1);
+    for (int64_t plane = 0; plane < planes; ++plane) {
+      const std::vector<int64_t>& phase = phases[plane];
+      int64_t ends[kDims];
+      for (int d = 0; d < kDims; ++d) {
+        ends[d] =
+            std::min(last_pixel[d] + 1, CeilOf(x.dim_size(d + 1) - phase[d], movement.strides[d]));
+      }
+      for (int64_t n = 0; n < images; ++n) {
+        for (int64_t a = 0; a < ends[0]; ++a) {
+          for (int64_t b = 0; b < ends[1]; ++b) {
+            const int64_t start = n * image + a * steps[0] + b * steps[1] - low;
+            const int64_t line =
+                (n * x.dim_size(1) + a * movement.strides[0] + phase[0]) * x.dim_size(2) +
+                b * movement.strides[1] + phase[1];
+            const int64_t end = std::min(ends[2], stride - start);
+            for (int64_t c = 0; c < end; ++c) {
+              seen[plane * stride + start + c] =
+                  line * x.dim_size(3) + c * movement.strides[2] + phase[2];
+            }
+            num_seen += std::max<int64_t>(end, 0);
+          }
+        }
+      }
+    }
+    made.assign(cells, -1);
+    int64_t pixel = 0;
+    for (int64_t n = 0; n < images; ++n) {
+      for (int64_t a = 0; a < out[0]; ++a) {
+        for (int64_t b = 0; b < out[1]; ++b) {
+          int64_t* line = made.data() + n * image + a * steps[0] + b * steps[1];
+          for (int64_t c = 0; c < out[2]; ++c) line[c] = pixel++;
+        }
+      }
+    }
+  }
+
+  // The width of a tile: all but the last are `tile` wide.
+  int width(int64_t t, int tile) const { return std::min<int64_t>(tile, cells - t * tile); }
+  int64_t images_of(int64_t strip) const { return std::min(images, batch - strip * images); }
+  int64_t floats() const { return planes * channels * stride; }
+
+  int64_t batch, channels;
+  int64_t out[kDims], lines[kDims];
+  int64_t out_pixels, in_pixels;
+  int64_t images = 0;  // In a strip.
+  int64_t strips = 0;
+  int64_t tiles = 0;   // In a strip.
+  int64_t cells = 0;   // Of the output of a strip, a multiple of kStep.
+  int64_t stride = 0;  // Cells of one channel of one plane.
+  int64_t planes = 0;
+  int64_t num_seen = 0;          // Cells that are pixels.
+  std::vector<int64_t> offsets;  // For each place of the kernel: what the first cell sees.
+  std::vector<int64_t> seen;     // [planes, stride], pixels of the strip.
+  std::vector<int64_t> made;     // [cells], pixels of the output of the strip.
+};
+
+absl::Status CheckSize(const Raster& raster) {
+  if (raster.floats() <= std::numeric_limits<int32_t>::max()) return absl::OkStatus();
+  return InvalidArgument("An image must have less than 2**31 numbers with its padding.");
+}
+
+// A unit of work that packs part [part / parts) of the cells of one plane.
+void PackPlane(const Version& version, const Raster& raster, int64_t strip, int64_t plane,
+               int64_t part, int64_t parts, const float* x, const float* zeros, float* to) {
+  const int64_t steps = raster.stride / kStep;
+  const int64_t first = steps * part / parts * kStep;
+  const int64_t last = steps * (part + 1) / parts * kStep;
+  version.pack({x + strip * raster.images * raster.in_pixels * raster.channels, raster.channels,
+                raster.seen.data() + plane * raster.stride + first,
+                raster.images_of(strip) * raster.in_pixels, last - first, zeros,
+                to + plane * raster.channels * raster.stride + first, raster.stride});
+}
+
+int64_t PartsOfPlane(const Raster& raster, const Workers& workers, int64_t count) {
+  return std::max<int64_t>(1, std::min(CeilOf(4 * workers.threads(), count * raster.planes),
+                                       raster.stride / (4 * kStep)));
+}
+
+class ConvOp : public OpKernel {
+ public:
+  explicit ConvOp(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, movement_.Read(context));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& x = context->input(0);
+    const Tensor& values = context->input(1);
+    const Tensor& column_splits = context->input(4);
+    const Tensor& rows = context->input(5);
+    const Tensor& order = context->input(6);
+    OP_REQUIRES(context, x.dims() == kDims + 2,
+                InvalidArgument("`x` must have rank 5: [batch, 3 dimensions, channels]. Received: "
+                                "shape=",
+                                x.shape().DebugString()));
+    OP_REQUIRES_OK(context, CheckByOutputs(values, column_splits, rows, order));
+    const Version& version = ThisVersion();
+    const int tile = version.tile;
+    const Raster raster(movement_, x.shape(), tile);
+    OP_REQUIRES_OK(context, CheckSize(raster));
+    const int64_t channels = raster.channels, inputs = movement_.places() * channels;
+    const int64_t outputs = column_splits.dim_size(0) - 1, n = values.dim_size(0);
+    Tensor* y = nullptr;
+    OP_REQUIRES_OK(
+        context,
+        context->allocate_output(
+            0, TensorShape({raster.batch, raster.out[0], raster.out[1], raster.out[2], outputs}),
+            &y));
+    const float* x_data = x.flat<float>().data();
+    const float* values_data = values.flat<float>().data();
+    const int64_t* splits_data = column_splits.flat<int64_t>().data();
+    const int32_t* rows_data = rows.flat<int32_t>().data();
+    const int32_t* order_data = order.flat<int32_t>().data();
+    float* y_data = y->flat<float>().data();
+    OP_REQUIRES(
+        context, version.below(order_data, n, n) && version.below(rows_data, n, inputs),
+        InvalidArgument("`rows` must be in [0, ", inputs, ") and `order` in [0, ", n, ")."));
+    if (y->NumElements() == 0) return;
+
+    const Workers workers(context);
+    const int64_t floats = raster.floats();
+    const int64_t at_a_time =
+        std::max<int64_t>(1, std::min(raster.strips, kMostScratch / std::max<int64_t>(1, floats)));
+    const int64_t padded_n = CeilOf(n + 1, kLine) * kLine;
+    const Scratch scratch(2 * padded_n + CeilOf(channels + 1, kLine) * kLine + at_a_time * floats);
+    OP_REQUIRES(context, scratch.data() != nullptr, NoMemory());
+    float* ordered = scratch.data();
+    int32_t* offsets = reinterpret_cast<int32_t*>(ordered + padded_n);
+    float* zeros = ordered + 2 * padded_n;
+    float* packed = zeros + CeilOf(channels + 1, kLine) * kLine;
+    std::fill_n(zeros, channels, 0.0f);
+    std::vector<int32_t> offset_of(inputs);
+    for (int64_t r = 0; r < inputs; ++r) {
+      offset_of[r] = raster.offsets[r / channels] + r % channels * raster.stride;
+    }
+    const int64_t reorder_units = std::min<int64_t>(2 * workers.threads(), CeilOf(n, 1024));
+
+    for (int64_t start = 0; start < raster.strips; start += at_a_time) {
+      const int64_t count = std::min(at_a_time, raster.strips - start);
+      const int64_t parts = PartsOfPlane(raster, workers, count);
+      const int64_t first_units = start == 0 ? reorder_units : 0;
+      workers.ForEach(first_units + count * raster.planes * parts, n + count * floats / 4,
+                      [&](int64_t unit) {
+                        if (unit < first_units) {
+                          const int64_t last = n * (unit + 1) / reorder_units;
+                          for (int64_t j = n * unit / reorder_units; j < last; ++j) {
+                            ordered[j] = values_data[order_data[j]];
+                            offsets[j] = offset_of[rows_data[j]];
+                          }
+                          return;
+                        }
+                        unit -= first_units;
+                        const int64_t strip = unit / parts / raster.planes;
+                        PackPlane(version, raster, start + strip, unit / parts % raster.planes,
+                                  unit % parts, parts, x_data, zeros, packed + strip * floats);
+                      });
+      const std::vector<int64_t> borders =
+          EqualBlocks(splits_data, outputs, CeilOf(4 * workers.threads(), count * raster.tiles));
+      const int64_t blocks = borders.size() - 1;
+      workers.ForEach(
+          count * raster.tiles * blocks, (n + 2 * outputs) * count * raster.cells,
+          [&](int64_t unit) {
+            const int64_t strip = unit / blocks / raster.tiles, t = unit / blocks % raster.tiles;
+            ConvJob job;
+            job.splits = splits_data;
+            job.offsets = offsets;
+            job.values = ordered;
+            job.x = packed + strip * floats + t * tile;
+            job.y = y_data + (start + strip) * raster.images * raster.out_pixels * outputs;
+            job.pixels = raster.made.data() + t * tile;
+            job.limit = raster.images_of(start + strip) * raster.out_pixels;
+            job.outputs = outputs;
+            job.first = borders[unit % blocks];
+            job.last = borders[unit % blocks + 1];
+            job.width = raster.width(t, tile);
+            version.conv(job);
+          });
+    }
+  }
+
+ private:
+  Movement movement_;
+};
+
+class ConvGradOp : public OpKernel {
+ public:
+  explicit ConvGradOp(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, movement_.Read(context));
+    OP_REQUIRES_OK(context, context->GetAttr("input_gradient", &input_gradient_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& x = context->input(0);
+    const Tensor& dy = context->input(1);
+    const Tensor& values = context->input(2);
+    const Tensor& row_splits = context->input(3);
+    const Tensor& columns = context->input(4);
+    OP_REQUIRES(context, x.dims() == kDims + 2 && dy.dims() == kDims + 2,
+                InvalidArgument("`x` and `dy` must have rank 5: [batch, 3 dimensions, channels]. "
+                                "Received: x.shape=",
+                                x.shape().DebugString(), ", dy.shape=", dy.shape().DebugString()));
+    const Version& version = ThisVersion();
+    const int tile = version.tile;
+    const Raster raster(movement_, x.shape(), tile);
+    OP_REQUIRES_OK(context, CheckSize(raster));
+    const int64_t channels = raster.channels, inputs = movement_.places() * channels;
+    const int64_t outputs = dy.dim_size(kDims + 1), n = values.NumElements();
+    OP_REQUIRES(context,
+                dy.shape() == TensorShape({raster.batch, raster.out[0], raster.out[1],
+                                           raster.out[2], outputs}),
+                InvalidArgument("`dy` must have the shape of the output. Received: x.shape=",
+                                x.shape().DebugString(), ", dy.shape=", dy.shape().DebugString()));
+    OP_REQUIRES_OK(context, CheckByInputs(values, row_splits, columns, inputs));
+    Tensor* dx = nullptr;
+    Tensor* dvalues = nullptr;
+    const TensorShape dx_shape = input_gradient_ ? x.shape() : TensorShape({0, 0, 0, 0, 0});
+    OP_REQUIRES_OK(context, context->allocate_output(0, dx_shape, &dx));
+    OP_REQUIRES_OK(context, context->allocate_output(1, values.shape(), &dvalues));
+    const float* x_data = x.flat<float>().data();
+    const float* dy_data = dy.flat<float>().data();
+    const float* values_data = values.flat<float>().data();
+    const int64_t* splits_data = row_splits.flat<int64_t>().data();
+    const int32_t* columns_data = columns.flat<int32_t>().data();
+    float* dx_data = input_gradient_ ? dx->flat<float>().data() : nullptr;
+    float* dvalues_data = dvalues->flat<float>().data();
+    OP_REQUIRES(context, version.below(columns_data, n, outputs),
+                InvalidArgument("`columns` must be in [0, ", outputs, ")."));
+    if (raster.strips == 0 || outputs == 0 || channels == 0) {
+      std::fill_n(dvalues_data, n, 0.0f);
+      std::fill_n(dx_data, input_gradient_ ? x.NumElements() : 0, 0.0f);
+      return;
+    }
+    // With strides there may be pixels that no place of the kernel sees.
+    if (input_gradient_ && raster.num_seen < raster.images * raster.in_pixels) {
+      std::fill_n(dx_data, x.NumElements(), 0.0f);
+    }
+
+    const Workers workers(context);
+    const int64_t floats = raster.floats(), dy_floats = raster.cells * outputs;
+    const int64_t floats_of_strip = (input_gradient_ ? 2 : 1) * floats + dy_floats;
+    const int64_t at_a_time =
+        std::max<int64_t>(1, std::min(raster.strips, kMostScratch / floats_of_strip));
+    const int64_t num_zeros = CeilOf(std::max(channels, outputs), kLine) * kLine;
+    const Scratch scratch(num_zeros + at_a_time * floats_of_strip);
+    OP_REQUIRES(context, scratch.data() != nullptr, NoMemory());
+    float* zeros = scratch.data();
+    float* packed_x = zeros + num_zeros;
+    float* packed_dy = packed_x + at_a_time * floats;
+    float* packed_dx = input_gradient_ ? packed_dy + at_a_time * dy_floats : nullptr;
+    std::fill_n(zeros, num_zeros, 0.0f);
+
+    // Blocks of channels with about equal work.
+    std::vector<int64_t> work(channels + 1, 0);
+    for (int64_t r = 0; r < inputs; ++r) {
+      work[r % channels + 1] += splits_data[r + 1] - splits_data[r] + 2;
+    }
+    for (int64_t c = 0; c < channels; ++c) work[c + 1] += work[c];
+    const std::vector<int64_t> borders =
+        EqualBlocks(work.data(), channels, workers.threads() > 1 ? 4 * workers.threads() : 1);
+    const int64_t blocks = borders.size() - 1;
+
+    for (int64_t start = 0; start < raster.strips; start += at_a_time) {
+      const int64_t count = std::min(at_a_time, raster.strips - start);
+      const int64_t parts = PartsOfPlane(raster, workers, count);
+      const int64_t x_units = count * raster.planes * parts;
+      workers.ForEach(
+          x_units + count * raster.tiles, count * (floats + dy_floats) / 4, [&](int64_t unit) {
+            if (unit < x_units) {
+              const int64_t strip = unit / parts / raster.planes;
+              return PackPlane(version, raster, start + strip, unit / parts % raster.planes,
+                               unit % parts, parts, x_data, zeros, packed_x + strip * floats);
+            }
+            unit -= x_units;
+            const int64_t strip = unit / raster.tiles, t = unit % raster.tiles;
+            const int width = raster.width(t, tile);
+            version.pack({dy_data + (start + strip) * raster.images * raster.out_pixels * outputs,
+                          outputs, raster.made.data() + t * tile,
+                          raster.images_of(start + strip) * raster.out_pixels, width, zeros,
+                          packed_dy + strip * dy_floats + t * tile * outputs, width});
+          });
+      // A block of channels has sums of its own. It adds to the gradient of the values in the order
+      // of the strips, and to that of the input in the order of the tiles.
+      std::vector<std::atomic<int64_t>> strips_done(blocks);
+      for (auto& done : strips_done) done.store(0, std::memory_order_relaxed);
+      workers.ForEach(count * blocks, (n + 2 * inputs) * count * raster.cells, [&](int64_t unit) {
+        const int64_t strip = unit / blocks, block = unit % blocks;
+        while (strips_done[block].load(std::memory_order_acquire) != strip) {
+          std::this_thread::yield();
+        }
+        const int64_t first = borders[block], last = borders[block + 1];
+        const float* x_strip = packed_x + strip * floats;
+        float* dx_strip = packed_dx == nullptr ? nullptr : packed_dx + strip * floats;
+        for (int64_t plane = 0; dx_strip != nullptr && plane < raster.planes; ++plane) {
+          std::fill(dx_strip + (plane * channels + first) * raster.stride,
+                    dx_strip + (plane * channels + last) * raster.stride, 0.0f);
+        }
+        for (int64_t t = 0; t < raster.tiles; ++t) {
+          for (int64_t p = 0; p < movement_.places(); ++p) {
+            const int64_t offset = raster.offsets[p] + first * raster.stride + t * tile;
+            ConvBackwardJob job;
+            job.splits = splits_data;
+            job.columns = columns_data;
+            job.values = values_data;
+            job.x = x_strip + offset;
+            job.dx = dx_strip == nullptr ? nullptr : dx_strip + offset;
+            job.stride = raster.stride;
+            job.dy = packed_dy + strip * dy_floats + t * tile * outputs;
+            job.dvalues = dvalues_data;
+            job.first = p * channels + first;
+            job.last = p * channels + last;
+            job.width = raster.width(t, tile);
+            job.overwrite = start + strip + t == 0;
+            version.conv_backward(job);
+          }
+        }
+        strips_done[block].store(strip + 1, std::memory_order_release);
+      });
+      if (dx_data == nullptr) continue;
+      workers.ForEach(x_units, count * floats / 4, [&](int64_t unit) {
+        const int64_t strip = unit / parts / raster.planes, plane = unit / parts % raster.planes;
+        const int64_t steps = raster.stride / kStep;
+        const int64_t first = steps * (unit % parts) / parts * kStep;
+        const int64_t last = steps * (unit % parts + 1) / parts * kStep;
+        version.unpack({packed_dx + strip * floats + plane * channels * raster.stride + first,
+                        raster.stride, channels, raster.seen.data() + plane * raster.stride + first,
+                        raster.images_of(start + strip) * raster.in_pixels, last - first,
+                        dx_data + (start + strip) * raster.images * raster.in_pixels * channels,
+                        channels});
+      });
+    }
+  }
+
+ private:
+  Movement movement_;
   bool input_gradient_;
 };
 
@@ -1256,6 +1943,30 @@ absl::Status MatmulGradShape(InferenceContext* c) {
   return absl::OkStatus();
 }
 
+absl::Status ConvShape(InferenceContext* c) {
+  ShapeHandle x, values, splits;
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), kDims + 2, &x));
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 1, &values));
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(4), 1, &splits));
+  DimensionHandle outputs;
+  TF_RETURN_IF_ERROR(c->Subtract(c->Dim(splits, 0), 1, &outputs));
+  c->set_output(
+      0, c->MakeShape({c->Dim(x, 0), c->UnknownDim(), c->UnknownDim(), c->UnknownDim(), outputs}));
+  return absl::OkStatus();
+}
+
+absl::Status ConvGradShape(InferenceContext* c) {
+  ShapeHandle x, values;
+  bool input_gradient;
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), kDims + 2, &x));
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(2), 1, &values));
+  TF_RETURN_IF_ERROR(c->GetAttr("input_gradient", &input_gradient));
+  const DimensionHandle none = c->MakeDim(0);
+  c->set_output(0, input_gradient ? x : c->MakeShape({none, none, none, none, none}));
+  c->set_output(1, values);
+  return absl::OkStatus();
+}
+
 absl::Status StructureShape(InferenceContext* c) {
   ShapeHandle places;
   int64_t inputs, outputs;
@@ -1304,6 +2015,36 @@ REGISTER_OP("RiglMatmulGrad")
     .Output("dvalues: float")
     .SetShapeFn(MatmulGradShape);
 
+REGISTER_OP("RiglConv")
+    .Input("x: float")
+    .Input("values: float")
+    .Input("row_splits: int64")
+    .Input("columns: int32")
+    .Input("column_splits: int64")
+    .Input("rows: int32")
+    .Input("order: int32")
+    .Attr("kernel_size: list(int)")
+    .Attr("strides: list(int)")
+    .Attr("dilations: list(int)")
+    .Attr("padding: {'VALID', 'SAME', 'CAUSAL'}")
+    .Output("y: float")
+    .SetShapeFn(ConvShape);
+
+REGISTER_OP("RiglConvGrad")
+    .Input("x: float")
+    .Input("dy: float")
+    .Input("values: float")
+    .Input("row_splits: int64")
+    .Input("columns: int32")
+    .Attr("kernel_size: list(int)")
+    .Attr("strides: list(int)")
+    .Attr("dilations: list(int)")
+    .Attr("padding: {'VALID', 'SAME', 'CAUSAL'}")
+    .Attr("input_gradient: bool = true")
+    .Output("dx: float")
+    .Output("dvalues: float")
+    .SetShapeFn(ConvGradShape);
+
 REGISTER_OP("RiglStructure")
     .Input("places: int64")
     .Attr("inputs: int >= 1")
@@ -1328,6 +2069,8 @@ REGISTER_OP("RiglLargestInactive")
 
 REGISTER_KERNEL_BUILDER(Name("RiglMatmul").Device(tensorflow::DEVICE_CPU), MatmulOp);
 REGISTER_KERNEL_BUILDER(Name("RiglMatmulGrad").Device(tensorflow::DEVICE_CPU), MatmulGradOp);
+REGISTER_KERNEL_BUILDER(Name("RiglConv").Device(tensorflow::DEVICE_CPU), ConvOp);
+REGISTER_KERNEL_BUILDER(Name("RiglConvGrad").Device(tensorflow::DEVICE_CPU), ConvGradOp);
 REGISTER_KERNEL_BUILDER(Name("RiglStructure").Device(tensorflow::DEVICE_CPU), StructureOp);
 REGISTER_KERNEL_BUILDER(Name("RiglLargestInactive").Device(tensorflow::DEVICE_CPU),
                         LargestInactiveOp);

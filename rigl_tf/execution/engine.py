@@ -56,7 +56,15 @@ class Structure(NamedTuple):
 
 def is_native():
     """Whether the operations in C++ do the work; compiles them if they are not there yet."""
-    return _native() is not None
+    return native() is not None
+
+
+def native():
+    """The module of the operations in C++; None if they are not to be had, or not wanted."""
+    if os.environ.get("RIGL_TF_NATIVE", "1") == "0":
+        return None
+    with _LOADING:
+        return _loaded()
 
 
 def structure(places, shape):
@@ -83,9 +91,9 @@ def structure(places, shape):
     if isinstance(places, np.ndarray):
         return _structure_of_array(places, inputs, outputs)
     places = tf.convert_to_tensor(places, tf.int64)
-    native = _native()
-    if native is not None:
-        return Structure(*native.rigl_structure(places=places, inputs=inputs, outputs=outputs))
+    operations = native()
+    if operations is not None:
+        return Structure(*operations.rigl_structure(places=places, inputs=inputs, outputs=outputs))
     size = inputs * outputs
     bounded = tf.concat([[tf.constant(-1, tf.int64)], places, [size]], axis=0)
     check = tf.debugging.assert_less(
@@ -177,10 +185,12 @@ def largest_inactive(x, dy, structure, shape, k, excluded=None):
         row_splits = tf.searchsorted(excluded, borders, out_type=tf.int64)
         columns = tf.cast(excluded % outputs, tf.int32)
     k = tf.cast(k, tf.int64)
-    native = _native()
-    if native is not None:
+    operations = native()
+    if operations is not None:
         return tuple(
-            native.rigl_largest_inactive(x=x, dy=dy, row_splits=row_splits, columns=columns, k=k)
+            operations.rigl_largest_inactive(
+                x=x, dy=dy, row_splits=row_splits, columns=columns, k=k
+            )
         )
     return _largest_inactive(x, dy, row_splits, columns, k, inputs, outputs)
 
@@ -233,10 +243,10 @@ def _structure_of_array(places, inputs, outputs):
 
 
 def _matmul(x, values, *structure):
-    native = _native()
-    if native is None:
+    operations = native()
+    if operations is None:
         return _matmul_of_tensorflow(x, values, *structure)
-    return native.rigl_matmul(x, values, *structure)
+    return operations.rigl_matmul(x, values, *structure)
 
 
 @tf.RegisterGradient("RiglMatmul")
@@ -244,7 +254,7 @@ def _gradient_of_matmul(operation, dy):
     x, values, row_splits, columns, *_ = operation.inputs
     # A tape says which gradients nobody wants: that of the data, in a first layer.
     unwanted = getattr(operation, "skip_input_indices", None) or ()
-    dx, dvalues = _native().rigl_matmul_grad(
+    dx, dvalues = native().rigl_matmul_grad(
         x=x,
         dy=dy,
         values=values,
@@ -366,14 +376,6 @@ def _operations(check):
 
 
 # Loading.
-
-
-def _native():
-    """The module of the operations in C++; None if they are not to be had, or not wanted."""
-    if os.environ.get("RIGL_TF_NATIVE", "1") == "0":
-        return None
-    with _LOADING:
-        return _loaded()
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from rigl_tf import masks
-from rigl_tf.execution import csr
+from rigl_tf.execution import convolutions, csr
 
 # Kernels with more weights than this are never made dense: they take 256 MB in float32.
 LARGEST_DENSE = 1 << 26
@@ -53,8 +53,14 @@ def refusal(layer, variable):
             return f"its {kind} {name} needs the whole kernel"
     if getattr(layer, "quantization_mode", None) is not None:
         return "quantized"
-    if _product(layer) is None:
-        return f"{type(layer).__name__} is no matrix product"
+    if getattr(layer, "lora_enabled", False):
+        return "LoRA"
+    if is_convolution(layer) and layer.groups > 1:
+        return "grouped convolution"
+    if is_convolution(layer) and layer.data_format != "channels_last":
+        return layer.data_format
+    if _num_summed_of(layer) is None:
+        return f"{type(layer).__name__} is neither a matrix product nor a convolution"
     return None
 
 
@@ -76,7 +82,7 @@ def attach(layer, kernel):
     storage = csr.CSRStorage(
         kernel.path,
         tuple(variable.shape),
-        math.prod(variable.shape[: _product(layer)]),
+        math.prod(variable.shape[: _num_summed_of(layer)]),
         places,
         variable.numpy().reshape(-1)[places],
         dtype=variable.dtype,
@@ -129,7 +135,7 @@ def born_sparse(layer, choose):
         storage = csr.CSRStorage(
             f"{layer.path}/{name}",
             shape,
-            math.prod(shape[: _product(layer)]),
+            math.prod(shape[: _num_summed_of(layer)]),
             places,
             drawn_values(kwargs["initializer"], shape, len(places)),
             dtype=layer.variable_dtype,
@@ -141,7 +147,7 @@ def born_sparse(layer, choose):
         storages.append(storage)
         return storage
 
-    can_be = _product(layer) is not None and layer.variable_dtype != "float64"
+    can_be = _num_summed_of(layer) is not None and layer.variable_dtype != "float64"
     if not can_be:
         yield
         return
@@ -234,16 +240,28 @@ def _attribute(layer, value):
     return names[0] if len(names) == 1 else None
 
 
-def _product(layer):
-    """How many of the first dimensions of its kernel a layer sums over.
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 
-    `None` if what it computes is no product of matrices.
+
+def is_convolution(layer):
+    """Whether what a layer computes is Keras's own convolution."""
+    own = type(layer)
+    return any(
+        _computes_as(layer, each) and own.convolution_op is each.convolution_op
+        for each in _CONVOLUTIONS
+    )
+
+
+def _num_summed_of(layer):
+    """Over how many of the first dimensions of its kernel a layer sums.
+
+    `None` if what it computes is neither a product of matrices nor a convolution.
     """
     if _computes_as(layer, keras.layers.Dense):
         return 1
     if _computes_as(layer, keras.layers.EinsumDense):
         return _num_summed(layer.equation)
-    return None
+    return layer.rank + 1 if is_convolution(layer) else None
 
 
 def _computes_as(layer, kind):
@@ -275,18 +293,13 @@ def _num_summed(equation):
 
 def _call(layer, storage):
     """What stands in the place of a layer's `call`."""
-    num_summed = _product(layer)
-    free = storage.shape[num_summed:]
+    compute = _convolution(layer, storage) if is_convolution(layer) else _product(layer, storage)
 
     @functools.wraps(layer.call)
     def call(inputs, training=None):
         if isinstance(inputs, keras.KerasTensor):
             return type(layer).call(layer, inputs)  # shapes and types alone
-        inputs = tf.convert_to_tensor(inputs)
-        num_batch = inputs.shape.rank - num_summed
-        x = csr.matmul(storage, tf.reshape(inputs, [-1, storage.matrix_shape[0]]))
-        x = tf.reshape(x, tf.concat([tf.shape(inputs)[:num_batch], free], axis=0))
-        x.set_shape([*inputs.shape[:num_batch], *free])
+        x = compute(tf.convert_to_tensor(inputs))
         if layer.bias is not None:
             x = keras.ops.add(x, layer.bias)
         if layer.activation is not None:
@@ -295,6 +308,33 @@ def _call(layer, storage):
 
     call.__signature__ = inspect.signature(layer.call)
     return call
+
+
+def _product(layer, storage):
+    num_summed = _num_summed_of(layer)
+    free = storage.shape[num_summed:]
+
+    def compute(inputs):
+        num_batch = inputs.shape.rank - num_summed
+        x = csr.matmul(storage, tf.reshape(inputs, [-1, storage.matrix_shape[0]]))
+        x = tf.reshape(x, tf.concat([tf.shape(inputs)[:num_batch], free], axis=0))
+        x.set_shape([*inputs.shape[:num_batch], *free])
+        return x
+
+    return compute
+
+
+def _convolution(layer, storage):
+    geometry = convolutions.Geometry(
+        layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding
+    )
+
+    def compute(inputs):
+        x = csr.convolve(storage, inputs, geometry)
+        x.set_shape(layer.compute_output_shape(inputs.shape))
+        return x
+
+    return compute
 
 
 def _save_own_variables(layer, store):

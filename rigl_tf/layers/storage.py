@@ -12,6 +12,12 @@ EXECUTIONS = ("masked", "csr", "auto")
 # What `"auto"` stores as CSR: where it is faster than a dense product, on CPUs that were measured.
 _LEAST_SIZE = 1 << 16
 _LEAST_SPARSITY = 0.8
+# A convolution uses its kernel at each pixel, so a small one pays, if there is enough to compute
+# for each channel that is read and written. At 90 %, in batches of 8, whole training steps were 2.2
+# to 3.7 times as fast as the best dense ones with 3x3 kernels (64 channels and 56 pixels to 512 and
+# 7), and 1.7 to 3.5 times with 1x1 kernels of 128 channels and more; but not faster with 64. At
+# 80 % forward and backward were twice as fast, also with 3x3 kernels of 16 channels.
+_LEAST_WORK_PER_CHANNEL = 64
 
 
 def check_execution(execution):
@@ -58,14 +64,19 @@ def _to_csr(layer, mask_variables, only_where_it_pays, tied):
         is_refused = products.refusal(owner, kernel.variable) is not None
         if is_refused or id(kernel.variable) in tied:
             continue
-        if not only_where_it_pays or _pays(kernel):
+        if not only_where_it_pays or _pays(owner, kernel):
             products.attach(owner, kernel)
             mask_variables.remove(name)
 
 
-def _pays(kernel):
+def _pays(layer, kernel):
+    if tf.config.list_physical_devices("GPU"):
+        return False
+    least_size = _LEAST_SIZE
+    if products.is_convolution(layer):
+        least_size = _LEAST_WORK_PER_CHANNEL * sum(kernel.shape[-2:])
     is_sparse = kernel.num_active <= (1 - _LEAST_SPARSITY) * kernel.size
-    return is_sparse and kernel.size >= _LEAST_SIZE and not tf.config.list_physical_devices("GPU")
+    return is_sparse and kernel.size >= least_size
 
 
 def _to_masked(layer, mask_variables):

@@ -129,6 +129,7 @@ def test_counts_and_invariant(name, inner):
 COMPILED = ("SNFS redistributed", "DNW")
 
 
+@pytest.mark.built_in_fit
 @pytest.mark.parametrize(
     "name",
     [n if n in COMPILED else pytest.param(n, marks=pytest.mark.slow) for n in ALGORITHMS],

@@ -202,6 +202,7 @@ def test_state_of_another_shape_or_type(value):
     assert int(optimizer.step) == 7
 
 
+@pytest.mark.built_in_fit
 def test_weights_into_a_model_whose_optimizer_is_not_built(tmp_path):
     """As with any Keras optimizer: a warning about the optimizer, and the weights are there."""
     trained = make("RigL")
