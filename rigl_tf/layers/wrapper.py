@@ -50,14 +50,14 @@ class SparseWrapper(keras.layers.Wrapper):
         seed: Integer, or `None` for a random one, as in Keras's initializers:
             `keras.utils.set_random_seed` makes it the same in every run. The masks are a function
             of it and of the kernel's index in the layer.
+        name: String. Defaults to the layer's name, so that a sparse model has the same layer
+            names as the dense one.
         execution: String, how the kernels are stored and multiplied: `"masked"` (with their
             zeros), `"csr"` (only their active values, see `rigl_tf.execution`), or `"auto"`. Those
             that cannot be CSR stay masked; `rigl_tf.sparsity_summary` says why. Defaults to
             `"masked"`. A CSR kernel of more than 67 million weights is never made dense, also not
             when it is built; its values are then drawn from the distribution of the layer's
             initializer, but are not those of the dense kernel.
-        name: String. Defaults to the layer's name, so that a sparse model has the same layer
-            names as the dense one.
 
     Raises:
         ValueError: If `sparsity` is outside `[0, 1)`, the layer has LoRA adapters, or (when it is
@@ -78,7 +78,7 @@ class SparseWrapper(keras.layers.Wrapper):
         layer = vars(self).get("layer")
         return SparseWrapper if layer is None else _class_named(type(layer).__name__)
 
-    def __init__(self, layer, sparsity=0.0, seed=None, execution="masked", name=None, **kwargs):
+    def __init__(self, layer, sparsity=0.0, seed=None, name=None, execution="masked", **kwargs):
         if isinstance(layer, SparseWrapper):
             raise ValueError(f"A layer can be wrapped only once. Received: layer={layer}")
         if "go_backwards" in kwargs:

@@ -74,11 +74,11 @@ def sparsify(
             - `"masked"`: as dense kernels with zeros. Works everywhere, and is never faster than
               dense;
             - `"csr"`: only the active values, and where they are ("compressed sparse rows"). Time
-              and memory of a step follow the active weights. For Dense and for EinsumDense that is
-              a product of matrices (as those in MultiHeadAttention), on CPUs, without XLA; other
-              kernels stay masked, and the summary says why;
-            - `"auto"`: `"csr"` where that is faster: on CPUs, kernels of 65,536 weights and more
-              that are 80 % sparse.
+              and memory of a step follow the active weights. For Dense, Conv1D to Conv3D, and
+              EinsumDense that is a product of matrices (as those in MultiHeadAttention), on CPUs,
+              without XLA; other kernels stay masked, and the summary says why;
+            - `"auto"`: `"csr"` where that is faster: on CPUs, kernels that are 80 % sparse and not
+              small (for convolutions: if a weight meets many pixels).
         seed: Integer. The masks are a function of it, of each kernel's index and of its shape; so
             are the values that `initializer` draws.
 
