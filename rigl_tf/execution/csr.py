@@ -356,6 +356,10 @@ class CSRKernel(masks.SparseKernel):
             self._tell_watchers()
 
     def __call__(self, values):
+        # Another optimizer trains it now, which would never empty the stash. (Those of `rigl_tf`
+        # say anew after each step what is to be collected.)
+        if not tf.distribute.has_strategy():
+            self.storage.collect.assign(False)
         return self._constrained(values)
 
 

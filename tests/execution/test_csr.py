@@ -471,3 +471,15 @@ def test_no_execution(execution):
     ):
         with pytest.raises(ValueError, match=r"`execution` must be one of \['masked', 'csr', 'au"):
             make()
+
+
+def test_another_optimizer_collects_nothing():
+    model = make()
+    model.optimizer.build(model.trainable_variables)
+    storage = model.layers[0].layer.kernel
+    storage.collect.assign(True)  # as before an update that never comes
+    model.compile(optimizers.SGD(0.01), "mse")
+    for _ in range(3):
+        fit(model)
+    assert not storage.collect.numpy()
+    assert len(storage.stash.read()[0]) <= 8
