@@ -4,7 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint setup clean
+# With it, `make benchmark` need not download Fashion-MNIST.
+DATA_DIR ?=
+# The CPU build of torch, where it is not the usual one.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: demo test lint benchmark setup clean
 
 setup: $(VENV)/package
 
@@ -33,5 +38,18 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
+# What cannot be installed is told of on the page, and the others are measured.
+.venv-torch/installed:
+	@echo "Setting up .venv-torch, for the benchmark (a few minutes, once)"
+	$(PYTHON) -m venv --clear .venv-torch
+	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 \
+	  --extra-index-url $(TORCH_INDEX) torch==2.13.0 sparselab==0.2.2 && touch $@ \
+	  || echo "torch and sparselab are left out: they cannot be installed"
+
+benchmark: setup .venv-torch/installed
+	rm -f results/time_to_accuracy.csv
+	$(BIN)/python -m scripts.benchmark.time_to_accuracy $(if $(DATA_DIR),--data_dir=$(DATA_DIR))
+	$(BIN)/python -m scripts.benchmark.execution
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) .venv-torch demo

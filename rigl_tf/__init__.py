@@ -53,7 +53,7 @@ from rigl_tf.optimizers import (
     SparseOptimizer,
     StaticSparse,
 )
-from rigl_tf.transforms import compact, live_units, sparsify, strip
+from rigl_tf.transforms import compact, live_units, sparsify, strip, with_execution
 
 __version__ = "0.1.0"
 
@@ -88,6 +88,7 @@ __all__ = [
     "sparsify",
     "sparsity_summary",
     "strip",
+    "with_execution",
 ]
 
 

@@ -6,6 +6,8 @@ sparse; and whoever holds the variable finds the mask.
 """
 
 import collections
+import contextlib
+import gc
 import math
 import pathlib
 import re
@@ -26,7 +28,7 @@ class MaskVariables(keras.layers.Layer):
     def __init__(self, name="masks"):
         super().__init__(name=name, dtype="float32")
         # Out of Keras's sight: the kernels are weights of another layer.
-        vars(self).update(by_kernel={}, _variables_of_kernels=[])
+        vars(self).update(by_kernel={}, _variables_of_kernels={})
         self.built = True
 
     def add(self, name, kernel, initializer):
@@ -43,40 +45,70 @@ class MaskVariables(keras.layers.Layer):
         # `tf.train.Checkpoint` finds variables that are attributes, not those in a dictionary.
         setattr(self, f"_{mask.name}", mask)
         self.by_kernel[name] = mask
-        self._variables_of_kernels.append(kernel)
+        self._variables_of_kernels[name] = kernel
         return mask
+
+    def remove(self, name):
+        """Forgets the mask variable of a kernel that is stored in another way."""
+        with cheap_deletions():
+            delattr(self, f"_{self.by_kernel.pop(name).name}")
+        del self._variables_of_kernels[name]
+
+    def kernels(self):
+        """`{name: SparseKernel}` of the kernels with a mask variable here."""
+        return {name: kernel_of(each) for name, each in self._variables_of_kernels.items()}
 
     def have_lost(self, weights):
         """Whether a kernel with a mask is none of these weights."""
         held = {id(weight) for weight in weights}
-        return any(id(each) not in held for each in self._variables_of_kernels)
+        return any(id(each) not in held for each in self._variables_of_kernels.values())
 
     def load_own_variables(self, store):
+        if store.keys() and not self.by_kernel:
+            raise ValueError(
+                "The file has masks, and this model has none, as its kernels are CSR: load it into "
+                "a masked model, and use `rigl_tf.with_execution(model, 'csr')` then. "
+                f"Received: masks of {len(store.keys())} kernels"
+            )
         if store.keys():
             super().load_own_variables(store)
-        for variable in self._variables_of_kernels:
-            kernel_of(variable).zero_inactive()
+        for kernel in self.kernels().values():
+            kernel.zero_inactive()
+
+
+@contextlib.contextmanager
+def cheap_deletions():
+    """Spares the search for garbage that Keras makes each time a layer loses a weight."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class SparseKernel(keras.constraints.Constraint):
-    """A kernel that is zero where its mask is `False`: all that others know of it.
+    """A kernel of which some connections are inactive, and zero: all that others know of it.
 
-    As the constraint of its variable it keeps the inactive connections at zero.
+    It is the constraint of the variable that is trained. How a kernel is stored is said by the
+    subclasses: `MaskedKernel` here, and `rigl_tf.execution.csr.CSRKernel`.
 
     Args:
-        variable: The `keras.Variable` that the layer computes with, of any shape.
-        kernel_mask: Boolean `keras.Variable` of the same shape, `True` where active.
+        variable: The `keras.Variable` that an optimizer trains.
         settle: Function to call before training starts, or `None`: it decides on a mask that is
             still open.
 
     Attributes:
+        execution: String, how layers compute with it: `"masked"` or `"csr"`.
         constraint: The user's own constraint of the variable, or `None`. It is applied first.
+        mask_variables: The variables that say which connections are active.
         watchers: Boolean variables of optimizers, which become `True` when the mask is set.
     """
 
-    def __init__(self, variable, kernel_mask, settle=None):
+    execution = None
+    mask_variables = ()
+
+    def __init__(self, variable, settle=None):
         self.variable = variable
-        self.kernel_mask = kernel_mask
         self.constraint = variable.constraint
         self.settle = settle
         self.watchers = []
@@ -87,6 +119,7 @@ class SparseKernel(keras.constraints.Constraint):
 
     @property
     def shape(self):
+        """The shape of the dense kernel, a tuple."""
         return tuple(self.variable.shape)
 
     @property
@@ -97,12 +130,61 @@ class SparseKernel(keras.constraints.Constraint):
     @property
     def num_active(self):
         """Number of active connections, an integer."""
+        raise NotImplementedError
+
+    @property
+    def mask(self):
+        """The mask, a boolean array."""
+        raise NotImplementedError
+
+    def numpy(self):
+        """The dense kernel as an array."""
+        raise NotImplementedError
+
+    def assign(self, weights):
+        """Sets the weights of the active connections, as an array or tensor of all; at once."""
+        raise NotImplementedError
+
+    def set_mask(self, mask):
+        """Sets the mask, and zeroes what it makes inactive; at once."""
+        raise NotImplementedError
+
+    def zero_inactive(self):
+        """Sets inactive connections to zero that other code has written into; at once."""
+
+    def _constrained(self, kernel):
+        return kernel if self.constraint is None else self.constraint(kernel)
+
+    def _tell_watchers(self):
+        for watcher in self.watchers:
+            watcher.assign(True)
+
+
+class MaskedKernel(SparseKernel):
+    """A kernel that is stored with its zeros, and has a mask beside it.
+
+    As the constraint of its variable it keeps the inactive connections at zero.
+
+    Args:
+        variable: The `keras.Variable` that the layer computes with, of any shape.
+        kernel_mask: Boolean `keras.Variable` of the same shape, `True` where active.
+        settle: As in `SparseKernel`.
+    """
+
+    execution = "masked"
+
+    def __init__(self, variable, kernel_mask, settle=None):
+        super().__init__(variable, settle)
+        self.kernel_mask = kernel_mask
+        self.mask_variables = (kernel_mask,)
+
+    @property
+    def num_active(self):
         with tf.init_scope():
             return int(tf.math.count_nonzero(tf.convert_to_tensor(self.kernel_mask)))
 
     @property
     def mask(self):
-        """The mask, a boolean array."""
         return np.asarray(self.kernel_mask, dtype=bool)
 
     def numpy(self):
@@ -110,27 +192,20 @@ class SparseKernel(keras.constraints.Constraint):
         return self.variable.numpy()
 
     def assign(self, weights):
-        """Sets the weights of the active connections, as an array or tensor of all; at once."""
         with tf.init_scope():
             self.variable.assign(masked(weights, self.kernel_mask))
 
     def set_mask(self, mask):
-        """Sets the mask, and zeroes what it makes inactive; at once."""
         with tf.init_scope():
             self.kernel_mask.assign(mask)
             self.zero_inactive()
-            for watcher in self.watchers:
-                watcher.assign(True)
+            self._tell_watchers()
 
     def zero_inactive(self):
-        """Sets inactive connections to zero that other code has written into; at once."""
         self.assign(self.variable)
 
     def __call__(self, kernel):
         return masked(self._constrained(kernel), self.kernel_mask)
-
-    def _constrained(self, kernel):
-        return kernel if self.constraint is None else self.constraint(kernel)
 
     # Inside a graph, on one replica: `local` is its copy of the variable, and of the mask.
 
@@ -162,8 +237,8 @@ def masked(values, kernel_mask):
 
 
 def link(variable, kernel_mask, settle=None):
-    """Makes a variable that of a sparse kernel; for the arguments see `SparseKernel`."""
-    variable.constraint = SparseKernel(variable, kernel_mask, settle)
+    """Makes a variable that of a sparse kernel; for the arguments see `MaskedKernel`."""
+    variable.constraint = MaskedKernel(variable, kernel_mask, settle)
 
 
 def unlink(variable):
@@ -178,9 +253,9 @@ def kernel_of(variable):
 
 
 def mask_of(variable):
-    """The mask variable of a sparse kernel's variable, `None` for any other variable."""
+    """The mask variable of a masked kernel's variable, `None` for any other variable."""
     kernel = kernel_of(variable)
-    return None if kernel is None else kernel.kernel_mask
+    return kernel.kernel_mask if isinstance(kernel, MaskedKernel) else None
 
 
 def settle(kernels):
@@ -210,8 +285,9 @@ def by_path(kernels):
 
 
 def own_masks(model):
-    """The identities of the mask variables of a model or layer."""
-    return {id(kernel.kernel_mask) for kernel in kernels_of(model).values()}
+    """The identities of the variables that say what is active in a model or layer."""
+    kernels = kernels_of(model).values()
+    return {id(variable) for kernel in kernels for variable in kernel.mask_variables}
 
 
 def without_masks(model, variables):
@@ -226,8 +302,14 @@ def kernels_of(model):
     The layers of a sparse model are layers of others, too, such as the one that it was made of: in
     a model that does not hold their masks, they are dense.
     """
-    own = {id(weight) for weight in model.weights}
-    return by_path(kernel_of(weight) for weight in model.weights if id(mask_of(weight)) in own)
+    weights = model.weights
+    own = {id(weight) for weight in weights}
+    kernels = [kernel_of(weight) for weight in weights]
+    return by_path(
+        kernel
+        for kernel in kernels
+        if kernel is not None and all(id(each) in own for each in kernel.mask_variables)
+    )
 
 
 def sparse_kernels(model):

@@ -212,7 +212,9 @@ def _top_k_of_keys(keys, k):
 
 
 def _top_k_of_rows(keys, k, is_long):
-    threshold, num_wanted, num_equal = _kth_largest(tf.reshape(keys, [-1]), k, is_long)
+    count = histogram_by_tiles if is_long else histogram
+    count = functools.partial(count, tf.reshape(keys, [-1]))
+    threshold, num_wanted, num_equal = kth_largest(count, keys.dtype, k)
     return tf.cond(
         num_wanted == num_equal,
         lambda: keys >= threshold,
@@ -235,24 +237,30 @@ def _traced_top_k(dtype, is_long):
     )
 
 
-def _kth_largest(keys, k, is_long):
-    """The k-th largest key, how many keys equal to it are wanted, and how many there are."""
-    histogram = _histogram_by_tiles if is_long else _histogram
-    width = keys.dtype.size * 8
-    prefix = tf.zeros([], keys.dtype)
+def kth_largest(histogram, dtype, k):
+    """The k-th largest key, how many keys equal to it are wanted, and how many there are.
+
+    Args:
+        histogram: `histogram(shift, prefix)` counts the 16-bit digits of all keys, as the function
+            `histogram` of this module.
+        dtype: `tf.int32` or `tf.int64`, of the keys.
+        k: Scalar integer tensor, of the type of the counts.
+    """
+    width = dtype.size * 8
+    prefix = tf.zeros([], dtype)
     remaining = k
     for shift in range(width - _DIGIT_BITS, -1, -_DIGIT_BITS):
-        counts = histogram(keys, shift, prefix if shift < width - _DIGIT_BITS else None)
+        counts = histogram(shift, prefix if shift < width - _DIGIT_BITS else None)
         counts = tf.reshape(counts, [_PAGE, _PAGE])
         # Pages of 256 digits first: one long running sum takes XLA minutes to compile.
         page, remaining, _ = _reached(tf.reduce_sum(counts, axis=1), remaining)
         on_page = tf.where(tf.range(_PAGE)[:, tf.newaxis] == page, counts, 0)
         digit, remaining, num_equal = _reached(tf.reduce_sum(on_page, axis=0), remaining)
         digit += page * _PAGE
-        prefix = tf.bitwise.left_shift(prefix, tf.constant(_DIGIT_BITS, keys.dtype))
-        prefix = tf.bitwise.bitwise_or(prefix, tf.cast(digit, keys.dtype))
+        prefix = tf.bitwise.left_shift(prefix, tf.constant(_DIGIT_BITS, dtype))
+        prefix = tf.bitwise.bitwise_or(prefix, tf.cast(digit, dtype))
         prefix = _unsigned_prefix(prefix, width - shift)
-    return tf.bitwise.bitwise_xor(prefix, keys.dtype.min), remaining, num_equal
+    return tf.bitwise.bitwise_xor(prefix, dtype.min), remaining, num_equal
 
 
 def _reached(counts, num):
@@ -260,7 +268,7 @@ def _reached(counts, num):
     enough = tf.cumsum(counts, reverse=True) >= num
     index = num_true(enough) - 1
     count = tf.reduce_sum(tf.where(tf.range(_PAGE) == index, counts, 0))
-    return index, num - tf.reduce_sum(tf.where(enough, 0, counts)), count
+    return index, num - tf.reduce_sum(tf.where(enough, tf.zeros_like(counts), counts)), count
 
 
 def _unsigned_prefix(prefix, num_bits):
@@ -270,7 +278,7 @@ def _unsigned_prefix(prefix, num_bits):
     return tf.bitwise.right_shift(tf.bitwise.left_shift(prefix, lost), lost)
 
 
-def _histogram(keys, shift, prefix):
+def histogram(keys, shift, prefix):
     """How often each 16-bit digit occurs in the keys with a prefix.
 
     Args:
@@ -281,8 +289,8 @@ def _histogram(keys, shift, prefix):
     return _count_digits(_digits(keys, shift, prefix))
 
 
-def _histogram_by_tiles(keys, shift, prefix):
-    """`_histogram` of many keys, whose digits never stand all in memory."""
+def histogram_by_tiles(keys, shift, prefix):
+    """`histogram` of many keys, whose digits never stand all in memory."""
     size = tf.shape(keys)[0]
 
     def add(begin, counts):

@@ -1,5 +1,7 @@
 """Two CPU devices for every test, and the same start for each of them."""
 
+import contextlib
+import functools
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -8,10 +10,25 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 import keras
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 # Devices can be split only before TensorFlow starts, so it is done here, once.
 _CPU = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(_CPU, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+# TensorFlow forgets its kernels whenever a session is cleared or a seed is set, which is before
+# every test; to make them anew takes a fifth of the time of all tests. It does so for random ops
+# with a state of their own, run eagerly; nothing here has those.
+context.Context.clear_kernel_cache = lambda self: None
+_set_seed = tf.random.set_seed
+
+
+def _set_another_seed(seed):
+    if context.global_seed() != seed:
+        _set_seed(seed)
+
+
+tf.random.set_seed = _set_another_seed
 
 
 @pytest.fixture(autouse=True)
@@ -23,3 +40,28 @@ def fresh_start():
     yield
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(autouse=True)
+def traced_once(request, monkeypatch):
+    """Models that are built when they are compiled get their optimizer built, too.
+
+    Keras traces the first step of `fit` a second time if it has created variables, as it does of an
+    optimizer that is not built; most of a short training is spent there. Tests that are marked
+    `built_in_fit` are of this very case.
+    """
+    if request.node.get_closest_marker("built_in_fit"):
+        return
+    # Of the base class: a model with another `compile` than that is loaded without being compiled.
+    (trainer,) = [each for each in keras.Model.__mro__ if "compile" in vars(each)]
+    compile_model = trainer.compile
+
+    @functools.wraps(compile_model)
+    def compile_and_build(model, *arguments, **settings):
+        compile_model(model, *arguments, **settings)
+        if model.built and not tf.distribute.has_strategy() and model.optimizer is not None:
+            # What cannot be built says so in `fit`.
+            with contextlib.suppress(ValueError):
+                model.optimizer.build(model.trainable_variables)
+
+    monkeypatch.setattr(trainer, "compile", compile_and_build)

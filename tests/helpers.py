@@ -80,6 +80,11 @@ def all_alike(shapes, sparsity):
     return dict.fromkeys(shapes, sparsity)
 
 
+# How kernels are stored and multiplied.
+EXECUTIONS = ["masked", "csr"]
+in_every_execution = pytest.mark.parametrize("execution", EXECUTIONS)
+
+
 def half(model, **arguments):
     """A sparse model, half of each kernel of which is zero."""
     return rigl_tf.sparsify(model, 0.5, all_alike, **arguments)
@@ -240,6 +245,24 @@ def state_of(model, optimizer=None):
     return {f"{index}:{v.path}": np.asarray(v) for index, v in enumerate(variables)}
 
 
+def assert_same_model(model, other, tolerance=1e-4):
+    """Equal masks, and weights that are equal up to rounding, however the kernels are stored."""
+    assert_equal(masks_of(model), masks_of(other))
+    for one, two in zip(dense_weights(model), dense_weights(other), strict=True):
+        np.testing.assert_allclose(one, two, rtol=tolerance, atol=tolerance / 10)
+
+
+def dense_weights(model):
+    """The weights without masks, sparse kernels with their zeros."""
+    kernels = {id(each.variable): each for each in rigl_tf.masks.kernels_of(model).values()}
+    weights = rigl_tf.masks.without_masks(model, model.weights)
+    return [kernels.get(id(weight), weight).numpy() for weight in weights]
+
+
+def executions_of(model):
+    return [kernel.execution for kernel in rigl_tf.masks.kernels_of(model).values()]
+
+
 def differ(ones, others):
     return any((one != other).any() for one, other in zip(ones, others, strict=True))
 
@@ -262,10 +285,10 @@ def assert_same_state(state, want):
 def check_invariant(model):
     """The sparse kernels are weights of the model, zero outside of their masks, not only zeros."""
     weights = {id(weight) for weight in model.weights}
-    kernels = rigl_tf.masks.sparse_kernels(model).values()
+    kernels = rigl_tf.masks.kernels_of(model).values()
     for kernel, mask in zip(kernels, masks_of(model), strict=True):
         value = kernel.numpy()
-        assert id(kernel) in weights
+        assert id(kernel.variable) in weights
         assert value.any()
         np.testing.assert_array_equal(value, np.where(mask, value, 0), err_msg=kernel.path)
 

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import ends_early, updates_only
+from helpers import dense_weights, ends_early, in_every_execution, updates_only
 
 import rigl_tf
 
@@ -46,9 +46,11 @@ def rigl(inner=None, update_frequency=2):
     return rigl_tf.RigL(inner, 100, update_frequency=update_frequency, drop_fraction=0.5)
 
 
-def make(sparsity=0.5, distribution=equally, seed=0, optimizer=None, run_eagerly=True):
+def make(
+    sparsity=0.5, distribution=equally, seed=0, optimizer=None, run_eagerly=True, execution="masked"
+):
     keras.utils.set_random_seed(seed)
-    model = rigl_tf.sparsify(dense_model(), sparsity, distribution, seed=seed)
+    model = rigl_tf.sparsify(dense_model(), sparsity, distribution, seed=seed, execution=execution)
     model.compile(optimizer or rigl(), "mse", run_eagerly=run_eagerly)
     return model
 
@@ -82,8 +84,7 @@ def counts(model):
 
 
 def kernels(model):
-    masks = rigl_tf.get_masks(model)
-    return {w.path: w.numpy() for w in model.weights if w.path in masks}
+    return {path: each.numpy() for path, each in rigl_tf.masks.kernels_of(model).items()}
 
 
 def assert_zeros(model):
@@ -114,9 +115,11 @@ def bad_data(batch, value):
 
 
 @pytest.mark.parametrize("make_optimizer", [rigl, lambda: optimizers.Adam(0.01)])
-def test_nan_spoils_the_active_connections_alone(make_optimizer):
+@in_every_execution
+def test_nan_spoils_the_active_connections_alone(execution, make_optimizer):
     """As in any Keras model, NaN stays in the weights; but only where there are connections."""
-    model = make(optimizer=make_optimizer(), run_eagerly=False)
+    is_csr = execution == "csr"
+    model = make(optimizer=make_optimizer(), run_eagerly=is_csr, execution=execution)
     before = masks_of(model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="RigL skipped 1 mask updates")
@@ -127,10 +130,11 @@ def test_nan_spoils_the_active_connections_alone(make_optimizer):
         assert (kernel[~mask] == 0).all()
 
 
-def test_loss_scaling_skips_infinite_gradients():
+@in_every_execution
+def test_loss_scaling_skips_infinite_gradients(execution):
     """Such a step is none: not for the inner optimizer, nor for the count of steps to an update."""
     keras.config.set_dtype_policy("mixed_float16")
-    model = make(optimizer=rigl(update_frequency=1))
+    model = make(optimizer=rigl(update_frequency=1), execution=execution)
     assert isinstance(model.optimizer, optimizers.LossScaleOptimizer)
     fit(model)
     ours = model.optimizer.inner_optimizer
@@ -175,18 +179,19 @@ def test_terminate_on_nan():
     ],
     ids=["SET", "StaticSparse", "Adam", "SGD", "the same"],
 )
-def test_another_optimizer_trains_on(following):
-    model = make()
+@in_every_execution
+def test_another_optimizer_trains_on(execution, following):
+    model = make(execution=execution)
     fit(model)
-    before, weights = masks_of(model), values(model)
+    before, weights = masks_of(model), dense_weights(model)
     optimizer = following(model.optimizer)
     step = int(getattr(optimizer, "step", optimizer.iterations))
     model.compile(optimizer, "mse", run_eagerly=True)
-    assert same(weights, values(model))
+    assert same(weights, dense_weights(model))
     fit(model)
     assert counts(model) == HALF
     assert int(getattr(optimizer, "step", optimizer.iterations)) == step + 4
-    assert not same(weights, values(model))
+    assert not same(weights, dense_weights(model))
     moves = isinstance(optimizer, (rigl_tf.RigL, rigl_tf.SET))
     assert same(before, masks_of(model)) != moves
 

@@ -10,6 +10,8 @@ from helpers import covers_part, ends_early
 
 import rigl_tf
 
+pytestmark = pytest.mark.built_in_fit
+
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
 

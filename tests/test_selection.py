@@ -92,12 +92,12 @@ def test_kept_connections_are_told_from_huge_scores():
 def test_drop_and_grow_is_the_reference(world, cases):
     rng = np.random.default_rng(0)
     fn = in_world(world, selection.drop_and_grow)
-    for _ in range(cases):
-        mask, drop_scores, grow_scores, num_drop = case = random_case(rng)
+    for case in range(cases):
+        mask, drop_scores, grow_scores, num_drop = random_case(rng)
         new_mask, grown = fn(mask, drop_scores, grow_scores, tf.constant(num_drop))
         want_mask, want_grown = reference.drop_and_grow(mask, drop_scores, grow_scores, num_drop)
-        np.testing.assert_array_equal(new_mask, want_mask, err_msg=str(case))
-        np.testing.assert_array_equal(grown, want_grown, err_msg=str(case))
+        np.testing.assert_array_equal(new_mask, want_mask, err_msg=f"case {case}")
+        np.testing.assert_array_equal(grown, want_grown, err_msg=f"case {case}")
         assert np.count_nonzero(new_mask) == np.count_nonzero(mask)
 
 
@@ -105,10 +105,10 @@ def test_drop_and_grow_is_the_reference(world, cases):
 def test_top_k_mask_is_the_reference(world, cases):
     rng = np.random.default_rng(1)
     fn = in_world(world, selection.top_k_mask)
-    for _ in range(cases):
+    for case in range(cases):
         scores, k = random_scores(rng), int(rng.integers(SIZE + 1))
         want = reference.top_k_mask(scores, k)
-        np.testing.assert_array_equal(fn(scores, tf.constant(k)), want, err_msg=str((scores, k)))
+        np.testing.assert_array_equal(fn(scores, tf.constant(k)), want, err_msg=f"case {case}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

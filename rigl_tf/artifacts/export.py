@@ -18,6 +18,7 @@ from rigl_tf.checks import check_choice
 from rigl_tf.inputs import batch_of, check_shapes, signature
 from rigl_tf.layers.summary import as_text, num_outside
 from rigl_tf.masks import own_masks, without_masks
+from rigl_tf.transforms.execution import as_masked
 from rigl_tf.transforms.sparsify import strip
 from rigl_tf.walk import all_layers
 
@@ -152,6 +153,7 @@ def export(model, path, format="saved_model", inputs=None, check=True):
     if format == "saved_model":
         check_shapes(specs, batch)
     expected = _outputs(model, batch)
+    model = as_masked(model)
     cost = flops.estimate(model, inputs)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as directory:

@@ -14,6 +14,7 @@ from rigl_tf.inputs import concrete
 from rigl_tf.layers.eligibility import dense_reason
 from rigl_tf.layers.summary import KernelSummary, as_text
 from rigl_tf.optimizers import ALGORITHMS
+from rigl_tf.transforms.execution import as_masked
 from rigl_tf.walk import layers_of_weights
 
 _FLOAT_BYTES = 4
@@ -244,6 +245,7 @@ def count(model, inputs=None):
 def estimate(model, inputs=None):
     """As `count`, but what cannot be counted is `unknown` in the result."""
     specs = concrete(model, inputs)
+    model = as_masked(model)
     weights = masks.without_masks(model, model.weights)
     kernels = [
         weight

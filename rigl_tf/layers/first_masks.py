@@ -35,7 +35,7 @@ class MaskChoice:
         self._sparsity = sparsity
         self._seed = seed
         self._draw = draw
-        if (sparsity or draw) and _is_initialized(masks.mask_of(self.kernel)):
+        if (sparsity or draw) and is_initialized(masks.mask_of(self.kernel)):
             with tf.init_scope():
                 mask = self._mask()
                 masks.mask_of(self.kernel).assign(mask)
@@ -43,7 +43,7 @@ class MaskChoice:
 
     def __call__(self, shape, dtype=None):
         mask = self._mask()
-        if (self._sparsity or self._draw) and _is_initialized(self.kernel):
+        if (self._sparsity or self._draw) and is_initialized(self.kernel):
             self.kernel.assign(self._values(mask))
         return mask
 
@@ -58,7 +58,7 @@ class MaskChoice:
         return selection.random_mask(self.kernel.shape, num_active, self._seed)
 
 
-def _is_initialized(variable):
+def is_initialized(variable):
     """Whether a Keras variable has its value; until then Keras gives a tensor as a stand-in."""
     return isinstance(variable.value, tf.Variable)
 
@@ -77,22 +77,25 @@ class Allocation:
     sparsity when they are built.
 
     Args:
-        distribution, sparsity, seed, initializer: See `rigl_tf.sparsify`.
+        distribution, sparsity, seed, initializer, execution: See `rigl_tf.sparsify`.
         choice: The `Choice` of kernels. Names in it that no layer had are errors.
 
     Attributes:
         on_shared_out: Function to call when the sparsity was shared out, or `None`.
     """
 
-    def __init__(self, distribution, sparsity, seed, choice, initializer=None):
+    def __init__(self, distribution, sparsity, seed, choice, initializer=None, execution="masked"):
         self.on_shared_out = None
         self._distribution = distribution
         self._sparsity = sparsity
         self._seed = seed
         self._choice = choice
         self._initializer = initializer
+        self._execution = execution
         self._num_layers = 0
-        self._built = []
+        self._wrappers = []  # those that are built
+        self._choices = []  # (choice, its wrapper), until the sparsity is shared out
+        self._num_chosen = 0
         self._is_shared_out = False
         self._num_holds = 0
 
@@ -102,16 +105,18 @@ class Allocation:
 
     def add(self, wrapper, choices):
         """Called by a wrapper when it is built, with a `MaskChoice` for each of its kernels."""
-        self._built.append((wrapper, choices))
         if self._is_shared_out:
-            num_before = sum(len(choices) for _, choices in self._built[:-1])
             kernels = masks.by_path(choice.kernel for choice in choices)
             by_layer = self._choice.sparsities(kernels)
             shares = list((by_layer or dict.fromkeys(kernels, self._sparsity)).values())
-            for index, (choice, share) in enumerate(zip(choices, shares, strict=True), num_before):
-                self._choose(choice, wrapper, share, index)
+            for choice, share in zip(choices, shares, strict=True):
+                self._choose(choice, wrapper, share, self._num_chosen)
+                self._num_chosen += 1
             wrapper.keep_sparsity(shares, self._seed)
+            wrapper.use_execution(self._execution)
         else:
+            self._wrappers.append(wrapper)
+            self._choices += [(choice, wrapper) for choice in choices]
             self._share_out_if_complete()
 
     def hold(self):
@@ -132,17 +137,28 @@ class Allocation:
         self._share_out_if_complete()
 
     def _share_out_if_complete(self):
-        are_built = self._built and len(self._built) >= self._num_layers
+        are_built = self._wrappers and len(self._wrappers) >= self._num_layers
         if are_built and not self._num_holds:
-            self.settle()
+            self._share_out()
 
     def settle(self):
         """Decides on the sparsity of all kernels that there are, if it is still open."""
         if self._is_shared_out:
             return
+        if self._execution != "masked":
+            raise ValueError(
+                f"`execution={self._execution!r}` needs a model whose layers are all built before "
+                f"the optimizer is. Received: {self._num_layers - len(self._wrappers)} layers that "
+                "are not built"
+            )
+        self._share_out()
+
+    def _share_out(self):
+        if self._is_shared_out:
+            return
         self._is_shared_out = True
         self._choice.check_all_met()
-        choices = [(choice, wrapper) for wrapper, choices in self._built for choice in choices]
+        choices, self._choices = self._choices, []  # which hold kernels that may be replaced
         kernels = masks.by_path(choice.kernel for choice, _ in choices)
         if not kernels:
             raise ValueError(
@@ -159,7 +175,11 @@ class Allocation:
             # A network and its clone, a target network say, have the same paths and masks.
             twin = first.setdefault((choice.kernel.path, tuple(choice.kernel.shape)), index)
             self._choose(choice, wrapper, share, twin)
+        self._num_chosen = len(choices)
         self._keep(shares)
+        del choices, kernels, choice
+        for wrapper in self._wrappers:
+            wrapper.use_execution(self._execution)
         if self.on_shared_out is not None:
             self.on_shared_out()
 
@@ -174,7 +194,7 @@ class Allocation:
 
     def take_zeros(self):
         """Masks of what is not zero, in all kernels that there are."""
-        kernels = [choice.kernel for _, choices in self._built for choice in choices]
+        kernels = [each for one in self._wrappers for each in masks.kernels_of(one).values()]
         values = [kernel.numpy() != 0 for kernel in kernels]
         for kernel, mask in zip(kernels, values, strict=True):
             if not mask.any():
@@ -183,10 +203,11 @@ class Allocation:
                     f"its layer in `dense_layers`. Received: {kernel.path!r}, all zeros"
                 )
         for kernel, mask in zip(kernels, values, strict=True):
-            masks.kernel_of(kernel).set_mask(mask)
+            kernel.set_mask(mask)
         self._keep([1 - mask.mean() for mask in values])
 
     def _keep(self, shares):
         shares = iter(shares)
-        for wrapper, choices in self._built:
-            wrapper.keep_sparsity([float(next(shares)) for _ in choices], self._seed)
+        for wrapper in self._wrappers:
+            kernels = masks.kernels_of(wrapper)
+            wrapper.keep_sparsity([float(next(shares)) for _ in kernels], self._seed)

@@ -11,6 +11,7 @@ import rich.table
 from rigl_tf import masks
 from rigl_tf.checks import check_keras_3
 from rigl_tf.layers.eligibility import reason_within
+from rigl_tf.layers.storage import reason_for_masked
 from rigl_tf.walk import layers_of_weights
 
 
@@ -30,6 +31,19 @@ class KernelSummary:
     def sparsity(self):
         """Share of zeros, in `[0, 1)`."""
         return 1 - self.num_active / self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredKernel(KernelSummary):
+    """One kernel of a model, and how it is stored.
+
+    Attributes:
+        execution: How it is stored and multiplied: `"masked"` or `"csr"`.
+        reason: Why it is masked, though its layer was to be CSR; else an empty string.
+    """
+
+    execution: str = "masked"
+    reason: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +115,7 @@ class SparsitySummary:
     """The result of `sparsity_summary`; `print` shows it as a table.
 
     Attributes:
-        kernels: A `KernelSummary` for each sparse kernel.
+        kernels: A `StoredKernel` for each sparse kernel.
         dense: A `DenseWeights` for each weight of two and more dimensions that is not sparse.
         num_weights: Number of all weights of the model, masks excluded.
         outside: `{path: number}` of the kernels that are not zero outside of their masks, as
@@ -135,9 +149,11 @@ class SparsitySummary:
         table.add_column("kernel", overflow="fold")
         for column in ("shape", "active", "of", "sparsity"):
             table.add_column(column, justify="right", no_wrap=True)
+        tells_execution = any(each.execution == "csr" or each.reason for each in self.kernels)
         for kernel in self.kernels:
+            execution = f" ({kernel.execution}" + f": {kernel.reason})" * bool(kernel.reason)
             table.add_row(
-                kernel.path,
+                kernel.path + (execution.rstrip(")") + ")" if tells_execution else ""),
                 "x".join(map(str, kernel.shape)),
                 f"{kernel.num_active:,}",
                 f"{kernel.size:,}",
@@ -195,8 +211,15 @@ def sparsity_summary(model):
             "`sparsity_summary` needs a model with weights: build it by calling it on a batch. "
             f"Received: model={model.name!r}, without weights"
         )
+    around = {id(weight): layers for weight, layers in layers_of_weights(model)}
     kernels = tuple(
-        KernelSummary(path, kernel.shape, kernel.num_active)
+        StoredKernel(
+            path,
+            kernel.shape,
+            kernel.num_active,
+            kernel.execution,
+            reason_for_masked(around[id(kernel.variable)], kernel),
+        )
         for path, kernel in masks.kernels_of(model).items()
     )
     return SparsitySummary(kernels, *_others(model), num_outside(model))
@@ -207,6 +230,7 @@ def num_outside(model):
     numbers = {
         path: np.count_nonzero(kernel.numpy()[~kernel.mask])
         for path, kernel in masks.kernels_of(model).items()
+        if kernel.execution == "masked"  # a CSR kernel has nothing else
     }
     return {path: int(number) for path, number in numbers.items() if number}
 
@@ -241,7 +265,7 @@ def _coverage(kernels, dense, num_weights):
 
 def _others(model):
     """The `DenseWeights` of two and more dimensions, and the number of all weights but masks."""
-    own_kernels = {id(kernel.variable) for kernel in masks.kernels_of(model).values()}
+    own_kernels = {id(each.variable): each.size for each in masks.kernels_of(model).values()}
     own_masks = masks.own_masks(model)
     weights = [
         (weight, layers)
@@ -255,4 +279,5 @@ def _others(model):
         for weight, layers in weights
         if len(weight.shape) >= 2 and id(weight) not in own_kernels
     )
-    return dense, sum(math.prod(weight.shape) for weight, _ in weights)
+    sizes = [own_kernels.get(id(each), math.prod(each.shape)) for each, _ in weights]
+    return dense, sum(sizes)

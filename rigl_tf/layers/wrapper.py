@@ -1,14 +1,17 @@
 """SparseWrapper: a Keras layer whose kernels are sparse."""
 
+import contextlib
 import functools
 import inspect
+import math
 import random
 import warnings
 
 import keras
 import tensorflow as tf
 
-from rigl_tf import distributions, masks
+from rigl_tf import distributions, masks, selection
+from rigl_tf.execution.products import born_sparse
 from rigl_tf.layers.building import (
     build_by_call,
     build_signature,
@@ -17,7 +20,8 @@ from rigl_tf.layers.building import (
     without_build_configs,
 )
 from rigl_tf.layers.eligibility import Choice
-from rigl_tf.layers.first_masks import MaskChoice
+from rigl_tf.layers.first_masks import MaskChoice, is_initialized
+from rigl_tf.layers.storage import check_execution, csr_storages, store
 from rigl_tf.walk import all_layers, unbuilt
 
 # Where the masks stand among the attributes of a wrapper: Keras loads these in alphabetical order,
@@ -48,6 +52,12 @@ class SparseWrapper(keras.layers.Wrapper):
             of it and of the kernel's index in the layer.
         name: String. Defaults to the layer's name, so that a sparse model has the same layer
             names as the dense one.
+        execution: String, how the kernels are stored and multiplied: `"masked"` (with their
+            zeros), `"csr"` (only their active values, see `rigl_tf.execution`), or `"auto"`. Those
+            that cannot be CSR stay masked; `rigl_tf.sparsity_summary` says why. Defaults to
+            `"masked"`. A CSR kernel of more than 67 million weights is never made dense, also not
+            when it is built; its values are then drawn from the distribution of the layer's
+            initializer, but are not those of the dense kernel.
 
     Raises:
         ValueError: If `sparsity` is outside `[0, 1)`, the layer has LoRA adapters, or (when it is
@@ -68,7 +78,7 @@ class SparseWrapper(keras.layers.Wrapper):
         layer = vars(self).get("layer")
         return SparseWrapper if layer is None else _class_named(type(layer).__name__)
 
-    def __init__(self, layer, sparsity=0.0, seed=None, name=None, **kwargs):
+    def __init__(self, layer, sparsity=0.0, seed=None, name=None, execution="masked", **kwargs):
         if isinstance(layer, SparseWrapper):
             raise ValueError(f"A layer can be wrapped only once. Received: layer={layer}")
         if "go_backwards" in kwargs:
@@ -82,6 +92,7 @@ class SparseWrapper(keras.layers.Wrapper):
                 distributions.check_sparsity(share or 0.0)
         else:
             distributions.check_sparsity(sparsity)
+        check_execution(execution)
         if isinstance(layer, keras.layers.Layer):
             name = name or layer.name
             kwargs.setdefault("dtype", layer.dtype_policy)
@@ -91,6 +102,8 @@ class SparseWrapper(keras.layers.Wrapper):
         super().__init__(layer, name=name, **kwargs)
         self.sparsity = sparsity
         self.seed = random.randint(0, 2**31 - 1) if seed is None else seed
+        self.execution = execution
+        self._is_too_early = False
         self.supports_masking = layer.supports_masking
         setattr(self, _MASKS, masks.MaskVariables(name="masks"))
         self._chosen = None  # until all that the layer makes is there
@@ -138,8 +151,28 @@ class SparseWrapper(keras.layers.Wrapper):
 
     @property
     def kernel_masks(self):
-        """`{kernel name: boolean mask variable}`; empty until the layer is built."""
+        """`{kernel name: boolean mask variable}`; empty until the layer is built.
+
+        A CSR kernel has no such variable: `rigl_tf.get_masks` makes its mask.
+        """
         return dict(getattr(self, _MASKS).by_kernel)
+
+    def use_execution(self, execution, tied=()):
+        """Stores the kernels in another way, which the layer computes with from then on.
+
+        Args:
+            execution: As the argument of this class.
+            tied: The identities of variables that layers outside hold, too: they stay as they are.
+        """
+        check_execution(execution)
+        self.execution = execution
+        kernels = getattr(self, _MASKS).kernels().values()
+        # In `fit` Keras may build a model whose variables have no values yet.
+        self._is_too_early = execution != "masked" and not all(
+            is_initialized(kernel.variable) for kernel in kernels
+        )
+        if self._chosen is not None and not self._is_too_early:
+            store(self.layer, getattr(self, _MASKS), execution, tied)
 
     @property
     def kernel_mask(self):
@@ -150,6 +183,30 @@ class SparseWrapper(keras.layers.Wrapper):
                 f"Received: kernels={list(self.kernel_masks)}"
             )
         return next(iter(self.kernel_masks.values()))
+
+    def masked_copy(self):
+        """A copy of this built layer with masked kernels: other variables of the same values."""
+        layer = type(self.layer).from_config(self.layer.get_config())
+        parent = self.layer.path.rpartition("/")[0]
+        with keras.name_scope(layer.name, caller=layer, override_parent=parent):
+            layer.build_from_config(self.layer.get_build_config())
+        layer.trainable = self.layer.trainable
+        copy = SparseWrapper(layer, self.get_config()["sparsity"], self.seed, name=self.name)
+        copy.take_built()
+        weights, copies = (masks.without_masks(each, each.weights) for each in (self, copy))
+        for weight, copied in zip(weights, copies, strict=True):
+            kernel = masks.kernel_of(weight)
+            if kernel is None:
+                copied.assign(weight)
+            else:
+                masks.kernel_of(copied).set_mask(kernel.mask)
+                masks.kernel_of(copied).assign(kernel.numpy())
+        return copy
+
+    @property
+    def has_csr(self):
+        """Whether a kernel is stored as CSR."""
+        return bool(csr_storages(self.layer))
 
     def build(self, *args, **kwargs):
         shapes = inspect.signature(self.build).bind(*args, **kwargs).arguments
@@ -168,13 +225,27 @@ class SparseWrapper(keras.layers.Wrapper):
         self.built = True
 
     def _build_layer(self, shapes):
-        with self._layer_scope():
+        with self._layer_scope(), self._born_sparse():
             if not builds_by_call(self.layer):
                 if not self.layer.built:
                     self.layer.build(**shapes)
                     self.layer.built = True
             elif not self._is_called:
                 build_by_call(self.layer, (), symbolic_arguments(self.layer, shapes))
+
+    def _born_sparse(self):
+        """Where it is known how sparse a kernel is to be that is too large to be made dense."""
+        if self.execution == "masked" or self._allocation is not None:
+            return contextlib.nullcontext()
+
+        def places(shape):
+            shares = self.sparsity if isinstance(self.sparsity, list) else [self.sparsity]
+            share = next(each for each in shares if each is not None)
+            size = math.prod(shape)
+            num_active = size - distributions.num_zeros(size, share)
+            return selection.random_places(size, num_active, (self.seed, 0))
+
+        return born_sparse(self.layer, places)
 
     def _layer_scope(self):
         # The kernels keep the paths that they have in the dense model: without the wrapper's name.
@@ -188,13 +259,28 @@ class SparseWrapper(keras.layers.Wrapper):
 
     def _complete(self, args, kwargs):
         """Builds what only a call of the layer makes or builds, before the first one computes."""
+        if self._is_too_early:
+            self._check_not_too_early()
         if self._chosen is None:
             with tf.init_scope():
                 with self._layer_scope():
                     build_by_call(self.layer, args, kwargs)
                 self._add_masks()
 
+    def _check_not_too_early(self):
+        kernels = getattr(self, _MASKS).kernels().values()
+        if all(is_initialized(kernel.variable) for kernel in kernels):
+            raise ValueError(
+                f"`execution={self.execution!r}` needs a model that is built before: give it a "
+                "`keras.Input`, or call it on a batch before `rigl_tf.sparsify`. "
+                f"Received: layer={self.name!r}"
+            )
+
     def _add_masks(self):
+        if self.has_csr:  # it was born sparse
+            weights = masks.without_masks(self.layer, self.layer.weights)
+            self._chosen = [masks.kernel_of(weight) is not None for weight in weights]
+            return
         weights = self.layer.weights
         self._chosen = self._choose(weights)
         kernels = [weight for weight, chosen in zip(weights, self._chosen, strict=True) if chosen]
@@ -209,6 +295,7 @@ class SparseWrapper(keras.layers.Wrapper):
             return
         for index, (choice, share) in enumerate(zip(choices, self._shares(), strict=True)):
             choice.choose(share, (self.seed, index))
+        self.use_execution(self.execution)
 
     def _choose(self, weights):
         """For each weight of the built layer, whether it is a kernel that gets a mask."""
@@ -243,6 +330,8 @@ class SparseWrapper(keras.layers.Wrapper):
             )
             return
         is_listed = self._allocation is None and isinstance(self.sparsity, list)
+        if self.has_csr:
+            return  # in the place of kernels that were there
         if len(weights) == len(self._chosen) or is_listed:
             return
         chosen = [] if self._allocation is None else self._select(self.layer)
@@ -310,10 +399,11 @@ class SparseWrapper(keras.layers.Wrapper):
         sparsity = self.sparsity
         if self._chosen is not None:
             # By position: the rule could choose others, if weights were frozen meanwhile.
-            shares = iter(self._shares())
+            kernels = masks.kernels_of(self).values()
+            shares = map(_share, kernels, self._shares())
             sparsity = [next(shares) if chosen else None for chosen in self._chosen]
         config = without_build_configs(super().get_config())
-        return {**config, "sparsity": sparsity, "seed": self.seed}
+        return {**config, "sparsity": sparsity, "seed": self.seed, "execution": self.execution}
 
     def set_weights(self, weights):
         """Sets the weights of the layer, and its masks if they are there; keeps the zeros."""
@@ -332,6 +422,16 @@ class SparseWrapper(keras.layers.Wrapper):
 
     def build_from_config(self, config):
         self.build(**config["shapes"])
+
+
+def _share(kernel, sparsity):
+    """The sparsity with which a kernel is made again: of CSR its exact number of zeros."""
+    if kernel.execution == "masked":
+        return sparsity
+    num_zeros = kernel.size - kernel.num_active
+    share = num_zeros / kernel.size
+    is_exact = distributions.num_zeros(kernel.size, share) == num_zeros
+    return share if is_exact else math.nextafter(share, 1.0)
 
 
 def _check_no_lora(layer):

@@ -15,7 +15,8 @@ _DTYPES = {"begin_step": "int64", "end_step": "int64", "update_frequency": "int6
 class Changeable:
     """An attribute of an optimizer, a number, that counts from when it is set on.
 
-    A built optimizer is told by its method `_changed`, which may refuse it.
+    A built optimizer is told by its method `_changed`, which may refuse it, and by `_collect` when
+    it is done.
     """
 
     def __set_name__(self, owner, name):
@@ -41,6 +42,7 @@ class Changeable:
             numbers.values[self._name] = before
             raise
         numbers.write(self._name)
+        optimizer._collect()
 
 
 class Numbers:

@@ -9,6 +9,7 @@ import math
 import tensorflow as tf
 
 _BITS = 23
+_PHILOX = 1  # the number of the algorithm in TensorFlow
 
 
 def fold(seed, *data):
@@ -21,8 +22,23 @@ def fold(seed, *data):
 def uniform(shape, seed):
     """Numbers in `(0, 1)`, in float32: odd multiples of `2**-24`."""
     bits = tf.random.stateless_uniform(shape, seed, None, None, tf.int32, alg="philox")
+    return _of_bits(bits)
+
+
+def _of_bits(bits):
     bits = tf.bitwise.bitwise_and(bits, 2**_BITS - 1)
     return tf.cast(2 * bits + 1, tf.float32) / 2 ** (_BITS + 1)
+
+
+def uniform_part(start, size, seed):
+    """So many of the numbers of `uniform`, as a vector, from a multiple of 4 on."""
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=tf.cast(seed, tf.int64))
+    # The generator counts in blocks of four such draws.
+    here = counter + tf.stack([tf.cast(start // 4, tf.uint64), tf.constant(0, tf.uint64)])
+    bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=[size], key=key, counter=here, alg=_PHILOX, dtype=tf.int32
+    )
+    return _of_bits(bits)
 
 
 def normal(shape, seed):

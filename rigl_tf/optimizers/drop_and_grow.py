@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from rigl_tf import schedules, selection
 from rigl_tf.checks import check_integers, check_numbers
+from rigl_tf.execution import tiles
 from rigl_tf.optimizers import growth, kernels, limits
 from rigl_tf.optimizers.changeable import Changeable
 from rigl_tf.optimizers.scheduled import ScheduledUpdates
@@ -80,6 +81,8 @@ class SparseOptimizer(ScheduledUpdates):
             is built, if the model has no sparse kernel that is trained.
     """
 
+    dense_gradients = "at updates"
+    elementwise = True
     drop_fraction = Changeable()
 
     def __init__(
@@ -119,6 +122,14 @@ class SparseOptimizer(ScheduledUpdates):
                 "gradient step."
             )
 
+    @property
+    def supports_csr(self):
+        return self.gradient_momentum is None
+
+    @property
+    def _needs_gradients(self):
+        return super()._needs_gradients or self.grow_init in growth.OF_GRADIENTS
+
     def _check_schedule(self):
         schedules.check_update_steps(self.begin_step, self.end_step, self.update_frequency)
         schedules.drop_fraction_schedule(self.drop_fraction, self.begin_step, self.end_step)
@@ -148,6 +159,42 @@ class SparseOptimizer(ScheduledUpdates):
             num_to_drop(num_active, self._drop_fraction_at(step)),
         )
         return new_mask
+
+    # The same for a CSR kernel, of which there are only tiles.
+
+    def _updated_places(self, sparse, tiled, step, initial_std):
+        is_by_scores = type(self).new_mask is SparseOptimizer.new_mask and self.grow_init == "zeros"
+        if not (is_by_scores and self.elementwise):
+            return super()._updated_places(sparse, tiled, step, initial_std)
+        with self._drawing(sparse, step):
+            num_active = tiled.places.shape[0]
+            num_drop = num_to_drop(tf.constant(num_active), self._drop_fraction_at(step))
+            num_drop = tf.clip_by_value(num_drop, 0, num_active)
+            if type(self).drop_scores is SparseOptimizer.drop_scores:
+                scores = tf.abs(tiled.values)
+            else:
+                scores = tiled.scores_of_active(self._score("drop_scores"))
+            is_kept = selection.keep(tf.fill([num_active], True), scores, num_active - num_drop)
+            kept = tf.boolean_mask(tiled.places, is_kept)
+            grown = self._places_to_grow(tiled, kept, num_drop)
+        return tiles.merged(kept, grown), tf.zeros([], tiled.values.dtype)
+
+    def _places_to_grow(self, tiled, kept, num_grow):
+        """Where connections are grown, of all places but those that are kept."""
+        return tiled.largest(self._score("grow_scores"), kept, num_grow)
+
+    def _score(self, method):
+        """A score as a function of a tile, which draws the same numbers each time it is called."""
+        num_draws = self._num_draws
+
+        def score(tile):
+            self._tile, self._num_draws = tile, num_draws
+            try:
+                return self._scores(method, tile.kernel, tile.mask, tile.gradient)
+            finally:
+                self._tile = None
+
+        return score
 
     # What is kept of a kernel, and where its grown connections start.
 

@@ -1,10 +1,13 @@
 """Dynamic sparse training: algorithms that drop weak connections and grow others."""
 
+import math
+
 import keras
 import tensorflow as tf
 
 from rigl_tf import selection
 from rigl_tf.checks import check_numbers
+from rigl_tf.execution import engine
 from rigl_tf.optimizers import redistribution
 from rigl_tf.optimizers.drop_and_grow import SparseOptimizer, num_to_drop
 from rigl_tf.optimizers.growth import mean_of_active
@@ -64,10 +67,13 @@ class RigL(SparseOptimizer):
     >>> optimizer = RigL(keras.optimizers.SGD(0.1, momentum=0.9), end_step=25_000)
     """
 
-    dense_gradients = "at updates"
-
     def grow_scores(self, kernel, mask, gradient):
         return tf.abs(gradient)
+
+    def _places_to_grow(self, tiled, kept, num_grow):
+        if type(self).grow_scores is not RigL.grow_scores or tiled.gradient is not None:
+            return super()._places_to_grow(tiled, kept, num_grow)
+        return engine.largest_inactive(*tiled.rows, None, tiled.matrix_shape, num_grow, kept)[0]
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
@@ -122,8 +128,6 @@ class RigLInverted(SparseOptimizer):
 
     >>> optimizer = RigLInverted("adam", end_step=25_000)
     """
-
-    dense_gradients = "at updates"
 
     def grow_scores(self, kernel, mask, gradient):
         return -tf.abs(gradient)
@@ -180,8 +184,23 @@ class SET(SparseOptimizer):
     >>> optimizer = SET("adam", end_step=25_000, drop_fraction=0.1)
     """
 
+    dense_gradients = "never"
+
     def grow_scores(self, kernel, mask, gradient):
         return self.random_uniform(kernel)
+
+    def _places_to_grow(self, tiled, kept, num_grow):
+        if type(self).grow_scores is not SET.grow_scores:
+            return super()._places_to_grow(tiled, kept, num_grow)
+        # Of uniform numbers it is known how many reach a score, up to ten standard deviations.
+        num_places = math.prod(tiled.matrix_shape)
+        num_others = num_places - tf.size(kept, tf.int64)
+        share = tf.cast(num_grow, tf.float64) / tf.cast(tf.maximum(num_others, 1), tf.float64)
+        num_reaching = share * num_places
+        num_reaching += 10 * tf.sqrt(num_reaching) + 10
+        least = tf.maximum(1 - num_reaching / num_places, 0)
+        score = self._score("grow_scores")
+        return tiled.largest(score, kept, num_grow, tf.cast(least, tf.float32))
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
@@ -285,10 +304,10 @@ class SNFS(SparseOptimizer):
     def grow_scores(self, kernel, mask, gradient):
         return tf.abs(gradient)
 
-    def _update_kernels(self, strategy, pairs, gradients):
+    def _update_kernels(self, strategy, pairs, gradients, loss_scale=None):
         if self.redistribute and pairs:
             self._plan.num_moved = self._redistributed([sparse for sparse, _ in pairs])
-        super()._update_kernels(strategy, pairs, gradients)
+        super()._update_kernels(strategy, pairs, gradients, loss_scale)
         self._plan.num_moved = {}  # tensors of this branch of the graph
 
     def _redistributed(self, sparse_kernels):

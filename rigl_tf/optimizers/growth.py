@@ -66,6 +66,10 @@ _INITIAL = {
 }
 
 
+# Those that need the gradients of inactive connections.
+OF_GRADIENTS = ("gradient", "gradient_sign")
+
+
 def check(grow_init):
     """Raises a `ValueError` unless `grow_init` is one of those that there are."""
     check_choice(_INITIAL, grow_init=grow_init)

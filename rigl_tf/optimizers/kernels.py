@@ -52,6 +52,10 @@ class KernelState:
             self.explored.ever_active.assign(mask)
             self.explored.num_replaced.assign(0)
 
+    def trained_gradient(self, gradient):
+        """What the inner optimizer sees of a gradient: that of the active connections."""
+        return masks.masked(gradient, self.mask)
+
     def note_exploration(self, old, new, ever_active, num_replaced):
         """Counts a mask update, if asked to; the last two are `self.explored` on one replica."""
         if self.explored is not None:
@@ -90,6 +94,44 @@ class KernelState:
         moved = [slot != start(slot.shape, dtype=slot.dtype) for slot, start in slots]
         return tf.reduce_any([False, *(tf.reduce_any(each & inactive) for each in moved)])
 
+    def update(self, strategy, gradient, step, updated):
+        """Gives the kernel the mask and the grown values of `updated`, the same on every replica.
+
+        What is dropped becomes zero, what is dropped or grown starts again in every slot. The
+        user's own constraint holds after it, as after a gradient step.
+
+        Args:
+            updated: `updated(state, kernel, mask, gradient, step, initial_std)` gives the new mask,
+                and the values at which grown connections start. All of them are tensors.
+        """
+
+        def update_one(kernel, gradient, mask, step, average, initial_std, slots, explored):
+            old = tf.convert_to_tensor(mask)
+            new, values = updated(
+                self,
+                tf.convert_to_tensor(kernel),
+                old,
+                gradient if average is None else tf.convert_to_tensor(average),
+                tf.convert_to_tensor(step),
+                initial_std,
+            )
+            self.restart_slots(slots, self.sparse.replace((kernel, mask), new, values))
+            self.note_exploration(old, new, *explored)
+
+        def value(variable):
+            return None if variable is None else variable.value
+
+        args = (
+            gradient,
+            self.mask.value,
+            step.value,
+            value(self.average),
+            value(self.initial_std),
+            self.slot_values(),
+            self.explored_values(),
+        )
+        strategy.extended.update(self.kernel.value, update_one, args=args, group=False)
+
 
 class Plan:
     """The variables of an optimizer, and the sparse kernels by the identity of theirs.
@@ -115,13 +157,15 @@ class Plan:
             (sparse, slot.variable)
             for sparse in kernels
             for slot in sparse.slots
-            if slot.is_weight_average
+            if slot.is_weight_average and sparse.sparse.execution == "masked"
         ]
         # Those whose zeros no gradient step changes, if slots are as they are at the start, too.
+        self.csr = [sparse for sparse in kernels if sparse.sparse.execution == "csr"]
         self.keep_zeros = [
             sparse
             for sparse in kernels
             if is_elementwise
+            and sparse.sparse.execution == "masked"
             and sparse.trained is sparse.kernel
             and sparse.sparse.constraint is None
         ]
@@ -156,6 +200,7 @@ class Plan:
         They cost a pass through the memory of each kernel, and would find nothing to do.
         """
         kernels = [sparse.kernel for sparse in self.keep_zeros] if leaves_out else []
+        kernels += [sparse.kernel for sparse in self.csr if sparse.sparse.constraint is None]
         constraints = [kernel.constraint for kernel in kernels]
         try:
             for kernel in kernels:
@@ -251,45 +296,6 @@ def mask_weight_averages(strategy, plan):
 
     for sparse, average in plan.weight_averages:
         strategy.extended.update(average.value, mask_one, args=(sparse.mask.value,))
-
-
-def update_kernel(strategy, sparse, gradient, step, updated):
-    """Gives one kernel the mask and the grown values of `updated`, the same on every replica.
-
-    What is dropped becomes zero, what is dropped or grown starts again in every slot. The user's
-    own constraint holds after it, as after a gradient step.
-
-    Args:
-        updated: `updated(sparse, kernel, mask, gradient, step, initial_std)` gives the new mask,
-            and the values at which grown connections start. All of them are tensors.
-    """
-
-    def update_one(kernel, gradient, mask, step, average, initial_std, slots, explored):
-        old = tf.convert_to_tensor(mask)
-        new, values = updated(
-            sparse,
-            tf.convert_to_tensor(kernel),
-            old,
-            gradient if average is None else tf.convert_to_tensor(average),
-            tf.convert_to_tensor(step),
-            initial_std,
-        )
-        sparse.restart_slots(slots, sparse.sparse.replace((kernel, mask), new, values))
-        sparse.note_exploration(old, new, *explored)
-
-    def value(variable):
-        return None if variable is None else variable.value
-
-    args = (
-        gradient,
-        sparse.mask.value,
-        step.value,
-        value(sparse.average),
-        value(sparse.initial_std),
-        sparse.slot_values(),
-        sparse.explored_values(),
-    )
-    strategy.extended.update(sparse.kernel.value, update_one, args=args, group=False)
 
 
 def select_from(strategy, sparse, latent, select):

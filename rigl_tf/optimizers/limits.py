@@ -11,6 +11,7 @@ from rigl_tf.optimizers.slots import optimizers_within
 
 # Their replicas run as threads that cannot meet inside a branch of a graph.
 _THREADED_STRATEGIES = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
+_OF_MATRICES = (keras.optimizers.Muon, keras.optimizers.Adafactor)
 _BRANCHING_ARGUMENTS = ("gradient_accumulation_steps", "ema_overwrite_frequency")
 
 
@@ -44,6 +45,18 @@ def check_unused(inner_optimizer):
                 "`inner_optimizer` must be new: its slots are reset where connections change, and "
                 "those of an optimizer that was in use are not known. "
                 f"Received: inner_optimizer={optimizer.name!r}, built"
+            )
+
+
+def check_takes_values(inner_optimizer, paths):
+    """Raises a `ValueError` for optimizers that compute with a kernel as a matrix."""
+    for optimizer in optimizers_within(inner_optimizer):
+        if isinstance(optimizer, _OF_MATRICES):
+            raise ValueError(
+                f"{type(optimizer).__name__} computes with whole kernels, and CSR kernels are "
+                "vectors of their active values: use `rigl_tf.with_execution(model, 'masked')` "
+                "before, or `execution='masked'` in `rigl_tf.sparsify`. "
+                f"Received: CSR kernels {paths}"
             )
 
 

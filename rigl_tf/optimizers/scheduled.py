@@ -1,5 +1,7 @@
 """Mask updates at regular steps, by scores of each kernel's connections."""
 
+import contextlib
+
 import tensorflow as tf
 
 from rigl_tf import schedules
@@ -24,6 +26,7 @@ class ScheduledUpdates(SparseTraining):
     _kernel_index = None
     _kernel_seed = None
     _num_draws = 0
+    _tile = None
 
     def __init__(self, inner_optimizer, end_step, begin_step, update_frequency, name):
         super().__init__(inner_optimizer, name)
@@ -127,7 +130,10 @@ class ScheduledUpdates(SparseTraining):
             # The numbers of 1 are those of `grow_init`.
             seed = draws.fold(seed, self._num_draws + 1)
         self._num_draws += 1
-        return draws.uniform(kernel.shape, seed)
+        if self._tile is None:
+            return draws.uniform(kernel.shape, seed)
+        numbers = draws.uniform_part(self._tile.start, tf.size(kernel), seed)
+        return tf.reshape(numbers, tf.shape(kernel))
 
     def _scores(self, method, kernel, mask, gradient):
         """What `drop_scores` or `grow_scores` gives, checked: a wrong shape would broadcast."""
@@ -144,20 +150,30 @@ class ScheduledUpdates(SparseTraining):
     def _update_masks(self, strategy, pairs, loss_scale):
         """An update step, the same on every replica."""
         gradients = kernels.sum_over_replicas(strategy, pairs, loss_scale)
-        self._update_if_finite(strategy, pairs, gradients)
+        self._update_if_finite(strategy, pairs, gradients, loss_scale)
 
-    def _update_if_finite(self, strategy, pairs, gradients):
+    def _update_if_finite(self, strategy, pairs, gradients, loss_scale=None):
         """`_update_kernels`, if these gradients and kernels hold numbers only."""
+        is_ready = kernels.all_finite(strategy, gradients, pairs)
+        collecting = [sparse for sparse in self._plan.csr if self._needs_gradients]
+        for sparse in collecting:
+            is_ready &= sparse.is_ready(strategy)
         tf.cond(
-            kernels.all_finite(strategy, gradients, pairs),
-            lambda: self._update_kernels(strategy, pairs, gradients),
+            is_ready,
+            lambda: self._update_kernels(strategy, pairs, gradients, loss_scale),
             lambda: self._skip_update(),
         )
+        for sparse in collecting:
+            sparse.clear(strategy)
 
-    def _update_kernels(self, strategy, pairs, gradients):
+    def _update_kernels(self, strategy, pairs, gradients, loss_scale=None):
         """A new mask for each kernel."""
         for (sparse, _), gradient in zip(pairs, gradients, strict=True):
-            kernels.update_kernel(strategy, sparse, gradient, self.step, self._updated)
+            if sparse in self._plan.csr:
+                rows = sparse.rows(strategy, gradient) if self._needs_gradients else None
+                sparse.update(strategy, rows, self.step, self)
+            else:
+                sparse.update(strategy, gradient, self.step, self._updated)
 
     def _skip_update(self):
         """NaN or infinite gradients say nothing about connections: leave the masks alone."""
@@ -165,15 +181,30 @@ class ScheduledUpdates(SparseTraining):
 
     def _updated(self, sparse, kernel, mask, gradient, step, initial_std):
         """The new mask of a kernel, and the values at which grown connections start."""
+        with self._drawing(sparse, step) as seed:
+            new_mask = self.new_mask(kernel, mask, gradient, step)
+        return new_mask, self._grown_values(kernel, mask, gradient, initial_std, seed)
+
+    def _updated_places(self, sparse, tiled, step, initial_std):
+        """The new places of a CSR kernel, and the values at which grown connections start.
+
+        Here the kernel is made dense, which any algorithm can do with.
+        """
+        dense = sparse.made_dense(tiled)
+        new_mask, values = self._updated(sparse, *dense, step, initial_std)
+        places = tf.where(tf.reshape(new_mask, [-1]))[:, 0]
+        values = tf.reshape(tf.broadcast_to(values, new_mask.shape), [-1])
+        return places, tf.gather(values, places)
+
+    @contextlib.contextmanager
+    def _drawing(self, sparse, step):
+        """Lets scores draw random numbers; gives the seed of those of grown values."""
         seed = draws.fold(tf.constant([self.seed, 0], tf.int64), sparse.index, step)
         self._kernel_index, self._kernel_seed, self._num_draws = sparse.index, seed, 0
         try:
-            new_mask = self.new_mask(kernel, mask, gradient, step)
+            yield draws.fold(seed, 1)  # other numbers than those of the scores
         finally:
             self._kernel_index = self._kernel_seed = None
-        # Other numbers than those of the scores.
-        seed = draws.fold(seed, 1)
-        return new_mask, self._grown_values(kernel, mask, gradient, initial_std, seed)
 
     def _grown_values(self, kernel, mask, gradient, initial_std, seed):
         """Where connections start that an update makes active."""

@@ -21,3 +21,5 @@ class StaticSparse(SparseTraining):
 
     >>> optimizer = StaticSparse(keras.optimizers.Adam())
     """
+
+    supports_csr = True

@@ -5,7 +5,7 @@ import warnings
 import tensorflow as tf
 
 from rigl_tf import masks
-from rigl_tf.optimizers import kernels, limits
+from rigl_tf.optimizers import csr_state, kernels, limits
 from rigl_tf.optimizers.slots import is_elementwise, optimizers_within, recorded_slots
 from rigl_tf.optimizers.wrapping import WrappingOptimizer, can_hold
 
@@ -30,9 +30,11 @@ class SparseTraining(WrappingOptimizer):
         dense_gradients: When the algorithm needs the gradients of inactive connections: `"never"`,
             `"at updates"` or `"always"`. So much its training costs, see
             `rigl_tf.flops.training_flops`.
+        supports_csr: Boolean, whether it trains kernels that hold their active values only.
     """
 
     dense_gradients = "never"
+    supports_csr = False
     trains_at_updates = False
     track_exploration = False
     _num_told = 0
@@ -103,6 +105,7 @@ class SparseTraining(WrappingOptimizer):
                 "compile it with the inner optimizer alone. Received: variables="
                 f"{[getattr(variable, 'path', variable.name) for variable in variables]}"
             )
+        self.check_csr([kernel.path for kernel in sparse if kernel.execution == "csr"])
         limits.check_unused(self.inner_optimizer)
         limits.warn_of_vanishing_squares(self.inner_optimizer)
         masks.settle(sparse)
@@ -113,6 +116,17 @@ class SparseTraining(WrappingOptimizer):
         except Exception as error:
             self.built, self._build_error = False, error
             raise
+
+    def check_csr(self, paths):
+        """Raises a `ValueError` if this optimizer cannot train the CSR kernels of these paths."""
+        if paths:
+            limits.check_takes_values(self.inner_optimizer, paths)
+        if paths and not self.supports_csr:
+            raise ValueError(
+                f"{type(self).__name__} with these arguments needs masked kernels: use "
+                "`rigl_tf.with_execution(model, 'masked')` before, or `execution='masked'` in "
+                f"`rigl_tf.sparsify`. Received: CSR kernels {paths}"
+            )
 
     def _create_state(self, variables, shares):
         super().build(variables)
@@ -125,7 +139,7 @@ class SparseTraining(WrappingOptimizer):
         sparse_kernels = [
             self._sparse_kernel(kernel, index, twin, slots.get(id(twin), []), next(shares))
             for index, (kernel, twin) in enumerate(zip(variables, trained, strict=True))
-            if masks.mask_of(kernel) is not None
+            if masks.kernel_of(kernel) is not None
         ]
         self._plan = kernels.Plan(
             variables, trained, sparse_kernels, is_elementwise(self.inner_optimizer)
@@ -139,6 +153,20 @@ class SparseTraining(WrappingOptimizer):
             for sparse in self._plan.by_id.values():
                 sparse.start()
 
+    def slots_of_kernels(self):
+        """`{identity of a slot: SparseKernel}` of the slots of the inner optimizer."""
+        return {
+            id(slot.variable): state.sparse
+            for state in self._plan.by_id.values()
+            for slot in state.slots
+        }
+
+    def start_from_state(self):
+        """Goes on from a state that was set from outside, as that of a file."""
+        self._plan.is_suspect.assign(True)
+        self._num_told = self._num_skipped()
+        self._collect()
+
     def _trained_variables(self, variables):
         """What the inner optimizer trains in the place of each variable of the model."""
         return variables
@@ -146,13 +174,12 @@ class SparseTraining(WrappingOptimizer):
     def _sparse_kernel(self, kernel, index, trained, slots, sparsity):
         state = self._state_of(kernel, index)
         if self.track_exploration:
-            name = f"{kernel.path.replace('/', '_')}_ever_active"
-            ever_active = self.add_variable(kernel.shape, dtype="bool", name=name)
+            sparse_kernel = masks.kernel_of(kernel)
+            name = f"{sparse_kernel.path.replace('/', '_')}_ever_active"
+            ever_active = self.add_variable(sparse_kernel.shape, dtype="bool", name=name)
             num_replaced = self._add_scalar(f"num_replaced_{index}")
             state["explored"] = kernels.Explored(ever_active, num_replaced)
-        return kernels.KernelState(
-            masks.kernel_of(kernel), index, trained, slots, sparsity, **state
-        )
+        return csr_state.state_of(masks.kernel_of(kernel), index, trained, slots, sparsity, **state)
 
     def _add_scalar(self, name, dtype="int64"):
         return self.add_variable(shape=(), dtype=dtype, aggregation="only_first_replica", name=name)
@@ -240,6 +267,19 @@ class SparseTraining(WrappingOptimizer):
         else:
             tf.cond(is_update_step, update, train)
         self.step.assign_add(1)
+        self._collect()
+
+    def _collect(self):
+        """Tells CSR kernels whether the next step is an update that wants dense gradients."""
+        if self._needs_gradients:
+            is_next = self.is_update_step(tf.convert_to_tensor(self.step))
+            for sparse in self._plan.csr:
+                sparse.collect(is_next)
+
+    @property
+    def _needs_gradients(self):
+        """Whether mask updates need the gradients of inactive connections."""
+        return self.dense_gradients != "never"
 
     def _train(self, grads, variables):
         """An ordinary step of one replica."""
@@ -255,8 +295,8 @@ class SparseTraining(WrappingOptimizer):
         self.inner_optimizer.apply(trained, trainable_variables=self._plan.trained(variables))
 
     def _trained_gradient(self, gradient, sparse):
-        """What the inner optimizer sees of a dense gradient: that of the active connections."""
-        return masks.masked(gradient, sparse.mask)
+        """What the inner optimizer sees of a kernel's gradient."""
+        return sparse.trained_gradient(gradient)
 
     def _after_training(self, strategy):
         """Called after each gradient step, in cross-replica context."""
@@ -270,7 +310,7 @@ class SparseTraining(WrappingOptimizer):
         """
         super().finalize_variable_values(self._plan.trained(var_list) if self.built else var_list)
         for variable in var_list:
-            if masks.mask_of(variable) is not None:
+            if masks.kernel_of(variable) is not None:
                 masks.kernel_of(variable).zero_inactive()
         if self.built:
             self._plan.is_suspect.assign(True)
@@ -296,9 +336,8 @@ class SparseTraining(WrappingOptimizer):
     def load_own_variables(self, store):
         super().load_own_variables(store)
         if self.built:
-            self._plan.is_suspect.assign(True)
             self._load_counts(store)
-        self._num_told = self._num_skipped()
+            self.start_from_state()
 
     def _load_counts(self, store):
         """Loads what all sparse optimizers keep, from the state of any of them."""

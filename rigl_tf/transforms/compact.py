@@ -9,6 +9,7 @@ import numpy as np
 from rigl_tf import masks
 from rigl_tf.layers.building import without_build_configs
 from rigl_tf.layers.wrapper import SparseWrapper
+from rigl_tf.transforms.execution import as_masked
 from rigl_tf.transforms.rebuild import calls_of, is_clonable
 
 _RULE = (
@@ -126,9 +127,9 @@ class _Stage:
         self.layer = layer
         self.after = after
         self.dense = _inner(layer)
-        kernel_mask = masks.mask_of(self.dense.kernel)
+        sparse = masks.kernel_of(self.dense.kernel)
         kernel = keras.ops.convert_to_numpy(self.dense.kernel)
-        self.connections = kernel != 0 if kernel_mask is None else np.asarray(kernel_mask, bool)
+        self.connections = kernel != 0 if sparse is None else sparse.mask
         self.kernel = np.where(self.connections, kernel, 0).astype("float64")
         self.bias = np.zeros(self.dense.units)
         if self.dense.use_bias:
@@ -196,7 +197,7 @@ def _chain(model):
         raise ValueError(f"{_RULE} Build the model before. Received: model={model.name!r}")
     if not is_clonable(model):
         _refuse(model, f"of class {type(model).__name__}")
-    new, calls = calls_of(model)
+    new, calls = calls_of(as_masked(model))
     places = [index for index, call in enumerate(calls) if _is_dense(call.layer)]
     if not places:
         _refuse(model, "without a Dense layer")

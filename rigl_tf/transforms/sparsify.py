@@ -1,5 +1,6 @@
 """From a dense Keras model to a sparse one, and back to plain Keras layers."""
 
+import collections
 import contextlib
 import functools
 import warnings
@@ -14,6 +15,7 @@ from rigl_tf.layers import summary
 from rigl_tf.layers.building import build_by_call
 from rigl_tf.layers.eligibility import Choice
 from rigl_tf.layers.first_masks import NO_KERNEL, Allocation
+from rigl_tf.layers.storage import check_execution
 from rigl_tf.layers.wrapper import SparseWrapper
 from rigl_tf.transforms.rebuild import is_clonable, leaves, with_layers
 from rigl_tf.walk import all_layers, unbuilt
@@ -28,6 +30,7 @@ def sparsify(
     sparse_layers=(),
     from_zeros=False,
     initializer=None,
+    execution="masked",
     seed=0,
 ):
     """Makes a sparse model out of a dense one.
@@ -66,6 +69,16 @@ def sparsify(
             not zero, and `sparsity` and `distribution` are left out.
         initializer: `None`, or what gives the sparse kernels new values by their masks: see
             `rigl_tf.initializers`. Biases and dense weights stay as they are.
+        execution: How the kernels are stored and multiplied, a string:
+
+            - `"masked"`: as dense kernels with zeros. Works everywhere, and is never faster than
+              dense;
+            - `"csr"`: only the active values, and where they are ("compressed sparse rows"). Time
+              and memory of a step follow the active weights. For Dense, Conv1D to Conv3D, and
+              EinsumDense that is a product of matrices (as those in MultiHeadAttention), on CPUs,
+              without XLA; other kernels stay masked, and the summary says why;
+            - `"auto"`: `"csr"` where that is faster: on CPUs, kernels that are 80 % sparse and not
+              small (for convolutions: if a weight meets many pixels).
         seed: Integer. The masks are a function of it, of each kernel's index and of its shape; so
             are the values that `initializer` draws.
 
@@ -84,6 +97,7 @@ def sparsify(
     7056
     """
     _check_arguments(model, sparsity, distribution, from_zeros, seed)
+    check_execution(execution)
     if initializer is not None:
         initializers.check(initializer)
     choice = Choice(dense_layers, sparse_layers, sparsity)
@@ -91,7 +105,14 @@ def sparsify(
     has_weights = model.built and bool(model.weights)
     with _scope(model):
         chosen = _choose(model, choice)
-        allocation = Allocation(distribution, sparsity or 0.0, seed, choice, initializer)
+        allocation = Allocation(
+            distribution,
+            sparsity or 0.0,
+            seed,
+            choice,
+            initializer,
+            "masked" if has_weights else execution,
+        )
         allocation.expect(len(chosen))
         parts = [each for each in _models_in(model) if not each.built]
         try:
@@ -105,6 +126,8 @@ def sparsify(
                 allocation.settle()
             if from_zeros:
                 allocation.take_zeros()
+            if has_weights:
+                use_execution(sparse, execution)
         except Exception:
             _undo(model)
             raise
@@ -113,7 +136,7 @@ def sparsify(
             _tell_coverage(sparse)
         else:
             allocation.on_shared_out = functools.partial(_tell_coverage, sparse)
-    _forget_training(model)
+    forget_training(model)
     if not is_clonable(sparse):
         sparse.compiled = False
     # Keras's own wants the masks among the weights.
@@ -124,9 +147,9 @@ def sparsify(
 def strip(model):
     """A model of plain Keras layers around the layers of the sparse model.
 
-    It predicts what the sparse model predicts, and shares its weights. The zeros are in the
-    kernels; masks and wrappers are gone, so the model can be saved and loaded without `rigl_tf`.
-    Nothing in the sparse model is changed.
+    It predicts what the sparse model predicts, and shares its weights (of layers with CSR kernels
+    it has copies). The zeros are in the kernels; masks and wrappers are gone, so the model can be
+    saved and loaded without `rigl_tf`. Nothing in the sparse model is changed.
 
     Args:
         model: A built `keras.Model`. Of a subclassed model the result is a twin: another model of
@@ -141,7 +164,7 @@ def strip(model):
     _check_model(model, "strip")
     if not model.built:
         raise ValueError(f"`strip` needs a built model. Received: model={model.name!r}, not built")
-    return with_layers(model, _inner)
+    return with_layers(model, _plain)
 
 
 def _check_model(model, caller):
@@ -175,7 +198,7 @@ def _check_arguments(model, sparsity, distribution, from_zeros, seed):
     distributions.get(distribution)
     check_integers(seed=seed)
     wrapped = any(isinstance(layer, SparseWrapper) for layer, _ in leaves(model))
-    if wrapped or any(masks.mask_of(weight) is not None for weight in model.weights):
+    if wrapped or any(masks.kernel_of(weight) is not None for weight in model.weights):
         raise ValueError(
             "`sparsify` takes a dense model, and the layers of this one are sparse already: a "
             "sparse model shares the layers of the model that it was made of. Make the dense model "
@@ -263,6 +286,21 @@ def _take_built(model):
             layer.take_built()
 
 
+def use_execution(model, execution):
+    """Stores the sparse kernels of a model as an execution wants it, those that can be."""
+    layers = all_layers(model)
+    held = [
+        id(value)
+        for layer in layers
+        for value in vars(layer).values()
+        if isinstance(value, keras.Variable)
+    ]
+    tied = {each for each, number in collections.Counter(held).items() if number > 1}
+    for layer in layers:
+        if isinstance(layer, SparseWrapper):
+            layer.use_execution(execution, tied)
+
+
 def _undo(model):
     """Makes the layers of a model, which were dense, dense again."""
     for kernel in model.weights:
@@ -340,7 +378,7 @@ def _tell_coverage(model):
         warnings.warn(str(told), stacklevel=3)
 
 
-def _forget_training(model):
+def forget_training(model):
     """Lets a model that was in use trace its steps anew: they know nothing of the masks."""
     for name in ("train_function", "test_function", "predict_function"):
         setattr(model, name, None)
@@ -348,3 +386,9 @@ def _forget_training(model):
 
 def _inner(layer):
     return layer.layer if isinstance(layer, SparseWrapper) else layer
+
+
+def _plain(layer):
+    """The layer in a wrapper; if it computes with CSR kernels, a copy that does not."""
+    is_csr = isinstance(layer, SparseWrapper) and layer.has_csr
+    return _inner(layer.masked_copy() if is_csr else layer)

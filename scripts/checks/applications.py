@@ -128,6 +128,8 @@ def _train(model, x, y):
         rigl_tf.RigL(keras.optimizers.SGD(0.01, momentum=0.9), end_step=100, update_frequency=1),
         "sparse_categorical_crossentropy",
     )
+    # Else the first step, which would create its variables, is traced twice.
+    model.optimizer.build(model.trainable_variables)
     begin = time.monotonic()
     model.fit(x, y, batch_size=_BATCH_SIZE, verbose=0)
     optimizer = model.optimizer

@@ -146,10 +146,12 @@ def compile_classifier(model, optimizer, jit_compile, steps_per_execution):
     model.compile(
         optimizer,
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+        metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
         jit_compile=jit_compile,
         steps_per_execution=steps_per_execution,
     )
+    # A step that creates variables, of its optimizer or of a metric, is traced twice.
+    optimizer.build(model.trainable_variables)
     _compiled[model] = how
 
 

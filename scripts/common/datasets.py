@@ -99,7 +99,8 @@ def _read(path):
     if not path.is_file():
         raise ValueError(f"The data set must be an existing .npz file. Received: {path}")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # NumPy leaves a file open that it opened and cannot read.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [array for array in _ARRAYS if array not in archive.files]
             arrays = {} if missing else {array: archive[array] for array in _ARRAYS}
         if any(not isinstance(array, np.ndarray) for array in arrays.values()):

@@ -108,6 +108,7 @@ def train(train_tokens, test_tokens, run, width):
         metrics=[cross_entropy],
         steps_per_execution=min(total_steps, _STEPS_PER_EPOCH),
     )
+    optimizer.build(model.trainable_variables)  # else the first step is traced twice
     history = model.fit(
         random_batches(train_tokens, total_steps, seed),
         epochs=max(1, total_steps // _STEPS_PER_EPOCH),

@@ -13,6 +13,9 @@ same CPU it ends with the same bits as a run that was not. The settings are thos
 others is an error, `--epochs` included, since both schedules depend on it. `scripts/train/runs.py`
 lists the files.
 
+With `--execution=csr` the model holds only its active weights, and multiplies these alone. What
+comes out is the same but for rounding; such steps run without XLA.
+
 With `--strategy=mirrored` the replicas share each batch; with `--strategy=multi_worker` the workers
 that the environment variable TF_CONFIG names do, each of them started with the same command; each
 waits until all have started. The chief, worker 0, writes the run directory. When a worker dies, the

@@ -11,6 +11,10 @@ import rigl_tf
 from scripts.common import methods
 from scripts.train import strategies
 
+EXECUTIONS = ("masked", "csr", "auto")
+# Their kernels are dense, have ever fewer active connections, or need dense gradients in each step.
+_ONLY_MASKED = ("dense", "small_dense", "pruning", "dnw", "snfs", "snfs_redistributed")
+
 # Settings without influence on the result.
 MAY_DIFFER = ("data_dir",)
 
@@ -28,6 +32,7 @@ class Settings:
     method: str = _setting("rigl", f"One of {', '.join(methods.METHODS)}.")
     sparsity: float = _setting(0.9, "Share of zeros over all sparse kernels, in [0, 1).")
     distribution: str = _setting("erk", "How kernels share it: uniform, erdos_renyi or erk.")
+    execution: str = _setting("masked", f"How they are stored: {', '.join(EXECUTIONS)}.")
     epochs: int = _setting(30, "Epochs.")
     batch_size: int = _setting(32, "Examples in a batch.")
     learning_rate: float = _setting(0.1, "The first learning rate; a cosine takes it to 0.")
@@ -39,13 +44,14 @@ class Settings:
     seed: int = _setting(0, "Decides the weights, the masks and the order of the examples.")
     strategy: str = _setting("none", f"One of {', '.join(strategies.STRATEGIES)}.")
     jit_compile: bool | None = _setting(
-        None, "Whether XLA compiles the steps; by default only without a strategy."
+        None, "Whether XLA compiles the steps; by default with masked kernels and no strategy."
     )
     data_dir: str | None = _setting(None, "Directory with mnist.npz and the like.")
 
     def __post_init__(self):
         if self.jit_compile is None:
-            object.__setattr__(self, "jit_compile", self.strategy == "none")
+            is_plain = self.strategy == "none" and self.execution == "masked"
+            object.__setattr__(self, "jit_compile", is_plain)
 
 
 NAMES = {field.name for field in dataclasses.fields(Settings)}
@@ -79,6 +85,7 @@ def check_settings(settings):
     strategies.check_strategy(settings.strategy, settings.jit_compile)
     rigl_tf.distributions.get(settings.distribution)
     rigl_tf.distributions.check_sparsity(settings.sparsity)
+    _check_execution(settings)
     rules = {
         "epochs": (settings.epochs >= 1, "at least 1"),
         "batch_size": (settings.batch_size >= 1, "at least 1"),
@@ -93,3 +100,23 @@ def check_settings(settings):
     for name, (is_kept, rule) in rules.items():
         if not is_kept:
             raise ValueError(f"`{name}` must be {rule}. Received: {getattr(settings, name)}")
+
+
+def _check_execution(settings):
+    if settings.execution not in EXECUTIONS:
+        raise ValueError(
+            f"`execution` must be one of {list(EXECUTIONS)}. "
+            f"Received: execution={settings.execution!r}"
+        )
+    if settings.execution == "masked":
+        return
+    if settings.method in _ONLY_MASKED:
+        raise ValueError(
+            f"`execution` must be masked with the methods {', '.join(_ONLY_MASKED)}. "
+            f"Received: execution={settings.execution!r}, method={settings.method!r}"
+        )
+    if settings.jit_compile:
+        raise ValueError(
+            "`jit_compile` must be false with CSR kernels, which XLA does not know. "
+            f"Received: execution={settings.execution!r}, jit_compile=True"
+        )

@@ -160,6 +160,8 @@ def _compiled_model(settings, data):
         num_classes=data.num_classes,
         l2=settings.l2,
     )
+    if settings.execution != "masked":
+        rigl_tf.with_execution(model, settings.execution)
     total = steps * settings.epochs
     schedule = keras.optimizers.schedules.CosineDecay(settings.learning_rate, total)
     optimizer = methods.wrap_optimizer(
@@ -176,7 +178,8 @@ def _compiled_model(settings, data):
     model.compile(
         optimizer,
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+        # The name alone would create it in the first step, which would then be traced twice.
+        metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
         jit_compile=settings.jit_compile,
         steps_per_execution=_steps_per_execution(settings, steps),
     )

@@ -107,6 +107,7 @@ def test_averages_are_written_back():
     check_kernel_is_the_largest_of(latent_of(optimizer).numpy(), model)
 
 
+@pytest.mark.built_in_fit
 def test_swapping_averages_is_refused():
     model = one_layer()
     model.compile(rigl_tf.DNW(optimizers.SGD(0.1, use_ema=True), 0.6, all_alike), "mse")

@@ -110,6 +110,7 @@ COVER = [
 ]
 
 
+@pytest.mark.built_in_fit
 @pytest.mark.parametrize(("algorithm", "inner", "policy", "world"), COVER)
 def test_counts_and_invariant_after_every_step(algorithm, inner, policy, world):
     keras.config.set_dtype_policy(policy)

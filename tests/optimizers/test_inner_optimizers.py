@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import (
+    EXECUTIONS,
     WORLDS,
+    assert_same_model,
     drop_half,
     ends_early,
     halves,
@@ -86,6 +88,21 @@ def assert_close(ones, others):
 
 
 # What it does.
+
+
+TO_VALUES = ["Adam", "Lamb", "Ftrl", "clipnorm", "no decay of biases", "ema", "accumulation"]
+
+
+@pytest.mark.parametrize("name", TO_VALUES)
+def test_csr_kernels_are_trained_as_masked_ones(name):
+    x, y = halves(12, 4)
+    models = []
+    for execution in EXECUTIONS:
+        keras.utils.set_random_seed(0)
+        models.append(rigl_tf.sparsify(mlp(), 0.5, execution=execution))
+        models[-1].compile(every_third(WITH_ARGUMENTS[name]()), "mse", run_eagerly=True)
+        models[-1].fit(x, y, batch_size=2, shuffle=False, verbose=0)
+    assert_same_model(*models)
 
 
 @pytest.mark.parametrize("name", WITH_ARGUMENTS)

@@ -18,6 +18,7 @@ import rigl_tf
 layers, optimizers = keras.layers, keras.optimizers
 pytestmark = [
     ends_early,
+    pytest.mark.built_in_fit,
     # Of TensorFlow, on the fixture below; and of Keras, which says of the inner optimizer, too,
     # what the tests expect of the sparse one.
     pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions"),

@@ -11,12 +11,21 @@ from scripts.common import classifiers
 from scripts.lottery import __main__ as lottery
 from scripts.lottery import networks
 
+# What a few steps on small data make `rigl_tf` and Keras say is not the point of any test here.
+_EXPECTED = (
+    "training ended after",
+    "the sparsity is a share of these",
+    "trains no weight from step",
+    "does not have a `quantize` method",
+    "cannot be log-scaled",  # of an error that is 0
+)
+
 
 def pytest_collection_modifyitems(items):
-    """Scripts train as a user would; what a few steps make `rigl_tf` warn of is not their point."""
     for item in items:
         if item.path.is_relative_to(pathlib.Path(__file__).parent):
-            item.add_marker(pytest.mark.filterwarnings("default"))
+            for text in _EXPECTED:
+                item.add_marker(pytest.mark.filterwarnings(f"ignore:.*{text}:UserWarning"))
 
 
 @pytest.fixture(autouse=True)

@@ -155,7 +155,10 @@ def test_what_was_hit(names, want, tmp_path):
     assert faults.moment(tmp_path, 1, before) == "resumed, nothing written yet"
 
 
-def test_faults(tmp_path):
+def test_faults(data_path, tmp_path, monkeypatch):
+    settings = ("--epochs=2", "--batch_size=10", "--nojit_compile", f"--dataset={data_path}")
+    monkeypatch.setattr(faults, "_EPOCHS", 2)
+    monkeypatch.setattr(faults, "_SETTINGS", settings)
     run_script(faults, "--num_tries=1", "--seed=3", f"--output_dir={tmp_path}")
     (row,) = rows_of(tmp_path / "faults.csv")
     assert row["moments"]

@@ -11,6 +11,8 @@ from running import run
 from scripts.demo import __main__ as demo
 from scripts.demo import plain_tensorflow
 
+pytestmark = pytest.mark.built_in_fit
+
 
 def test_demo(tmp_path, capsys, monkeypatch):
     elsewhere = []

@@ -1,6 +1,7 @@
 """The features of Keras, each on one device and on two replicas."""
 
 import dataclasses
+import functools
 import pathlib
 import subprocess
 import sys
@@ -35,8 +36,15 @@ def mirrored():
     return run.two_replicas()
 
 
-def by_name(chosen):
-    return [pytest.param(feature, id=feature.name.replace("`", "")) for feature in chosen]
+def by_name(chosen, built_in_fit=()):
+    return [
+        pytest.param(
+            feature,
+            id=feature.name.replace("`", ""),
+            marks=[pytest.mark.built_in_fit] if feature in built_in_fit else [],
+        )
+        for feature in chosen
+    ]
 
 
 def slow_but(names, chosen):
@@ -48,9 +56,16 @@ def slow_but(names, chosen):
     ]
 
 
-@pytest.mark.parametrize("feature", by_name(features.FEATURES))
+@functools.cache
+def of_one_device(name):
+    """What a feature gives on one device; both tests need it."""
+    (feature,) = [each for each in features.FEATURES if each.name == name]
+    return run.run(feature, one_device())
+
+
+@pytest.mark.parametrize("feature", by_name(features.FEATURES, features.TRAINING))
 def test_one_device(feature):
-    run.run(feature, one_device())
+    of_one_device(feature.name)
 
 
 @pytest.mark.parametrize("feature", slow_but(QUICK_ON_TWO_REPLICAS, features.FEATURES))
@@ -64,7 +79,7 @@ def test_two_replicas(feature, mirrored):
         return
     got = run.run(feature, mirrored)
     if not feature.differs:
-        want = run.run(feature, one_device())
+        want = of_one_device(feature.name)
         run.assert_same(got, want, run.tolerance(feature))
 
 

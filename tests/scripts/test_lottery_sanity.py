@@ -14,17 +14,16 @@ from scripts.lottery.pages import sanity as page_of_sanity
 
 pytestmark = pytest.mark.usefixtures("without_xla")
 
-SMALL = ("--max_examples=200", "--seeds=0")
 
-
-def test_sanity(mnist_dir, tmp_path, monkeypatch):
+def test_sanity(small_case, monkeypatch):
+    case, *directories = small_case
     tickets = {
         ("dense", 0.0): (),
         ("SNIP", 0.98): ("random ticket",),
         ("LT", 0.98): ("corrupted labels",),
         ("random, smart ratio", 0.98): (),
     }
-    plan = dataclasses.replace(sanity.CASES["mnist_lenet5"], tickets=tickets)
+    plan = dataclasses.replace(sanity.CASES["mnist_lenet5"], case=case, tickets=tickets)
     monkeypatch.setattr(sanity, "CASES", {"mnist_lenet5": plan})
     pretrained = []
     pretrain = sanity._pretrain
@@ -32,7 +31,7 @@ def test_sanity(mnist_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(
         sanity, "_pretrain", lambda *args: pretrained.append(args) or pretrain(*args)
     )
-    rows, page = run_protocol(sanity, mnist_dir, tmp_path, *SMALL)
+    rows, page = run_protocol(sanity, *directories, "--seeds=0")
     assert [row["ticket"] for row in rows] == ["dense", "SNIP", "LT", "random, smart ratio"]
     # Those on true labels and on random ones: what LT is made of was trained for the first row.
     assert len(pretrained) == 2

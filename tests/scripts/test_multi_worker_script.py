@@ -28,7 +28,8 @@ def wait_for_checkpoint(directory, processes, log_directory):
         time.sleep(0.005)
 
 
-SETTINGS = {"epochs": 8, "batch_size": 64, "update_frequency": 7, "learning_rate": 0.02}
+EPOCHS = 4
+SETTINGS = {"epochs": EPOCHS, "batch_size": 64, "update_frequency": 7, "learning_rate": 0.02}
 
 
 def start_run(log_directory, run_directory, *arguments):
@@ -53,8 +54,8 @@ def kill_and_resume(tmp_path, victim):
     assert codes == [0, 0], output
     chief, other = logs_of(tmp_path)
     # The row of an epoch comes before its checkpoint, and may be the only one of the two.
-    assert any(f"Epoch {epoch}/8" in chief for epoch in (num_epochs, num_epochs + 1))
-    assert "Epoch 1/8" not in chief
+    assert any(f"Epoch {epoch}/{EPOCHS}" in chief for epoch in (num_epochs, num_epochs + 1))
+    assert f"Epoch 1/{EPOCHS}" not in chief
     assert "Epoch" not in other
     return directory
 
@@ -64,7 +65,7 @@ def test_the_script_resumes_after_a_worker_was_killed(tmp_path):
     report = json.loads((directory / "report.json").read_text())
     assert train.run(tmp_path / "alone", given={**SETTINGS, "jit_compile": False}) == 0
     got, want = rows_of(directory), rows_of(tmp_path / "alone")
-    assert len(got) == 8
+    assert len(got) == EPOCHS
     for row, expected in zip(got, want, strict=True):
         assert row == pytest.approx(expected, rel=1e-3, abs=1e-3)
     alone = json.loads((tmp_path / "alone" / "report.json").read_text())

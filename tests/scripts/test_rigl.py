@@ -10,7 +10,9 @@ import pytest
 from absl import app
 from running import given, rows_of, run
 
+import models
 import rigl_tf
+from models import resnet_cifar
 from scripts.common import experiments, methods
 from scripts.rigl import ablations, compression, input_pixels, landscape, language, methods_table
 
@@ -32,7 +34,13 @@ def data_dir(tmp_path_factory):
     return path
 
 
+def resnet8(input_shape, l2):
+    """ResNet-20 with one block in each stage, and with fewer filters."""
+    return resnet_cifar._resnet(1, "resnet20", input_shape, 10, 0.25, l2)
+
+
 def test_methods_on_cifar10(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setitem(models.BUILDERS, "resnet20", resnet8)
     setting = methods_table.SETTINGS["cifar10"]
     soon = dataclasses.replace(setting, update_frequency=2)
     monkeypatch.setitem(methods_table.SETTINGS, "cifar10", soon)
@@ -132,13 +140,14 @@ def test_live_pixels_as_text():
     np.testing.assert_array_equal(compression._from_text(compression._to_text(pixels, 784)), pixels)
 
 
-def test_ablations(data_dir, tmp_path, monkeypatch):
+def updating_every(steps):
+    """`methods.wrap_optimizer` with another `update_frequency`."""
     wrap = methods.wrap_optimizer
+    return lambda *args, **arguments: wrap(*args, **{**arguments, "update_frequency": steps})
 
-    def updating_soon(*args, **arguments):
-        return wrap(*args, **{**arguments, "update_frequency": 2})
 
-    monkeypatch.setattr(methods, "wrap_optimizer", updating_soon)
+def test_ablations(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(methods, "wrap_optimizer", updating_every(2))
     chosen = {
         "update": ["every 50, 0.5"],
         "schedule": ["learning rate"],

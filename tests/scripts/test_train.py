@@ -240,14 +240,36 @@ def test_mirrored_run_is_that_of_one_replica_and_resumed(
         np.testing.assert_array_equal(mask, want)
 
 
+def test_csr_run_is_the_masked_one_and_resumed(uninterrupted, data_path, tmp_path, monkeypatch):
+    given = small(data_path, execution="csr", jit_compile=None)
+    run_until("before", "checkpoint-0002.keras", tmp_path, given, monkeypatch)
+    assert train.run(tmp_path, resume=True) == 0
+    settings = json.loads((tmp_path / "config.json").read_text())["settings"]
+    assert (settings["execution"], settings["jit_compile"]) == ("csr", False)
+    for row, want in zip(rows(tmp_path), rows(uninterrupted), strict=True):
+        numbers = {name: float(value) for name, value in row.items()}
+        assert numbers == pytest.approx({name: float(x) for name, x in want.items()}, rel=1e-4)
+    csr, masked = (
+        keras.saving.load_model(path / "model.keras") for path in (tmp_path, uninterrupted)
+    )
+    want = rigl_tf.get_masks(masked)
+    wrappers = [layer for layer in csr.layers if isinstance(layer, rigl_tf.SparseWrapper)]
+    for layer, mask in zip(wrappers, want.values(), strict=True):
+        kernel = rigl_tf.masks.kernel_of(layer.layer.kernel)
+        assert kernel.execution == ("masked" if mask.all() else "csr")
+        np.testing.assert_array_equal(kernel.mask, mask)
+    assert rigl_tf.get_masks(csr).keys() == want.keys()
+
+
 def start(output_dir, *arguments):
     command = [sys.executable, "-m", "scripts.train", f"--output_dir={output_dir}", *arguments]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def test_kill_9(tmp_path):
+def test_kill_9(data_path, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = start(killed, "--epochs=12", "--seed=3")
+    given = {"dataset": str(data_path), "epochs": 4, "batch_size": 10, "seed": 3}
+    process = start(killed, *(f"--{name}={value}" for name, value in given.items()))
     deadline = time.monotonic() + _SUBPROCESS_SECONDS
     while not list(killed.glob("checkpoint-*")):
         assert process.poll() is None
@@ -257,7 +279,7 @@ def test_kill_9(tmp_path):
     assert process.wait() == -signal.SIGKILL
     assert not (killed / "report.json").exists()
     assert start(killed, "--resume", "--seed=3").wait(_SUBPROCESS_SECONDS) == 0
-    assert train.run(whole, given={"epochs": 12, "seed": 3}) == 0
+    assert train.run(whole, given=given) == 0
     assert run_files.differences(killed, whole) == []
 
 
@@ -302,6 +324,10 @@ def assert_refused(capsys, output_dir, given, *words, resume=False):
         ({"end_fraction": 0.0}, "`end_fraction` must be in (0, 1]"),
         ({"end_fraction": 1.1}, "`end_fraction` must be in (0, 1]"),
         ({"seed": -1}, "`seed`"),
+        ({"execution": "cpu"}, "execution='cpu'"),
+        ({"execution": "csr", "method": "dense"}, "method='dense'"),
+        ({"execution": "csr", "method": "pruning"}, "method='pruning'"),
+        ({"execution": "auto", "jit_compile": True}, "jit_compile=True"),
         ({"strategy": "tpu"}, "strategy='tpu'"),
         ({"strategy": "mirrored", "jit_compile": True}, "jit_compile=True"),
         ({"strategy": "multi_worker", "jit_compile": True}, "jit_compile=True"),

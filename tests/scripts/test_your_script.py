@@ -16,6 +16,8 @@ import rigl_tf
 from scripts.checks import your_script
 from scripts.checks.your_script import run
 
+pytestmark = pytest.mark.built_in_fit
+
 # The most unusual layers and habits; the others run with `pytest -m slow`.
 QUICK = {
     "collaborative_filtering",  # a subclassed model of embeddings only

@@ -14,6 +14,7 @@ from helpers import (
     INNER,
     assert_equal,
     check_invariant,
+    dense_weights,
     differ,
     ends_early,
     halves,
@@ -32,10 +33,10 @@ BATCH = 8
 STEPS = 6
 
 
-def make(algorithm, inner, policy="float32"):
+def make(algorithm, inner, policy="float32", execution="masked"):
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy(policy)
-    model = rigl_tf.sparsify(mlp(), 0.5)
+    model = rigl_tf.sparsify(mlp(), 0.5, execution=execution)
     model.compile(ALGORITHMS[algorithm](INNER[inner](), 9, drop_fraction=0.5), "mse")
     return model
 
@@ -71,8 +72,8 @@ def fitted(strategy, *args):
 def assert_same_training(model, masks, want_model, want_masks, tolerance=1e-5):
     for some, others in zip(masks, want_masks, strict=True):
         assert_equal(some, others)
-    for weight, want in zip(model.trainable_weights, want_model.trainable_weights, strict=True):
-        np.testing.assert_allclose(weight.numpy(), want.numpy(), rtol=tolerance, atol=tolerance)
+    for weight, want in zip(dense_weights(model), dense_weights(want_model), strict=True):
+        np.testing.assert_allclose(weight, want, rtol=tolerance, atol=tolerance)
 
 
 def num_moves(masks):
@@ -80,19 +81,21 @@ def num_moves(masks):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "inner", "policy"),
+    ("algorithm", "inner", "policy", "execution"),
     [
-        ("RigL", "momentum", "float32"),
-        ("SET", "adam", "float32"),
-        ("SNFS redistributed", "momentum", "float32"),
-        ("DNW", "momentum", "float32"),
-        ("StaticSparse", "momentum", "float32"),
-        ("RigL", "momentum", "mixed_bfloat16"),
+        ("RigL", "momentum", "float32", "masked"),
+        ("SET", "adam", "float32", "masked"),
+        ("SNFS redistributed", "momentum", "float32", "masked"),
+        ("DNW", "momentum", "float32", "masked"),
+        ("StaticSparse", "momentum", "float32", "masked"),
+        ("RigL", "momentum", "mixed_bfloat16", "masked"),
+        ("RigL", "momentum", "float32", "csr"),
     ],
 )
-def test_two_replicas_train_as_one(algorithm, inner, policy):
+def test_two_replicas_train_as_one(algorithm, inner, policy, execution):
+    """One replica has masked kernels, the two have those of `execution`."""
     want = fitted(tf.distribute.get_strategy(), algorithm, inner, policy)
-    got = fitted(mirrored(), algorithm, inner, policy)
+    got = fitted(mirrored(), algorithm, inner, policy, execution)
     assert mirrored().num_replicas_in_sync == 2
     # bfloat16 sums half a batch in another order than the whole.
     assert_same_training(*got, *want, tolerance=1e-5 if policy == "float32" else 2e-2)
@@ -100,11 +103,11 @@ def test_two_replicas_train_as_one(algorithm, inner, policy):
     assert num_moves(got[1]) == {"StaticSparse": 0, "DNW": num_moves(want[1])}.get(algorithm, 2)
 
 
-def run(strategy, algorithm):
+def run(strategy, algorithm, execution="masked"):
     """A loop of one's own: the gradient of the global batch's mean, with slots watched."""
     x, y = halves(BATCH * STEPS, BATCH)
     with strategy.scope():
-        model = make(algorithm, "momentum")
+        model = make(algorithm, "momentum", execution=execution)
         optimizer = model.optimizer
         optimizer.build(model.trainable_variables)
 
@@ -136,10 +139,12 @@ def run(strategy, algorithm):
     return model, masks
 
 
-@pytest.mark.parametrize("algorithm", ["RigL", "SNFS"])
-def test_a_loop_of_ones_own(algorithm):
+@pytest.mark.parametrize(
+    ("algorithm", "execution"), [("RigL", "masked"), ("SNFS", "masked"), ("RigL", "csr")]
+)
+def test_a_loop_of_ones_own(algorithm, execution):
     want = run(tf.distribute.get_strategy(), algorithm)
-    got = run(mirrored(), algorithm)
+    got = run(mirrored(), algorithm, execution)
     assert_same_training(*got, *want)
     assert num_moves(got[1]) == 2
 

@@ -13,6 +13,8 @@ from helpers import ends_early
 import models
 import rigl_tf
 
+pytestmark = pytest.mark.built_in_fit
+
 
 def modules_of(package):
     found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")

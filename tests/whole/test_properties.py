@@ -16,11 +16,13 @@ from helpers import (
     ON_ONE_DEVICE,
     WORLDS,
     all_alike,
+    assert_same_model,
     assert_same_state,
     check_invariant,
     differ,
     ends_early,
     every_algorithm,
+    executions_of,
     masks_of,
     mirrored,
     mlp,
@@ -127,6 +129,7 @@ def test_counts_and_invariant(name, inner):
 COMPILED = ("SNFS redistributed", "DNW")
 
 
+@pytest.mark.built_in_fit
 @pytest.mark.parametrize(
     "name",
     [n if n in COMPILED else pytest.param(n, marks=pytest.mark.slow) for n in ALGORITHMS],
@@ -149,6 +152,37 @@ def test_the_three_worlds_agree(name):
             assert not differ(masks, want)
         for weight, want in zip(weights, results[0][1], strict=True):
             np.testing.assert_allclose(weight, want, rtol=1e-4, atol=1e-6)
+
+
+# Masked kernels and CSR.
+
+
+@pytest.mark.parametrize("name", ["RigL", "RigL explored", "RigLInverted", "SET", "StaticSparse"])
+def test_the_two_executions_agree(name):
+    x, y = np.random.default_rng(1).normal(size=(2, 8, 6)).astype("float32")
+    results = []
+    for execution, world in (("masked", "eager"), ("csr", "eager"), ("csr", "graph")):
+        if world == "graph" and name != "RigLInverted":
+            continue  # `test_distribute.py` has the others
+        model, optimizer = make(name, "momentum", frequency=2)
+        rigl_tf.with_execution(model, execution)
+        model.compile(optimizer, "mse", **WORLDS[world])
+        losses, history = [], [masks_of(model)]
+        for _ in range(6):
+            losses.append(model.train_on_batch(x, y[:, :5]))
+            check_invariant(model)
+            history.append(masks_of(model))
+        assert executions_of(model) == [execution] * 2
+        results.append((model, history, losses))
+    want, masks, losses = results[0]
+    assert bool(moves_in(masks)) == (name != "StaticSparse")
+    for model, history, others in results[1:]:
+        assert not any(differ(*pair) for pair in zip(history, masks, strict=True))
+        np.testing.assert_allclose(others, losses, rtol=1e-5)
+        assert_same_model(model, want)
+        if name == "RigL explored":
+            assert model.optimizer.exploration_rate() == want.optimizer.exploration_rate()
+            assert model.optimizer.turnover() == want.optimizer.turnover()
 
 
 # When.

@@ -20,7 +20,7 @@ layers = keras.layers
 pytestmark = ends_early
 
 
-def make(algorithm="RigL", inner="adam", **kwargs):
+def make(algorithm="RigL", inner="adam", execution="masked", **kwargs):
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     dense = keras.Sequential(
@@ -31,7 +31,7 @@ def make(algorithm="RigL", inner="adam", **kwargs):
             layers.Dense(3),
         ]
     )
-    model = rigl_tf.sparsify(dense, 0.5)
+    model = rigl_tf.sparsify(dense, 0.5, execution=execution)
     model.compile(ALGORITHMS[algorithm](INNER[inner](), drop_fraction=0.5), "mse", **kwargs)
     return model
 
@@ -137,17 +137,19 @@ class Stop(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("inner", ["momentum", "adam"])
-def test_backup_and_restore_is_uninterrupted(inner, tmp_path):
-    uninterrupted = make("RigL", inner, run_eagerly=True)
+@pytest.mark.parametrize(
+    ("inner", "execution"), [("momentum", "masked"), ("adam", "masked"), ("adam", "csr")]
+)
+def test_backup_and_restore_is_uninterrupted(inner, execution, tmp_path):
+    uninterrupted = make("RigL", inner, execution, run_eagerly=True)
     fit(uninterrupted, 2)
 
     backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
-    stopped = make("RigL", inner, run_eagerly=True)
+    stopped = make("RigL", inner, execution, run_eagerly=True)
     with pytest.raises(KeyboardInterrupt):
         fit(stopped, 2, callbacks=[backup, Stop(1)])
 
-    resumed = make("RigL", inner, run_eagerly=True)
+    resumed = make("RigL", inner, execution, run_eagerly=True)
     resumed.layers[0].layer.kernel.assign(np.full((6, 8), 7.0))  # all of it is restored
     backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
     fit(resumed, 2, callbacks=[backup])
@@ -200,6 +202,7 @@ def test_state_of_another_shape_or_type(value):
     assert int(optimizer.step) == 7
 
 
+@pytest.mark.built_in_fit
 def test_weights_into_a_model_whose_optimizer_is_not_built(tmp_path):
     """As with any Keras optimizer: a warning about the optimizer, and the weights are there."""
     trained = make("RigL")

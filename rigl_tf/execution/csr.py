@@ -1,0 +1,369 @@
+"""CSR kernels: only the values of the active connections, and where these are.
+
+CSR, "compressed sparse rows", is the usual name of such a matrix. Nothing here has the shape of the
+dense kernel, except what is asked for.
+"""
+
+import functools
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from rigl_tf import masks
+from rigl_tf.execution import convolutions, engine
+
+
+class CSRStorage(keras.layers.Layer):
+    """Stands in a layer in the place of its kernel, and holds the active values.
+
+    Where a tensor or an array is wanted it gives the dense kernel, made at that time: a layer that
+    knows nothing of it computes what it did, and its gradient reaches the values.
+
+    Args:
+        path: String, the path of the dense kernel.
+        shape: Tuple of integers, the shape of the dense kernel.
+        num_inputs: Integer. As a matrix the kernel has so many rows.
+        places: Sorted array of `n` integers: where the active connections are in the flat kernel.
+        initial_values: Array of `n` numbers.
+        dtype: String, of the values.
+        trainable: Boolean, whether the values are trained.
+        regularizer: `keras.regularizers.Regularizer` of the values, or `None`.
+        constraint: The user's own constraint of each value, or `None`.
+
+    Attributes:
+        values: Trainable `keras.Variable` of shape `(n,)`.
+        collect: Boolean variable: whether a backward pass keeps what the gradient of the dense
+            kernel is made of, as the next step is a mask update.
+    """
+
+    def __init__(
+        self,
+        path,
+        shape,
+        num_inputs,
+        places,
+        initial_values,
+        dtype,
+        trainable,
+        regularizer,
+        constraint,
+    ):
+        super().__init__(name=path.rpartition("/")[2], dtype=dtype)
+        size = math.prod(shape)
+        vars(self).update(dense_path=path, shape=tuple(shape))
+        vars(self)["matrix_shape"] = (num_inputs, size // num_inputs)
+        structure = engine.structure(tf.constant(places, tf.int64), self.matrix_shape)
+        *outer, layer_name, _ = ["", *path.split("/")]
+        with keras.name_scope(layer_name or self.name, override_parent="/".join(outer)):
+            self.values = self.add_weight(
+                shape=np.shape(places),
+                initializer=_constant(initial_values),
+                trainable=trainable,
+                regularizer=regularizer,
+                name="values",
+            )
+            self.collect = self.add_weight(
+                shape=(), dtype="bool", initializer="zeros", trainable=False, name="collect"
+            )
+            for name, tensor in structure._asdict().items():
+                variable = self.add_weight(
+                    shape=tensor.shape,
+                    dtype=keras.backend.standardize_dtype(tensor.dtype),
+                    initializer=_constant(tensor.numpy()),
+                    trainable=False,
+                    name=name,
+                )
+                setattr(self, name, variable)
+        self.supports_jit = False
+        self.built = True
+        vars(self)["stash"] = Stash(self.matrix_shape)
+        self.values.constraint = CSRKernel(self, constraint)
+
+    @property
+    def constraint(self):
+        """The `CSRKernel`, as the constraint of a dense kernel's variable is its `SparseKernel`."""
+        return self.values.constraint
+
+    @property
+    def structure_variables(self):
+        """The integer variables that say where the values are: an `engine.Structure` of them."""
+        return engine.Structure(*(getattr(self, name) for name in engine.Structure._fields))
+
+    def structure(self):
+        """The `engine.Structure` of tensors."""
+        return engine.Structure(*map(tf.convert_to_tensor, self.structure_variables))
+
+    def places(self):
+        """Where the active connections are in the flat dense kernel, a sorted int64 tensor."""
+        return self.places_of(self.structure_variables)
+
+    def places_of(self, structure):
+        """The same of the copies of the variables that a replica has."""
+        structure = engine.Structure(*map(tf.convert_to_tensor, structure))
+        ends = tf.range(tf.shape(structure.columns, tf.int64)[0])
+        rows = tf.searchsorted(structure.row_splits, ends, side="right") - 1
+        width = self.matrix_shape[1]
+        places = tf.cast(rows, tf.int64) * width + tf.cast(structure.columns, tf.int64)
+        return tf.ensure_shape(places, self.values.shape)
+
+    def put(self, places, values):
+        """Sets places and values, arrays of as many entries as there are."""
+        structure = engine.structure(tf.constant(places, tf.int64), self.matrix_shape)
+        for variable, tensor in zip(self.structure_variables, structure, strict=True):
+            variable.assign(tensor)
+        self.values.assign(values)
+
+    # As a dense kernel.
+
+    def dense(self):
+        """The dense kernel as a tensor of the dtype of the values."""
+        dense = scatter(self.places(), tf.convert_to_tensor(self.values), self.shape)
+        return _collected_dense(self, dense)
+
+    @property
+    def _unique_id(self):
+        # By which optimizers know a variable that is named to them, as not to decay.
+        return self.values.value._unique_id
+
+    def __tf_tensor__(self, dtype=None, name=None):
+        dense = self.dense()
+        return dense if dtype is None else tf.cast(dense, dtype)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.numpy().astype(dtype or self.values.dtype)
+
+    def numpy(self):
+        """The dense kernel as an array."""
+        kernel = np.zeros(math.prod(self.shape), self.values.dtype)
+        kernel[self.places().numpy()] = self.values.numpy()
+        return kernel.reshape(self.shape)
+
+    def assign(self, weights):
+        """Sets the active values to those of a dense kernel."""
+        self.constraint.assign(weights)
+
+    def load_dense(self, weights):
+        """The same, of a file: there is nothing else in it for this layer then."""
+        self.assign(weights)
+        vars(self)["is_loaded"] = True
+
+    # In files there are the values, and the places as rows of columns.
+
+    def save_own_variables(self, store):
+        for name in _SAVED:
+            store[name] = getattr(self, name).numpy()
+
+    def load_own_variables(self, store):
+        if not store.keys() and vars(self).pop("is_loaded", False):
+            return
+        # (What fails is tried again where a file may have nothing: no shape is known then.)
+        shape = tuple(store["values"].shape) if "values" in store else None
+        if shape != tuple(self.values.shape):
+            raise ValueError(
+                f"The file must have {self.values.shape[0]:,} active values of {self.dense_path!r} "
+                "and their places, as a model of the same sparsity with `execution='csr'` writes "
+                f"them. Received: an array of shape {shape}"
+            )
+        splits, columns = (np.asarray(store[name], np.int64) for name in _SAVED[1:])
+        rows = np.repeat(np.arange(self.matrix_shape[0]), np.diff(splits))
+        self.put(rows * self.matrix_shape[1] + columns, store["values"])
+
+
+_SAVED = ("values", "row_splits", "columns")
+
+
+def _constant(value):
+    return lambda shape, dtype=None: tf.constant(value, dtype)
+
+
+class Stash:
+    """What a layer got, and what its outputs' gradients were, in the step of a mask update.
+
+    Their product, `x^T dy`, is the gradient of the dense kernel. Each use of the layer is a block
+    of rows.
+    """
+
+    def __init__(self, matrix_shape):
+        self.inputs, self.gradients, self.blocks = (
+            tf.Variable(
+                tf.zeros([0, *shape], dtype),
+                shape=[None, *shape],
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.SUM,
+                name=name,
+            )
+            for name, shape, dtype in (
+                ("inputs", matrix_shape[:1], "float32"),
+                ("gradients", matrix_shape[1:], "float32"),
+                ("blocks", (), "int32"),
+            )
+        )
+
+    @property
+    def _variables(self):
+        return self.inputs, self.gradients, self.blocks
+
+    # On one replica.
+
+    def add(self, inputs, gradients):
+        """Adds the rows of one use of the layer."""
+        block = 1 + tf.reduce_max(tf.concat([[-1], self.blocks.read_value()], axis=0))
+        new = (inputs, gradients, tf.fill(tf.shape(inputs)[:1], block))
+        for variable, rows in zip(self._variables, new, strict=True):
+            variable.assign(tf.concat([variable.read_value(), rows], axis=0))
+
+    def read(self):
+        """The rows of all uses, and the number of the use of each."""
+        return tuple(variable.read_value() for variable in self._variables)
+
+    def clear(self):
+        for variable in self._variables:
+            variable.assign(tf.zeros([0, *variable.shape[1:]], variable.dtype))
+
+
+def matmul(storage, inputs):
+    """Inputs times a CSR kernel, as matrices.
+
+    Args:
+        storage: A `CSRStorage`.
+        inputs: Floating-point tensor of shape `[batch, num_inputs]`.
+
+    Returns:
+        Tensor of shape `[batch, num_outputs]` and the dtype of the inputs. It is computed in
+        float32.
+    """
+    x = tf.cast(inputs, tf.float32)
+    values = tf.cast(tf.convert_to_tensor(storage.values), tf.float32)
+    y = engine.matmul(x, values, storage.structure(), storage.matrix_shape)
+    return tf.cast(_collected(storage, x, y, lambda *rows: rows), inputs.dtype)
+
+
+def convolve(storage, inputs, geometry):
+    """Convolves images with a CSR kernel.
+
+    Args:
+        storage: A `CSRStorage`.
+        inputs: Floating-point tensor of shape `[batch, *pixels, channels]`.
+        geometry: A `convolutions.Geometry`.
+
+    Returns:
+        Tensor of shape `[batch, *pixels, outputs]` and the dtype of the inputs. It is computed in
+        float32.
+    """
+    x = tf.cast(inputs, tf.float32)
+    values = tf.cast(tf.convert_to_tensor(storage.values), tf.float32)
+    outputs = storage.matrix_shape[1]
+    y = convolutions.convolve(x, values, storage.structure(), outputs, geometry)
+    as_rows = functools.partial(convolutions.rows, geometry=geometry)
+    return tf.cast(_collected(storage, x, y, as_rows), inputs.dtype)
+
+
+def _collected(storage, x, y, as_rows):
+    """`y`, in whose backward pass the stash of a kernel gets its rows, if they are asked for.
+
+    `as_rows` makes matrices of `x` and the gradient of `y`.
+    """
+
+    @tf.custom_gradient
+    def pass_on(x, y):
+        return tf.identity(y), lambda dy: (None, _kept(storage, dy, lambda: as_rows(x, dy)))
+
+    return pass_on(tf.stop_gradient(x), y)
+
+
+def _collected_dense(storage, dense):
+    """The same of a dense kernel, that other code computes with: as if its inputs were units."""
+
+    @tf.custom_gradient
+    def pass_on(dense):
+        def rows(gradient):
+            gradient = tf.reshape(tf.cast(gradient, tf.float32), storage.matrix_shape)
+            return tf.eye(storage.matrix_shape[0]), gradient
+
+        return tf.identity(dense), lambda dy: _kept(storage, dy, lambda: rows(dy))
+
+    return pass_on(dense)
+
+
+def _kept(storage, gradient, rows):
+    """A gradient, after the stash got the pair of matrices that `rows` makes, if it is asked to."""
+
+    def add():
+        storage.stash.add(*rows())
+        return True
+
+    is_done = tf.cond(tf.convert_to_tensor(storage.collect), add, lambda: False)
+    with tf.control_dependencies([is_done]):
+        return tf.identity(gradient)
+
+
+class CSRKernel(masks.SparseKernel):
+    """A kernel of which only the active values are stored.
+
+    Args:
+        storage: The `CSRStorage` in its layer.
+        constraint: The user's own constraint of each weight, or `None`.
+    """
+
+    execution = "csr"
+
+    def __init__(self, storage, constraint=None):
+        super().__init__(storage.values)
+        self.storage = storage
+        self.constraint = constraint
+        self.mask_variables = (*storage.structure_variables, storage.collect)
+
+    @property
+    def path(self):
+        return self.storage.dense_path
+
+    @property
+    def shape(self):
+        return self.storage.shape
+
+    @property
+    def num_active(self):
+        return self.variable.shape[0]
+
+    @property
+    def mask(self):
+        mask = np.zeros(self.size, bool)
+        mask[self.storage.places().numpy()] = True
+        return mask.reshape(self.shape)
+
+    def numpy(self):
+        return self.storage.numpy()
+
+    def assign(self, weights):
+        with tf.init_scope():
+            flat = tf.reshape(tf.convert_to_tensor(weights), [-1])
+            self.variable.assign(tf.gather(flat, self.storage.places()))
+
+    def set_mask(self, mask):
+        places = np.flatnonzero(mask)
+        if len(places) != self.num_active:
+            raise ValueError(
+                "A CSR kernel keeps its number of active connections: use "
+                "`rigl_tf.with_execution(model, 'masked')` before. Received: a mask of "
+                f"{len(places):,} for {self.path!r}, which has {self.num_active:,}"
+            )
+        with tf.init_scope():
+            values = self.numpy().reshape(-1)[places]
+            self.storage.put(places, values)
+            self._tell_watchers()
+
+    def __call__(self, values):
+        # Another optimizer trains it now, which would never empty the stash. (Those of `rigl_tf`
+        # say anew after each step what is to be collected.)
+        if not tf.distribute.has_strategy():
+            self.storage.collect.assign(False)
+        return self._constrained(values)
+
+
+def scatter(places, values, shape):
+    """A dense tensor with these values at these places, and zeros elsewhere."""
+    flat = tf.scatter_nd(places[:, tf.newaxis], values, [math.prod(shape)])
+    return tf.reshape(flat, shape)

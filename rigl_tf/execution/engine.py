@@ -1,0 +1,460 @@
+"""The arithmetic of kernels of which only the active values exist.
+
+A kernel of shape `[inputs, outputs]` is a vector of its active values, sorted by their places, and
+a `Structure`, which says where they are. The place of a value is `input * outputs + output`. The
+kernel is never made dense, nor is its gradient.
+
+The work is done by operations for the CPU in C++, `engine.cc`, which are compiled when they are
+first needed, in about ten seconds, and kept in the user's cache folder. Where there is no compiler,
+TensorFlow's own operations do the same, more slowly. `RIGL_TF_NATIVE=0` in the environment asks for
+these.
+"""
+
+import functools
+import hashlib
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+_SOURCE = pathlib.Path(__file__).with_name("engine.cc")
+_FLAGS = ("-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-w")
+_LOADING = threading.Lock()
+# Floats of one tile of a dense gradient, where TensorFlow's own operations do the work.
+_TILE = 1 << 22
+
+
+class Structure(NamedTuple):
+    """Where the `n` active values of a kernel of shape `[inputs, outputs]` are.
+
+    All are tensors, or all NumPy arrays.
+
+    Args:
+        row_splits: int64, `[inputs + 1]`. The values of input `c` are those from `row_splits[c]` to
+            `row_splits[c + 1]`.
+        columns: int32, `[n]`, the output of each value.
+        column_splits: int64, `[outputs + 1]`, as `row_splits`, if the values were sorted by outputs
+            first.
+        rows: int32, `[n]`, in this other order: the input of each value.
+        order: int32, `[n]`, in this other order: which value it is.
+    """
+
+    row_splits: tf.Tensor
+    columns: tf.Tensor
+    column_splits: tf.Tensor
+    rows: tf.Tensor
+    order: tf.Tensor
+
+
+def is_native():
+    """Whether the operations in C++ do the work; compiles them if they are not there yet."""
+    return native() is not None
+
+
+def native():
+    """The module of the operations in C++; None if they are not to be had, or not wanted."""
+    if os.environ.get("RIGL_TF_NATIVE", "1") == "0":
+        return None
+    with _LOADING:
+        return _loaded()
+
+
+def structure(places, shape):
+    """Says where active values are, for products.
+
+    Args:
+        places: int64 tensor or NumPy array, `[n]`: `input * outputs + output` of each active value.
+            They must ascend.
+        shape: Pair of integers, `(inputs, outputs)`, each at least 1.
+
+    Returns:
+        `Structure` of tensors; of NumPy arrays, if `places` is one.
+
+    Raises:
+        ValueError: NumPy places do not ascend, or are outside of the kernel. For tensors it is
+            `tf.errors.InvalidArgumentError`, when the operation runs.
+
+    Example:
+
+    >>> structure(np.array([1, 2, 5]), (2, 3)).columns.tolist()
+    [1, 2, 2]
+    """
+    inputs, outputs = _checked_shape(shape)
+    if isinstance(places, np.ndarray):
+        return _structure_of_array(places, inputs, outputs)
+    places = tf.convert_to_tensor(places, tf.int64)
+    operations = native()
+    if operations is not None:
+        return Structure(*operations.rigl_structure(places=places, inputs=inputs, outputs=outputs))
+    size = inputs * outputs
+    bounded = tf.concat([[tf.constant(-1, tf.int64)], places, [size]], axis=0)
+    check = tf.debugging.assert_less(
+        bounded[:-1], bounded[1:], f"`places` must ascend in [0, {inputs} * {outputs})."
+    )
+    with tf.control_dependencies(_operations(check)):
+        columns = tf.cast(places % outputs, tf.int32)
+    order = tf.argsort(columns, stable=True)
+    borders = tf.range(inputs + 1, dtype=tf.int64) * outputs
+    sorted_columns = tf.gather(columns, order)
+    return Structure(
+        row_splits=tf.searchsorted(places, borders, out_type=tf.int64),
+        columns=columns,
+        column_splits=tf.searchsorted(sorted_columns, tf.range(outputs + 1), out_type=tf.int64),
+        rows=tf.cast(tf.gather(places, order) // outputs, tf.int32),
+        order=order,
+    )
+
+
+def matmul(x, values, structure, shape):
+    """Multiplies a batch with a sparse kernel: `x @ kernel`.
+
+    Differentiable once, with respect to `x` and `values`; the gradient of the values is computed
+    at their places alone. Sums are in float32. They do not depend on the number of threads.
+
+    Args:
+        x: Floating-point tensor, `[batch, inputs]`; the batch may be unknown, or 0.
+        values: Floating-point tensor, `[n]`: the active values, sorted by place.
+        structure: The `Structure` of their places.
+        shape: Pair of integers, `(inputs, outputs)`.
+
+    Returns:
+        Tensor of shape `[batch, outputs]` and of the dtype of `x`.
+
+    Raises:
+        ValueError: A shape does not fit.
+        tf.errors.InvalidArgumentError: The structure does not fit, found out when it runs. Without
+            the operations in C++ not all of this is checked.
+    """
+    inputs, outputs = _checked_shape(shape)
+    x = tf.convert_to_tensor(x)
+    values = tf.convert_to_tensor(values)
+    if not x.shape.is_compatible_with([None, inputs]):
+        raise ValueError(f"`x` must be [batch, {inputs}]. Received: x.shape={x.shape}")
+    _check_structure(structure, inputs, outputs)
+    y = _matmul(tf.cast(x, tf.float32), tf.cast(values, tf.float32), *map(_tensor, structure))
+    y.set_shape([x.shape[0], outputs])
+    return tf.cast(y, x.dtype)
+
+
+def largest_inactive(x, dy, structure, shape, k, excluded=None):
+    """Finds where the gradient `x^T @ dy` of a dense kernel is largest, among the inactive places.
+
+    The dense gradient is computed tile by tile and never held. The result is exact: ties go to the
+    lower place. If the gradient is not finite somewhere, NaN counts as larger than infinity, and
+    the result should not be used.
+
+    Args:
+        x: Floating-point tensor, `[batch, inputs]`.
+        dy: Floating-point tensor, `[batch, outputs]`, the gradient of the layer's output.
+        structure: The `Structure` of the active places.
+        shape: Pair of integers, `(inputs, outputs)`.
+        k: Integer or scalar integer tensor, how many are wanted: at most as many as there are to
+            choose from.
+        excluded: int64 tensor of places that ascend. If it is given, all places but these are
+            eligible, instead of all but the active ones.
+
+    Returns:
+        Three tensors: the places, int64, `[k]`, ascending; the gradient there, float32, `[k]`; and
+        a boolean scalar, whether the whole gradient is finite.
+
+    Raises:
+        ValueError: A shape does not fit.
+        tf.errors.InvalidArgumentError: There are fewer than `k` eligible places.
+    """
+    inputs, outputs = _checked_shape(shape)
+    x = tf.cast(tf.convert_to_tensor(x), tf.float32)
+    dy = tf.cast(tf.convert_to_tensor(dy), tf.float32)
+    if not x.shape.is_compatible_with([None, inputs]):
+        raise ValueError(f"`x` must be [batch, {inputs}]. Received: x.shape={x.shape}")
+    if not dy.shape.is_compatible_with([None, outputs]):
+        raise ValueError(f"`dy` must be [batch, {outputs}]. Received: dy.shape={dy.shape}")
+    if excluded is None:
+        _check_structure(structure, inputs, outputs)
+        row_splits, columns = _tensor(structure.row_splits), _tensor(structure.columns)
+    else:
+        excluded = tf.convert_to_tensor(excluded, tf.int64)
+        borders = tf.range(inputs + 1, dtype=tf.int64) * outputs
+        row_splits = tf.searchsorted(excluded, borders, out_type=tf.int64)
+        columns = tf.cast(excluded % outputs, tf.int32)
+    k = tf.cast(k, tf.int64)
+    operations = native()
+    if operations is not None:
+        return tuple(
+            operations.rigl_largest_inactive(
+                x=x, dy=dy, row_splits=row_splits, columns=columns, k=k
+            )
+        )
+    return _largest_inactive(x, dy, row_splits, columns, k, inputs, outputs)
+
+
+# Arguments.
+
+
+def _checked_shape(shape):
+    inputs, outputs = (int(size) for size in shape)
+    if inputs < 1 or outputs < 1:
+        raise ValueError(f"`shape` must be two integers >= 1. Received: shape={shape}")
+    return inputs, outputs
+
+
+def _check_structure(structure, inputs, outputs):
+    """Raises a `ValueError` if a static length does not fit."""
+    for splits, size in (("row_splits", inputs), ("column_splits", outputs)):
+        length = getattr(structure, splits).shape[0]
+        if length not in (None, size + 1):
+            raise ValueError(
+                f"The structure is not that of a kernel of shape {(inputs, outputs)}: "
+                f"`{splits}` must have {size + 1} entries. Received: {length} entries"
+            )
+
+
+def _tensor(array):
+    return tf.convert_to_tensor(array)
+
+
+def _structure_of_array(places, inputs, outputs):
+    places = places.astype(np.int64, copy=False)
+    bounded = np.concatenate([[-1], places, [inputs * outputs]])
+    if places.ndim != 1 or not np.all(bounded[:-1] < bounded[1:]):
+        raise ValueError(
+            f"`places` must be one-dimensional and ascend in [0, {inputs} * {outputs}). "
+            f"Received: places={places!r}"
+        )
+    rows, columns = np.divmod(places, outputs)
+    order = np.argsort(columns, kind="stable")
+    return Structure(
+        row_splits=np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=inputs))]),
+        columns=columns.astype(np.int32),
+        column_splits=np.concatenate([[0], np.cumsum(np.bincount(columns, minlength=outputs))]),
+        rows=rows[order].astype(np.int32),
+        order=order.astype(np.int32),
+    )
+
+
+# Products.
+
+
+def _matmul(x, values, *structure):
+    operations = native()
+    if operations is None:
+        return _matmul_of_tensorflow(x, values, *structure)
+    return operations.rigl_matmul(x, values, *structure)
+
+
+@tf.RegisterGradient("RiglMatmul")
+def _gradient_of_matmul(operation, dy):
+    x, values, row_splits, columns, *_ = operation.inputs
+    # A tape says which gradients nobody wants: that of the data, in a first layer.
+    unwanted = getattr(operation, "skip_input_indices", None) or ()
+    dx, dvalues = native().rigl_matmul_grad(
+        x=x,
+        dy=dy,
+        values=values,
+        row_splits=row_splits,
+        columns=columns,
+        input_gradient=0 not in unwanted,
+    )
+    return [None if 0 in unwanted else dx, dvalues, *[None] * 5]
+
+
+@tf.RegisterGradient("RiglMatmulGrad")
+def _gradient_of_gradient(operation, *gradients):
+    raise NotImplementedError(
+        "Products with CSR kernels have no second derivatives: use "
+        "`rigl_tf.with_execution(model, 'masked')` before."
+    )
+
+
+@tf.custom_gradient
+def _matmul_of_tensorflow(x, values, row_splits, columns, column_splits, rows, order):
+    inputs, outputs = tf.size(row_splits) - 1, tf.size(column_splits) - 1
+    indices = tf.stack([_repeated(row_splits, tf.int64), tf.cast(columns, tf.int64)], axis=1)
+    shape = tf.cast(tf.stack([inputs, outputs]), tf.int64)
+
+    def times(other, by_inputs):
+        product = tf.raw_ops.SparseTensorDenseMatMul(
+            a_indices=indices,
+            a_values=values,
+            a_shape=shape,
+            b=other,
+            adjoint_a=by_inputs,
+            adjoint_b=True,
+        )
+        return tf.transpose(product)
+
+    def gradient(dy):
+        def at_places(start, gradient):
+            end = tf.minimum(start + tf.shape(gradient)[0], inputs)
+            first, last = row_splits[start], row_splits[end]
+            row = _repeated(row_splits[start : end + 1] - first, tf.int32)
+            return tf.gather_nd(gradient, tf.stack([row, columns[first:last]], axis=1))
+
+        dvalues = tf.reshape(_for_tiles_of_gradient(x, dy, at_places), tf.shape(values))
+        return times(dy, False), dvalues, *[None] * 5
+
+    return times(x, True), gradient
+
+
+def _repeated(splits, dtype):
+    """The row of each entry, from the borders of the rows."""
+    rows = tf.range(tf.size(splits) - 1)
+    return tf.cast(tf.repeat(rows, splits[1:] - splits[:-1]), dtype)
+
+
+def _for_tiles_of_gradient(x, dy, function):
+    """What `function` makes of the dense gradient, some inputs at a time, in one vector.
+
+    It gets the first of these inputs, and the gradient `[inputs of the tile, outputs]`.
+    """
+    inputs, outputs = tf.shape(x)[1], tf.shape(dy)[1]
+    height = tf.maximum(_TILE // tf.maximum(outputs, 1), 1)
+    num_tiles = (inputs + height - 1) // height
+    parts = tf.TensorArray(tf.float32, num_tiles, infer_shape=False, element_shape=[None])
+
+    def body(tile, parts):
+        start = tile * height
+        gradient = tf.matmul(x[:, start : start + height], dy, transpose_a=True)
+        return tile + 1, parts.write(tile, function(start, gradient))
+
+    _, parts = tf.while_loop(lambda tile, _: tile < num_tiles, body, (0, parts))
+    return parts.concat()
+
+
+def _largest_inactive(x, dy, row_splits, columns, k, inputs, outputs):
+    num_candidates = inputs * outputs - tf.size(columns, tf.int64)
+    check = tf.debugging.Assert(
+        (k >= 0) & (k <= num_candidates),
+        ["`k` must be at most the number of places to choose from", num_candidates, "Received:", k],
+    )
+    with tf.control_dependencies(_operations(check)):
+        k = tf.cast(k, tf.int32)
+    height = max(_TILE // outputs, 1)
+
+    def body(start, is_finite, magnitudes, gradients, places):
+        end = tf.minimum(start + height, inputs)
+        gradient = tf.matmul(x[:, start:end], dy, transpose_a=True)
+        is_finite &= tf.reduce_all(tf.math.is_finite(gradient))
+        magnitude = tf.where(tf.math.is_nan(gradient), np.inf, tf.abs(gradient))
+        first, last = row_splits[start], row_splits[end]
+        row = _repeated(row_splits[start : end + 1] - first, tf.int32)
+        left_out = tf.stack([row, columns[first:last]], axis=1)
+        magnitude = tf.tensor_scatter_nd_update(magnitude, left_out, tf.fill([last - first], -1.0))
+        first_place = tf.cast(start, tf.int64) * outputs
+        new_places = first_place + tf.range(tf.size(gradient, tf.int64), dtype=tf.int64)
+        # What was found before has the lower places, and comes first: it wins ties.
+        magnitudes, chosen = tf.math.top_k(
+            tf.concat([magnitudes, tf.reshape(magnitude, [-1])], axis=0), k
+        )
+        gradients = tf.gather(tf.concat([gradients, tf.reshape(gradient, [-1])], axis=0), chosen)
+        places = tf.gather(tf.concat([places, new_places], axis=0), chosen)
+        return end, is_finite, magnitudes, gradients, places
+
+    # Of lower magnitude than any place.
+    start = (0, True, tf.fill([k], -2.0), tf.zeros([k]), tf.zeros([k], tf.int64))
+    vector = tf.TensorShape([None])
+    _, is_finite, _, gradients, places = tf.while_loop(
+        lambda start, *_: start < inputs,
+        body,
+        tuple(tf.convert_to_tensor(each) for each in start),
+        shape_invariants=(tf.TensorShape([]), tf.TensorShape([]), vector, vector, vector),
+    )
+    order = tf.argsort(places)
+    return tf.gather(places, order), tf.gather(gradients, order), is_finite
+
+
+def _operations(check):
+    """As a list, for control dependencies; in eager mode a check has run already."""
+    return [] if check is None else [check]
+
+
+# Loading.
+
+
+@functools.cache
+def _loaded():
+    try:
+        return tf.load_op_library(str(_library()))
+    except (OSError, RuntimeError, tf.errors.OpError) as error:
+        warnings.warn(
+            "Sparse kernels are computed with TensorFlow's own operations: training will be slower "
+            "than it could be. For faster ones install a C++ compiler, such as the package `g++`, "
+            "or set the environment variable CXX to one; RIGL_TF_NATIVE=0 silences this warning. "
+            f"Reason: {error}",
+            stacklevel=4,
+        )
+        return None
+
+
+def _library():
+    """The path of the compiled operations; compiles them if there are none."""
+    prebuilt = _SOURCE.with_name(f"engine-tf{tf.__version__}-{platform.machine()}.so")
+    if prebuilt.exists():
+        return prebuilt
+    cached = _cache_folder() / f"engine-{_key()}.so"
+    if not cached.exists():
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            cached = pathlib.Path(tempfile.mkdtemp(prefix="rigl_tf_")) / cached.name
+        build(cached)
+    return cached
+
+
+def build(path):
+    """Compiles the operations in C++ into a library for the TensorFlow that is installed.
+
+    Next to `engine.cc`, under the name `engine-tf<version>-<machine>.so`, such as
+    `engine-tf2.21.0-x86_64.so`, it is found by all users of an installation without a compiler.
+
+    Args:
+        path: Path of the library; what is there is replaced in one go.
+
+    Raises:
+        RuntimeError: There is no compiler, or it fails.
+    """
+    compiler = _compiler()
+    if compiler is None:
+        raise RuntimeError("no C++ compiler was found: neither $CXX, nor g++, nor clang++.")
+    path = pathlib.Path(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".building-") as folder:
+        built = pathlib.Path(folder) / path.name
+        command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(built)]
+        command += [*tf.sysconfig.get_compile_flags(), *tf.sysconfig.get_link_flags()]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            said = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+            raise RuntimeError(
+                f"{compiler[0]} failed: {(said or [done.stderr.strip()[-200:] or 'silently'])[0]}"
+            )
+        os.replace(built, path)
+
+
+def _compiler():
+    """The command of a C++ compiler as a list, or None."""
+    wanted = os.environ.get("CXX", "").split()
+    for command in filter(None, (wanted, ["g++"], ["clang++"])):
+        if shutil.which(command[0]):
+            return command
+    return None
+
+
+def _cache_folder():
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (pathlib.Path(cache) if cache else pathlib.Path.home() / ".cache") / "rigl_tf"
+
+
+def _key():
+    """Names what a compiled library depends on."""
+    binary = [flag for flag in tf.sysconfig.get_compile_flags() if not flag.startswith("-I")]
+    said = [tf.version.VERSION, tf.version.GIT_VERSION, platform.system(), platform.machine()]
+    said += [*(_compiler() or ["none"]), *_FLAGS, *binary]
+    digest = hashlib.sha256(_SOURCE.read_bytes() + "\n".join(said).encode())
+    return digest.hexdigest()[:24]

@@ -1,0 +1,350 @@
+"""Which layers multiply their inputs with a kernel as a matrix, and how they do it in CSR."""
+
+import contextlib
+import functools
+import inspect
+import math
+
+import keras
+import tensorflow as tf
+
+from rigl_tf import masks
+from rigl_tf.execution import convolutions, csr
+
+# Kernels with more weights than this are never made dense: they take 256 MB in float32.
+LARGEST_DENSE = 1 << 26
+
+# What treats each weight by itself, and leaves zeros alone: it has the same effect on values only.
+_FREE_OF_OTHERS = (
+    keras.constraints.NonNeg,
+    keras.regularizers.L1,
+    keras.regularizers.L2,
+    keras.regularizers.L1L2,
+)
+_OF_EACH_WEIGHT = (
+    keras.initializers.RandomNormal,
+    keras.initializers.RandomUniform,
+    keras.initializers.TruncatedNormal,
+    keras.initializers.Constant,
+    keras.initializers.Zeros,
+    keras.initializers.Ones,
+)
+
+
+def refusal(layer, variable):
+    """Why a kernel cannot be stored as CSR, in a few words; `None` if it can.
+
+    Args:
+        layer: The built layer that holds the kernel, the innermost one.
+        variable: The `keras.Variable`, a masked kernel.
+    """
+    if _attribute(layer, variable) is None:
+        return "held by a layer in another way than as an attribute"
+    if variable.dtype == "float64":
+        return "float64"
+    kernel = masks.kernel_of(variable)
+    if kernel.num_active == 0:
+        return "no active connection"
+    if kernel.num_active == kernel.size:
+        return "no zeros"
+    for kind, each in (("constraint", kernel.constraint), ("regularizer", variable.regularizer)):
+        if not _is_free(each):
+            name = getattr(each, "__name__", type(each).__name__)
+            return f"its {kind} {name} needs the whole kernel"
+    if getattr(layer, "quantization_mode", None) is not None:
+        return "quantized"
+    if getattr(layer, "lora_enabled", False):
+        return "LoRA"
+    if is_convolution(layer) and layer.groups > 1:
+        return "grouped convolution"
+    if is_convolution(layer) and layer.data_format != "channels_last":
+        return layer.data_format
+    if _num_summed_of(layer) is None:
+        return f"{type(layer).__name__} is neither a matrix product nor a convolution"
+    return None
+
+
+def _is_free(each):
+    """Whether a constraint or a regularizer, or `None`, does the same to the values alone."""
+    return each is None or type(each) in _FREE_OF_OTHERS
+
+
+def attach(layer, kernel):
+    """Makes the masked kernel of a layer, which `refusal` has nothing against, a CSR kernel.
+
+    From then on the layer computes with it, wherever it is used.
+
+    Returns:
+        The `csr.CSRKernel`.
+    """
+    variable = kernel.variable
+    places = kernel.mask.reshape(-1).nonzero()[0]
+    storage = csr.CSRStorage(
+        kernel.path,
+        tuple(variable.shape),
+        math.prod(variable.shape[: _num_summed_of(layer)]),
+        places,
+        variable.numpy().reshape(-1)[places],
+        dtype=variable.dtype,
+        trainable=variable.trainable,
+        regularizer=variable.regularizer,
+        constraint=kernel.constraint,
+    )
+    name = _attribute(layer, variable)
+    with unlocked(layer):
+        delattr(layer, name)
+        setattr(layer, name, storage)
+        layer.kernel_values = storage.values
+        _put_last(layer, "bias")
+    _compute_with(layer, storage)
+    return storage.constraint
+
+
+def _compute_with(layer, storage):
+    """Lets a layer use a CSR kernel in its calls and in files."""
+    layer.supports_jit = False
+    vars(layer).update(
+        call=_call(layer, storage),
+        save_own_variables=functools.partial(_save_own_variables, layer),
+        load_own_variables=functools.partial(_load_own_variables, layer, storage),
+    )
+
+
+@contextlib.contextmanager
+def born_sparse(layer, choose):
+    """Lets a layer that is built in this context make its kernel as CSR, if it is large.
+
+    There is no dense kernel at any time. The values are drawn from the distribution of the layer's
+    initializer.
+
+    Args:
+        layer: The layer. If it is none that can have a CSR kernel, it is built as ever.
+        choose: Function of the kernel's shape that gives the sorted places of the active
+            connections.
+    """
+    add_weight = layer.add_weight
+    storages = []
+
+    def add(*args, name=None, **kwargs):
+        shape = tuple(kwargs.get("shape", args[0] if args else ()))
+        constraint, regularizer = kwargs.get("constraint"), kwargs.get("regularizer")
+        is_free = _is_free(constraint) and _is_free(regularizer)
+        if name != "kernel" or math.prod(shape) <= LARGEST_DENSE or not is_free:
+            return add_weight(*args, name=name, **kwargs)
+        places = choose(shape)
+        storage = csr.CSRStorage(
+            f"{layer.path}/{name}",
+            shape,
+            math.prod(shape[: _num_summed_of(layer)]),
+            places,
+            drawn_values(kwargs["initializer"], shape, len(places)),
+            dtype=layer.variable_dtype,
+            trainable=True,
+            regularizer=regularizer,
+            constraint=constraint,
+        )
+        layer.kernel_values = storage.values
+        storages.append(storage)
+        return storage
+
+    can_be = _num_summed_of(layer) is not None and layer.variable_dtype != "float64"
+    if not can_be:
+        yield
+        return
+    vars(layer)["add_weight"] = add
+    try:
+        yield
+    finally:
+        del vars(layer)["add_weight"]
+    if storages:
+        _compute_with(layer, storages[0])
+
+
+def drawn_values(initializer, shape, num):
+    """So many weights, drawn as an initializer draws those of a kernel of this shape.
+
+    Raises:
+        ValueError: If the initializer makes weights that depend on each other, or is not known.
+    """
+    if isinstance(initializer, keras.initializers.VarianceScaling):
+        receptive = math.prod(shape[:-2])
+        fans = {"fan_in": shape[-2] * receptive, "fan_out": shape[-1] * receptive}
+        fans["fan_avg"] = sum(fans.values()) / 2
+        config = keras.initializers.VarianceScaling.get_config(initializer)
+        # As a kernel of one unit with `num` inputs, whose variance is to be that of the other.
+        config["scale"] *= num / max(1.0, fans[config["mode"]])
+        config["mode"] = "fan_in"
+        return keras.initializers.VarianceScaling.from_config(config)((num, 1))[:, 0]
+    if isinstance(initializer, _OF_EACH_WEIGHT):
+        return initializer((num,))
+    raise ValueError(
+        f"A kernel of {math.prod(shape):,} weights is too large to be made dense, so its "
+        "initializer must draw each weight by itself: a `VarianceScaling` (such as GlorotUniform), "
+        f"or one of {[each.__name__ for each in _OF_EACH_WEIGHT]}. Received: {initializer!r}"
+    )
+
+
+def detach(layer, storage):
+    """Makes a CSR kernel of a layer a dense variable again, in its old place among the weights.
+
+    Returns:
+        The `keras.Variable`, without a mask.
+    """
+    for name in ("call", "save_own_variables", "load_own_variables"):
+        del vars(layer)[name]
+    layer.supports_jit = True
+    name = _attribute(layer, storage)
+    outer, _, own_name = storage.dense_path.rpartition("/")
+    with unlocked(layer) as tracker:
+        delattr(layer, name)
+        del layer.kernel_values
+        tracker.untrack(storage)
+        with keras.name_scope(layer.name, override_parent=outer.rpartition("/")[0]):
+            variable = layer.add_weight(
+                shape=storage.shape,
+                dtype=storage.values.dtype,
+                initializer=lambda shape, dtype=None: tf.cast(storage.dense(), dtype),
+                trainable=storage.values.trainable,
+                regularizer=storage.values.regularizer,
+                constraint=storage.constraint.constraint,
+                name=own_name,
+            )
+        setattr(layer, name, variable)
+        _put_last(layer, "bias")
+    return variable
+
+
+def _put_last(layer, name):
+    """Puts a variable behind the kernel, in the list of a layer's weights."""
+    variable = getattr(layer, name)
+    if variable is not None:
+        delattr(layer, name)
+        setattr(layer, name, variable)
+
+
+@contextlib.contextmanager
+def unlocked(layer):
+    """Lets a built layer have another variable, for which Keras has no public way."""
+    tracker = vars(layer)["_tracker"]
+    tracker.unlock()
+    try:
+        with masks.cheap_deletions():
+            yield tracker
+    finally:
+        tracker.lock()
+
+
+def _attribute(layer, value):
+    """The name of the attribute in which a layer holds a kernel, if it holds it in one."""
+    names = [name for name, each in vars(layer).items() if each is value]
+    return names[0] if len(names) == 1 else None
+
+
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+
+
+def is_convolution(layer):
+    """Whether what a layer computes is Keras's own convolution."""
+    own = type(layer)
+    return any(
+        _computes_as(layer, each) and own.convolution_op is each.convolution_op
+        for each in _CONVOLUTIONS
+    )
+
+
+def _num_summed_of(layer):
+    """Over how many of the first dimensions of its kernel a layer sums.
+
+    `None` if what it computes is neither a product of matrices nor a convolution.
+    """
+    if _computes_as(layer, keras.layers.Dense):
+        return 1
+    if _computes_as(layer, keras.layers.EinsumDense):
+        return _num_summed(layer.equation)
+    return layer.rank + 1 if is_convolution(layer) else None
+
+
+def _computes_as(layer, kind):
+    """Whether a layer is of a class of Keras and computes as that does."""
+    own = type(layer)
+    return isinstance(layer, kind) and own.call is kind.call and own.kernel is kind.kernel
+
+
+def _num_summed(equation):
+    """Over how many of the last dimensions an equation sums, `None` if it does something else.
+
+    >>> _num_summed("abc,cde->abde"), _num_summed("...x,xy->...y"), _num_summed("abc,dc->abd")
+    (1, 1, None)
+    """
+    inputs, kernel, outputs = equation.replace(" ", "").replace("->", ",").split(",")
+    summed = "".join(letter for letter in kernel if letter not in outputs)
+    free = "".join(letter for letter in kernel if letter in outputs)
+    batch = inputs.removesuffix(summed)
+    is_product = (
+        summed
+        and free
+        and kernel == summed + free
+        and inputs == batch + summed
+        and outputs == batch + free
+        and not set(batch) & set(kernel)
+    )
+    return len(summed) if is_product else None
+
+
+def _call(layer, storage):
+    """What stands in the place of a layer's `call`."""
+    compute = _convolution(layer, storage) if is_convolution(layer) else _product(layer, storage)
+
+    @functools.wraps(layer.call)
+    def call(inputs, training=None):
+        if isinstance(inputs, keras.KerasTensor):
+            return type(layer).call(layer, inputs)  # shapes and types alone
+        x = compute(tf.convert_to_tensor(inputs))
+        if layer.bias is not None:
+            x = keras.ops.add(x, layer.bias)
+        if layer.activation is not None:
+            x = layer.activation(x)
+        return x
+
+    call.__signature__ = inspect.signature(layer.call)
+    return call
+
+
+def _product(layer, storage):
+    num_summed = _num_summed_of(layer)
+    free = storage.shape[num_summed:]
+
+    def compute(inputs):
+        num_batch = inputs.shape.rank - num_summed
+        x = csr.matmul(storage, tf.reshape(inputs, [-1, storage.matrix_shape[0]]))
+        x = tf.reshape(x, tf.concat([tf.shape(inputs)[:num_batch], free], axis=0))
+        x.set_shape([*inputs.shape[:num_batch], *free])
+        return x
+
+    return compute
+
+
+def _convolution(layer, storage):
+    geometry = convolutions.Geometry(
+        layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding
+    )
+
+    def compute(inputs):
+        x = csr.convolve(storage, inputs, geometry)
+        x.set_shape(layer.compute_output_shape(inputs.shape))
+        return x
+
+    return compute
+
+
+def _save_own_variables(layer, store):
+    # The kernel has a place of its own, as it is in a layer of its own.
+    if layer.bias is not None:
+        store["1"] = layer.bias.numpy()
+
+
+def _load_own_variables(layer, storage, store):
+    if layer.bias is not None:
+        layer.bias.assign(store["1"])
+    if "0" in store:  # that of a dense or a masked kernel
+        storage.load_dense(store["0"])

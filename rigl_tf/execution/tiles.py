@@ -1,0 +1,196 @@
+"""A CSR kernel a few rows at a time, as dense tiles: for what needs all places in little memory."""
+
+import dataclasses
+import functools
+
+import tensorflow as tf
+
+from rigl_tf import selection
+
+# How many connections a tile has at most, if a row is not longer.
+_TILE = 1 << 22
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """Some rows of a kernel, its mask and its gradient: tensors of one shape, `[rows, outputs]`.
+
+    Attributes:
+        start: Scalar int64 tensor, the place of its first connection in the flat kernel. It is a
+            multiple of 4.
+    """
+
+    start: tf.Tensor
+    kernel: tf.Tensor
+    mask: tf.Tensor
+    gradient: tf.Tensor
+
+
+class Tiles:
+    """The tiles of one kernel.
+
+    Args:
+        places: Sorted int64 tensor of shape `[n]`, the active connections.
+        values: Tensor of shape `[n]`, their weights.
+        matrix_shape: Pair of integers, the shape of the dense kernel as a matrix.
+        rows: `(x, dy)`, matrices whose product `x^T dy` is the gradient of the dense kernel; or
+            `None`, if it is not wanted: then it is zero in all tiles.
+        gradient: Tensor of shape `[n]`, the gradient of the active connections where it is not that
+            of the rows, as they are regularized; or `None`.
+    """
+
+    def __init__(self, places, values, matrix_shape, rows=None, gradient=None):
+        self.places = places
+        self.values = values
+        self.matrix_shape = matrix_shape
+        self.rows = rows
+        self.gradient = gradient
+        self.height = max(4, _TILE // matrix_shape[1] // 4 * 4)
+        self._num_tiles = -(-matrix_shape[0] // self.height)
+
+    def tile(self, index):
+        """The tile of a number, a scalar integer tensor."""
+        num_rows, width = self.matrix_shape
+        first = index * self.height
+        last = tf.minimum(first + self.height, num_rows)
+        start, end = (tf.cast(each, tf.int64) * width for each in (first, last))
+        shape = tf.stack([last - first, width])
+        inside = self.inside(self.places, start, end)
+        kernel = self._dense(self.places[inside] - start, self.values[inside], shape)
+        mask = self.mask_of(self.places, start, end)
+        gradient = tf.zeros_like(kernel)
+        if self.rows is not None:
+            x, dy = self.rows
+            gradient = tf.cast(tf.matmul(x[:, first:last], dy, transpose_a=True), kernel.dtype)
+        if self.gradient is not None:
+            of_active = self._dense(self.places[inside] - start, self.gradient[inside], shape)
+            gradient = tf.where(mask, of_active, gradient)
+        tensors = [tf.ensure_shape(each, [None, width]) for each in (kernel, mask, gradient)]
+        return Tile(start, *tensors)
+
+    def inside(self, places, start, end):
+        """The slice of sorted places that are in `[start, end)`."""
+        first, last = tf.unstack(tf.searchsorted(places, tf.stack([start, end])))
+        return slice(first, last)
+
+    def mask_of(self, places, start, end):
+        """A tile that is `True` at these sorted places."""
+        width = self.matrix_shape[1]
+        chosen = places[self.inside(places, start, end)] - start
+        shape = tf.stack([tf.cast(end - start, tf.int32) // width, width])
+        return self._dense(chosen, tf.ones_like(chosen, tf.int8), shape) > 0
+
+    def _dense(self, places, values, shape):
+        flat = tf.scatter_nd(places[:, tf.newaxis], values, [tf.reduce_prod(shape)])
+        return tf.reshape(flat, shape)
+
+    def scores_of_active(self, score):
+        """A vector of the scores of the active connections.
+
+        Args:
+            score: A function of a `Tile` that gives a tensor of its shape.
+        """
+
+        def of_tile(index):
+            tile = self.tile(index)
+            return [tf.boolean_mask(tf.cast(score(tile), tf.float32), tile.mask)]
+
+        return tf.ensure_shape(self._concatenated(of_tile, [tf.float32])[0], self.places.shape)
+
+    def largest(self, score, excluded, k, least=None):
+        """Where a score is largest, of all connections but some; ties go to the lower place.
+
+        Args:
+            score: A function of a `Tile` that gives a tensor of its shape. It counts as float32.
+            excluded: Sorted int64 tensor, the places that are left out.
+            k: Scalar integer tensor, how many are wanted.
+            least: Scalar tensor, a score that the wanted ones most likely reach: then one pass over
+                the tiles finds them. It changes no result. `None` if nothing is known.
+
+        Returns:
+            Sorted int64 tensor of shape `[k]`.
+        """
+        if least is not None:
+            places, keys = self._reaching(score, excluded, least)
+            return tf.cond(
+                tf.size(places) >= k,
+                lambda: _largest_of(places, keys, k),
+                lambda: self.largest(score, excluded, k),
+            )
+
+        keys = functools.partial(self._keys, score, excluded)
+
+        def histogram(shift, prefix):
+            def add(index, counts):
+                return index + 1, counts + tf.cast(
+                    selection.histogram(keys(index)[0], shift, prefix), tf.int64
+                )
+
+            start = (tf.constant(0), tf.zeros([1 << 16], tf.int64))
+            return self._loop(add, start)[1]
+
+        threshold, num_wanted, _ = selection.kth_largest(histogram, tf.int32, tf.cast(k, tf.int64))
+
+        def of_tile(index):
+            tile, start = keys(index)
+            found = (tf.where(tile > threshold), tf.where(tile == threshold))
+            return [each[:, 0] + start for each in found]
+
+        above, equal = self._concatenated(of_tile, (tf.int64, tf.int64))
+        return merged(above, equal[:num_wanted])
+
+    def _keys(self, score, excluded, index):
+        """The keys of a tile's scores, a vector, and the place of its first connection."""
+        tile = self.tile(index)
+        eligible = ~self.mask_of(excluded, tile.start, tile.start + tf.size(tile.mask, tf.int64))
+        scores = tf.cast(score(tile), tf.float32)
+        keys = selection.ordered_keys(selection.where_eligible(eligible, scores))
+        return tf.reshape(keys, [-1]), tile.start
+
+    def _reaching(self, score, excluded, least):
+        """The places whose score is `least` or more, and their keys."""
+        least = selection.ordered_keys(tf.cast(least, tf.float32))
+
+        def of_tile(index):
+            keys, start = self._keys(score, excluded, index)
+            found = tf.where(keys >= least)[:, 0]
+            return found + start, tf.gather(keys, found)
+
+        return self._concatenated(of_tile, (tf.int64, tf.int32))
+
+    def _concatenated(self, function, dtypes):
+        """The vectors that a function gives for each tile, one behind the other."""
+
+        def add(index, *arrays):
+            vectors = function(index)
+            written = [each.write(index, one) for each, one in zip(arrays, vectors, strict=True)]
+            return (index + 1, *written)
+
+        arrays = [
+            tf.TensorArray(dtype, self._num_tiles, infer_shape=False, element_shape=[None])
+            for dtype in dtypes
+        ]
+        return [array.concat() for array in self._loop(add, (tf.constant(0), *arrays))[1:]]
+
+    def _loop(self, body, start):
+        return tf.while_loop(
+            lambda index, *_: index < self._num_tiles, body, start, parallel_iterations=1
+        )
+
+
+def _largest_of(places, keys, k):
+    """The places, in their order, of the `k` largest keys; ties go to the first."""
+    histogram = functools.partial(selection.histogram, keys)
+    threshold, num_wanted, _ = selection.kth_largest(histogram, keys.dtype, tf.cast(k, tf.int32))
+    equal = tf.boolean_mask(places, keys == threshold)
+    return merged(tf.boolean_mask(places, keys > threshold), equal[:num_wanted])
+
+
+def merged(first, second):
+    """The sorted union of two sorted vectors that have no entry in common."""
+    places = [
+        tf.range(tf.size(one)) + tf.searchsorted(other, one)
+        for one, other in ((first, second), (second, first))
+    ]
+    indices = tf.concat(places, axis=0)[:, tf.newaxis]
+    return tf.scatter_nd(indices, tf.concat([first, second], axis=0), [tf.size(indices)])

@@ -1,0 +1,105 @@
+"""From one way of storing sparse kernels to another, and back."""
+
+import keras
+import numpy as np
+
+from rigl_tf import masks
+from rigl_tf.checks import check_keras_3
+from rigl_tf.layers.storage import check_execution
+from rigl_tf.layers.wrapper import SparseWrapper
+from rigl_tf.optimizers.slots import optimizers_within, recorded_slots
+from rigl_tf.optimizers.training import SparseTraining
+from rigl_tf.transforms.rebuild import with_layers
+from rigl_tf.transforms.sparsify import forget_training, use_execution
+
+
+def with_execution(model, execution):
+    """Stores the sparse kernels of a model in another way, exactly: the same weights and masks.
+
+    The model itself is changed, as its layers are. If it is compiled and has been trained, it has
+    a new optimizer afterwards, with the same settings and the same state.
+
+    Args:
+        model: A built sparse `keras.Model`.
+        execution: `"masked"`, `"csr"` or `"auto"`: see `rigl_tf.sparsify`. Kernels that cannot be
+            CSR stay masked; `rigl_tf.sparsity_summary` says why.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If the model has no sparse kernel, or its optimizer needs masked kernels.
+
+    Example:
+
+    >>> sparse = sparsify(keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)]), 0.9)
+    >>> with_execution(sparse, "csr").layers[0].layer.kernel.values.shape
+    TensorShape([784])
+    """
+    check_keras_3(model=model)
+    check_execution(execution)
+    kernels = masks.kernels_of(model) if isinstance(model, keras.Model) else {}
+    if not kernels:
+        raise ValueError(
+            "`with_execution` needs a built sparse model: make one with `rigl_tf.sparsify`. "
+            f"Received: model={getattr(model, 'name', model)!r}, without sparse kernels"
+        )
+    optimizer = getattr(model, "optimizer", None)
+    if execution != "masked" and optimizer is not None:
+        for each in optimizers_within(optimizer):
+            if isinstance(each, SparseTraining):
+                each.check_csr(list(kernels))
+    state = None
+    if optimizer is not None and optimizer.built:
+        state = [variable.numpy() for variable in optimizer.variables]
+    masks.settle(kernels.values())
+    with masks.strategy_of(next(iter(kernels.values())).variable).scope():
+        use_execution(model, execution)
+        if state is not None:
+            model.optimizer = _rebuilt(optimizer, model, state)
+    forget_training(model)
+    return model
+
+
+def as_masked(model):
+    """A model whose kernels are all masked: itself, or one with copies of the CSR layers."""
+
+    def copy(layer):
+        return layer.masked_copy() if isinstance(layer, SparseWrapper) and layer.has_csr else layer
+
+    return with_layers(model, copy)
+
+
+def _rebuilt(optimizer, model, state):
+    """An optimizer like another one for the variables that a model has now, with its state."""
+    new = type(optimizer).from_config(optimizer.get_config())
+    sparse = [each for each in optimizers_within(new) if isinstance(each, SparseTraining)]
+    if sparse:
+        new.build(model.trainable_variables)
+        slots = sparse[0].slots_of_kernels()
+    else:
+        with recorded_slots(new) as recorded:
+            new.build(model.trainable_variables)
+        slots = {
+            id(slot.variable): masks.kernel_of(variable)
+            for variable in model.trainable_variables
+            if masks.kernel_of(variable) is not None
+            for slot in recorded.get(id(variable), [])
+        }
+    for variable, value in zip(new.variables, state, strict=True):
+        if tuple(variable.shape) == value.shape:
+            variable.assign(value)
+        else:
+            variable.assign(_converted(value, slots[id(variable)]))
+    for each in sparse:
+        each.start_from_state()
+    return new
+
+
+def _converted(value, kernel):
+    """A slot as its kernel is stored: of the active values only, or of all connections."""
+    if kernel.execution == "csr":
+        return value.reshape(-1)[np.flatnonzero(kernel.mask)]
+    dense = np.zeros(kernel.shape, value.dtype)
+    dense[kernel.mask] = value
+    return dense

@@ -1,0 +1,242 @@
+"""What a step of sparse training costs in CSR, beside dense training and other libraries.
+
+    make benchmark DATA_DIR=DATA
+    python -m scripts.benchmark.execution
+
+The first makes the environment of torch and sparselab, runs `scripts.benchmark.time_to_accuracy`,
+and then this. It trains a network of three hidden layers with SGD and momentum: dense, with masks
+and in CSR with Keras, dense in torch, with sparselab, and with TFMOT's magnitude pruning. Each
+program is a process of its own; they train in turn, a block of steps each, in many rounds, so that
+the noise of the machine meets all; ratios are taken round by round. A program that does not start
+is told of on the page. Takes eight minutes on two cores that do nothing else; writes
+`results/execution.md`, `.csv` and `.png`.
+"""
+
+import concurrent.futures
+import contextlib
+import math
+import pathlib
+import sys
+import time
+from typing import NamedTuple
+
+from absl import app, flags
+
+from scripts.benchmark import execution_page, keras_programs, opponents, workers
+from scripts.common import experiments, provenance
+
+_LEAST_ROUNDS = 3
+_KERAS = "scripts.benchmark.keras_programs"
+_OPPONENTS = "scripts.benchmark.opponents"
+# Those that are measured at every sparsity, and those that have none; the others have one.
+_AT_EACH_SPARSITY = ("csr", "sparselab")
+_DENSE = ("dense", "dense_xla", "torch")
+
+PROGRAMS = (*keras_programs.PROGRAMS, *opponents.PROGRAMS)
+
+FLAGS = flags.FLAGS
+
+
+def _define_flags():
+    flags.DEFINE_list("programs", list(PROGRAMS), "Programs to measure.")
+    flags.DEFINE_list("sparsities", ["0.5", "0.8", "0.9", "0.95", "0.98", "0.99"], "Sparsities.")
+    flags.DEFINE_float("sparsity", 0.9, "That of what is measured at one alone.", 0, 0.999)
+    flags.DEFINE_integer("width", 2048, "Units of a hidden layer.", lower_bound=1)
+    flags.DEFINE_integer("batch", 128, "Examples in a batch.", lower_bound=1)
+    flags.DEFINE_list("widths", ["512", "1024", "4096"], "Other widths, at one sparsity.")
+    flags.DEFINE_list("batches", ["32", "512", "1024"], "Other batch sizes, at one sparsity.")
+    flags.DEFINE_integer("rounds", 15, "Rounds of each group of programs.", lower_bound=1)
+    flags.DEFINE_integer("block_ms", 150, "Milliseconds of a block of steps.", lower_bound=1)
+    flags.DEFINE_integer(
+        "seconds", 50, "A group stops after so long, the first after twice that.", lower_bound=1
+    )
+    flags.DEFINE_string("torch_python", ".venv-torch/bin/python", "A Python with torch.")
+    flags.DEFINE_string("tfmot_python", sys.executable, "A Python with TFMOT.")
+    flags.DEFINE_string("output_dir", "results", "Where the rows, the page and the plot go.")
+    flags.DEFINE_bool("only_report", False, "Make the page of the rows that there are.")
+    flags.register_validator(
+        "programs", lambda names: set(names) <= set(PROGRAMS), f"--programs must be in {PROGRAMS}"
+    )
+
+
+class Group(NamedTuple):
+    """What is measured in the same rounds."""
+
+    width: int
+    batch: int
+    sparsities: tuple
+    seconds: float
+
+    def cases(self, program):
+        """The cases of a program, as `scripts.benchmark.serving` wants them."""
+        sparsities = (FLAGS.sparsity,)
+        if program in _DENSE:
+            sparsities = (0.0,)
+        elif program in _AT_EACH_SPARSITY:
+            sparsities = self.sparsities
+        return [
+            {"sparsity": sparsity, "width": self.width, "batch": self.batch}
+            for sparsity in sparsities
+        ]
+
+
+def groups():
+    """The groups that the flags ask for; the first one has all sparsities."""
+    sparsities = tuple(sorted({*map(float, FLAGS.sparsities), FLAGS.sparsity}))
+    others = [(int(width), FLAGS.batch) for width in FLAGS.widths]
+    others += [(FLAGS.width, int(batch)) for batch in FLAGS.batches]
+    return [
+        Group(FLAGS.width, FLAGS.batch, sparsities, 2 * FLAGS.seconds),
+        *(Group(*size, (FLAGS.sparsity,), FLAGS.seconds) for size in others),
+    ]
+
+
+def command(program):
+    """The command of a program's process."""
+    if program in keras_programs.PROGRAMS:
+        return [sys.executable, "-m", _KERAS, program]
+    python = FLAGS.tfmot_python if program == "tfmot" else FLAGS.torch_python
+    return [python, "-m", _OPPONENTS, program]
+
+
+def peak_memory(program):
+    """Peak memory of a new process that trains a few steps: columns of a row."""
+    worker = workers.Worker(command(program))
+    try:
+        worker.wait_until_ready()
+        worker.ask(make=groups()[0]._replace(sparsities=(FLAGS.sparsity,)).cases(program)[0])
+        return {"imports_mb": worker.peak_mb, **worker.ask(peak=True)}
+    except workers.Missing:
+        return {}  # The group says why.
+    finally:
+        worker.close()
+
+
+def start(programs):
+    """Starts a process for each program.
+
+    Returns:
+        `{program: worker}` of those that are ready, `{program: reason}` of the others.
+    """
+    started = {program: workers.Worker(command(program)) for program in programs}
+    ready, missing = {}, {}
+    for program, worker in started.items():
+        try:
+            worker.wait_until_ready()
+            ready[program] = worker
+        except workers.Missing as reason:
+            worker.close()
+            missing[program] = str(reason)
+    return ready, missing
+
+
+class _Series:
+    """The times of a program in one case, in each round."""
+
+    def __init__(self, worker, case):
+        self._worker = worker
+        self._case = case
+        first = worker.ask(make=case)["seconds"]
+        self.steps = max(1, math.ceil(FLAGS.block_ms / 1000 / first))
+        self.steps_ms, self.updates_ms = [], []
+
+    def measure(self):
+        seconds = self._worker.ask(time=self._case, steps=self.steps)["seconds"]
+        self.steps_ms.append(1000 * seconds)
+        seconds = self._worker.ask(update=self._case)["seconds"]
+        if seconds is not None:
+            self.updates_ms.append(1000 * seconds)
+
+    def columns(self):
+        texts = [" ".join(f"{each:.5g}" for each in ms) for ms in (self.steps_ms, self.updates_ms)]
+        return {"steps": self.steps, "ms": texts[0], "update_ms": texts[1]}
+
+
+def measure(ready, group):
+    """Measures a group in rounds.
+
+    Returns:
+        The rows, those of cases that a program cannot do with a reason under `missing`.
+    """
+    series, rows = {}, []
+    for program, worker in ready.items():
+        for case in group.cases(program):
+            key = (program, *case.values())
+            try:
+                series[key] = _Series(worker, case)
+            except workers.Missing as reason:
+                rows.append(_missing(*key, reason))
+    begin = time.monotonic()
+    for number in range(FLAGS.rounds):
+        if number >= _LEAST_ROUNDS and time.monotonic() - begin > group.seconds:
+            break
+        # Each round begins with another one: none follows the same one every time.
+        keys = list(series)
+        first = number % max(1, len(keys))
+        for key in [*keys[first:], *keys[:first]]:
+            try:
+                series[key].measure()
+            except workers.Missing as reason:
+                del series[key]
+                rows.append(_missing(*key, reason))
+    for (program, *case), each in series.items():
+        versions = {"missing": "", "versions": ready[program].versions}
+        rows.append({**_case(program, *case), **each.columns(), **versions})
+    for worker in ready.values():
+        with contextlib.suppress(workers.Missing):  # If it ended, it is missing in the next group.
+            worker.ask(forget=True)
+    return rows
+
+
+def _case(program, sparsity, width, batch):
+    return {"program": program, "sparsity": sparsity, "width": width, "batch": batch}
+
+
+def _missing(program, sparsity, width, batch, reason):
+    return {**_case(program, sparsity, width, batch), "missing": str(reason)}
+
+
+def run(rows):
+    """Measures all groups, and adds their rows."""
+    revision = f"git-{provenance.git_revision()}"
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        peaks = dict(zip(FLAGS.programs, pool.map(peak_memory, FLAGS.programs), strict=True))
+    print(f"Peak memory in MB: { {name: peak.get('peak_mb') for name, peak in peaks.items()} }")
+    ready, missing = start(FLAGS.programs)
+    for program, reason in missing.items():
+        print(f"{program} is left out: {reason}")
+        rows.add({"program": program, "missing": reason, "revision": revision})
+    try:
+        for number, group in enumerate(groups()):
+            begin = time.monotonic()
+            for row in measure(ready, group):
+                has_peak = number == 0 and row["sparsity"] in (0, FLAGS.sparsity)
+                peak = peaks[row["program"]] if has_peak else {}
+                rows.add({**row, **peak, "revision": revision})
+            took = time.monotonic() - begin
+            print(f"width {group.width}, batch {group.batch}: {took:.0f} s", flush=True)
+    finally:
+        for worker in ready.values():
+            worker.close()
+
+
+def main(_):
+    """Measures, and writes the page."""
+    path = pathlib.Path(FLAGS.output_dir) / "execution.csv"
+    if not FLAGS.only_report:
+        path.unlink(missing_ok=True)  # Times are of one run, on one machine.
+    rows = experiments.store("execution", ("program", "sparsity", "width", "batch"))
+    if not FLAGS.only_report:
+        run(rows)
+    execution_page.write(
+        path.parent,
+        rows.rows,
+        groups()[0],
+        FLAGS.sparsity,
+        provenance.line("scripts.benchmark.execution"),
+    )
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main)

@@ -1,0 +1,297 @@
+"""Test accuracy over the seconds of training: dense, and sparse in CSR, on Fashion-MNIST.
+
+    python -m scripts.benchmark.time_to_accuracy --data_dir=DATA
+
+trains a network of three hidden layers of 2048 units, dense and by RigL at 90 and 95 % with CSR
+kernels: 9 runs of two epochs, six minutes on two cores that do nothing else. The clock stands still
+while the test accuracy is measured, and does not count compilation. The dense network trains in
+graph mode or with XLA, whichever is faster here. Finished runs are rows of
+`results/time_to_accuracy.csv` and are never repeated; the page and the plot beside it are made anew
+from all rows.
+"""
+
+import functools
+import math
+import pathlib
+import statistics
+import time
+import warnings
+
+import keras
+from absl import app, flags
+
+import rigl_tf
+from scripts.benchmark import keras_programs
+from scripts.common import classifiers, experiments, plots, tables
+
+NAME = "time_to_accuracy"
+KEY = ("sparsity", "seed", "epochs", "width", "examples")
+_BATCH = 128
+_LEARNING_RATE = 0.05
+_DROP_FRACTION = 0.3
+_END_FRACTION = 0.75
+_PER_EPOCH = 4
+# Percentage points that a milestone lies below the dense network's final accuracy.
+_BELOW = (4, 2, 1, 0)
+
+FLAGS = flags.FLAGS
+
+
+def _define_flags():
+    experiments.define_flags(epochs=2)
+    flags.DEFINE_list("sparsities", ["0", "0.9", "0.95"], "Sparsities of the runs; 0 is dense.")
+    flags.DEFINE_integer("update_frequency", 50, "Steps from one mask update to the next.", 1)
+    flags.DEFINE_integer("width", 2048, "Units of a hidden layer.", lower_bound=1)
+
+
+@functools.cache
+def dense_is_faster_with_xla(width):
+    """Whether XLA makes a dense step faster; blocks of steps alternate."""
+    models = [keras_programs.make(name, 0, width, _BATCH) for name in ("dense", "dense_xla")]
+    times = [[model.seconds(3) for model in models] for _ in range(6)][1:]
+    without, with_xla = map(statistics.median, zip(*times, strict=True))
+    return with_xla < without
+
+
+class Clock(keras.callbacks.Callback):
+    """Measures the test accuracy every so many steps, and the seconds of training until then.
+
+    Args:
+        x, y: The test data.
+        interval, steps: Integers, the steps from one measurement to the next and of an epoch.
+
+    Attributes:
+        points: List of `(seconds, accuracy in percent)`.
+    """
+
+    def __init__(self, x, y, interval, steps):
+        super().__init__()
+        self.points = []
+        self._test = x, y
+        self._interval, self._steps = interval, steps
+        self._seconds = 0.0
+
+    def on_train_begin(self, logs=None):
+        self._begin = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (batch + 1) % self._interval and batch + 1 != self._steps:
+            return
+        self._seconds += time.perf_counter() - self._begin
+        self.points.append((self._seconds, classifiers.accuracy(self.model, *self._test)))
+        self._begin = time.perf_counter()
+
+
+def run(wanted, data):
+    """Trains one network. Returns the other columns of its row."""
+    sparsity, seed, epochs = wanted["sparsity"], wanted["seed"], wanted["epochs"]
+    jit_compile = not sparsity and dense_is_faster_with_xla(wanted["width"])
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(seed)
+    steps = classifiers.steps_per_epoch(data, _BATCH)
+    total = epochs * steps
+    schedule = keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, total)
+    optimizer = keras.optimizers.SGD(schedule, momentum=0.9)
+    if sparsity:
+        model = keras_programs.sparse_mlp(wanted["width"], sparsity, "csr", seed)
+        optimizer = rigl_tf.RigL(
+            optimizer,
+            math.ceil(_END_FRACTION * total),
+            update_frequency=FLAGS.update_frequency,
+            drop_fraction=_DROP_FRACTION,
+            seed=seed,
+        )
+    else:
+        model = keras_programs.mlp(wanted["width"])
+    interval = max(1, steps // _PER_EPOCH)
+    divisors = [n for n in range(1, 51) if math.gcd(steps, interval) % n == 0]
+    clock = Clock(data.x_test, data.y_test, interval, steps)
+    _fit(model, optimizer, data, seed, epochs, steps, jit_compile, max(divisors), clock)
+    return {
+        "xla": int(jit_compile),
+        "points": tables.to_text(clock.points),
+        "accuracy": clock.points[-1][1],
+        "training_seconds": round(clock.points[-1][0], 2),
+    }
+
+
+def _fit(model, optimizer, data, seed, epochs, steps, jit_compile, steps_per_execution, clock):
+    """`fit`, from the state before, after everything was compiled."""
+    classifiers.compile_classifier(model, optimizer, jit_compile, steps_per_execution)
+    optimizer.build(model.trainable_variables)
+    variables = [*model.variables, *optimizer.variables]
+    before = [variable.numpy() for variable in variables]
+    examples = classifiers.batches(data.x_train, data.y_train, _BATCH, epochs, seed)
+    classifiers.accuracy(model, data.x_test, data.y_test)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "RigL has not updated a mask")  # It is about to.
+        model.fit(examples, steps_per_epoch=steps_per_execution, verbose=0, shuffle=False)
+    for variable, value in zip(variables, before, strict=True):
+        variable.assign(value)
+    model.fit(
+        examples,
+        epochs=epochs,
+        steps_per_epoch=steps,
+        callbacks=[clock],
+        verbose=0,
+        shuffle=False,
+    )
+
+
+def label(sparsity):
+    """The name of a kind of run."""
+    return f"RigL {sparsity:.0%}, CSR" if sparsity else "dense"
+
+
+def seconds_until(points, accuracy):
+    """Seconds until an accuracy is reached, the line between two points; `None` if it never is."""
+    before = (0.0, 0.0)
+    for point in points:
+        if point[1] >= accuracy:
+            share = (accuracy - before[1]) / (point[1] - before[1])
+            return before[0] + share * (point[0] - before[0])
+        before = point
+    return None
+
+
+def _by_sparsity(rows):
+    """`{sparsity: list of rows}`, of the longest runs of the widest network."""
+    size = max((row["width"], row["examples"], row["epochs"]) for row in rows)
+    rows = [row for row in rows if (row["width"], row["examples"], row["epochs"]) == size]
+    return {
+        sparsity: [row for row in rows if row["sparsity"] == sparsity]
+        for sparsity in sorted({row["sparsity"] for row in rows})
+    }
+
+
+def summary(rows):
+    """The lines of a plot, a table and what it says."""
+    kinds = _by_sparsity(rows)
+    dense = kinds.get(0, [])
+    goals = []
+    if dense:
+        final = statistics.mean(row["accuracy"] for row in dense)
+        goals = [math.floor(10 * (final - below)) / 10 for below in _BELOW]
+    cells, reached = [], {}
+    for sparsity, group in kinds.items():
+        accuracies = [row["accuracy"] for row in group]
+        seconds = [row["training_seconds"] for row in group]
+        reached[sparsity] = [_mean_until(group, goal) for goal in goals]
+        cells.append(
+            [
+                label(sparsity),
+                tables.with_spread(_mean(accuracies)),
+                tables.with_spread(_mean(seconds), 1),
+                *("–" if each is None else f"{each:.1f}" for each in reached[sparsity]),
+            ]
+        )
+    head = ["", "test accuracy at the end (%)", "seconds of training"]
+    head += [f"seconds to {goal:g} %" for goal in goals]
+    lines = [f"![Test accuracy over seconds]({NAME}.png)", "", *tables.table(head, cells), ""]
+    return lines + _sentences(kinds, goals, reached)
+
+
+def _mean(values):
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return statistics.mean(values), deviation, len(values)
+
+
+def _mean_until(group, goal):
+    seconds = [seconds_until(tables.from_text(row["points"]), goal) for row in group]
+    return None if None in seconds else statistics.mean(seconds)
+
+
+def _sentences(kinds, goals, reached):
+    """What the table says of each sparsity beside dense; a – is an accuracy not always reached."""
+    sentences = []
+    for sparsity, group in kinds.items():
+        if not sparsity or not goals:
+            continue
+        long, short = (
+            statistics.mean(row["training_seconds"] for row in each) for each in (kinds[0], group)
+        )
+        parts = [f"takes {short / long:.2f} of the dense training's time for as many steps"]
+        never = []
+        for goal, dense, sparse in zip(goals, reached[0], reached[sparsity], strict=True):
+            if sparse is None:
+                never.append(f"{goal:g} %")
+            elif dense is not None:
+                parts.append(f"reaches {goal:g} % {dense / sparse:.1f} times as soon")
+        if never:
+            parts.append(f"does not reach {' and '.join(never)} with every seed")
+        sentences.append(f"{label(sparsity)} {', '.join(parts)}.")
+    return [" ".join(sentences)] if sentences else []
+
+
+def _plot(rows, path):
+    with plots.figure(path) as axes:
+        lowest = 100.0
+        for number, (sparsity, group) in enumerate(_by_sparsity(rows).items()):
+            runs = [tables.from_text(row["points"]) for row in group]
+            for points in runs:
+                axes.plot(*zip(*points, strict=True), color=f"C{number}", alpha=0.3, linewidth=0.8)
+            middle = [
+                [statistics.mean(point[axis] for point in points) for axis in (0, 1)]
+                for points in zip(*runs, strict=True)
+            ]
+            axes.plot(
+                *zip(*middle, strict=True), color=f"C{number}", marker="o", label=label(sparsity)
+            )
+            lowest = min(lowest, middle[-1][1])
+        axes.set(
+            title="Fashion-MNIST: mean of the seeds, and each seed",
+            xlabel="seconds of training",
+            ylabel="test accuracy (%)",
+            ylim=(max(0, lowest - 15), None),
+        )
+        axes.grid(alpha=0.3)
+        axes.legend()
+
+
+def main(_):
+    """Trains what is not trained yet, and writes the page."""
+    rows = experiments.store(NAME, KEY)
+    data = None
+    if not FLAGS.only_report:
+        data = experiments.load("fashion_mnist")
+        flat = {name: getattr(data, name).reshape(-1, 784) for name in ("x_train", "x_test")}
+        data = data._replace(**flat)
+    wanted = [
+        {
+            "sparsity": float(sparsity),
+            "seed": int(seed),
+            "epochs": FLAGS.epochs,
+            "width": FLAGS.width,
+            "examples": FLAGS.max_examples or "all",
+        }
+        for seed in FLAGS.seeds
+        for sparsity in FLAGS.sparsities
+    ]
+    experiments.run_all(
+        rows, wanted, lambda each: run(each, data), lambda each: 40 if not each["sparsity"] else 20
+    )
+    if not rows.rows:
+        raise app.UsageError("There is no run to report.")
+    _plot(rows.rows, pathlib.Path(FLAGS.output_dir) / f"{NAME}.png")
+    every = sorted({row["epochs"] for row in rows.rows})
+    lines = [
+        "# Fashion-MNIST: test accuracy over the seconds of training",
+        "",
+        f"A network 784-{FLAGS.width}-{FLAGS.width}-{FLAGS.width}-10, batches of {_BATCH}, SGD "
+        f"with momentum 0.9, learning rate {_LEARNING_RATE} along a cosine to 0, "
+        f"{' or '.join(map(str, every))} epochs. RigL with CSR kernels, the same sparsity in each "
+        f"hidden layer, the last layer dense; updates every {FLAGS.update_frequency} steps until "
+        f"{_END_FRACTION:.0%} of training, drop fraction {_DROP_FRACTION}; the first weights are "
+        "scaled by the active connections. The runs of a seed follow each other. The clock stands "
+        "still while the test accuracy is measured, "
+        f"{_PER_EPOCH} times an epoch, and does not count compilation. The dense network trains in "
+        "graph mode or with XLA (column `xla`), whichever is faster on this machine.",
+        "",
+        *summary(rows.rows),
+    ]
+    experiments.write_page(NAME, lines, "scripts.benchmark.time_to_accuracy")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main)

@@ -1,0 +1,485 @@
+"""Models with CSR kernels: what they hold, how they are converted, saved and trained."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import (
+    active,
+    all_alike,
+    assert_equal,
+    assert_same_model,
+    assert_same_state,
+    differ,
+    ends_early,
+    executions_of,
+    half,
+    masks_of,
+    mlp,
+    numbers,
+    rigl,
+    sequential,
+    state_of,
+    values,
+)
+
+import rigl_tf
+from rigl_tf import masks
+
+layers, optimizers = keras.layers, keras.optimizers
+pytestmark = [
+    ends_early,
+    # Of TensorFlow, on the fixture below.
+    pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions"),
+]
+X, Y = numbers((12, 6)), numbers((12, 3), seed=1)
+CSR = ["csr", "csr"]
+
+
+@pytest.fixture(autouse=True)
+def eagerly():
+    """It is the same in a graph, and there are many small trainings here."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+def make(execution="csr", optimizer=rigl, model=mlp, seed=0):
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(seed)
+    sparse = half(model(), execution=execution, seed=seed)
+    sparse.compile(optimizer(), "mse")
+    return sparse
+
+
+def fit(model, epochs=1, **arguments):
+    """Three steps an epoch: an update in the first one, and two in two."""
+    arguments = {"batch_size": 4, "epochs": epochs, "shuffle": False, "verbose": 0, **arguments}
+    return model.fit(X, Y, **arguments).history["loss"]
+
+
+# What is stored.
+
+
+def test_only_active_values_are_there():
+    model = half(mlp(), execution="csr")
+    assert executions_of(model) == CSR
+    assert [weight.shape for weight in model.trainable_weights] == [(24,), (8,), (12,), (3,)]
+    assert model.count_params() < 6 * 8 + 8 * 3 + 11 + 6 * sum(active(model))
+    kernel = model.layers[0].kernel
+    mask = masks_of(model)[0]
+    assert kernel.shape == (6, 8)
+    np.testing.assert_array_equal(np.asarray(kernel) != 0, mask)
+    np.testing.assert_array_equal(tf.convert_to_tensor(kernel), kernel.numpy())
+    np.testing.assert_array_equal(kernel.values, kernel.numpy()[mask])
+    kernel.assign(np.ones((6, 8)))
+    np.testing.assert_array_equal(kernel, mask)
+
+
+def test_the_masks_and_weights_are_those_of_a_masked_model():
+    models = [make(execution) for execution in ("masked", "csr")]
+    assert_same_model(*models)
+    assert [w.path for w in models[0].trainable_weights] == [
+        w.path.removesuffix("/values") for w in models[1].trainable_weights
+    ]
+
+
+def test_initializer_and_from_zeros():
+    he = rigl_tf.initializers.SparseVarianceScaling(2.0)
+    models = []
+    for execution in ("masked", "csr"):
+        keras.utils.set_random_seed(0)
+        models.append(half(mlp(), initializer=he, execution=execution))
+    assert_same_model(*models)
+    plain = mlp()
+    kernel = plain.layers[0].kernel
+    kernel.assign(np.where(numbers((6, 8)) > 1, kernel, 0))
+    want, num = plain(X), np.count_nonzero(kernel)
+    sparse = rigl_tf.sparsify(plain, from_zeros=True, execution="csr")
+    assert executions_of(sparse) == ["csr", "masked"]
+    assert rigl_tf.sparsity_summary(sparse).kernels[1].reason == "no zeros"
+    assert active(sparse) == [num, 24]
+    np.testing.assert_allclose(sparse(X), want, rtol=1e-5, atol=1e-6)
+
+
+def test_auto_takes_what_is_faster():
+    model = rigl_tf.sparsify(mlp(256, 256, 3), 0.9, all_alike, execution="auto")
+    assert executions_of(model) == ["csr", "masked"]
+    assert "too small" in rigl_tf.sparsity_summary(model).kernels[1].reason
+
+
+# From masked to CSR and back.
+
+
+def test_there_and_back_is_the_same():
+    model = half(mlp())
+    before, names = model.get_weights(), [weight.path for weight in model.weights]
+    assert rigl_tf.with_execution(model, "csr") is model
+    assert executions_of(model) == CSR
+    rigl_tf.with_execution(model, "masked")
+    assert [weight.path for weight in model.weights] == names
+    assert_equal(model.get_weights(), before)
+
+
+TRAINED_BY = {
+    "RigL": rigl,
+    "Adam": lambda: optimizers.Adam(0.01),
+    "averages": lambda: rigl_tf.StaticSparse(optimizers.Adam(0.01, use_ema=True)),
+    "loss scale": lambda: optimizers.LossScaleOptimizer(rigl()),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED_BY)
+@pytest.mark.parametrize("first", ["masked", "csr"])
+def test_converted_in_the_middle_of_training(name, first):
+    """State and all: the weights are those of a training that was not interrupted."""
+    whole, model = make(first, TRAINED_BY[name]), make(first, TRAINED_BY[name])
+    fit(whole)
+    fit(model)
+    rigl_tf.with_execution(model, "csr" if first == "masked" else "masked")
+    assert executions_of(model) != executions_of(whole)
+    np.testing.assert_allclose(fit(model), fit(whole), rtol=1e-5)
+    assert_same_model(whole, model)
+
+
+@pytest.mark.parametrize(
+    ("model", "execution", "message"),
+    [
+        (mlp, "csr", "needs a built sparse model: .* without sparse kernels"),
+        (lambda: "a string", "csr", "needs a built sparse model"),
+        (lambda: half(mlp()), "CSR", r"must be one of \['masked', 'csr', 'auto'\]"),
+        (
+            lambda: make("masked", lambda: rigl_tf.DNW("adam", 0.5)),
+            "csr",
+            r"DNW .* needs masked kernels: .*, 'sequential/dense_1/kernel'\]",
+        ),
+    ],
+)
+def test_with_execution_refuses(model, execution, message):
+    with pytest.raises(ValueError, match=message):
+        rigl_tf.with_execution(model(), execution)
+
+
+REFUSED = {
+    "SNFS": lambda: rigl_tf.SNFS("adam", 99, update_frequency=2),
+    "DNW": lambda: rigl_tf.DNW("adam", 0.5),
+    "GradualPruning": lambda: rigl_tf.GradualPruning("adam", 99, 0.9, update_frequency=2),
+    "momentum": lambda: rigl(gradient_momentum=0.9),
+    "Adafactor": lambda: rigl(optimizers.Adafactor(epsilon_1=1e-15)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_optimizers_that_need_masked_kernels(name):
+    model = make("csr", REFUSED[name])
+    before = values(model.weights)
+    with pytest.raises(ValueError, match=r"use `rigl_tf.with_execution\(model, 'masked'\)`"):
+        fit(model)
+    assert_equal(values(model.weights), before)
+    rigl_tf.with_execution(model, "masked")
+    model.compile(REFUSED[name](), "mse")
+    fit(model)
+
+
+# Files.
+
+
+@pytest.mark.built_in_fit
+@pytest.mark.parametrize("name", ["RigL", "Adam", "loss scale"])
+def test_save_load_continue_is_uninterrupted(name, tmp_path):
+    whole, stopped = make("csr", TRAINED_BY[name]), make("csr", TRAINED_BY[name])
+    fit(whole, 2)
+    fit(stopped)
+    stopped.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert executions_of(loaded) == CSR
+    assert_same_state(state_of(loaded), state_of(stopped))
+    fit(loaded)
+    assert_same_state(state_of(loaded), state_of(whole))
+    assert name == "Adam" or differ(masks_of(loaded), masks_of(stopped))
+
+
+@pytest.mark.parametrize("kind", ["weights", "checkpoint"])
+def test_weights_into_a_model_with_other_masks(kind, tmp_path):
+    whole, stopped, other = make(), make(), make(seed=1)
+    fit(whole, 2)
+    fit(stopped)
+    other.optimizer.build(other.trainable_variables)
+    assert differ(masks_of(other), masks_of(stopped))
+    if kind == "weights":
+        stopped.save_weights(tmp_path / "it.weights.h5")
+        other.load_weights(tmp_path / "it.weights.h5")
+    else:
+        path = tf.train.Checkpoint(model=stopped).write(str(tmp_path / "it"))
+        tf.train.Checkpoint(model=other).read(path).assert_existing_objects_matched()
+    assert_same_state(state_of(other), state_of(stopped))
+    fit(other)
+    assert_same_state(state_of(other), state_of(whole))
+
+
+def test_dense_weights_into_a_csr_model(tmp_path):
+    """They are taken where connections are active, as into a masked model."""
+    dense, model = mlp(), make(seed=1)
+    before = masks_of(model)
+    dense.save_weights(tmp_path / "dense.weights.h5")
+    with pytest.warns(UserWarning, match="Skipping variable loading"):
+        model.load_weights(tmp_path / "dense.weights.h5")
+    assert_equal(masks_of(model), before)
+    for layer, plain, mask in zip(model.layers, dense.layers, before, strict=True):
+        np.testing.assert_array_equal(layer.kernel, np.where(mask, plain.kernel, 0))
+        np.testing.assert_array_equal(layer.bias, plain.bias)
+    fit(model)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        (lambda: half(mlp()), lambda: half(mlp(), execution="csr"), "load it into a masked model"),
+        (lambda: half(mlp(), execution="csr"), lambda: half(mlp()), "could not be loaded"),
+        (lambda: half(mlp(), execution="csr"), mlp, "could not be loaded"),
+        (
+            lambda: half(sequential((6,), layers.Dense(3, use_bias=False)), execution="csr"),
+            lambda: sequential((6,), layers.Dense(3, use_bias=False)),
+            "could not be loaded",
+        ),
+        (
+            lambda: rigl_tf.sparsify(mlp(), 0.9, all_alike, execution="csr"),
+            lambda: half(mlp(), execution="csr"),
+            "must have 24 active values of .* an array of shape",
+        ),
+    ],
+    ids=["masked to csr", "csr to masked", "csr to dense", "without bias", "other sparsity"],
+)
+def test_weights_that_do_not_fit_are_refused(source, target, message, tmp_path):
+    source().save_weights(tmp_path / "it.weights.h5")
+    with pytest.raises(ValueError, match=message):
+        target().load_weights(tmp_path / "it.weights.h5")
+
+
+def test_copies():
+    model = make()
+    fit(model)
+    clone = keras.models.clone_model(model)
+    assert executions_of(clone) == CSR
+    assert active(clone) == active(model)
+    clone.set_weights(model.get_weights())
+    assert_same_model(clone, model)
+    np.testing.assert_array_equal(clone(X), model(X))
+
+
+# Masks by hand.
+
+
+def test_masks_are_set_and_loaded(tmp_path):
+    model, masked = make("csr"), make("masked")
+    moved = {path: np.roll(mask, 3, 1) for path, mask in rigl_tf.get_masks(model).items()}
+    rigl_tf.save_masks(model, tmp_path / "masks.npz")
+    for each in (model, masked):
+        rigl_tf.set_masks(each, moved)
+    assert_equal(masks_of(model), moved.values())
+    assert_same_model(model, masked)
+    for each in (model, masked):
+        fit(each)
+        rigl_tf.load_masks(each, tmp_path / "masks.npz")
+    assert_same_model(model, masked)
+
+
+def test_masks_of_another_number_are_refused():
+    model = half(mlp(), execution="csr")
+    path = next(iter(rigl_tf.get_masks(model)))
+    with pytest.raises(ValueError, match=r"keeps its number .* a mask of 48 for 'seq.* has 24"):
+        rigl_tf.set_masks(model, {path: np.ones((6, 8), bool)})
+
+
+# Other models of the same.
+
+
+def test_strip_export_flops_and_compact(tmp_path):
+    model, masked = make("csr"), make("masked")
+    want = model(X)
+    plain = rigl_tf.strip(model)
+    assert not rigl_tf.get_masks(plain)
+    np.testing.assert_allclose(plain(X), want, rtol=1e-5, atol=1e-6)
+    assert [weight.shape for weight in plain.weights] == [(6, 8), (8,), (8, 3), (3,)]
+    report = rigl_tf.export(model, tmp_path / "it.keras", "keras")
+    assert report.max_difference < 1e-5
+    np.testing.assert_allclose(keras.models.load_model(report.path)(X), want, atol=1e-5)
+    one, two = (rigl_tf.flops.estimate(each) for each in (model, masked))
+    assert (one.flops, one.num_active, one.num_bytes) == (two.flops, two.num_active, two.num_bytes)
+    np.testing.assert_allclose(rigl_tf.compact(model)(X), want, rtol=1e-5, atol=1e-6)
+    assert executions_of(model) == CSR
+    fit(model)
+
+
+# Training.
+
+
+def test_frozen_layers():
+    trained = []
+    for execution in ("masked", "csr"):
+        model = make(execution)
+        model.layers[0].trainable = False
+        model.compile(rigl(), "mse")
+        before = masks_of(model)
+        fit(model)
+        assert_equal(masks_of(model)[:1], before[:1])
+        assert differ(masks_of(model)[1:], before[1:])
+        model.layers[0].trainable = True
+        model.compile(rigl(), "mse")
+        fit(model)
+        trained.append(model)
+    assert_same_model(*trained)
+
+
+def test_nan_skips_the_update():
+    model = make()
+    x = X.copy()
+    x[8:] = np.nan  # step 2
+    before = masks_of(model)
+    with pytest.warns(UserWarning, match="RigL skipped 1 mask updates"):
+        model.fit(x, Y, batch_size=4, shuffle=False, verbose=0)
+    assert_equal(masks_of(model), before)
+    for kernel in masks.kernels_of(model).values():
+        assert np.isfinite(kernel.numpy()).all()
+
+
+class Tied(keras.Model):
+    """Computes with a kernel itself, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.encode, self.decode = layers.Dense(8, "tanh"), layers.Dense(3)
+
+    def call(self, inputs):
+        code = self.encode(inputs)
+        return self.decode(keras.ops.matmul(code, keras.ops.transpose(self.encode.kernel)))
+
+
+def tied():
+    model = Tied()
+    model(X)
+    return model
+
+
+def test_a_kernel_that_other_code_computes_with():
+    """Its dense gradient counts where connections grow."""
+    models = [make(execution, model=tied) for execution in ("masked", "csr")]
+    assert executions_of(models[1]) == CSR
+    np.testing.assert_allclose(*map(fit, models), rtol=1e-5)
+    assert_same_model(*models)
+
+
+def regularized():
+    hidden = layers.Dense(8, "tanh", kernel_regularizer=keras.regularizers.L1L2(0.1, 0.1))
+    return sequential((6,), hidden, layers.Dense(3))
+
+
+def by_gradients(inner="sgd"):
+    return rigl(inner, grow_init="gradient", grow_scale=-0.1)
+
+
+class OwnStep(keras.Model):
+    """Looks for inputs that are hard, and scales the gradients, before they are applied."""
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_mean((self(x) - y) ** 2)
+        x += 0.5 * tf.sign(tape.gradient(loss, x))
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((self(x) - y) ** 2)
+        gradients = [0.1 * each for each in tape.gradient(loss, self.trainable_variables)]
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return {"loss": loss}
+
+
+def with_own_step():
+    inputs = keras.Input((6,))
+    return OwnStep(inputs, layers.Dense(3)(layers.Dense(8, "tanh")(inputs)))
+
+
+@pytest.mark.parametrize(
+    ("model", "policy"),
+    [(regularized, "float32"), (with_own_step, "float32"), (mlp, "mixed_float16")],
+    ids=["regularizers", "another backward pass, and scaling", "loss scale"],
+)
+def test_updates_see_the_gradient_that_is_applied(model, policy):
+    """Not only that of what a layer got and gave in this step."""
+    keras.config.set_dtype_policy(policy)
+    models = [make(execution, by_gradients, model) for execution in ("masked", "csr")]
+    np.testing.assert_allclose(*map(fit, models), rtol=1e-3)
+    assert executions_of(models[1]) == CSR
+    assert_same_model(*models, tolerance=1e-4 if policy == "float32" else 1e-2)
+
+
+def test_updates_do_not_see_what_other_losses_give():
+    """As that of a generator, which is trained through a discriminator."""
+    models = []
+    for execution in ("masked", "csr"):
+        keras.utils.set_random_seed(0)
+        generator, critic = mlp(4, 8, 6), half(mlp(6, 8, 1), execution=execution)
+        optimizer = rigl("sgd")
+        for _ in range(4):
+            with tf.GradientTape(persistent=True) as tape:
+                fake = critic(generator(X[:, :4]))
+                loss = tf.reduce_mean(tf.nn.softplus(critic(X)) + tf.nn.softplus(-fake))
+                other = tf.reduce_mean(fake**2)
+            tape.gradient(other, generator.trainable_variables)
+            gradients = tape.gradient(loss, critic.trainable_variables)
+            optimizer.apply(gradients, critic.trainable_variables)
+        models.append(critic)
+    assert_same_model(*models)
+
+
+def test_a_kernel_that_does_not_decay():
+    models = []
+    for execution in ("masked", "csr"):
+        model = make(execution)
+        inner = optimizers.AdamW(0.01, weight_decay=0.5)
+        optimizer = rigl(inner)
+        optimizer.exclude_from_weight_decay([model.layers[0].kernel])
+        model.compile(optimizer, "mse")
+        fit(model)
+        models.append(model)
+    assert_same_model(*models)
+
+
+# Models that are not built.
+
+
+def test_a_model_that_is_built_in_fit():
+    model = make(model=lambda: keras.Sequential([layers.Dense(8, "tanh"), layers.Dense(3)]))
+    fit(model)
+    assert executions_of(model) == CSR
+
+
+def test_a_subclassed_model_that_is_built_in_fit_is_refused():
+    model = make(model=Tied)
+    with pytest.raises(ValueError, match="needs a model that is built before: give it"):
+        fit(model)
+
+
+# Bad arguments.
+
+
+@pytest.mark.parametrize("execution", ["CSR", None, 3])
+def test_no_execution(execution):
+    for make in (
+        lambda: half(mlp(), execution=execution),
+        lambda: rigl_tf.SparseWrapper(layers.Dense(3), 0.5, execution=execution),
+    ):
+        with pytest.raises(ValueError, match=r"`execution` must be one of \['masked', 'csr', 'au"):
+            make()
+
+
+def test_another_optimizer_collects_nothing():
+    model = make()
+    model.optimizer.build(model.trainable_variables)
+    storage = model.layers[0].layer.kernel
+    storage.collect.assign(True)  # as before an update that never comes
+    model.compile(optimizers.SGD(0.01), "mse")
+    for _ in range(3):
+        fit(model)
+    assert not storage.collect.numpy()
+    assert len(storage.stash.read()[0]) <= 8

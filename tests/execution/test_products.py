@@ -1,0 +1,215 @@
+"""Which kernels can be CSR, and that their layers compute what they did."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import executions_of, half, numbers, sequential
+
+import rigl_tf
+from rigl_tf import masks
+from rigl_tf.execution import engine
+
+layers = keras.layers
+
+
+# Products.
+
+EQUATIONS = {
+    # equation: (output shape, bias axes, shape of the inputs)
+    "ab,bc->ac": (5, "c", (2, 6)),
+    "abc,cd->abd": ((None, 5), "d", (2, 3, 4)),
+    "...x,xy->...y": (5, "y", (2, 3, 2, 4)),
+    "abc,cde->abde": ((None, 2, 3), "de", (2, 3, 4)),
+    "abcd,cde->abe": ((None, 5), "e", (2, 2, 3, 4)),
+    "abcd,cdef->abef": ((None, 3, 2), None, (2, 2, 3, 4)),
+}
+OTHER_EQUATIONS = {
+    "abc,dc->abd": ((None, 5), (2, 3, 4)),  # a transposed kernel
+    "abc,bcd->abd": ((3, 5), (2, 3, 4)),  # a kernel for each place
+    "abc,cd->adb": ((5, None), (2, 3, 4)),  # outputs in another order
+    "abc,bd->adc": ((5, 4), (2, 3, 4)),  # a sum over another dimension
+}
+
+
+def einsum(equation, table):
+    output_shape, *bias, shape = table[equation]
+    layer = layers.EinsumDense(equation, output_shape, bias_axes=bias[0] if bias else None)
+    return layer, numbers(shape)
+
+
+def both(make, x):
+    """Outputs, and gradients of input, kernel and the rest, of a masked and of a CSR layer."""
+    results = []
+    for execution in ("masked", "csr"):
+        keras.utils.set_random_seed(0)
+        layer = rigl_tf.SparseWrapper(make(), 0.5, seed=1, execution=execution)
+        x = tf.convert_to_tensor(x)
+        layer(x)
+        for weight in layer.trainable_weights[1:]:
+            weight.assign(numbers(weight.shape, seed=2))  # a bias
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+            loss = tf.reduce_sum(tf.cast(y, tf.float32) * numbers(y.shape, seed=3))
+        gradients = tape.gradient(loss, [x, *[each.value for each in layer.trainable_weights]])
+        kernel = masks.kernel_of(layer.trainable_weights[0])
+        if execution == "masked":
+            gradients[1] = tf.boolean_mask(gradients[1], kernel.mask)
+        results.append([y, *gradients])
+    assert kernel.execution == "csr"
+    return results
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_equations_that_are_products(equation):
+    x = einsum(equation, EQUATIONS)[1]
+    for want, got in zip(*both(lambda: einsum(equation, EQUATIONS)[0], x), strict=True):
+        assert got.shape == want.shape
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("equation", OTHER_EQUATIONS)
+def test_equations_that_are_none(equation):
+    layer, x = einsum(equation, OTHER_EQUATIONS)
+    wrapped = rigl_tf.SparseWrapper(layer, 0.5, execution="csr")
+    wrapped(x)
+    assert not wrapped.has_csr
+
+
+@pytest.mark.parametrize("shape", [(2, 6), (2, 3, 6), (2, 1, 2, 6), (0, 6), (1, 6)])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_dense_of_any_rank_and_batch(shape, use_bias):
+    def make():
+        return layers.Dense(4, "tanh", use_bias=use_bias)
+
+    for want, got in zip(*both(make, numbers(shape)), strict=True):
+        assert got.shape == want.shape
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16", "bfloat16", "float16"])
+def test_other_dtypes(dtype):
+    x = tf.cast(numbers((3, 6)), dtype.removeprefix("mixed_"))
+    for want, got in zip(*both(lambda: layers.Dense(4, dtype=dtype), x), strict=True):
+        assert got.dtype == want.dtype
+        np.testing.assert_allclose(
+            np.float32(got), np.float32(want), rtol=2e-2, atol=2e-2 if "float16" in dtype else 0
+        )
+
+
+def test_unknown_batch_and_length():
+    layer = rigl_tf.SparseWrapper(layers.Dense(4), 0.5, execution="csr")
+    layer.build((None, None, 6))
+    seen = []
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, 6))])
+    def call(x):
+        y = layer(x)
+        seen.append(y.shape.as_list())
+        return y
+
+    for shape in [(2, 3, 6), (1, 5, 6), (0, 2, 6)]:
+        x = numbers(shape)
+        np.testing.assert_allclose(call(x), x @ np.asarray(layer.layer.kernel), atol=1e-5)
+    assert seen == [[None, None, 4]]
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 23 / 24])
+def test_from_all_connections_to_one(sparsity):
+    layer = rigl_tf.SparseWrapper(layers.Dense(4), sparsity, execution="csr")
+    x = numbers((3, 6))
+    np.testing.assert_allclose(layer(x), x @ np.asarray(layer.layer.kernel), atol=1e-5)
+    assert masks.kernels_of(layer).popitem()[1].num_active == round(24 * (1 - sparsity))
+
+
+# Layers that hold such layers.
+
+
+def attention():
+    inputs = keras.Input((4, 6))
+    return keras.Model(inputs, layers.MultiHeadAttention(2, 3)(inputs, inputs))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "num"),
+    [
+        (attention, (4, 6), 4),
+        (lambda: sequential((4, 6), layers.TimeDistributed(layers.Dense(3))), (4, 6), 1),
+        (lambda: sequential((6,), sequential((6,), layers.Dense(3)), layers.Dense(2)), (6,), 2),
+    ],
+)
+def test_layers_in_layers(make, shape, num):
+    outputs = []
+    for execution in ("masked", "csr"):
+        keras.utils.set_random_seed(0)
+        model = half(make(), execution=execution)
+        outputs.append(model(numbers((3, *shape))))
+    assert executions_of(model) == ["csr"] * num
+    np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-6)
+
+
+# What stays masked, and why.
+
+
+@keras.saving.register_keras_serializable(package="rigl_tf_tests")
+def mean_of_squares(kernel):
+    return keras.ops.mean(kernel**2)
+
+
+class OwnCall(layers.Dense):
+    def call(self, inputs, training=None):
+        return 2 * super().call(inputs)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: layers.Dense(4, dtype="float64"), "float64"),
+        (lambda: layers.Dense(4, kernel_constraint="max_norm"), "its constraint MaxNorm"),
+        (
+            lambda: layers.Dense(4, kernel_regularizer=mean_of_squares),
+            "its regularizer mean_of_squares needs the whole kernel",
+        ),
+        (lambda: OwnCall(4), "OwnCall is neither a matrix product"),
+        (lambda: layers.EinsumDense("ab,cb->ac", 4), "EinsumDense is neither a matrix product"),
+    ],
+)
+def test_why_a_kernel_stays_masked(make, why):
+    model = half(sequential((6,), make()), execution="csr")
+    assert executions_of(model) == ["masked"]
+    assert why in rigl_tf.sparsity_summary(model).kernels[0].reason
+
+
+@pytest.mark.parametrize("regularizer", ["l1", "l2", keras.regularizers.L1L2(0.1, 0.2)])
+def test_regularizers_of_each_weight(regularizer):
+    losses = []
+    for execution in ("masked", "csr"):
+        keras.utils.set_random_seed(0)
+        layer = layers.Dense(4, kernel_regularizer=regularizer, kernel_constraint="non_neg")
+        model = half(sequential((6,), layer), execution=execution)
+        losses.append(float(sum(model.losses)))
+    assert executions_of(model) == ["csr"]
+    assert losses[0] == pytest.approx(losses[1])
+
+
+# What nobody can compute.
+
+
+def test_second_derivatives_are_refused_or_there():
+    layer = rigl_tf.SparseWrapper(layers.Dense(4), 0.5, execution="csr")
+    x = tf.constant(numbers((3, 6)))
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            y = tf.reduce_sum(layer(x) ** 2)
+        gradient = tf.reduce_sum(inner.gradient(y, x) ** 2)
+    if engine.is_native():
+        with pytest.raises(NotImplementedError, match="have no second derivatives"):
+            outer.gradient(gradient, x)
+        return
+    # TensorFlow's own operations have them: twice the kernel times its transpose, and so again.
+    square = layer.layer.kernel.numpy() @ layer.layer.kernel.numpy().T
+    expected = 8 * x.numpy() @ square @ square
+    np.testing.assert_allclose(outer.gradient(gradient, x), expected, rtol=1e-4)
