@@ -290,8 +290,8 @@ def _where_not(times, group, sparsity):
         found += [f"* The lowest measured sparsity at which it pays is {min(least):.0%}."]
     return [
         *found,
-        "* Kernels of recurrent layers and of grouped convolutions stay masked, and cost what dense "
-        "ones cost. Convolutions are not in this benchmark.",
+        "* Kernels of recurrent layers and of grouped convolutions stay masked, and cost what "
+        "dense ones cost. Convolutions are not in this benchmark.",
         "* CSR runs on CPUs alone, in float32, and without XLA.",
         "* The number of active connections stays what it is: gradual pruning and DNW need masks.",
     ]
