@@ -13,10 +13,10 @@ EXECUTIONS = ("masked", "csr", "auto")
 _LEAST_SIZE = 1 << 16
 _LEAST_SPARSITY = 0.8
 # A convolution uses its kernel at each pixel, so a small one pays, if there is enough to compute
-# for each channel that is read and written. At 90 %, in batches of 8, whole training steps were 2.2
-# to 3.7 times as fast as the best dense ones with 3x3 kernels (64 channels and 56 pixels to 512 and
-# 7), and 1.7 to 3.5 times with 1x1 kernels of 128 channels and more; but not faster with 64. At
-# 80 % forward and backward were twice as fast, also with 3x3 kernels of 16 channels.
+# for each channel that is read and written. At 90 %, in batches of 8 and on a machine with other
+# work, training steps were 2.3 to 3.7 times as fast as the best dense ones with 3x3 kernels (64
+# channels and 56 pixels to 512 and 7), and 1.9 to 3.2 times with 1x1 kernels of 128 channels and
+# more; but hardly faster with 64. At 80 % forward and backward were twice as fast.
 _LEAST_WORK_PER_CHANNEL = 64
 
 

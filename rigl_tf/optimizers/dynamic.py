@@ -304,10 +304,10 @@ class SNFS(SparseOptimizer):
     def grow_scores(self, kernel, mask, gradient):
         return tf.abs(gradient)
 
-    def _update_kernels(self, strategy, pairs, gradients, loss_scale=None):
+    def _update_kernels(self, strategy, pairs, gradients):
         if self.redistribute and pairs:
             self._plan.num_moved = self._redistributed([sparse for sparse, _ in pairs])
-        super()._update_kernels(strategy, pairs, gradients, loss_scale)
+        super()._update_kernels(strategy, pairs, gradients)
         self._plan.num_moved = {}  # tensors of this branch of the graph
 
     def _redistributed(self, sparse_kernels):

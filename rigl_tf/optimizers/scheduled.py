@@ -150,9 +150,9 @@ class ScheduledUpdates(SparseTraining):
     def _update_masks(self, strategy, pairs, loss_scale):
         """An update step, the same on every replica."""
         gradients = kernels.sum_over_replicas(strategy, pairs, loss_scale)
-        self._update_if_finite(strategy, pairs, gradients, loss_scale)
+        self._update_if_finite(strategy, pairs, gradients)
 
-    def _update_if_finite(self, strategy, pairs, gradients, loss_scale=None):
+    def _update_if_finite(self, strategy, pairs, gradients):
         """`_update_kernels`, if these gradients and kernels hold numbers only."""
         is_ready = kernels.all_finite(strategy, gradients, pairs)
         collecting = [sparse for sparse in self._plan.csr if self._needs_gradients]
@@ -160,13 +160,13 @@ class ScheduledUpdates(SparseTraining):
             is_ready &= sparse.is_ready(strategy)
         tf.cond(
             is_ready,
-            lambda: self._update_kernels(strategy, pairs, gradients, loss_scale),
+            lambda: self._update_kernels(strategy, pairs, gradients),
             lambda: self._skip_update(),
         )
         for sparse in collecting:
             sparse.clear(strategy)
 
-    def _update_kernels(self, strategy, pairs, gradients, loss_scale=None):
+    def _update_kernels(self, strategy, pairs, gradients):
         """A new mask for each kernel."""
         for (sparse, _), gradient in zip(pairs, gradients, strict=True):
             if sparse in self._plan.csr:
