@@ -11,6 +11,8 @@ from scripts.benchmark import (
     execution,
     execution_page,
     keras_programs,
+    network_programs,
+    networks,
     serving,
     time_to_accuracy,
     workers,
@@ -124,6 +126,57 @@ def test_how_a_program_is_compiled(name, monkeypatch):
     monkeypatch.setattr(keras_programs, "step_of", lambda model, x, y: compiled.append(model))
     keras_programs.make(name, 0.5, 4, 2)
     assert compiled[0].jit_compile == name.endswith("xla")
+
+
+def tiny(input_shape, num_classes):
+    layers = [keras.layers.Conv2D(8, 3), keras.layers.Conv2D(70, 3), keras.layers.Flatten()]
+    dense = [keras.layers.Dense(70), keras.layers.Dense(num_classes)]
+    return keras.Sequential([keras.Input(input_shape), *layers, *dense])
+
+
+@pytest.mark.parametrize("name", ["dense", "auto"])
+def test_network_program(name, monkeypatch):
+    monkeypatch.setitem(network_programs.NETWORKS, "tiny", tiny)
+    make, _ = network_programs.start(name)
+    case = {"network": "tiny", "distribution": "uniform", "sparsity": 0.9, "pixels": 8, "batch": 2}
+    answers = serving.Program(make)
+    facts = answers.answer({"make": case})["facts"]
+    # Of four kernels the first stays dense; those of 70 x 1000 and 1120 x 70 pay as CSR.
+    counts = facts["num_csr"], facts["num_masked"]
+    assert counts == ((0, 0) if name == "dense" else (2, 1))
+    assert facts["share_csr"] == (0 if name == "dense" else 0.954)
+    update = answers.answer({"update": case})["seconds"]
+    assert update is None if name == "dense" else update > 0
+
+
+def test_networks(monkeypatch, tmp_path):
+    body = [
+        " import time",
+        " def make(network, distribution, sparsity, pixels, batch):",
+        "  if sparsity > 0.94: raise ValueError('too sparse')",
+        "  model = serving.Model(lambda: time.sleep(1e-3 * (2 - sparsity) * batch), lambda: None)",
+        "  model.facts = {'num_csr': 3, 'num_masked': 1, 'share_csr': 0.5}",
+        "  return model",
+        " return make, 'sleep 1.0'",
+    ]
+    monkeypatch.setattr(networks, "_command", lambda name: program(body))
+    arguments = ["--networks=resnet50", "--distributions=uniform", "--batch=4", "--block_ms=1"]
+    run(networks, *arguments, "--rounds=3", f"--output_dir={tmp_path}")
+    page = (tmp_path / "networks.md").read_text()
+    cells = cells_of(page, "ResNet-50", "uniform, 90%")
+    assert cells[:2] == ["3 of 4", "50%"]
+    rows = {row["program"]: row for row in rows_of(tmp_path / "networks.csv") if row["ms"]}
+    medians = {
+        name: np.median([float(ms) for ms in row["ms"].split()]) for name, row in rows.items()
+    }
+    assert sorted(medians) == ["auto", "dense", "dense_xla"]
+    assert float(cells[2]) == pytest.approx(medians["auto"], abs=0.6)
+    dense = min(medians["dense"], medians["dense_xla"])
+    assert float(cells[3].split()[0]) == pytest.approx(dense, abs=0.6)
+    assert cells[5] in ("1.3 reached", "1.3 missed")
+    assert "Not measured: auto, resnet50 uniform 0.95. ValueError: too sparse" in page
+    run(networks, *arguments, f"--output_dir={tmp_path}", "--only_report")
+    assert (tmp_path / "networks.md").read_text().splitlines()[:-1] == page.splitlines()[:-1]
 
 
 # The page.
