@@ -38,6 +38,7 @@ from rigl_tf import (
     pruning,
     schedules,
     selection,
+    structures,
 )
 from rigl_tf.artifacts import export
 from rigl_tf.layers import SparseWrapper
@@ -88,6 +89,7 @@ __all__ = [
     "sparsify",
     "sparsity_summary",
     "strip",
+    "structures",
     "with_execution",
 ]
 
