@@ -463,6 +463,10 @@ class Channels(Structure):
     What is inactive can be cut out of the network: see `rigl_tf.compact`. The last layer should be
     left dense (`dense_layers`): its outputs are the classes.
 
+    Behind a ReLU, a channel that was never active has no gradient, and one that is grown at zero
+    gets none: algorithms that grow by gradients seldom find other channels. `rigl_tf.SET` with
+    `grow_init="random_normal"` tries others.
+
     Args:
         of: `"outputs"`, the columns of a Dense kernel and the filters of a convolution, or
             `"inputs"`, what reads one input. Defaults to `"outputs"`.

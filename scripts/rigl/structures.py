@@ -6,10 +6,11 @@
 On MNIST it trains LeNet-300-100 by RigL and by gradual pruning at 80, 90 and 95 % with each of the
 `rigl_tf.structures`, and without: 84 runs of 5 epochs with three seeds, about 20 s each on two
 cores. `NM(1, 4)` has a sparsity of 75 %, and stands beside unstructured networks of that. On
-CIFAR-10 it trains ResNet-20 for two epochs, three minutes each. The last layer is dense in all of
+CIFAR-10 it trains ResNet-20 for two epochs, five minutes each. The last layer is dense in all of
 them, as its channels are the classes, and so is the first convolution, whose three inputs no block
 of four divides. Finished runs are rows of `results/structures.csv` and are never repeated. Expect
-blocks and a constant fan-in near the unstructured network, and channels far below it.
+blocks and a constant fan-in near the unstructured network (97.2, 96.8 and 97.2 % by RigL at 95 %),
+and channels below it (95.2 %).
 """
 
 import dataclasses
@@ -213,8 +214,8 @@ def _report(rows, missing):
             lines += ["", f"![Error over sparsity]({_NAME}_{dataset}.png)"]
     lines += [
         "",
-        "RigL cannot find better channels than those that it starts with: behind a ReLU, an "
-        "inactive channel is 0 for every example, and so is its gradient. Pruning can.",
+        "RigL seldom finds other channels than those that it starts with: behind a ReLU, a channel "
+        "that was never active is 0 for every example, and so is its gradient.",
     ]
     if missing:
         lines += ["", f"Not run yet: {', '.join(missing)}."]
