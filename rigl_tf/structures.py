@@ -416,8 +416,8 @@ class Block(Structure):
 
     >>> dense = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
     >>> sparse = rigl_tf.sparsify(dense, 0.75, structure=Block((4, 1)))
-    >>> rigl_tf.get_masks(sparse)["dense/kernel"].sum(axis=0).max()
-    np.int64(4)
+    >>> sparse.layers[0].kernel_mask.numpy().reshape(2, 4, 4).sum(axis=1).max().item()
+    4
     """
 
     shape: tuple
@@ -478,7 +478,7 @@ class Channels(Structure):
 
     >>> dense = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
     >>> sparse = rigl_tf.sparsify(dense, 0.75, structure=Channels())
-    >>> sorted(rigl_tf.get_masks(sparse)["dense/kernel"].sum(axis=0).tolist())
+    >>> sorted(sparse.layers[0].kernel_mask.numpy().sum(axis=0).tolist())
     [0, 0, 0, 8]
     """
 
@@ -524,7 +524,7 @@ class NM(Structure):
 
     >>> dense = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
     >>> sparse = rigl_tf.sparsify(dense, structure=NM(2, 4))
-    >>> rigl_tf.get_masks(sparse)["dense/kernel"].reshape(2, 4, 3).sum(axis=1).tolist()
+    >>> sparse.layers[0].kernel_mask.numpy().reshape(2, 4, 3).sum(axis=1).tolist()
     [[2, 2, 2], [2, 2, 2]]
     """
 
@@ -598,7 +598,7 @@ class ConstantFanIn(Structure):
 
     >>> dense = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
     >>> sparse = rigl_tf.sparsify(dense, 0.75, structure=ConstantFanIn())
-    >>> rigl_tf.get_masks(sparse)["dense/kernel"].sum(axis=0).tolist()
+    >>> sparse.layers[0].kernel_mask.numpy().sum(axis=0).tolist()
     [2, 2, 2, 2]
     """
 
