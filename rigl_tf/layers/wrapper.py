@@ -29,6 +29,9 @@ from rigl_tf.walk import all_layers, layers_of_weights, unbuilt
 # and the masks must come after the kernels.
 _MASKS = "~masks"
 
+# The default sparsity, told by its identity from a 0.0 that is given.
+_LEFT_OUT = float("0")
+
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
 class SparseWrapper(keras.layers.Wrapper):
@@ -85,7 +88,7 @@ class SparseWrapper(keras.layers.Wrapper):
     def __init__(
         self,
         layer,
-        sparsity=None,
+        sparsity=_LEFT_OUT,
         seed=None,
         name=None,
         execution="masked",
@@ -100,8 +103,8 @@ class SparseWrapper(keras.layers.Wrapper):
                 f"Received: layer={layer}"
             )
         structure = structures.get(structure)
-        if sparsity is None:
-            sparsity = (structure and structure.sparsity) or 0.0
+        if sparsity is _LEFT_OUT and structure is not None:
+            sparsity = structure.sparsity or 0.0
         if isinstance(sparsity, (list, tuple)):
             sparsity = list(sparsity)
             for share in sparsity:
