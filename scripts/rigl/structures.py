@@ -6,7 +6,7 @@
 On MNIST it trains LeNet-300-100 by RigL and by gradual pruning at 80, 90 and 95 % with each of the
 `rigl_tf.structures`, and without: 84 runs of 5 epochs with three seeds, about 20 s each on two
 cores. `NM(1, 4)` has a sparsity of 75 %, and stands beside unstructured networks of that. On
-CIFAR-10 it trains ResNet-20 for two epochs, five minutes each. The last layer is dense in all of
+CIFAR-10 it trains ResNet-20 for two epochs, ten minutes each. The last layer is dense in all of
 them, as its channels are the classes, and so is the first convolution, whose three inputs no block
 of four divides. Finished runs are rows of `results/structures.csv` and are never repeated. Expect
 blocks and a constant fan-in near the unstructured network (97.2, 96.8 and 97.2 % by RigL at 95 %),
