@@ -48,6 +48,8 @@ class CSRState(KernelState):
             gradient: The gradient of the values, summed over the replicas.
         """
         rows = strategy.extended.call_for_each_replica(self.storage.stash.read)
+        # It is the same on every replica.
+        gradient = strategy.experimental_local_results(gradient)[0]
         return (*(strategy.gather(each, axis=0) for each in rows), gradient)
 
     def is_ready(self, strategy):
