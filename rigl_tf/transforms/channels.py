@@ -27,7 +27,7 @@ _NORMALISING = ("LayerNormalization", "RMSNormalization", "UnitNormalization")
 # Layers are tried on so many places along an axis at first.
 _FEW = 6
 _LARGEST = 2**24
-_INPUTS = "inputs of the model"
+_INPUTS, _OUTPUTS = "inputs of the model", "outputs of the model"
 
 
 class Value:
@@ -126,6 +126,8 @@ class Channels:
         live: Boolean array, for each label whether anything depends on its units. After `solve`.
         kept: Boolean array, for each label whether its units stay: those that are live, and one of
             each tensor at least.
+        changed: `{label: name of a layer}`, where a constant becomes one that differs from place to
+            place, as where zeros are padded around it.
         is_needed: Boolean array, as `live`, but inputs of the model do not count for that alone.
         reads: `{id of a layer: boolean array}`, which of its inputs a layer with a kernel reads.
     """
@@ -133,13 +135,13 @@ class Channels:
     def __init__(self, model, drop_inputs=False):
         self.steps, self.kernels = [], {}
         self._graphs, self._values, self._pairs, self._pins = {}, [], [], []
-        self._num_labels = 0
+        self._num_labels, self._changed = 0, {}
         self._drop_inputs = drop_inputs
         plain, _ = self._graph(model)
         inputs = [self._input(tensor) for tensor in keras.tree.flatten(plain.input)]
         self.trace = self._trace(model, inputs, "")
         for value in self.trace.outputs:
-            self._pin(value, "outputs of the model")
+            self._pin(value, _OUTPUTS)
         self._unite()
 
     def root(self, labels):
@@ -182,6 +184,8 @@ class Channels:
         reader, is_border = self.readers.get(label, (None, False))
         if reason := self.reason(label):
             return reason
+        if label in self.changed:
+            return f"what they send is not the same at all places after {self.changed[label]!r}"
         if reader is None:
             return "one unit has to stay"
         if is_border:
@@ -334,9 +338,11 @@ class Channels:
             while (roots[roots] != roots).any():
                 roots = roots[roots]
         self._roots, self._reasons = roots, {}
+        self.changed = {int(roots[label]): path for label, path in self._changed.items()}
         self._are_inputs, self._must = np.zeros((2, self._num_labels), bool)
-        # That units are inputs counts only if there is no other reason.
-        for labels, reason, is_input in sorted(self._pins, key=lambda pin: pin[1] == _INPUTS):
+        # What is told first: that units are outputs; last, that they are inputs.
+        order = {_OUTPUTS: 0, _INPUTS: 2}
+        for labels, reason, is_input in sorted(self._pins, key=lambda pin: order.get(pin[1], 1)):
             self._are_inputs[roots[labels]] |= is_input
             if reason is not None:
                 self._must[roots[labels]] |= reason != _INPUTS
@@ -447,10 +453,11 @@ class Channels:
 
     def _find_constants(self, step):
         (output,) = step.outputs
-        are_constant = self._are_constant(step)
         if step.kind == "kernel" and not len(step.weights.connections):
             output.constants = step.weights.constants()
-        elif are_constant.any():
+            return
+        are_constant = self._are_constant(step)
+        if are_constant.any():
             arrays = [
                 np.broadcast_to(np.nan_to_num(value.constants), (1, *value.example())).astype(
                     value.dtype if value.dtype != "bfloat16" else "float32"
@@ -460,6 +467,8 @@ class Channels:
             made = as_array(step.run(*arrays)).astype("float64")
             found = _uniform(made.reshape(-1, made.shape[-1]))
             output.constants = np.where(are_constant, found, np.nan)
+            for label in output.labels[are_constant & np.isnan(found)]:
+                self._changed.setdefault(int(label), step.path)
 
     def _are_constant(self, step):
         """Which units cannot depend on the inputs of the model."""

@@ -7,6 +7,7 @@ known (`None`).
 
 import functools
 import math
+import warnings
 
 import keras
 import numpy as np
@@ -114,8 +115,10 @@ class _Kind:
 
     def copy(self, **changes):
         """A layer like this one, not built, wrapped if it is."""
-        config = without_build_configs(self.inner.get_config())
-        # As objects, since functions of a user's own have no config.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*includes a `lambda`")
+            config = without_build_configs(self.inner.get_config())
+        # As objects, since functions of a user's own, such as a lambda, have no config.
         for name in config:
             if name.endswith(_OBJECTS) and hasattr(self.inner, name):
                 config[name] = getattr(self.inner, name)
