@@ -585,3 +585,58 @@ def test_sizes_that_are_not_known():
     assert small.input_shape == (None, None, None, 3)
     assert small.layers[1].filters < 8
     check_same(model, small)
+
+
+# Every family of `keras.applications`, the smallest of each.
+APPLICATIONS = {
+    "ConvNeXtTiny": {},
+    "DenseNet121": {},
+    "EfficientNetB0": {},
+    "EfficientNetV2B0": {},
+    "InceptionResNetV2": {"size": 75},
+    "InceptionV3": {"size": 75},
+    "MobileNet": {"alpha": 0.25},
+    "MobileNetV2": {"alpha": 0.35},
+    "MobileNetV3Small": {},
+    "MobileNetV3Large": {},
+    "NASNetMobile": {},
+    "ResNet50": {},
+    "ResNet50V2": {},
+    "VGG16": {},
+    "Xception": {"size": 71},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_applications(name):
+    arguments = dict(APPLICATIONS[name])
+    size = arguments.pop("size", 32)
+    keras.utils.set_random_seed(0)
+    model = getattr(keras.applications, name)(
+        weights=None, input_shape=(size, size, 3), classes=10, **arguments
+    )
+    generator = np.random.default_rng(0)
+    batch = generator.uniform(0, 255, (6, size, size, 3)).astype("float32")
+    for layer in all_layers(model):
+        if isinstance(layer, L.BatchNormalization):
+            layer.momentum = 0.0
+            layer.beta.assign(generator.uniform(-0.5, 0.5, layer.beta.shape))
+        elif name == "VGG16" and layer.weights and not isinstance(layer, keras.Model):
+            layer.kernel.assign(3 * layer.kernel)
+    model(batch, training=True)  # so that what comes to each layer is neither tiny nor huge
+    for layer in all_layers(model)[:-1]:
+        kernel = next((getattr(layer, k) for k in KERNELS if hasattr(layer, k)), None)
+        if kernel is not None and units_of(layer) is not None and layer is not model.layers[-1]:
+            value = kernel.numpy()
+            value[..., generator.random(value.shape[-1]) < 0.4] = 0
+            kernel.assign(value)
+    small, report = rigl_tf.compact(model, return_report=True, inputs=batch)
+    assert report.num_weights < 0.9 * report.num_weights_before
+    assert not rigl_tf.masks.kernels_of(small)
+    want = model(batch).numpy()
+    assert np.ptp(want, axis=0).max() > 1e-3
+    np.testing.assert_allclose(small(batch), want, rtol=1e-3, atol=1e-4)
+    if name != "ConvNeXtTiny":  # whose sums all go through a LayerNormalization
+        half = rigl_tf.compact(model, keep=0.5, inputs=batch)
+        assert half.count_params() < report.num_weights
