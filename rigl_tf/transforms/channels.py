@@ -130,6 +130,8 @@ class Channels:
             place, as where zeros are padded around it.
         is_needed: Boolean array, as `live`, but inputs of the model do not count for that alone.
         reads: `{id of a layer: boolean array}`, which of its inputs a layer with a kernel reads.
+        stand_ins: `{id of a layer: input}`, the constant that stands for all constants that a
+            convolution reads, whose zeros around them keep them from being biases.
     """
 
     def __init__(self, model, drop_inputs=False):
@@ -203,7 +205,7 @@ class Channels:
         live = np.zeros(self._num_labels, bool)
         live[list(self._reasons)] = True
         self.is_needed = self._must.copy()
-        self.reads, self.readers = {}, {}
+        self.reads, self.readers, self.stand_ins = {}, {}, {}
         is_new = True
         while is_new:
             before = live.sum()
@@ -227,12 +229,28 @@ class Channels:
         constants = self.constants_of(key)
         is_folded = ~np.isnan(constants) & ~(kernel.is_padded & (constants != 0))
         is_read &= ~is_folded
+        if kernel.can_merge:
+            self._merge(key, is_read, constants, live[rows])
         self.reads[key] = is_read
         for row in np.flatnonzero(is_read):
             is_border = not np.isnan(constants[row])
             self.readers.setdefault(int(rows[row]), (step.path, is_border))
         live[rows[is_read]] = True
         self.is_needed[rows[is_read]] = True
+
+    def _merge(self, key, is_read, constants, is_live):
+        """Lets one constant stand for all that a layer reads, where they are no biases."""
+        sizes = np.where(is_read, np.abs(np.nan_to_num(constants)), 0)
+        if not sizes.any():
+            return
+        if key not in self.stand_ins:
+            # One that stays anyway, if it is not so small that rounding counts.
+            is_good = is_live & (sizes > 0.1 * sizes.max())
+            self.stand_ins[key] = int(
+                np.argmax(np.where(is_good, sizes, 0) if is_good.any() else sizes)
+            )
+        is_read[sizes > 0] = False
+        is_read[self.stand_ins[key]] = True
 
     def constants_of(self, key):
         """What the inputs of a layer with a kernel always are, in each of its calls; else NaN."""

@@ -116,11 +116,14 @@ class _Builder:
                 channels.live[channels.root(each.labels)] for each in (value, output)
             )
             constants = np.nan_to_num(channels.constants_of(key))
+            row = channels.stand_ins.get(key)
+            stand_in = None if row is None else (row, constants[row])
             if len(kernel.connections):
                 live_rows = channels.reads[key]
                 is_left_out = channels.dropped[channels.root(value.labels)]
                 constants = np.where(live_rows | is_left_out, 0, constants)
-            self._add(step, *kernel.smaller(rows, columns, live_rows, live_columns, constants))
+            live = live_rows, live_columns
+            self._add(step, *kernel.smaller(rows, columns, *live, constants, stand_in))
         return self._new_layers[key](x, *args[1:], **kwargs)
 
     def _call_unitwise(self, step, args, kwargs):

@@ -161,12 +161,14 @@ class Kernel(_Kind):
     Attributes:
         is_padded: Whether zeros are added around the inputs, or the sums have fewer terms at the
             borders: a constant other than 0 does not arrive alike everywhere then.
+        can_merge: Whether such constants arrive alike, so that one can stand for all of them.
     """
 
     size = "units"
     axes = (-2, -1)  # of the kernel: those of the inputs and of the units
     kernel_name = "kernel"
     is_padded = False
+    can_merge = True
 
     @functools.cached_property
     def mixes_units(self):
@@ -209,7 +211,7 @@ class Kernel(_Kind):
         kernel = np.take(kernel, rows, axis=self.axes[0]).astype("float64")
         return np.einsum("kio,i->o", self._by_units(kernel), values)
 
-    def smaller(self, rows, columns, live_rows, live_columns, constants):
+    def smaller(self, rows, columns, live_rows, live_columns, constants, stand_in=None):
         """A smaller layer, and what to `fill` it with.
 
         Args:
@@ -218,8 +220,13 @@ class Kernel(_Kind):
                 on. Others may be left, since a layer has to have a unit.
             constants: Array `(inputs,)`: what inputs that are not live send, to be put into the
                 biases. 0 where it does not matter.
+            stand_in: `None`, or a pair of an input and the constant that it sends, to stand for
+                these constants instead of the biases.
         """
         folded = np.flatnonzero(constants)
+        if stand_in is not None:
+            self._let_stand(*stand_in, folded, constants[folded])
+            folded = folded[:0]
         biases = self._biases(self.sums_of(folded, constants[folded]) if len(folded) else None)
         is_new = biases is not None and not self._has_bias
         if is_new and not np.any(biases[..., columns] if biases.shape[-1] > 1 else biases):
@@ -246,8 +253,22 @@ class Kernel(_Kind):
             np.moveaxis(array, self.axes[1], 0)[~live_columns[columns]] = 0
             return array
 
-        kernel, mask = self.array(self.kernel_name)
+        kernel, mask = self._merged or self.array(self.kernel_name)
         return {self.kernel_name: (left(kernel), None if mask is None else left(mask))}
+
+    _merged = None
+
+    def _let_stand(self, row, value, rows, values):
+        """Adds to the weights of an input those of others, times what these send as a share."""
+        arrays = self.array(self.kernel_name)
+        kernel, mask = (None if each is None else each.copy() for each in arrays)
+        by_row = np.moveaxis(kernel, self.axes[0], 0)
+        shares = values / value
+        by_row[row] += np.tensordot(shares, by_row[rows].astype("float64"), 1).astype(kernel.dtype)
+        if mask is not None:
+            by_row = np.moveaxis(mask, self.axes[0], 0)
+            by_row[row] |= by_row[rows].any(axis=0)
+        self._merged = kernel, mask
 
     def _by_units(self, array):
         """An array of the kernel's shape as `(places, inputs, units)`."""
@@ -275,6 +296,7 @@ class SeparableConvolution(Convolution):
     """A depthwise convolution and a 1x1 convolution after it: together one kernel."""
 
     kernel_name = "pointwise_kernel"
+    can_merge = False
 
     @property
     def _multiplier(self):
@@ -374,7 +396,7 @@ class Embedding(Kernel):
         table, _ = self.array("embeddings")
         return np.where((table == table[:1]).all(axis=0), table[0], np.nan)
 
-    def smaller(self, rows, columns, live_rows, live_columns, constants):
+    def smaller(self, rows, columns, live_rows, live_columns, constants, stand_in=None):
         table, mask = self.array("embeddings")
         mask = None if mask is None else mask[:, columns]
         return self.copy(output_dim=len(columns)), {"embeddings": (table[:, columns], mask)}
