@@ -2,8 +2,8 @@
 
     python -m scripts.benchmark.compaction
 
-The networks of `keras.applications` have random weights and statistics of batch normalisation: what
-is measured is size and time, no accuracy. `compact(model, keep=0.5)` removes the units (filters) of
+The networks of `keras.applications` have random weights: what is measured is size and time, no
+accuracy. `compact(model, keep=0.5)` removes the units (filters) of
 the smallest weights, and checks that the small model predicts what the large one predicts when
 these units send nothing. The time of one image is measured in rounds that alternate between both
 models, so that what else the machine does meets both. Takes about 3 minutes on two cores. Finished
@@ -39,15 +39,17 @@ def _define_flags():
 
 
 def build(name, size, seed):
-    """A network with random weights, scales, offsets and moving statistics."""
+    """A network with random weights and offsets, and the statistics of random images."""
     keras.utils.set_random_seed(seed)
-    model = getattr(keras.applications, name)(weights=None, input_shape=(size, size, 3))
+    model = getattr(keras.applications, name)(
+        weights=None, input_shape=(size, size, 3), classifier_activation=None
+    )
     generator = np.random.default_rng(seed)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            for weight in layer.weights:
-                low, high = (0.5, 1.5) if weight.name in ("gamma", "moving_variance") else (-1, 1)
-                weight.assign(generator.uniform(low, high, weight.shape))
+            layer.beta.assign(generator.uniform(-0.5, 0.5, layer.beta.shape))
+            layer.momentum = 0.0
+    model(generator.uniform(0, 2, (4, size, size, 3)), training=True)
     return model
 
 
@@ -134,8 +136,8 @@ def page(finished):
             "`rigl_tf.flops.count` has them; the file is the `.keras` file. Latency: one image, "
             "`tf.function`, rounds of some calls that alternate between both models, median and "
             "quartiles of the rounds; the ratio is that of each round. Difference: the largest "
-            "one between the outputs (probabilities) of the small model, and those of the large "
-            "one when the removed units send nothing. Accuracy is not measured: such a model is "
+            "one between the outputs (logits) of the small model, and those of the large "
+            "one when nothing reads the removed units. Accuracy is not measured: such a model is "
             "to be fine-tuned.",
             "",
             *tables.table(head, lines),
