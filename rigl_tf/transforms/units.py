@@ -97,6 +97,7 @@ class _Kind:
         self.inner = inner_of(layer)
 
     def is_supported(self, rank):
+        """Whether this is all that the layer does, with inputs of so many axes."""
         return True
 
     def array(self, name):
@@ -169,6 +170,11 @@ class Kernel(_Kind):
     kernel_name = "kernel"
     is_padded = False
     can_merge = True
+    num_kernels = 1
+
+    def is_supported(self, rank):
+        # An activation may have weights of its own.
+        return len(self.inner.weights) == self.num_kernels + self._has_bias
 
     @functools.cached_property
     def mixes_units(self):
@@ -297,6 +303,7 @@ class SeparableConvolution(Convolution):
 
     kernel_name = "pointwise_kernel"
     can_merge = False
+    num_kernels = 2
 
     @property
     def _multiplier(self):
@@ -346,7 +353,8 @@ class Einsum(Kernel):
         parts = (self._inputs, self._kernel, self._outputs)
         are_sums = read in self._kernel and read not in self._outputs
         return (
-            all(len(set(part)) == len(part) for part in parts)
+            super().is_supported(rank)
+            and all(len(set(part)) == len(part) for part in parts)
             and are_sums
             and made in self._kernel
             and made not in self._inputs
