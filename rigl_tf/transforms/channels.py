@@ -6,6 +6,7 @@ must stay or go together, as those that are added to each other must.
 
 import dataclasses
 import functools
+import inspect
 import math
 
 import keras
@@ -90,6 +91,8 @@ class Step:
             return next(new) if is_symbolic(value) else value
 
         args, kwargs = keras.tree.map_structure(replaced, (self.call.args, self.call.kwargs))
+        if "training" in kwargs:
+            kwargs["training"] = False
         return self.call.layer(*args, **kwargs)
 
 
@@ -527,11 +530,17 @@ def _functional():
 
 
 def _check_call(call, path):
-    if call.kwargs.get("training") is True:
+    # Layers that change images at random, in training only, have it as their default.
+    if call.kwargs.get("training") is True and not _trains_by_default(call.layer):
         raise ValueError(
             "The layers of a model to be made smaller must not be called with `training=True`: "
             f"its predictions depend on chance, or on the batch. Received: layer={path!r}"
         )
+
+
+def _trains_by_default(layer):
+    training = inspect.signature(layer.call).parameters.get("training")
+    return training is not None and training.default is True
 
 
 def _shapes(step):

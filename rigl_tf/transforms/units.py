@@ -173,7 +173,10 @@ class Kernel(_Kind):
     num_kernels = 1
 
     def is_supported(self, rank):
-        # An activation may have weights of its own.
+        # An activation may be a layer with weights of its own, which it makes when it is called.
+        activation = getattr(self.inner, "activation", None)
+        if isinstance(activation, keras.layers.Layer) and not activation.built:
+            return False
         return len(self.inner.weights) == self.num_kernels + self._has_bias
 
     @functools.cached_property

@@ -516,6 +516,24 @@ def test_a_frozen_part_stays_frozen():
     ]
 
 
+def test_layers_that_do_nothing_but_in_training():
+    x = inputs = keras.Input((6, 6, 3))
+    x = L.GaussianNoise(1.0)(L.RandomFlip()(x))
+    x = L.Dropout(0.5)(L.Dense(9, "relu", name="hidden")(x))
+    model = with_dead_units(keras.Model(inputs, L.Dense(2)(L.GlobalMaxPooling2D()(x))))
+    small = rigl_tf.compact(model)
+    assert small.get_layer("hidden").units < 9
+    check_same(model, small)
+
+
+def test_activations_that_are_layers():
+    for make, most in ((L.LeakyReLU, 8), (L.PReLU, 9)):
+        model = with_dead_units(stack((6,), L.Dense(9, make(), name="hidden"), L.Dense(2)))
+        small = rigl_tf.compact(model)
+        assert small.get_layer("hidden").units <= most
+        check_same(model, small)
+
+
 def test_half_precision():
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
