@@ -141,7 +141,7 @@ class Channels:
         self.steps, self.kernels = [], {}
         self._graphs, self._values, self._pairs, self._pins = {}, [], [], []
         self._num_labels, self._changed = 0, {}
-        self._drop_inputs = drop_inputs
+        self._drop_inputs, self._first_inputs = drop_inputs, {}
         plain, _ = self._graph(model)
         inputs = [self._input(tensor) for tensor in keras.tree.flatten(plain.input)]
         self.trace = self._trace(model, inputs, "")
@@ -156,6 +156,10 @@ class Channels:
     def reason(self, label):
         """Why units with this label must stay, else `None`."""
         return self._reasons.get(int(self._roots[label]))
+
+    def can_choose(self, label):
+        """Whether units with this label may be removed though they are not dead."""
+        return self.reason(label) is None and not self._are_inputs[self._roots[label]]
 
     def places(self, value):
         """Array of integers, the units of a tensor that stay."""
@@ -284,6 +288,10 @@ class Channels:
             made = symbolic(call.outputs)
             if self._is_nested(call, taken):
                 step = Step(call, name, taken, [self._value(each) for each in made], "model")
+                # Called again, it takes the same units.
+                for value, first in zip(taken, self._taken_first(call.layer, taken), strict=True):
+                    if value is not first:
+                        self._same(self._by_unit(value), self._by_unit(first))
                 step.inner = self._trace(call.layer, taken, f"{name}/")
                 # What the model gives; of its own tensors, fewer sizes may be known.
                 for value, inner in zip(step.outputs, step.inner.outputs, strict=True):
@@ -296,6 +304,9 @@ class Channels:
             steps.append(step)
         outputs = [values[id(each)] for each in symbolic(plain.output)]
         return Trace(model, plain, inputs, outputs, steps)
+
+    def _taken_first(self, model, taken):
+        return self._first_inputs.setdefault(id(model), taken)
 
     def _is_nested(self, call, taken):
         model = call.layer

@@ -117,7 +117,9 @@ def compact(
     activations, pooling and sums do, or that put units side by side. Units that are added to, or
     multiplied with each other are removed together. What takes all units together keeps them:
     LayerNormalization, attention, recurrent layers, softmax, layers of a user's own with weights,
-    slices. A constant other than 0 stays as a unit where zeros are padded around it.
+    slices. Where a convolution pads zeros, constants other than 0 are no biases: one of them stays
+    as a unit, and stands for all that this convolution reads. In front of a depthwise or separable
+    convolution that pads zeros they all stay.
 
     Inputs that nothing reads are taken out before the first layer with a kernel, by
     `keras.ops.take`, a part of Keras; the model takes the same inputs, unless `drop_inputs`. Each
@@ -290,7 +292,7 @@ def _groups(channels):
     groups = []
     for step, *_ in channels.kernels.values():
         roots = np.unique(channels.root(step.outputs[0].labels))
-        own = np.array([root for root in roots if channels.reason(root) is None], int)
+        own = np.array([root for root in roots if channels.can_choose(root)], int)
         met = [group for group in groups if any(np.isin(own, labels).any() for _, labels in group)]
         groups = [group for group in groups if group not in met]
         groups.append([*(each for group in met for each in group), (step, own)])
@@ -320,7 +322,7 @@ def _shares(channels, groups, keep):
         }
         for step, labels in group:
             if not len(labels) and any(_is_named(step.path, name) for name in named):
-                reason = channels.reason(channels.root(step.outputs[0].labels[0]))
+                reason = channels.reason(step.outputs[0].labels[0]) or "they go with inputs"
                 raise ValueError(
                     "`keep` must name layers whose units can be removed. "
                     f"Received: {step.path!r}, whose units have to stay: {reason}"

@@ -38,6 +38,13 @@ def _left_shape(value, is_flat, places):
     return (len(places),) if is_flat else (*value.shape[1:-1], len(places))
 
 
+def _like_given(tensor, given):
+    """The shape of an example of a nested model's input, with the units of what is given."""
+    if len(given.shape) != len(tensor.shape):  # it was flattened
+        return given.shape[1:]
+    return (*tensor.shape[1:-1], given.shape[-1])
+
+
 def _input_like(tensor, shape):
     return keras.Input(batch_shape=(tensor.shape[0], *shape), dtype=tensor.dtype, name=tensor.name)
 
@@ -93,7 +100,7 @@ class _Builder:
             trace = step.inner
             old = keras.tree.flatten(trace.plain.input)
             inputs = [
-                _input_like(tensor, (*tensor.shape[1:-1], given.shape[-1]))
+                _input_like(tensor, _like_given(tensor, given))
                 for tensor, given in zip(old, symbolic((args, kwargs)), strict=True)
             ]
             outputs = self.outputs(trace, inputs)

@@ -299,6 +299,8 @@ def test_one_constant_stands_for_all_of_them(is_sparse):
     assert report.layers[0].kept.tolist() == ([0, 1, 2] if is_sparse else [0, 2, 3])
     assert report.cannot_remove["first"] == "1 dead: 'second' pads zeros around what they send"
     check_same(model, small)
+    if is_sparse:
+        check_invariant(small)
     again = rigl_tf.compact(small)
     assert again.count_params() == small.count_params()
 
@@ -425,6 +427,31 @@ def test_several_inputs():
     check_same(model, rigl_tf.compact(model))
 
 
+def test_inputs_of_nested_models():
+    inner = stack((3, 2), L.Flatten(), L.Dense(4, name="first"))
+    inputs = keras.Input((3, 2))
+    model = keras.Model(inputs, L.Dense(1)(inner(L.Rescaling(0.5)(inputs))))
+    reading(inner, "first", [1, 2])
+    fewer = rigl_tf.compact(model, drop_inputs=True)
+    x = numbers((5, 3, 2))
+    want = model(x)
+    np.testing.assert_allclose(fewer(x.reshape(5, 6)[:, [1, 2]]), want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_nested_model_without_weights_that_is_used_twice():
+    inputs = keras.Input((4,))
+    both = stack((9,), L.Activation("tanh"), L.Dropout(0.5))
+    parts = [both(L.Dense(9, name=name)(inputs)) for name in ("one", "other")]
+    model = with_dead_units(keras.Model(inputs, L.Dense(2)(L.Concatenate()(parts))), 0.0)
+    kernel = model.layers[-1].kernel.numpy()
+    kernel[:3] = 0  # nothing reads units 0 to 2 of the one,
+    kernel[11:13] = 0  # and units 2 and 3 of the other
+    model.layers[-1].kernel.assign(kernel)
+    small = rigl_tf.compact(model)
+    assert [small.get_layer(name).units for name in ("one", "other")] == [8, 8]
+    check_same(model, small)
+
+
 # More than dead units.
 
 
@@ -508,6 +535,13 @@ def test_masks_of_layers_that_are_not_made_smaller():
     assert left.keys() == masks.keys()
     for path in masks.keys() - {"up/kernel", "down/kernel"}:
         np.testing.assert_array_equal(left[path], masks[path])
+
+
+@pytest.mark.parametrize("make", [dense_blocks, nested, shared, groups])
+def test_saved(make, tmp_path):
+    model = with_dead_units(make())
+    rigl_tf.compact(model).save(tmp_path / "small.keras")
+    check_same(model, keras.saving.load_model(tmp_path / "small.keras"))
 
 
 def test_saved_and_trained_on(tmp_path):
