@@ -38,6 +38,7 @@ from rigl_tf import (
     pruning,
     schedules,
     selection,
+    xnnpack,
 )
 from rigl_tf.artifacts import export
 from rigl_tf.layers import SparseWrapper
@@ -89,6 +90,7 @@ __all__ = [
     "sparsity_summary",
     "strip",
     "with_execution",
+    "xnnpack",
 ]
 
 
