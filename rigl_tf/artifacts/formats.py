@@ -80,6 +80,8 @@ def write_litert(job):
     _check_numbers(job, "litert")
     specs = _specs_of_one_size(job)
     check_shapes(specs, job.batch)
+    if job.representative_data is not None:
+        check_shapes(specs, job.representative_data, "representative_data")
     content, dense_content, made_with = litert.convert(
         job.model, specs, job.quantize, job.representative_data
     )

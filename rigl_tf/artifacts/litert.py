@@ -3,6 +3,7 @@
 import contextlib
 import os
 import tempfile
+import warnings
 
 import keras
 import numpy as np
@@ -90,8 +91,9 @@ def _examples(specs, data):
 
 @contextlib.contextmanager
 def _quiet():
-    """Without what the converter prints, past Python's streams."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+    """Without what the converter prints, past Python's streams, and warns of about itself."""
+    with open(os.devnull, "w") as nowhere, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         kept = os.dup(2)
         try:
             os.dup2(nowhere.fileno(), 2)

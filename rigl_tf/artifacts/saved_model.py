@@ -53,7 +53,8 @@ def save(model, path, specs):
 
 def run(path, batch):
     """The outputs of a SavedModel."""
-    return tf.saved_model.load(str(path)).serve(batch)
+    artifact = tf.saved_model.load(str(path))  # It holds the variables.
+    return artifact.serve(batch)
 
 
 def output_names(outputs):
