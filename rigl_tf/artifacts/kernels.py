@@ -77,7 +77,7 @@ def _report(path, array, *words):
 
 def sparsity_of(array):
     """Share of zeros."""
-    return 1 - np.count_nonzero(array) / array.size
+    return 1 - int(np.count_nonzero(array)) / array.size
 
 
 def _in_litert(array, used):

@@ -26,9 +26,10 @@ def with_zeros(model, blocks=(), sparsity=0.9):
     for path, mask in masks.items():
         size = next((size for name, size in dict(blocks).items() if name in path), 1)
         coarse = rng.random((mask.shape[-2] // size, mask.shape[-1])) > sparsity
-        coarse[0] = True
         masks[path] = np.repeat(coarse, size, axis=0).reshape(mask.shape)
     rigl_tf.set_masks(sparse, masks)
+    for path, kernel in kernels_of(sparse).items():
+        kernel.assign(rng.normal(size=kernel.shape) * masks[path])
     return sparse
 
 
