@@ -12,7 +12,7 @@ from rigl_tf.artifacts import formats, litert, structure
 from rigl_tf.artifacts.comparison import checked, outputs_of
 from rigl_tf.artifacts.report import ExportReport
 from rigl_tf.checks import check_choice
-from rigl_tf.inputs import batch_of
+from rigl_tf.inputs import batch_of, check_shapes, signature
 from rigl_tf.layers.summary import num_outside
 from rigl_tf.transforms.execution import as_masked
 from rigl_tf.transforms.sparsify import strip
@@ -105,9 +105,12 @@ def export(
     _check(path, format)
     _check_storage(format, quantize, representative_data, sparse_storage)
     plain = strip(model)  # it shares the weights; and says what is wrong with the model
-    batch = batch_of(model, inputs)
+    specs, batch = signature(model, inputs), batch_of(model, inputs)
+    if format != "keras":
+        check_shapes(specs, batch)
     if representative_data is not None:
         representative_data = batch_of(model, representative_data)
+        check_shapes(specs, representative_data, "representative_data")
     masked = as_masked(model)
     kernels = formats.sparse_arrays(masked) if format in _WITH_KERNELS else {}
     if not kernels and (format == "web" or (format == "litert" and sparse_storage)):

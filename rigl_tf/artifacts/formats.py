@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from rigl_tf import masks
 from rigl_tf.artifacts import keras_file, kernels, litert, litert_file, onnx, saved_model, web
-from rigl_tf.inputs import check_shapes, concrete, signature
+from rigl_tf.inputs import concrete, signature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +65,7 @@ class Artifact:
 
 
 def write_saved_model(job):
-    specs = signature(job.model, job.inputs)
-    check_shapes(specs, job.batch)
-    saved_model.save(job.model, job.path, specs)
+    saved_model.save(job.model, job.path, signature(job.model, job.inputs))
     return Artifact(saved_model.run(job.path, job.batch), job.path)
 
 
@@ -79,9 +77,6 @@ def write_keras(job):
 def write_litert(job):
     _check_numbers(job, "litert")
     specs = _specs_of_one_size(job)
-    check_shapes(specs, job.batch)
-    if job.representative_data is not None:
-        check_shapes(specs, job.representative_data, "representative_data")
     content, dense_content, made_with = litert.convert(
         job.model, specs, job.quantize, job.representative_data
     )
@@ -115,7 +110,6 @@ def write_litert(job):
 def write_onnx(job):
     _check_numbers(job, "onnx")
     specs = _specs_of_one_size(job)
-    check_shapes(specs, job.batch)
     onnx.save(job.plain, job.path, specs)
     outputs, latencies, notes = onnx.run(job.path, specs, job.batch, job.expected, job.batch_sizes)
     reports = kernels.report_dense(job.kernels, onnx.REASON, onnx.ADVICE)

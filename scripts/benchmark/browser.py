@@ -22,7 +22,8 @@ from scripts.common.rows import Rows
 from scripts.common.tables import table
 
 FLAGS = flags.FLAGS
-# From here on a network is called faster. Turns with a network of the same speed differ by less.
+# From here on a network is called faster, by its shortest times: other programs on the machine can
+# make a time longer, not shorter.
 _FASTER = 1.2
 _KINDS = ("dense", "sparse")
 _CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512)
@@ -63,6 +64,7 @@ def _normalised(x):
 
 
 def _small(
+    first=lambda x: x,
     stem=lambda x: layers.Conv2D(128, 3, strides=2, name="stem")(layers.ZeroPadding2D(1)(x)),
     block=lambda x: x,
     depthwise=lambda x: layers.DepthwiseConv2D(3, padding="same")(x),
@@ -71,8 +73,8 @@ def _small(
     channels=3,
     head=10,
 ):
-    inputs = keras.Input((64, 64, channels), name="image")
-    x = stem(inputs)
+    inputs = keras.Input((96, 96, channels), name="image")
+    x = first(stem(inputs))
     for number in range(3):
         x = pointwise(depthwise(block(x)), f"pointwise_{number}")
     return keras.Model(inputs, layers.Dense(head, name="head")(end(x)), name="small")
@@ -116,23 +118,23 @@ VARIANTS = {
         lambda: _small(depthwise=lambda x: layers.DepthwiseConv2D(7, padding="same")(x)),
         0.9,
     ),
-    "depthwise stride 2, ZeroPadding2D(1)": (lambda: _small(depthwise=_padded(3, 2)), 0.9),
+    "depthwise stride 2, ZeroPadding2D(1)": (lambda: _small(first=_padded(3, 2)), 0.9),
     "depthwise stride 2, padded 'same'": (
-        lambda: _small(depthwise=lambda x: layers.DepthwiseConv2D(3, strides=2, padding="same")(x)),
+        lambda: _small(first=layers.DepthwiseConv2D(3, strides=2, padding="same")),
         0.9,
     ),
     "1x1 of stride 2": (
-        lambda: _small(pointwise=lambda x, name: layers.Conv2D(128, 1, strides=2, name=name)(x)),
+        lambda: _small(first=layers.Conv2D(128, 1, strides=2)),
         0.9,
     ),
     "a sum with an earlier layer": (lambda: _small(block=_residual), 0.9),
     "squeeze and excitation": (lambda: _small(block=_squeeze), 0.9),
     "swish": (lambda: _small(block=layers.Activation("swish")), 0.9),
     "average pooling in between": (
-        lambda: _small(block=layers.AveragePooling2D(3, strides=1, padding="same")),
+        lambda: _small(first=layers.AveragePooling2D(3, strides=1, padding="same")),
         0.9,
     ),
-    "BatchNormalization that is not folded": (
+    "BatchNormalization behind a ReLU": (
         lambda: _small(block=lambda x: layers.BatchNormalization()(layers.ReLU()(x))),
         0.9,
     ),
@@ -142,7 +144,9 @@ VARIANTS = {
 
 
 def _sparsify(model, sparsity):
-    names = [layer.name for layer in model.layers if layer.name.startswith("pointwise")]
+    """With that share of zeros in each 1x1 convolution."""
+    convolutions = [layer for layer in model.layers if type(layer) is layers.Conv2D]
+    names = [layer.name for layer in convolutions if layer.kernel_size == (1, 1)]
     return rigl_tf.sparsify(model, dict.fromkeys(names, sparsity))
 
 
@@ -251,14 +255,15 @@ def page(rows):
         "![The page](browser.png)",
     ]  # fmt: skip
     if variants:
-        right = sum((row["speedup"] >= _FASTER) == _is_foreseen(row) for row in variants)
+        right = sum(_is_faster(row) == _is_foreseen(row) for row in variants)
         text += [
             "",
             "## Does `rigl_tf.xnnpack.check` foresee it?",
             "",
-            "Small networks (3 blocks of 128 channels, images of 64 x 64), each with one change.",
-            "`foreseen` is how many 1x1 convolutions skip zeros, as `check` says. Faster means at",
-            f"least {_FASTER:g} times as fast: `check` is right of {right} of {len(variants)}.",
+            "Small networks (3 blocks of 128 channels, images of 96 x 96), each with a change.",
+            "`foreseen` is how many 1x1 convolutions skip zeros, as `check` says. Faster means",
+            f"that the shortest time is {_FASTER:g} times as short at least: `check` is right of",
+            f"{right} of {len(variants)}.",
             "",
             *table(
                 ["network", "zeros", "foreseen", "dense (ms)", "sparse (ms)", "times as fast",
@@ -271,7 +276,7 @@ def page(rows):
                         _range(row, "dense"),
                         _range(row, "sparse"),
                         f"{row['speedup']:.2f}",
-                        "yes" if (row["speedup"] >= _FASTER) == _is_foreseen(row) else "no",
+                        "yes" if _is_faster(row) == _is_foreseen(row) else "no",
                         row["change"] or "–",
                     ]
                     for row in variants
@@ -279,6 +284,10 @@ def page(rows):
             ),
         ]  # fmt: skip
     return "\n".join([*text, "", provenance.line("scripts.benchmark.browser"), ""])
+
+
+def _is_faster(row):
+    return row["dense_least_ms"] >= _FASTER * row["sparse_least_ms"]
 
 
 def _is_foreseen(row):
