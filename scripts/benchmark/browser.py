@@ -42,13 +42,13 @@ def _define_flags():
     flags.DEFINE_string("output_dir", "results", "Where the page goes.")
 
 
-def mobilenet(size=96, channels=_CHANNELS, strides=_STRIDES, num_classes=10):
+def mobilenet(size, num_classes):
     """MobileNet (v1) with the padding that XNNPACK wants; 1x1 convolutions are `pointwise_...`."""
     inputs = keras.Input((size, size, 3), name="image")
     x = _normalised(
         layers.Conv2D(32, 3, strides=2, use_bias=False)(layers.ZeroPadding2D(1)(inputs))
     )
-    for number, (width, stride) in enumerate(zip(channels, strides, strict=True)):
+    for number, (width, stride) in enumerate(zip(_CHANNELS, _STRIDES, strict=True)):
         x = layers.ZeroPadding2D(1)(x)
         x = _normalised(layers.DepthwiseConv2D(3, strides=stride, use_bias=False)(x))
         x = _normalised(layers.Conv2D(width, 1, use_bias=False, name=f"pointwise_{number}")(x))
@@ -159,7 +159,7 @@ def _images(x, size):
 def train(sparsity, data, size, epochs):
     """The trained network, and its test accuracy in percent."""
     keras.utils.set_random_seed(0)
-    model = _sparsify(mobilenet(size, num_classes=data.num_classes), sparsity)
+    model = _sparsify(mobilenet(size, data.num_classes), sparsity)
     num_steps = epochs * -(-len(data.x_train) // 64)
     optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.003, num_steps))
     model.compile(
