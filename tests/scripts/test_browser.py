@@ -58,6 +58,5 @@ def test_the_page_counts_what_was_foreseen(monkeypatch):
     ]
     text = benchmark.page(rows)
     assert "2 of 3." in text
-    assert (
-        "| wrong | 90% | 0 of 3 | 10.0 (10.0–10.0) | 5.0 (5.0–5.0) | 2.00 | no | stride 1" in text
-    )
+    times = "10.0 (10.0–10.0) | 5.0 (5.0–5.0) | 2.00"
+    assert f"| wrong | 90% | 0 of 3 | {times} | no | stride 1 |" in text
