@@ -82,7 +82,7 @@ def export(
             (weights and activations). The outputs may then differ by 2 % of the largest, with int8
             by 25 %.
         representative_data: For `"int8"`: a batch of typical inputs, by which the ranges of
-            activations are chosen.
+            activations are chosen. The outputs are compared on it unless `inputs` are given.
         sparse_storage: For `"litert"`: whether sparse kernels are stored sparse.
         measure: Whether `"litert"`, `"onnx"` and `"web"` are measured, in batches of 1 and 32, in
             turns with the same weights stored dense. It takes two seconds at most; a batch that
@@ -105,12 +105,16 @@ def export(
     _check(path, format)
     _check_storage(format, quantize, representative_data, sparse_storage)
     plain = strip(model)  # it shares the weights; and says what is wrong with the model
+    if representative_data is not None:
+        representative_data = batch_of(model, representative_data)
+        check_shapes(
+            signature(model, representative_data), representative_data, "representative_data"
+        )
+        if inputs is None:  # Random ones may be out of the range of these.
+            inputs = representative_data
     specs, batch = signature(model, inputs), batch_of(model, inputs)
     if format != "keras":
         check_shapes(specs, batch)
-    if representative_data is not None:
-        representative_data = batch_of(model, representative_data)
-        check_shapes(specs, representative_data, "representative_data")
     masked = as_masked(model)
     kernels = formats.sparse_arrays(masked) if format in _WITH_KERNELS else {}
     if not kernels and (format == "web" or (format == "litert" and sparse_storage)):
