@@ -13,7 +13,6 @@ from rigl_tf.inputs import concrete
 from rigl_tf.layers.summary import as_text
 from rigl_tf.transforms.execution import as_masked
 from rigl_tf.transforms.sparsify import strip
-from rigl_tf.walk import all_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +111,9 @@ def check(model, inputs=None):
     """
     strip(model)  # it says what is wrong with the model
     masked = as_masked(model)
-    content, _, _ = litert.convert(masked, concrete(masked, inputs))
+    (content,), _ = litert.convert(masked, concrete(masked, inputs), ("dense",))
     operations = litert_file.read(content)
-    arrays = {weight.path: weight.numpy() for weight in masked.weights if len(weight.shape) > 1}
-    names = {layer.name for layer in all_layers(masked)}
-    name = layouts.namer(masked.name, names, layouts.matched(arrays, operations))
+    name = layouts.namer(masked, operations)
     steps = []
     for step in xnnpack_rules.steps_of(operations, name):
         operation = step.operation

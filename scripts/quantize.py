@@ -178,7 +178,7 @@ def main(argv):
         f"A convolutional network on {data.name}, sparsity {FLAGS.sparsity:g}, one seed:",
         f"{FLAGS.epochs} epochs of RigL, then {FLAGS.fine_tuning_epochs} of prune-preserving",
         "quantisation-aware training by TensorFlow Model Optimization. Latency: median (range) in",
-        "LiteRT on the CPU. The int8 files are stored dense, as LiteRT has no sparse int8 kernels for",
+        "LiteRT on the CPU. int8 files are stored dense, as LiteRT has no sparse int8 kernels for",
         "zeros without blocks; compressed, their zeros cost nothing.",
         "",
         *lines,

@@ -128,6 +128,14 @@ def test_the_one_thing_to_change(settings, layer, change):
         assert f"change {layer}, which comes" in check.changes["pointwise"]
 
 
+def test_an_output_in_between():
+    model = network()
+    inner = keras.Model(model.inputs, [model.outputs[0], model.layers[3].output])
+    check = rigl_tf.xnnpack.check(inner)
+    assert check.num_sparse == 0
+    assert check.changes["pointwise"] == "do not give out pointwise, an output in between"
+
+
 @pytest.mark.parametrize(("sparsity", "is_sparse"), [(0.65, 0), (0.68, 1)])
 def test_two_thirds(sparsity, is_sparse):
     assert rigl_tf.xnnpack.check(network(sparsity=sparsity)).num_sparse == is_sparse

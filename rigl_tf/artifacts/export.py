@@ -172,6 +172,7 @@ def export(
         compressed_bytes=compressed_bytes,
         sparse_bytes=cost.num_bytes,
         max_difference=difference,
+        quantize=quantize,
         dense_file_bytes=dense_bytes[0],
         dense_compressed_bytes=dense_bytes[1],
         bound_bytes=_bound(cost, _VALUE_BYTES[quantize]),

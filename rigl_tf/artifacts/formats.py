@@ -7,7 +7,16 @@ import numpy as np
 import tensorflow as tf
 
 from rigl_tf import masks
-from rigl_tf.artifacts import keras_file, kernels, litert, litert_file, onnx, saved_model, web
+from rigl_tf.artifacts import (
+    keras_file,
+    kernels,
+    layouts,
+    litert,
+    litert_file,
+    onnx,
+    saved_model,
+    web,
+)
 from rigl_tf.inputs import concrete, signature
 
 
@@ -77,31 +86,32 @@ def write_keras(job):
 def write_litert(job):
     _check_numbers(job, "litert")
     specs = _specs_of_one_size(job)
-    content, dense_content, made_with = litert.convert(
-        job.model, specs, job.quantize, job.representative_data
+    storages = ("sparse", "dense") if job.sparse_storage else ("dense",)
+    files, made_with = litert.convert(
+        job.model, specs, storages, job.quantize, job.representative_data
     )
-    dense = job.directory / "dense.tflite"
-    dense.write_bytes(dense_content)
-    job.path.write_bytes(content if job.sparse_storage else dense_content)
-    reports, uses = kernels.report_litert(
-        job.model, job.kernels, litert_file.read(job.path.read_bytes())
-    )
-    litert.check_storage(uses, job.quantize)
+    job.path.write_bytes(files[0])
+    dense = job.directory / "dense.tflite" if job.sparse_storage else None
+    if dense:
+        dense.write_bytes(files[1])
+    operations = litert_file.read(files[0])
+    name = layouts.namer(job.model, operations)
+    litert.check_storage(operations, job.quantize, name)
     outputs, latencies = litert.run(
         job.path,
         made_with,
         job.batch,
         job.expected,
-        dense if job.sparse_storage else None,
+        dense,
         job.batch_sizes,
     )
     notes = () if made_with is specs else ("It takes batches of one example only.",)
     return Artifact(
         outputs,
         job.path,
-        dense if job.sparse_storage else None,
+        dense,
         litert.TOLERANCES[job.quantize],
-        reports,
+        kernels.report_litert(job.kernels, operations, name),
         tuple(latencies),
         notes,
     )
@@ -121,11 +131,13 @@ def write_web(job):
     specs = concrete(job.model, job.inputs)
     web.check_types(specs)
     job.path.mkdir()
-    content, dense_content, specs = litert.convert(job.model, specs)
+    files, specs = litert.convert(job.model, specs)
     sparse, dense = job.path / "sparse.tflite", job.path / "dense.tflite"
-    sparse.write_bytes(content)
-    dense.write_bytes(dense_content)
-    reports, _ = kernels.report_litert(job.model, job.kernels, litert_file.read(content))
+    for path, content in zip((sparse, dense), files, strict=True):
+        path.write_bytes(content)
+    operations = litert_file.read(files[0])
+    name = layouts.namer(job.model, operations)
+    reports = kernels.report_litert(job.kernels, operations, name)
     outputs, latencies = litert.run(sparse, specs, job.batch, job.expected, dense, job.batch_sizes)
     web.write(job.path, job.model.name, specs, job.batch, job.expected, reports)
     notes = (f"See it: `python {web.SERVER}` in that folder (it needs npm, once).",)

@@ -6,7 +6,6 @@ import platform
 import numpy as np
 
 from rigl_tf.artifacts import layouts, structure, xnnpack_rules
-from rigl_tf.walk import all_layers
 
 NATIVE, EXPANDED, DENSE, UNKNOWN = "native sparse", "expanded at load", "dense", "not found"
 _ARM = ("aarch64", "arm64", "armv7l", "armv8l")
@@ -47,26 +46,23 @@ def report_dense(kernels, reason, advice):
     )
 
 
-def report_litert(model, kernels, operations):
+def report_litert(kernels, operations, name):
     """`KernelReport`s of a LiteRT file.
 
     Args:
-        model: The model.
-        kernels: Dictionary `{path: array}` of its sparse kernels.
+        kernels: Dictionary `{path: array}` of the sparse kernels.
         operations: Of the file, from `litert_file.read`.
+        name: Function that gives the layer of an operation.
 
     Returns:
-        Tuple of `KernelReport`s, and the dictionary `{path: its operations}`.
+        Tuple of `KernelReport`s.
     """
     uses = layouts.matched(kernels, operations)
-    names = {layer.name for layer in all_layers(model)}
-    name = layouts.namer(model.name, names, uses)
     steps = {id(step.operation): step for step in xnnpack_rules.steps_of(operations, name)}
-    reports = []
-    for path, array in kernels.items():
-        used = [(each, steps[id(each)]) for each in uses[path]]
-        reports.append(_report(path, array, *_in_litert(array, used)))
-    return tuple(reports), uses
+    return tuple(
+        _report(path, array, *_in_litert(array, [(each, steps[id(each)]) for each in uses[path]]))
+        for path, array in kernels.items()
+    )
 
 
 def _report(path, array, *words):

@@ -5,6 +5,8 @@ import re
 
 import numpy as np
 
+from rigl_tf.walk import all_layers
+
 
 def matched(kernels, operations):
     """The operations that multiply by each kernel, found by the places of its zeros.
@@ -27,32 +29,32 @@ def matched(kernels, operations):
     # The sparser a kernel, the less its zeros are those of another one by chance.
     for path in sorted(kernels, key=lambda path: np.count_nonzero(kernels[path])):
         mask = np.asarray(kernels[path]) != 0
-        scores = {
-            index: _agreement(mask, group[0].weights)
-            for index, group in groups.items()
-            if np.prod(group[0].weights.shape) == mask.size
-        }
-        if scores and max(scores.values()) > 0.5:
-            # A kernel that is used twice may be in the file twice.
-            best = max(scores, key=scores.get)
-            found[path] = groups.pop(best)
-            if 0 < np.count_nonzero(mask) < mask.size:
-                for index in [i for i in scores if i in groups and scores[i] == scores[best] == 1]:
-                    found[path] += groups.pop(index)
+        best, agreement = None, 0.5
+        for index, group in groups.items():
+            weights = group[0].weights
+            score = _agreement(mask, weights) if np.prod(weights.shape) == mask.size else 0.0
+            if score > agreement:
+                best, agreement = index, score
+            if score == 1:
+                break
+        found[path] = groups.pop(best, [])
     return found
 
 
-def namer(model_name, layer_names, uses):
-    """A function that gives the layer of an operation.
+def namer(model, operations):
+    """A function that gives the name of an operation's layer.
 
     Args:
-        model_name, layer_names: Names in the model.
-        uses: The result of `matched`.
+        model: The model.
+        operations: `Operation`s of its file.
 
     Returns:
         Function of an `Operation`. Where the layer is not known, it gives the kind of operation.
     """
-    owners = {id(each): path for path, operations in uses.items() for each in operations}
+    weights = {each.path: each.numpy() for each in model.weights if len(each.shape) > 1}
+    uses = matched(weights, operations)
+    owners = {id(each): path for path, found in uses.items() for each in found}
+    layer_names = {layer.name for layer in all_layers(model)}
 
     def name(operation):
         if id(operation) in owners:
@@ -61,7 +63,7 @@ def namer(model_name, layer_names, uses):
         for place in reversed(operation.outputs[0].name.split(";")):
             scopes = place.split("/")
             # TensorFlow numbers scopes that it has seen before, all of them or none.
-            if scopes[0] != model_name:
+            if scopes[0] != model.name:
                 scopes = [re.sub(r"_\d+$", "", scope) for scope in scopes]
             known = [scope for scope in scopes[1:] if scope in layer_names]
             if known:

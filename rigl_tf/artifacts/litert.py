@@ -18,37 +18,43 @@ QUANTIZATIONS = ("float16", "dynamic_int8", "int8")
 TOLERANCES = {None: 0.0, "float16": 0.02, "dynamic_int8": 0.25, "int8": 0.25}
 
 
-def convert(model, specs, quantize=None, data=None):
-    """Converts a model twice: with sparse kernels stored sparse, and with the same stored dense.
+def convert(model, specs, storages=("sparse", "dense"), quantize=None, data=None):
+    """Converts a model, once for each way of storing its sparse kernels.
 
-    If LiteRT has no operations for batches of any size, as for recurrent layers, both take the
-    first batch size that works: one example.
+    If LiteRT has no operations for batches of any size, as for recurrent layers, the files take
+    one example.
 
     Args:
         model: A built `keras.Model` with masked kernels.
         specs: Structure of `tf.TensorSpec`s, only the first dimension of which may be unknown.
+        storages: How sparse kernels are stored in each file: `"sparse"` or `"dense"`.
         quantize: `None`, `"float16"`, `"dynamic_int8"` or `"int8"`.
         data: For `"int8"`: a batch of typical inputs, in the structure of `specs`.
 
     Returns:
-        The bytes of both files, sparse and dense, and the specs that they were made with.
+        List of the bytes of each file, and the specs that they were made with.
 
     Raises:
+        ImportError: If `ai-edge-litert` is not installed.
         ValueError: If LiteRT cannot express the model.
     """
-    runtime.check_installed("litert", "LiteRT's files need a reader, so this")
+    runtime.check_installed("litert", "To read what the converter made, LiteRT")
     attempts = [specs]
     if any(spec.shape.rank and spec.shape[0] is None for spec in tf.nest.flatten(specs)):
         attempts.append(tf.nest.map_structure(_of_one_example, specs))
     failure = None
     for attempt in attempts:
-        try:
-            return *_converted(model, attempt, quantize, data), attempt
-        except OSError:
-            raise
-        # The converter raises errors of many classes, with the listing of a graph in them.
-        except Exception as error:
-            failure = failure or error
+        with tempfile.TemporaryDirectory(prefix="rigl_tf-") as directory:
+            saved_model.save(model, directory, attempt)
+            try:
+                files = [_file(directory, each, attempt, quantize, data) for each in storages]
+            except OSError:
+                raise
+            # The converter raises errors of many classes, with the listing of a graph in them.
+            except Exception as error:
+                failure = failure or error
+            else:
+                return files, attempt
     raise ValueError(
         "The converter of LiteRT must know every operation of the model. Received: "
         f"model={model.name!r} ({in_a_line(failure)})"
@@ -60,25 +66,19 @@ def _of_one_example(spec):
     return tf.TensorSpec(shape, spec.dtype, spec.name)
 
 
-def _converted(model, specs, quantize, data):
-    with tempfile.TemporaryDirectory(prefix="rigl_tf-") as directory:
-        saved_model.save(model, directory, specs)
-        files = []
-        for is_sparse in (True, False):
-            converter = tf.lite.TFLiteConverter.from_saved_model(
-                directory, signature_keys=[SIGNATURE]
-            )
-            optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY] if is_sparse else []
-            if quantize:
-                optimizations.append(tf.lite.Optimize.DEFAULT)
-            converter.optimizations = optimizations
-            if quantize == "float16":
-                converter.target_spec.supported_types = [tf.float16]
-            if quantize == "int8":
-                converter.representative_dataset = lambda: _examples(specs, data)
-            with _quiet():
-                files.append(converter.convert())
-    return files
+def _file(directory, storage, specs, quantize, data):
+    """The bytes that the converter makes of a SavedModel."""
+    converter = tf.lite.TFLiteConverter.from_saved_model(directory, signature_keys=[SIGNATURE])
+    optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY] if storage == "sparse" else []
+    if quantize:
+        optimizations.append(tf.lite.Optimize.DEFAULT)
+    converter.optimizations = optimizations
+    if quantize == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if quantize == "int8":
+        converter.representative_dataset = lambda: _examples(specs, data)
+    with _quiet():
+        return converter.convert()
 
 
 def _examples(specs, data):
@@ -103,28 +103,28 @@ def _quiet():
             os.close(kept)
 
 
-def check_storage(kernels, quantize):
+def check_storage(operations, quantize, name):
     """Raises a `ValueError` for sparse storage that LiteRT is known to get wrong.
 
     Args:
-        kernels: Dictionary `{path: list of its operations}`.
+        operations: Those of the file.
         quantize: As in `convert`.
+        name: Function that gives the layer of an operation.
     """
-    for path, uses in kernels.items():
-        for use in uses:
-            if use.weights.block is None:
-                continue
-            why = _known_fault(use, quantize)
-            if why:
-                raise ValueError(
-                    f"`quantize={quantize!r}` must not meet sparse storage of {why}: export with "
-                    "`sparse_storage=False` (quantised and dense), or without `quantize` (float32 "
-                    f"and sparse). Received: kernel {path!r}"
-                )
+    for each in operations:
+        why = _known_fault(each, quantize) if each.weights is not None else ""
+        if why:
+            raise ValueError(
+                f"`quantize={quantize!r}` must not meet sparse storage of {why}: export with "
+                "`sparse_storage=False` (quantised and dense), or without `quantize` (float32 and "
+                f"sparse). Received: layer {name(each)!r}"
+            )
 
 
 def _known_fault(use, quantize):
     dtype, block = use.weights.dtype, use.weights.block
+    if block is None:
+        return ""
     if dtype == np.float16 and block > 1:
         return "blocks, of which LiteRT computes NaN"
     if dtype == np.int8 and use.name == "FULLY_CONNECTED":

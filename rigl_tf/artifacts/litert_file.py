@@ -22,6 +22,7 @@ class Tensor:
         block: Size of its blocks if it is stored sparse (1 if these are single weights), else
             `None`.
         is_constant: Whether it is in the file.
+        is_output: Whether it is an output of the network.
     """
 
     index: int
@@ -30,6 +31,7 @@ class Tensor:
     dtype: np.dtype
     block: int | None
     is_constant: bool
+    is_output: bool
     values: object = dataclasses.field(repr=False, compare=False, default=None)
 
     @functools.cached_property
@@ -77,7 +79,11 @@ def read(content):
         if isinstance(number, int)
     }
     dtypes = _dtypes(schema)
-    tensors = [_tensor(model, dtypes, *numbered) for numbered in enumerate(graph.tensors)]
+    ends = {int(index) for index in graph.outputs}
+    tensors = [
+        _tensor(model, dtypes, index, tensor, index in ends)
+        for index, tensor in enumerate(graph.tensors)
+    ]
     sources, operations = {}, []
     for each in graph.operators:
         code = model.operatorCodes[each.opcodeIndex]
@@ -115,7 +121,7 @@ def _dtypes(schema):
     return {getattr(schema.TensorType, name): np.dtype(dtype) for name, dtype in kinds.items()}
 
 
-def _tensor(model, dtypes, index, tensor):
+def _tensor(model, dtypes, index, tensor, is_output):
     shape = tuple(map(int, tensor.shape)) if tensor.shape is not None else ()
     dtype = dtypes.get(tensor.type, np.dtype("O"))
     data = model.buffers[tensor.buffer].data
@@ -126,7 +132,7 @@ def _tensor(model, dtypes, index, tensor):
         sizes = [each.denseSize for each in tensor.sparsity.dimMetadata[len(shape) :]]
         block = int(np.prod(sizes, initial=1))
     name = tensor.name.decode(errors="replace") if tensor.name else ""
-    return Tensor(index, name, shape, dtype, block, values is not None, values)
+    return Tensor(index, name, shape, dtype, block, values is not None, is_output, values)
 
 
 def _values(data, dtype, shape, sparsity):

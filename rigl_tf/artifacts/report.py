@@ -23,6 +23,7 @@ class ExportReport:
         sparse_bytes: Size of the weights as active float32 values and a bit mask.
         max_difference: Largest absolute difference between the outputs of the loaded artifact and
             those of the model, on `inputs` or on random ones. Equal infinities do not differ.
+        quantize: As it was given to `rigl_tf.export`.
         dense_file_bytes, dense_compressed_bytes: Sizes of the same weights stored dense, in the
             same format; `None` if the format stores nothing sparse. Of `"web"` all sizes are
             those of the `.tflite` files alone.
@@ -46,6 +47,7 @@ class ExportReport:
     compressed_bytes: int
     sparse_bytes: int
     max_difference: float
+    quantize: str | None = None
     dense_file_bytes: int | None = None
     dense_compressed_bytes: int | None = None
     bound_bytes: int | None = None
@@ -76,7 +78,7 @@ class ExportReport:
         table = rich.table.Table(title=f"Exported to {self.path}", title_justify="left")
         table.add_column("")
         table.add_column("", justify="right")
-        table.add_row("format", self.format)
+        table.add_row("format", ", ".join(filter(None, (self.format, self.quantize))))
         table.add_row("active weights", f"{self.num_active:,} of {self.num_weights:,}")
         table.add_row("sparsity of all weights", f"{self.sparsity:.2%}")
         if self.not_counted:

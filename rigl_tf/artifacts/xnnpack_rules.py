@@ -245,6 +245,8 @@ def _change_of_part(part, producers, consumers, name):
                 )
             if not after:
                 return "end the network in a GlobalAveragePooling2D"
+            if tensor.is_output:
+                return f"do not give out {name(step.operation)}, an output in between"
     weights = [step.operation.weights.array for step in part if step.is_pointwise]
     num_zeros = sum(np.count_nonzero(each == 0) for each in weights)
     size = sum(each.size for each in weights)

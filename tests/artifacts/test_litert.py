@@ -13,7 +13,7 @@ from ai_edge_litert.interpreter import Interpreter
 from helpers import covers_part, numbers
 
 import rigl_tf
-from rigl_tf.artifacts import kernels, litert_file, runtime
+from rigl_tf.artifacts import kernels, layouts, litert_file, runtime
 from rigl_tf.masks import kernels_of
 
 layers = keras.layers
@@ -191,7 +191,8 @@ def test_the_machine_decides(machine, kernel, exported, monkeypatch):
     monkeypatch.setattr(kernels.platform, "machine", lambda: machine)
     arrays = {path: each.numpy() for path, each in kernels_of(model).items()}
     operations = operations_of(report)
-    reports, _ = kernels.report_litert(model, arrays, operations)
+    name = layouts.namer(model, operations)
+    reports = kernels.report_litert(arrays, operations, name)
     assert {each.kernel for each in reports} == {kernel}
 
 
@@ -302,9 +303,9 @@ def test_blocks_of_16_in_int8(tmp_path):
 @pytest.mark.parametrize(
     ("quantize", "block", "why"),
     [
-        ("float16", 4, "blocks, of which LiteRT computes NaN.*'mlp/one/kernel'"),
-        ("dynamic_int8", 1, "fails to load.*sparse_storage=False.*'mlp/one/kernel'"),
-        ("int8", 4, "fails to load.*sparse_storage=False.*'mlp/one/kernel'"),
+        ("float16", 4, "blocks, of which LiteRT computes NaN.*layer 'mlp/one'"),
+        ("dynamic_int8", 1, "fails to load.*sparse_storage=False.*layer 'mlp/one'"),
+        ("int8", 4, "fails to load.*sparse_storage=False.*layer 'mlp/one'"),
     ],
 )
 def test_known_faults_are_refused(quantize, block, why, tmp_path):

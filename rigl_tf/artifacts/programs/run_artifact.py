@@ -94,6 +94,8 @@ def main(directory):
         # New ones, whose buffers have this size from the start.
         functions = [load(path) for path in request["paths"]]
         seconds[size] = seconds_of(functions, repeated(arrays, size), request["limit"])
+        if seconds[size] is None:
+            break
     (directory / "seconds.json").write_text(json.dumps(seconds))
 
 
