@@ -124,8 +124,9 @@ def test_the_one_thing_to_change(settings, layer, change):
     assert check.num_sparse == 0
     assert change in check.changes[layer]
     # Others are told of what breaks their part.
-    if layer != "pointwise" and check.num_pointwise:
-        assert f"change {layer}, which comes" in check.changes["pointwise"]
+    if layer != "pointwise":
+        for other in {"stem", "pointwise"} & set(check.changes) - {layer}:
+            assert f"change {layer}, which comes" in check.changes[other]
 
 
 def test_an_output_in_between():

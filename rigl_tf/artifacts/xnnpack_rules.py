@@ -221,8 +221,6 @@ def _connect(steps, name):
 
 def _change_of_part(part, producers, consumers, name):
     members = {id(step) for step in part}
-    if not any(step.is_pointwise for step in part):
-        return "nothing: there is no 1x1 convolution in this part"
     for step in part:
         for index in () if step.is_start else step.inputs:
             before = producers.get(index)
@@ -247,6 +245,8 @@ def _change_of_part(part, producers, consumers, name):
                 return "end the network in a GlobalAveragePooling2D"
             if tensor.is_output:
                 return f"do not give out {name(step.operation)}, an output in between"
+    if not any(step.is_pointwise for step in part):
+        return "nothing: there is no 1x1 convolution in this part"
     weights = [step.operation.weights.array for step in part if step.is_pointwise]
     num_zeros = sum(np.count_nonzero(each == 0) for each in weights)
     size = sum(each.size for each in weights)

@@ -56,7 +56,7 @@ def test_the_page_counts_what_was_foreseen(monkeypatch):
         row(network="wrong", foreseen="0 of 3", change="stride 1"),
         row(network="right, too", foreseen="0 of 3", sparse_least_ms=9.0),
     ]
-    text = benchmark.page(rows)
+    text = benchmark.page(rows, 98.0, 2.0)
     assert "2 of 3." in text
     times = "10.0 (10.0–10.0) | 5.0 (5.0–5.0) | 2.00"
     assert f"| wrong | 90% | 0 of 3 | {times} | no | stride 1 |" in text
