@@ -125,12 +125,12 @@ def _is_stateful(model):
     return any(getattr(layer, "stateful", False) for layer in all_layers(model))
 
 
-def check_shapes(specs, batch, name="inputs"):
+def check_shapes(specs, batch):
     """Raises a `ValueError` if an array is not of the shape that its `tf.TensorSpec` says."""
     for spec, tensor in zip(tf.nest.flatten(specs), tf.nest.flatten(batch), strict=True):
         if not spec.shape.is_compatible_with(tensor.shape):
             raise ValueError(
-                f"`{name}` must be of the shapes that the model knows. Received: an array of shape "
+                "`inputs` must be of the shapes that the model knows. Received: an array of shape "
                 f"{tuple(tensor.shape)} as {spec.name!r}, whose shape is {tuple(spec.shape)}"
             )
 

@@ -106,10 +106,7 @@ def export(
     _check_storage(format, quantize, representative_data, sparse_storage)
     plain = strip(model)  # it shares the weights; and says what is wrong with the model
     if representative_data is not None:
-        representative_data = batch_of(model, representative_data)
-        check_shapes(
-            signature(model, representative_data), representative_data, "representative_data"
-        )
+        representative_data = _representative(model, representative_data)
         if inputs is None:  # Random ones may be out of the range of these.
             inputs = representative_data
     specs, batch = signature(model, inputs), batch_of(model, inputs)
@@ -223,6 +220,17 @@ def _check_storage(format, quantize, representative_data, sparse_storage):
             f'`quantize="int8"`, and only then. Received: quantize={quantize!r}, and '
             f"{'no data' if representative_data is None else 'data'}"
         )
+
+
+def _representative(model, data):
+    """`data` as a batch of the model's inputs."""
+    try:
+        batch = batch_of(model, data)
+        check_shapes(signature(model, data), batch)
+    except ValueError as error:
+        message = str(error).replace("`inputs`", "`representative_data`")
+        raise ValueError(message) from error
+    return batch
 
 
 def _bound(cost, value_bytes):

@@ -18,6 +18,7 @@ from rigl_tf.artifacts import (
     web,
 )
 from rigl_tf.inputs import concrete, signature
+from rigl_tf.walk import all_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,7 @@ def write_keras(job):
 
 def write_litert(job):
     _check_numbers(job, "litert")
+    _check_float32(job, "litert")
     specs = _specs_of_one_size(job)
     storages = ("sparse", "dense") if job.sparse_storage else ("dense",)
     files, made_with = litert.convert(
@@ -128,6 +130,7 @@ def write_onnx(job):
 
 def write_web(job):
     _check_numbers(job, "web")
+    _check_float32(job, "web")
     specs = concrete(job.model, job.inputs)
     web.check_types(specs)
     job.path.mkdir()
@@ -163,6 +166,17 @@ def _check_numbers(job, format):
             raise ValueError(
                 f"`format={format!r}` must be of a model of numbers: put what reads or writes text "
                 f"in front of it, or behind it. Received: model={job.model.name!r}"
+            )
+
+
+def _check_float32(job, format):
+    """Raises a `ValueError` for models that compute in a lower precision."""
+    for layer in all_layers(job.model):
+        if layer.compute_dtype in ("float16", "bfloat16"):
+            raise ValueError(
+                f"`format={format!r}` must be of a model that computes in float32: make it again "
+                "without mixed precision, and copy the weights. "
+                f"Received: layer {layer.name!r} in {layer.compute_dtype}"
             )
 
 

@@ -8,7 +8,9 @@ import numpy as np
 # Operations that hand on the weights of another one.
 _STORAGE = ("DENSIFY", "DEQUANTIZE")
 # Operations with a matrix or a filter as their second input.
-_PRODUCTS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "BATCH_MATMUL", "CONV_3D")
+_PRODUCTS = (
+    "FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "BATCH_MATMUL", "CONV_3D", "TRANSPOSE_CONV",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

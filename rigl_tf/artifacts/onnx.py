@@ -1,6 +1,7 @@
 """A model as an ONNX file, by Keras's own exporter."""
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import warnings
@@ -35,6 +36,8 @@ def save(model, path, specs):
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Those of `tf2onnx` about itself.
             model.export(path, format="onnx", input_signature=[specs], verbose=False)
+            # It writes operations that it does not know under their names in TensorFlow.
+            importlib.import_module("onnx").checker.check_model(str(path))
     except OSError:
         raise
     except Exception as error:  # Of many classes.

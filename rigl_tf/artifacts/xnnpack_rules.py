@@ -96,8 +96,7 @@ def _padding(operation):
 
 def _change(operation, padding):
     """What must change for an operation to fit, and whether a sparse part can start with it."""
-    computed = [x for x in (*operation.inputs[:1], *operation.outputs) if x is not None]
-    if any(x.dtype != np.float32 for x in computed):
+    if any(x.dtype != np.float32 for x in operation.outputs):
         return "compute in float32", False
     if operation.name == "CONV_2D":
         return _change_of_convolution(operation, padding)

@@ -346,6 +346,10 @@ def test_blocks_of_16_in_dynamic_int8_are_refused(tmp_path):
             {"quantize": "int8", "representative_data": np.ones((2, 5))},
             "`representative_data` must be of the shapes that the model knows",
         ),
+        (
+            {"quantize": "int8", "representative_data": "words"},
+            "`representative_data` must be strings where",
+        ),
         ({"path": "m", "format": "saved_model", "quantize": "int8"}, '`format="litert"`'),
         ({"path": "m", "format": "web", "sparse_storage": False}, '`format="litert"`'),
     ],
@@ -390,6 +394,26 @@ def test_what_litert_cannot_express(tmp_path):
         rigl_tf.export(sparse, tmp_path / "m.tflite", "litert")
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", ["litert", "web"])
+def test_mixed_precision(format, tmp_path):
+    keras.config.set_dtype_policy("mixed_float16")
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4, name="half")])
+    with pytest.raises(ValueError, match=r"computes in float32.*in float16"):
+        rigl_tf.export(rigl_tf.sparsify(model, 0.5), tmp_path / "m.tflite", format)
+    assert not list(tmp_path.iterdir())
+
+
+def test_transposed_convolutions(tmp_path):
+    model = keras.Sequential(
+        [keras.Input((4, 4, 8)), layers.Conv2DTranspose(16, 3, strides=2), layers.Flatten()]
+    )
+    sparse = rigl_tf.sparsify(model, 0.8)
+    report = rigl_tf.export(sparse, tmp_path / "m.tflite", "litert", measure=False)
+    (kernel,) = report.kernels
+    assert kernel.kernel in ("expanded at load", "dense")
+    assert "no sparse TRANSPOSE_CONV" in kernel.advice
 
 
 def test_words_are_refused(tmp_path):

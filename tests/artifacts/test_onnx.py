@@ -54,6 +54,14 @@ def test_several_inputs_and_outputs(structure, tmp_path):
     assert report.max_difference < 1e-5
 
 
+@has("onnx", "tf2onnx")
+def test_what_onnx_cannot_express(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4, "gelu")])
+    with pytest.raises(ValueError, match=r"exporter of ONNX must know every operation.*Erfc"):
+        rigl_tf.export(rigl_tf.sparsify(model, 0.5), tmp_path / "m.onnx", "onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_the_exporter(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="needs tf2onnx and onnx: `pip install tf2onnx onnx`"):
