@@ -32,12 +32,14 @@ from rigl_tf import (
     distributions,
     flops,
     initializers,
+    interop,
     lottery,
     multi_worker,
     online,
     pruning,
     schedules,
     selection,
+    xnnpack,
 )
 from rigl_tf.artifacts import export
 from rigl_tf.layers import SparseWrapper
@@ -75,6 +77,7 @@ __all__ = [
     "flops",
     "get_masks",
     "initializers",
+    "interop",
     "live_units",
     "load_masks",
     "lottery",
@@ -89,6 +92,7 @@ __all__ = [
     "sparsity_summary",
     "strip",
     "with_execution",
+    "xnnpack",
 ]
 
 
