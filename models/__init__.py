@@ -6,6 +6,7 @@ from models.lenet import lenet5, lenet_300_100
 from models.resnet_cifar import resnet20, resnet32, resnet56
 from models.small_dense import count_kernel_weights, small_dense_width
 from models.vgg_cifar import vgg16, vgg19
+from models.vision_transformer import vision_transformer
 from models.wide_resnet import wide_resnet
 
 BUILDERS = {
@@ -44,5 +45,6 @@ __all__ = [
     "small_dense_width",
     "vgg16",
     "vgg19",
+    "vision_transformer",
     "wide_resnet",
 ]

@@ -32,6 +32,7 @@ from rigl_tf import (
     distributions,
     flops,
     initializers,
+    interop,
     lottery,
     multi_worker,
     online,
@@ -39,6 +40,7 @@ from rigl_tf import (
     schedules,
     selection,
     structures,
+    xnnpack,
 )
 from rigl_tf.artifacts import export
 from rigl_tf.layers import SparseWrapper
@@ -76,6 +78,7 @@ __all__ = [
     "flops",
     "get_masks",
     "initializers",
+    "interop",
     "live_units",
     "load_masks",
     "lottery",
@@ -91,6 +94,7 @@ __all__ = [
     "strip",
     "structures",
     "with_execution",
+    "xnnpack",
 ]
 
 

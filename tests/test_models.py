@@ -121,6 +121,7 @@ def test_shortcut_is_every_second_pixel_between_channels_of_zeros(size, width):
         (lambda: models.vgg16(), 14_728_266),
         (lambda: models.vgg19(), 20_040_522),
         (lambda: models.mobilenet_v1(), 4_231_976),
+        (lambda: models.vision_transformer(), 22_050_664),
         (lambda: models.mobilenet_v2(), 3_504_872),
     ],
 )
@@ -272,3 +273,19 @@ def test_small_dense_twin_that_cannot_exist():
     assert 0 < models.small_dense_width(models.lenet_300_100, 795) < 0.005
     with pytest.raises(ValueError, match=r"narrowest model, 795. Received: target_parameters=794"):
         models.small_dense_width(models.lenet_300_100, 794)
+
+
+def test_vision_transformer(tmp_path):
+    small = {"input_shape": (8, 12, 3), "num_classes": 5, "patch": 4, "units": 6, "heads": 2}
+    model = models.vision_transformer(depth=1, **small)
+    x = np.random.default_rng(0).normal(size=(2, 8, 12, 3)).astype("float32")
+    y = model(x)
+    assert y.shape == (2, 5)
+    # Positions are learned: patches that change places change the logits.
+    assert np.abs(y - model(x[:, ::-1])).max() > 1e-4
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(x), y)
+    with pytest.raises(ValueError, match="multiples of `patch`"):
+        models.vision_transformer(**{**small, "patch": 5})
+    with pytest.raises(ValueError, match="multiple of `heads`"):
+        models.vision_transformer(**{**small, "heads": 4})

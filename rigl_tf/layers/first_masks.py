@@ -7,6 +7,7 @@ model, the last of which is built later.
 import contextlib
 import functools
 
+import keras
 import tensorflow as tf
 
 from rigl_tf import initializers, masks, structures
@@ -62,6 +63,23 @@ class MaskChoice:
 def is_initialized(variable):
     """Whether a Keras variable has its value; until then Keras gives a tensor as a stand-in."""
     return isinstance(variable.value, tf.Variable)
+
+
+def when_initialized(variables, act):
+    """Calls `act` as soon as Keras variables, and all that were made before now, have values.
+
+    In `fit` Keras may build a model whose variables get their values later, in the order in which
+    they were made: this makes one more, whose value nobody reads.
+    """
+    if all(map(is_initialized, variables)):
+        act()
+        return
+
+    def first_value(shape, dtype=None):
+        act()
+        return tf.zeros(shape, dtype)
+
+    keras.Variable(first_value, (), trainable=False, name="when_initialized")
 
 
 NO_KERNEL = (

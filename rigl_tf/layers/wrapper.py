@@ -21,7 +21,7 @@ from rigl_tf.layers.building import (
     without_build_configs,
 )
 from rigl_tf.layers.eligibility import Choice
-from rigl_tf.layers.first_masks import MaskChoice, is_initialized
+from rigl_tf.layers.first_masks import MaskChoice, when_initialized
 from rigl_tf.layers.storage import check_execution, csr_storages, store
 from rigl_tf.walk import all_layers, layers_of_weights, unbuilt
 
@@ -123,7 +123,6 @@ class SparseWrapper(keras.layers.Wrapper):
         self.seed = random.randint(0, 2**31 - 1) if seed is None else seed
         self.execution = execution
         self.structure = structure
-        self._is_too_early = False
         self.supports_masking = layer.supports_masking
         setattr(self, _MASKS, masks.MaskVariables(name="masks"))
         self._chosen = None  # until all that the layer makes is there
@@ -186,13 +185,12 @@ class SparseWrapper(keras.layers.Wrapper):
         """
         check_execution(execution)
         self.execution = execution
-        kernels = getattr(self, _MASKS).kernels().values()
-        # In `fit` Keras may build a model whose variables have no values yet.
-        self._is_too_early = execution != "masked" and not all(
-            is_initialized(kernel.variable) for kernel in kernels
-        )
-        if self._chosen is not None and not self._is_too_early:
-            store(self.layer, getattr(self, _MASKS), execution, tied)
+        if self._chosen is not None:
+            kernels = getattr(self, _MASKS).kernels().values()
+            variables = [] if execution == "masked" else [each.variable for each in kernels]
+            when_initialized(
+                variables, lambda: store(self.layer, getattr(self, _MASKS), execution, tied)
+            )
 
     @property
     def kernel_mask(self):
@@ -281,22 +279,11 @@ class SparseWrapper(keras.layers.Wrapper):
 
     def _complete(self, args, kwargs):
         """Builds what only a call of the layer makes or builds, before the first one computes."""
-        if self._is_too_early:
-            self._check_not_too_early()
         if self._chosen is None:
             with tf.init_scope():
                 with self._layer_scope():
                     build_by_call(self.layer, args, kwargs)
                 self._add_masks()
-
-    def _check_not_too_early(self):
-        kernels = getattr(self, _MASKS).kernels().values()
-        if all(is_initialized(kernel.variable) for kernel in kernels):
-            raise ValueError(
-                f"`execution={self.execution!r}` needs a model that is built before: give it a "
-                "`keras.Input`, or call it on a batch before `rigl_tf.sparsify`. "
-                f"Received: layer={self.name!r}"
-            )
 
     def _add_masks(self):
         if self.has_csr:  # it was born sparse

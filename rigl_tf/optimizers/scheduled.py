@@ -5,7 +5,7 @@ import contextlib
 import tensorflow as tf
 
 from rigl_tf import schedules
-from rigl_tf.optimizers import draws, kernels
+from rigl_tf.optimizers import csr_state, draws, kernels
 from rigl_tf.optimizers.changeable import Changeable
 from rigl_tf.optimizers.training import SparseTraining
 
@@ -169,10 +169,12 @@ class ScheduledUpdates(SparseTraining):
 
     def _update_kernels(self, strategy, pairs, gradients):
         """A new mask for each kernel."""
+        step = tf.convert_to_tensor(self.step)
+        updates = csr_state.Updates(self)
         for (sparse, _), gradient in zip(pairs, gradients, strict=True):
             if sparse in self._plan.csr:
                 rows = sparse.rows(strategy, gradient) if self._needs_gradients else None
-                sparse.update(strategy, rows, self.step, self)
+                sparse.update(strategy, rows, step, updates)
             else:
                 sparse.update(strategy, gradient, self.step, self._updated)
 

@@ -13,8 +13,6 @@ is told of on the page. Takes eight minutes on two cores that do nothing else; w
 """
 
 import concurrent.futures
-import contextlib
-import math
 import pathlib
 import sys
 import time
@@ -22,17 +20,17 @@ from typing import NamedTuple
 
 from absl import app, flags
 
-from scripts.benchmark import execution_page, keras_programs, opponents, workers
+from scripts.benchmark import execution_page, keras_programs, opponents, rounds, workers
 from scripts.common import experiments, provenance
 
-_LEAST_ROUNDS = 3
 _KERAS = "scripts.benchmark.keras_programs"
 _OPPONENTS = "scripts.benchmark.opponents"
 # Those that are measured at every sparsity, and those that have none; the others have one.
 _AT_EACH_SPARSITY = ("csr", "sparselab")
 _DENSE = ("dense", "dense_xla", "torch")
 
-PROGRAMS = (*keras_programs.PROGRAMS, *opponents.PROGRAMS)
+# In this network all that is sparse can be CSR: `"auto"` is `"csr"`.
+PROGRAMS = (*(name for name in keras_programs.PROGRAMS if name != "auto"), *opponents.PROGRAMS)
 
 FLAGS = flags.FLAGS
 
@@ -112,104 +110,21 @@ def peak_memory(program):
         worker.close()
 
 
-def start(programs):
-    """Starts a process for each program.
-
-    Returns:
-        `{program: worker}` of those that are ready, `{program: reason}` of the others.
-    """
-    started = {program: workers.Worker(command(program)) for program in programs}
-    ready, missing = {}, {}
-    for program, worker in started.items():
-        try:
-            worker.wait_until_ready()
-            ready[program] = worker
-        except workers.Missing as reason:
-            worker.close()
-            missing[program] = str(reason)
-    return ready, missing
-
-
-class _Series:
-    """The times of a program in one case, in each round."""
-
-    def __init__(self, worker, case):
-        self._worker = worker
-        self._case = case
-        first = worker.ask(make=case)["seconds"]
-        self.steps = max(1, math.ceil(FLAGS.block_ms / 1000 / first))
-        self.steps_ms, self.updates_ms = [], []
-
-    def measure(self):
-        seconds = self._worker.ask(time=self._case, steps=self.steps)["seconds"]
-        self.steps_ms.append(1000 * seconds)
-        seconds = self._worker.ask(update=self._case)["seconds"]
-        if seconds is not None:
-            self.updates_ms.append(1000 * seconds)
-
-    def columns(self):
-        texts = [" ".join(f"{each:.5g}" for each in ms) for ms in (self.steps_ms, self.updates_ms)]
-        return {"steps": self.steps, "ms": texts[0], "update_ms": texts[1]}
-
-
-def measure(ready, group):
-    """Measures a group in rounds.
-
-    Returns:
-        The rows, those of cases that a program cannot do with a reason under `missing`.
-    """
-    series, rows = {}, []
-    for program, worker in ready.items():
-        for case in group.cases(program):
-            key = (program, *case.values())
-            try:
-                series[key] = _Series(worker, case)
-            except workers.Missing as reason:
-                rows.append(_missing(*key, reason))
-    begin = time.monotonic()
-    for number in range(FLAGS.rounds):
-        if number >= _LEAST_ROUNDS and time.monotonic() - begin > group.seconds:
-            break
-        # Each round begins with another one: none follows the same one every time.
-        keys = list(series)
-        first = number % max(1, len(keys))
-        for key in [*keys[first:], *keys[:first]]:
-            try:
-                series[key].measure()
-            except workers.Missing as reason:
-                del series[key]
-                rows.append(_missing(*key, reason))
-    for (program, *case), each in series.items():
-        versions = {"missing": "", "versions": ready[program].versions}
-        rows.append({**_case(program, *case), **each.columns(), **versions})
-    for worker in ready.values():
-        with contextlib.suppress(workers.Missing):  # If it ended, it is missing in the next group.
-            worker.ask(forget=True)
-    return rows
-
-
-def _case(program, sparsity, width, batch):
-    return {"program": program, "sparsity": sparsity, "width": width, "batch": batch}
-
-
-def _missing(program, sparsity, width, batch, reason):
-    return {**_case(program, sparsity, width, batch), "missing": str(reason)}
-
-
 def run(rows):
     """Measures all groups, and adds their rows."""
     revision = f"git-{provenance.git_revision()}"
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         peaks = dict(zip(FLAGS.programs, pool.map(peak_memory, FLAGS.programs), strict=True))
     print(f"Peak memory in MB: { {name: peak.get('peak_mb') for name, peak in peaks.items()} }")
-    ready, missing = start(FLAGS.programs)
+    ready, missing = rounds.start({program: command(program) for program in FLAGS.programs})
     for program, reason in missing.items():
         print(f"{program} is left out: {reason}")
         rows.add({"program": program, "missing": reason, "revision": revision})
     try:
         for number, group in enumerate(groups()):
             begin = time.monotonic()
-            for row in measure(ready, group):
+            cases = {program: group.cases(program) for program in ready}
+            for row in rounds.measure(ready, cases, FLAGS.rounds, group.seconds, FLAGS.block_ms):
                 has_peak = number == 0 and row["sparsity"] in (0, FLAGS.sparsity)
                 peak = peaks[row["program"]] if has_peak else {}
                 rows.add({**row, **peak, "revision": revision})

@@ -300,7 +300,7 @@ def _where_not(times, group, sparsity):
 def _versions(rows, missing):
     versions = sorted({str(row["versions"]) for row in rows if row.get("versions", "") != ""})
     lines = [f"* {text}" for text in versions]
-    lines += [f"* {_processor()}"]
+    lines += [f"* {processor()}"]
     for row in missing:
         label = LABELS[row["program"]]
         case = ""
@@ -310,7 +310,7 @@ def _versions(rows, missing):
     return lines
 
 
-def _processor():
+def processor():
     """The processor in words, with the widest vectors it has."""
     path = pathlib.Path("/proc/cpuinfo")
     if not path.exists():

@@ -5,6 +5,7 @@
 It is started by `scripts.benchmark.execution`, which asks it for times.
 """
 
+import functools
 import sys
 
 import keras
@@ -21,7 +22,9 @@ PROGRAMS = {
     "masked": ("masked", False),
     "masked_xla": ("masked", True),
     "csr": ("csr", False),
+    "auto": ("auto", False),
 }
+VERSIONS = f"tensorflow {tf.__version__}, keras {keras.__version__}"
 # Far from each other, so that the benchmark decides which steps are updates.
 _UPDATE_FREQUENCY = 1_000_000
 
@@ -63,19 +66,23 @@ def step_of(model, x, y):
 
 def make(program, sparsity, width, batch):
     """The `serving.Model` of a program."""
-    execution, jit_compile = PROGRAMS[program]
+    execution, _ = PROGRAMS[program]
     keras.utils.set_random_seed(0)
+    model = mlp(width) if execution is None else sparse_mlp(width, sparsity, execution)
+    return training(program, model, *examples(batch))
+
+
+def training(program, model, x, y):
+    """The `serving.Model` that trains a Keras model as a program does, by RigL if it is sparse."""
+    execution, jit_compile = PROGRAMS[program]
     optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
-    if execution is None:
-        model = mlp(width)
-    else:
-        model = sparse_mlp(width, sparsity, execution)
+    if execution is not None:
         optimizer = rigl_tf.RigL(
             optimizer, end_step=10**9, update_frequency=_UPDATE_FREQUENCY, drop_fraction=0.3
         )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, jit_compile=jit_compile)
-    step = step_of(model, *examples(batch))
+    step = step_of(model, x, y)
     if execution is None:
         return serving.Model(step)
     # The step before an update is an ordinary one: it tells the layers what is next.
@@ -91,8 +98,7 @@ def examples(batch):
 
 def start(program):
     """See `serving.serve`."""
-    versions = f"tensorflow {tf.__version__}, keras {keras.__version__}"
-    return lambda *case: make(program, *case), versions
+    return functools.partial(make, program), VERSIONS
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ answers are lines of JSON on stdin and stdout:
 | request | answer |
 | --- | --- |
 | (first, unasked) | `versions`, and `peak_mb` of the imports alone |
-| `make`: a case | `seconds`, of the fastest of some steps; the model is kept |
+| `make`: a case | `seconds`, of the fastest of some steps, and `facts`; the model is kept |
 | `time`: a case, `steps` | `seconds` of a step, the mean of so many |
 | `update`: a case | `seconds` of a step that updates the masks; `null` if there is none |
 | `forget`: anything | all models are forgotten |
 | `peak`: anything | `peak_mb`, the peak memory of the process |
 
-A case is a dictionary with `sparsity`, `width` and `batch`. What fails is answered with `error`.
+A case is a dictionary: the arguments of the function that makes a model. What fails is answered
+with `error`.
 """
 
 import gc
@@ -31,9 +32,13 @@ class Model:
     Args:
         step: Function that trains one step.
         before_update: Function after which the next step but one updates the masks, or `None`.
+
+    Attributes:
+        facts: Dictionary, what else a row should say.
     """
 
     def __init__(self, step, before_update=None):
+        self.facts = {}
         self.step = step
         self.before_update = before_update
 
@@ -56,7 +61,7 @@ class Program:
     """Answers requests.
 
     Args:
-        make: Function that gets sparsity, width and batch size and returns a `Model`.
+        make: Function that gets a case, each entry as an argument, and returns a `Model`.
     """
 
     def __init__(self, make):
@@ -73,11 +78,12 @@ class Program:
             return {"peak_mb": peak_megabytes()}
         if "make" in request:
             case = request["make"]
-            model = self._make(case["sparsity"], case["width"], case["batch"])
+            model = self._make(**case)
             self._models[_key(case)] = model
             model.step()  # Compiles, and touches memory for the first time.
             model.seconds_of_update()
-            return {"seconds": min(model.seconds(1) for _ in range(_WARM_UP))}
+            seconds = min(model.seconds(1) for _ in range(_WARM_UP))
+            return {"seconds": seconds, "facts": model.facts}
         if "time" in request:
             return {"seconds": self._models[_key(request["time"])].seconds(request["steps"])}
         return {"seconds": self._models[_key(request["update"])].seconds_of_update()}

@@ -11,6 +11,8 @@ from scripts.benchmark import (
     execution,
     execution_page,
     keras_programs,
+    network_programs,
+    networks,
     serving,
     time_to_accuracy,
     workers,
@@ -72,7 +74,7 @@ def test_worker_that_does_not_start(command, reason):
 
 
 def test_worker_that_ends():
-    worker = workers.Worker(program([" return lambda *case: exit(5), ''"]))
+    worker = workers.Worker(program([" return lambda **case: exit(5), ''"]))
     worker.wait_until_ready()
     for _ in range(2):
         with pytest.raises(workers.Missing, match="exit code 5"):
@@ -124,6 +126,57 @@ def test_how_a_program_is_compiled(name, monkeypatch):
     monkeypatch.setattr(keras_programs, "step_of", lambda model, x, y: compiled.append(model))
     keras_programs.make(name, 0.5, 4, 2)
     assert compiled[0].jit_compile == name.endswith("xla")
+
+
+def tiny(input_shape, num_classes):
+    layers = [keras.layers.Conv2D(8, 3), keras.layers.Conv2D(70, 3), keras.layers.Flatten()]
+    dense = [keras.layers.Dense(70), keras.layers.Dense(num_classes)]
+    return keras.Sequential([keras.Input(input_shape), *layers, *dense])
+
+
+@pytest.mark.parametrize("name", ["dense", "auto"])
+def test_network_program(name, monkeypatch):
+    monkeypatch.setitem(network_programs.NETWORKS, "tiny", tiny)
+    make, _ = network_programs.start(name)
+    case = {"network": "tiny", "distribution": "uniform", "sparsity": 0.9, "pixels": 8, "batch": 2}
+    answers = serving.Program(make)
+    facts = answers.answer({"make": case})["facts"]
+    # The first of four kernels has no zeros. Of 154,804 weights 153,440 are in the others.
+    counts = facts["num_csr"], facts["num_masked"]
+    assert counts == ((0, 0) if name == "dense" else (3, 1))
+    assert facts["share_csr"] == (0 if name == "dense" else 0.991)
+    update = answers.answer({"update": case})["seconds"]
+    assert update is None if name == "dense" else update > 0
+
+
+def test_networks(monkeypatch, tmp_path):
+    body = [
+        " import time",
+        " def make(network, distribution, sparsity, pixels, batch):",
+        "  if sparsity > 0.94: raise ValueError('too sparse')",
+        "  model = serving.Model(lambda: time.sleep(1e-3 * (2 - sparsity) * batch), lambda: None)",
+        "  model.facts = {'num_csr': 3, 'num_masked': 1, 'share_csr': 0.5}",
+        "  return model",
+        " return make, 'sleep 1.0'",
+    ]
+    monkeypatch.setattr(networks, "_command", lambda name: program(body))
+    arguments = ["--networks=resnet50", "--distributions=uniform", "--batch=4", "--block_ms=1"]
+    run(networks, *arguments, "--rounds=3", f"--output_dir={tmp_path}")
+    page = (tmp_path / "networks.md").read_text()
+    cells = cells_of(page, "ResNet-50", "uniform, 90%")
+    assert cells[:2] == ["3 of 4", "50%"]
+    rows = {row["program"]: row for row in rows_of(tmp_path / "networks.csv") if row["ms"]}
+    medians = {
+        name: np.median([float(ms) for ms in row["ms"].split()]) for name, row in rows.items()
+    }
+    assert sorted(medians) == ["auto", "dense", "dense_xla"]
+    assert float(cells[2]) == pytest.approx(medians["auto"], abs=0.6)
+    dense = min(medians["dense"], medians["dense_xla"])
+    assert float(cells[3].split()[0]) == pytest.approx(dense, abs=0.6)
+    assert cells[5] in ("1.3 reached", "1.3 missed")
+    assert "Not measured: auto, resnet50 uniform 0.95. ValueError: too sparse" in page
+    run(networks, *arguments, f"--output_dir={tmp_path}", "--only_report")
+    assert (tmp_path / "networks.md").read_text().splitlines()[:-1] == page.splitlines()[:-1]
 
 
 # The page.
@@ -226,12 +279,14 @@ def test_time_to_accuracy(mnist_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(time_to_accuracy, "dense_is_faster_with_xla", lambda width: False)
     arguments = [f"--data_dir={mnist_dir}", "--width=20", "--epochs=1", "--seeds=0"]
     arguments += ["--sparsities=0,0.9", "--update_frequency=3"]
-    run(time_to_accuracy, *arguments, f"--output_dir={tmp_path}")
-    dense, sparse = rows_of(tmp_path / "time_to_accuracy.csv")
-    assert (dense["sparsity"], sparse["sparsity"]) == ("0.0", "0.9")
-    for each in (dense, sparse):
+    run(time_to_accuracy, *arguments, "--lengths=1,2", f"--output_dir={tmp_path}")
+    dense, sparse, longer = rows_of(tmp_path / "time_to_accuracy.csv")
+    kinds = [(each["sparsity"], each["epochs"]) for each in (dense, sparse, longer)]
+    assert kinds == [("0.0", "1"), ("0.9", "1"), ("0.9", "2")]
+    for each in (dense, sparse, longer):
         seconds, accuracies = np.transpose(tables.from_text(each["points"]))
-        assert len(seconds) == 5  # 15 steps an epoch: after 3, 6, 9, 12 and 15
+        # 15 steps an epoch: after 3, 6, 9, 12 and 15
+        assert len(seconds) == 5 * int(each["epochs"])
         assert (np.diff(seconds) > 0).all()
         assert accuracies[-1] == pytest.approx(float(each["accuracy"]))
     page = (tmp_path / "time_to_accuracy.md").read_text()
@@ -239,7 +294,8 @@ def test_time_to_accuracy(mnist_dir, tmp_path, monkeypatch):
     assert (tmp_path / "time_to_accuracy.png").stat().st_size > 1000
     # The benchmark's page shows it too.
     shown = execution_page._time_to_accuracy(tmp_path)
-    assert any(line.startswith("| RigL 90%, CSR |") for line in shown)
+    names = [line.split("|")[1].strip() for line in shown if line.startswith("| RigL")]
+    assert names == ["RigL 90%, CSR", "RigL 90%, CSR, 2x"]
 
     # What was trained to compile the steps is undone: without that the accuracies are the same.
     fit = keras.Model.fit
@@ -248,7 +304,13 @@ def test_time_to_accuracy(mnist_dir, tmp_path, monkeypatch):
         return fit(model, *arguments, callbacks=callbacks, **settings) if callbacks else None
 
     monkeypatch.setattr(keras.Model, "fit", fit_once)
-    run(time_to_accuracy, *arguments, "--sparsities=0.9", f"--output_dir={tmp_path}/again")
+    run(
+        time_to_accuracy,
+        *arguments,
+        "--sparsities=0.9",
+        "--lengths=1",
+        f"--output_dir={tmp_path}/again",
+    )
     (again,) = rows_of(tmp_path / "again" / "time_to_accuracy.csv")
     accuracies = [
         [point[1] for point in tables.from_text(each["points"])] for each in (sparse, again)
