@@ -39,6 +39,7 @@ from rigl_tf import (
     pruning,
     schedules,
     selection,
+    structures,
     xnnpack,
 )
 from rigl_tf.artifacts import export
@@ -91,6 +92,7 @@ __all__ = [
     "sparsify",
     "sparsity_summary",
     "strip",
+    "structures",
     "with_execution",
     "xnnpack",
 ]

@@ -25,6 +25,7 @@ class ScheduledUpdates(SparseTraining):
     seed = 0
     _kernel_index = None
     _kernel_seed = None
+    _units = None
     _num_draws = 0
     _tile = None
 
@@ -203,10 +204,11 @@ class ScheduledUpdates(SparseTraining):
         """Lets scores draw random numbers; gives the seed of those of grown values."""
         seed = draws.fold(tf.constant([self.seed, 0], tf.int64), sparse.index, step)
         self._kernel_index, self._kernel_seed, self._num_draws = sparse.index, seed, 0
+        self._units = sparse.sparse.units
         try:
             yield draws.fold(seed, 1)  # other numbers than those of the scores
         finally:
-            self._kernel_index = self._kernel_seed = None
+            self._kernel_index = self._kernel_seed = self._units = None
 
     def _grown_values(self, kernel, mask, gradient, initial_std, seed):
         """Where connections start that an update makes active."""
