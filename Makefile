@@ -65,6 +65,7 @@ benchmark: setup .venv-torch/installed
 	rm -f results/time_to_accuracy.csv
 	$(BIN)/python -m scripts.benchmark.time_to_accuracy $(if $(DATA_DIR),--data_dir=$(DATA_DIR))
 	$(BIN)/python -m scripts.benchmark.execution
+	$(BIN)/python -m scripts.benchmark.networks
 
 clean:
 	rm -rf $(VENV) .venv-torch .web demo

@@ -167,6 +167,9 @@ REFUSED = {
     "momentum": lambda: rigl(gradient_momentum=0.9),
     "Adafactor": lambda: rigl(optimizers.Adafactor(epsilon_1=1e-15)),
 }
+# In Keras 3.12, the last for Python 3.10, Muon fails with any model on TensorFlow.
+if not keras.__version__.startswith("3.12."):
+    REFUSED["Muon"] = lambda: rigl(optimizers.Muon(0.01))
 
 
 @pytest.mark.parametrize("name", REFUSED)
