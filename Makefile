@@ -9,7 +9,7 @@ DATA_DIR ?=
 # The CPU build of torch, where it is not the usual one.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test lint benchmark setup clean
+.PHONY: demo test test-web lint benchmark setup clean
 
 setup: $(VENV)/package
 
@@ -38,6 +38,21 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
+# The pages of `export(..., format="web")` in headless Chromium. All of it must be there, and pass.
+test-web: setup .web/installed
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || { \
+	  sudo=$$(command -v sudo || true); $$sudo apt-get update && \
+	  $$sudo apt-get install --yes --no-install-recommends chromium; }
+	RIGL_TF_WEB=required $(BIN)/python -m pytest -m "not slow" tests/artifacts/test_web.py tests/scripts/test_browser.py
+
+.web/installed:
+	@command -v npm > /dev/null || { echo "npm is needed: install Node.js from https://nodejs.org"; exit 1; }
+	@echo "Setting up .web, for the pages in a browser (once)"
+	@mkdir -p .web
+	npm install --prefix .web --silent --no-save --no-audit --no-fund --ignore-scripts \
+	  @litertjs/core@2.5.3 puppeteer-core@24
+	@touch $@
+
 # What cannot be installed is told of on the page, and the others are measured.
 .venv-torch/installed:
 	@echo "Setting up .venv-torch, for the benchmark (a few minutes, once)"
@@ -50,6 +65,7 @@ benchmark: setup .venv-torch/installed
 	rm -f results/time_to_accuracy.csv
 	$(BIN)/python -m scripts.benchmark.time_to_accuracy $(if $(DATA_DIR),--data_dir=$(DATA_DIR))
 	$(BIN)/python -m scripts.benchmark.execution
+	$(BIN)/python -m scripts.benchmark.networks
 
 clean:
-	rm -rf $(VENV) .venv-torch demo
+	rm -rf $(VENV) .venv-torch .web demo

@@ -32,12 +32,15 @@ from rigl_tf import (
     distributions,
     flops,
     initializers,
+    interop,
     lottery,
     multi_worker,
     online,
     pruning,
     schedules,
     selection,
+    structures,
+    xnnpack,
 )
 from rigl_tf.artifacts import export
 from rigl_tf.layers import SparseWrapper
@@ -75,6 +78,7 @@ __all__ = [
     "flops",
     "get_masks",
     "initializers",
+    "interop",
     "live_units",
     "load_masks",
     "lottery",
@@ -88,7 +92,9 @@ __all__ = [
     "sparsify",
     "sparsity_summary",
     "strip",
+    "structures",
     "with_execution",
+    "xnnpack",
 ]
 
 

@@ -17,6 +17,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from rigl_tf import structures
+
 
 class MaskVariables(keras.layers.Layer):
     """Holds the mask variables of a layer's kernels, as a layer of its own.
@@ -71,9 +73,16 @@ class MaskVariables(keras.layers.Layer):
                 f"Received: masks of {len(store.keys())} kernels"
             )
         if store.keys():
+            self._check_structures(store)
             super().load_own_variables(store)
         for kernel in self.kernels().values():
             kernel.zero_inactive()
+
+    def _check_structures(self, store):
+        for index, kernel in enumerate(self.kernels().values()):
+            mask = np.asarray(store[str(index)]) if str(index) in store else None
+            if mask is not None and mask.shape == kernel.shape:  # else Keras tells
+                kernel.units.check(mask.astype(bool), kernel.path)
 
 
 @contextlib.contextmanager
@@ -112,6 +121,12 @@ class SparseKernel(keras.constraints.Constraint):
         self.constraint = variable.constraint
         self.settle = settle
         self.watchers = []
+        self._units = None
+
+    @property
+    def units(self):
+        """What is dropped and grown together, the `rigl_tf.structures.Units` of this kernel."""
+        return self._units or structures.Units(self.shape)
 
     @property
     def path(self):
@@ -169,12 +184,14 @@ class MaskedKernel(SparseKernel):
         variable: The `keras.Variable` that the layer computes with, of any shape.
         kernel_mask: Boolean `keras.Variable` of the same shape, `True` where active.
         settle: As in `SparseKernel`.
+        units: The `rigl_tf.structures.Units`, or `None` for single weights.
     """
 
     execution = "masked"
 
-    def __init__(self, variable, kernel_mask, settle=None):
+    def __init__(self, variable, kernel_mask, settle=None, units=None):
         super().__init__(variable, settle)
+        self._units = units
         self.kernel_mask = kernel_mask
         self.mask_variables = (kernel_mask,)
 
@@ -236,9 +253,9 @@ def masked(values, kernel_mask):
     return tf.where(tf.convert_to_tensor(kernel_mask), values, tf.zeros([], values.dtype))
 
 
-def link(variable, kernel_mask, settle=None):
+def link(variable, kernel_mask, settle=None, units=None):
     """Makes a variable that of a sparse kernel; for the arguments see `MaskedKernel`."""
-    variable.constraint = MaskedKernel(variable, kernel_mask, settle)
+    variable.constraint = MaskedKernel(variable, kernel_mask, settle, units)
 
 
 def unlink(variable):
@@ -352,7 +369,7 @@ def set_masks(model, masks):
 
     Raises:
         ValueError: If a path is not a sparse kernel of the model, or a mask has another shape or
-            other values. Nothing is changed then.
+            other values, or breaks the structure of its kernel. Nothing is changed then.
     """
     kernels = kernels_of(model)
     for path, mask in check_masks(model, masks).items():
@@ -367,7 +384,7 @@ def check_masks(model, masks):
     """
     masks, kernels = as_booleans(masks), kernels_of(model)
     if _is_renamed(masks, kernels):
-        return dict(zip(kernels, masks.values(), strict=True))
+        masks = dict(zip(kernels, masks.values(), strict=True))
     for path, mask in masks.items():
         if path not in kernels:
             raise ValueError(
@@ -380,6 +397,7 @@ def check_masks(model, masks):
                 f"The mask of {path!r} must have the kernel's shape {shape}. "
                 f"Received: shape={mask.shape}"
             )
+        kernels[path].units.check(mask, path)
     return masks
 
 

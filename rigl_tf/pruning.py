@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from rigl_tf import distributions, masks, selection
+from rigl_tf import distributions, masks, selection, structures
 from rigl_tf.checks import check_integers, check_numbers
 from rigl_tf.objective import batches, mean_loss, mean_over, read_batches, untouched_state
 
@@ -236,9 +236,11 @@ def _select(model, scores, sparsity, distribution):
         )
     lowest = float("-inf")
     scores = {path: tf.where(active[path], score, lowest) for path, score in scores.items()}
-    if distribution is None:
+    units = {path: kernel.units for path, kernel in masks.kernels_of(model).items()}
+    if distribution is None and not _are_fixed(units):
         dtype = keras.backend.result_type(*[score.dtype.name for score in scores.values()])
-        flat = [tf.reshape(tf.cast(score, dtype), [-1]) for score in scores.values()]
+        spread = {path: units[path].spread(score) for path, score in scores.items()}
+        flat = [tf.reshape(tf.cast(score, dtype), [-1]) for score in spread.values()]
         flat = tf.concat(flat, axis=0)
         size = flat.shape[0]
         chosen = selection.top_k_mask(flat, size - distributions.num_zeros(size, sparsity)).numpy()
@@ -248,16 +250,24 @@ def _select(model, scores, sparsity, distribution):
             path: part.reshape(score.shape)
             for (path, score), part in zip(scores.items(), parts, strict=True)
         }
+        result = {
+            path: mask
+            if units[path].structure is None
+            else units[path].top(scores[path], mask.sum() // units[path].unit_size).numpy()
+            for path, mask in result.items()
+        }
         _warn_of_emptied(active, result)
         return result
-    shapes = {path: tuple(score.shape) for path, score in scores.items()}
-    shares = distributions.allocate(distribution, shapes, sparsity)
-    result = {}
-    for path, score in scores.items():
-        size = score.shape.num_elements()
-        num_active = size - distributions.num_zeros(size, shares[path])
-        result[path] = selection.top_k_mask(score, num_active).numpy()
-    return result
+    shares = structures.allocate(distribution or "uniform", units, sparsity)
+    return {
+        path: units[path].top(score, int(units[path].count(shares[path]))).numpy()
+        for path, score in scores.items()
+    }
+
+
+def _are_fixed(units):
+    """Whether the structures say how many connections each kernel has."""
+    return all(each.structure is not None and each.structure.sparsity for each in units.values())
 
 
 def _warn_of_emptied(before, after):

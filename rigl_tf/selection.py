@@ -123,6 +123,53 @@ def top_k_mask(scores, k):
     return _top_k_of_keys(ordered_keys(scores), k)
 
 
+def top_k_per_row(scores, k):
+    """Marks the largest scores of each row; ties go to the lower index.
+
+    A bisection on the bits of the scores, of all rows at once: as many passes over the data as a
+    score has bits.
+
+    Args:
+        scores: Tensor of shape `(rows, columns)` without NaN, as in `top_k_mask`; or integers of 32
+            or 64 bits with a sign.
+        k: `int32` tensor of shape `(rows,)`, or one integer for all; clipped to `[0, columns]`.
+
+    Returns:
+        Boolean tensor of the shape of `scores`, with `k` entries `True` in each row.
+
+    Example:
+
+    >>> top_k_per_row(tf.constant([[3.0, 1.0, 3.0], [1.0, 2.0, 2.0]]), [1, 2]).numpy().tolist()
+    [[True, False, False], [False, True, True]]
+    """
+    keys = tf.convert_to_tensor(scores)
+    if not keys.dtype.is_integer:
+        keys = ordered_keys(keys)
+    num_rows, num_columns = keys.shape
+    k = tf.broadcast_to(tf.clip_by_value(tf.cast(k, tf.int32), 0, num_columns), [num_rows])
+    lowest, width = keys.dtype.min, keys.dtype.size * 8
+    threshold = _kth_largest_per_row(keys, k, lowest, width)[:, tf.newaxis]
+    above, equal = keys > threshold, keys == threshold
+    # Of equal scores those at the lowest places, whose distances from the end are the largest.
+    places = tf.where(equal, num_columns - tf.range(num_columns), 0)
+    num_wanted = k - num_true(above, axis=1)
+    last = _kth_largest_per_row(places, num_wanted, 0, num_columns.bit_length())
+    return above | equal & (places >= last[:, tf.newaxis]) & (num_wanted > 0)[:, tf.newaxis]
+
+
+def _kth_largest_per_row(keys, k, lowest, num_bits):
+    """The k-th largest key of each row; all are in `[lowest, lowest + 2 ** num_bits)`."""
+
+    def add(bit, threshold):
+        higher = threshold + tf.bitwise.left_shift(tf.ones([], keys.dtype), bit)
+        is_reached = num_true(keys >= higher[:, tf.newaxis], axis=1) >= k
+        return bit - 1, tf.where(is_reached, higher, threshold)
+
+    thresholds = tf.fill([keys.shape[0]], tf.constant(lowest, keys.dtype))
+    start = (tf.constant(num_bits - 1, keys.dtype), thresholds)
+    return tf.while_loop(lambda bit, _: bit >= 0, add, start)[1]
+
+
 def drop_and_grow(mask, drop_scores, grow_scores, num_drop):
     """Drops the weakest active connections and grows as many elsewhere.
 

@@ -6,11 +6,11 @@ model, the last of which is built later.
 
 import contextlib
 import functools
-import math
 
+import keras
 import tensorflow as tf
 
-from rigl_tf import distributions, initializers, masks, selection
+from rigl_tf import initializers, masks, structures
 
 
 class MaskChoice:
@@ -28,10 +28,13 @@ class MaskChoice:
         self._draw = None
 
     def choose(self, sparsity, seed, draw=None):
-        """Decides on a random mask with `floor(sparsity * size)` zeros.
+        """Decides on a random mask with `floor(sparsity * size)` zeros, in whole units.
 
         With `draw`, a function of the mask, the kernel gets the values that it returns.
         """
+        units = masks.kernel_of(self.kernel).units
+        units.check_sparsity(sparsity)
+        units.start_with(sparsity)
         self._sparsity = sparsity
         self._seed = seed
         self._draw = draw
@@ -53,14 +56,30 @@ class MaskChoice:
     def _mask(self):
         if not self._sparsity:
             return tf.ones(self.kernel.shape, tf.bool)
-        size = math.prod(self.kernel.shape)
-        num_active = size - distributions.num_zeros(size, self._sparsity)
-        return selection.random_mask(self.kernel.shape, num_active, self._seed)
+        units = masks.kernel_of(self.kernel).units
+        return units.random_mask(units.count(self._sparsity), self._seed)
 
 
 def is_initialized(variable):
     """Whether a Keras variable has its value; until then Keras gives a tensor as a stand-in."""
     return isinstance(variable.value, tf.Variable)
+
+
+def when_initialized(variables, act):
+    """Calls `act` as soon as Keras variables, and all that were made before now, have values.
+
+    In `fit` Keras may build a model whose variables get their values later, in the order in which
+    they were made: this makes one more, whose value nobody reads.
+    """
+    if all(map(is_initialized, variables)):
+        act()
+        return
+
+    def first_value(shape, dtype=None):
+        act()
+        return tf.zeros(shape, dtype)
+
+    keras.Variable(first_value, (), trainable=False, name="when_initialized")
 
 
 NO_KERNEL = (
@@ -167,8 +186,8 @@ class Allocation:
             )
         shares = self._choice.sparsities(kernels)
         if shares is None:
-            shapes = {path: tuple(kernel.shape) for path, kernel in kernels.items()}
-            shares = distributions.allocate(self._distribution, shapes, self._sparsity)
+            units = {path: masks.kernel_of(kernel).units for path, kernel in kernels.items()}
+            shares = structures.allocate(self._distribution, units, self._sparsity)
         shares = shares.values()
         first = {}
         for index, ((choice, wrapper), share) in enumerate(zip(choices, shares, strict=True)):
@@ -202,6 +221,7 @@ class Allocation:
                     "With `from_zeros=True` every kernel must have a weight that is not zero: name "
                     f"its layer in `dense_layers`. Received: {kernel.path!r}, all zeros"
                 )
+            kernel.units.check(mask, kernel.path)
         for kernel, mask in zip(kernels, values, strict=True):
             kernel.set_mask(mask)
         self._keep([1 - mask.mean() for mask in values])

@@ -51,6 +51,8 @@ def reason_for_masked(layers, kernel):
     wanted = {getattr(layer, "execution", "masked") for layer in layers}
     if kernel.execution == "csr" or wanted == {"masked"}:
         return ""
+    if kernel.units.structure is not None:
+        return "has a structure"
     reason = products.refusal(layers[-1], kernel.variable)
     if reason is None and wanted >= {"csr"}:
         return "other layers hold it, too"
@@ -62,7 +64,7 @@ def _to_csr(layer, mask_variables, only_where_it_pays, tied):
     for name, kernel in mask_variables.kernels().items():
         owner = owners[id(kernel.variable)]
         is_refused = products.refusal(owner, kernel.variable) is not None
-        if is_refused or id(kernel.variable) in tied:
+        if is_refused or id(kernel.variable) in tied or kernel.units.structure is not None:
             continue
         if not only_where_it_pays or _pays(owner, kernel):
             products.attach(owner, kernel)

@@ -40,10 +40,12 @@ class StoredKernel(KernelSummary):
     Attributes:
         execution: How it is stored and multiplied: `"masked"` or `"csr"`.
         reason: Why it is masked, though its layer was to be CSR; else an empty string.
+        structure: What is active together, such as `"Block((4, 1))"`; empty for single weights.
     """
 
     execution: str = "masked"
     reason: str = ""
+    structure: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +155,9 @@ class SparsitySummary:
         for kernel in self.kernels:
             execution = f" ({kernel.execution}" + f": {kernel.reason})" * bool(kernel.reason)
             table.add_row(
-                kernel.path + (execution.rstrip(")") + ")" if tells_execution else ""),
+                kernel.path
+                + f" {kernel.structure}" * bool(kernel.structure)
+                + (execution.rstrip(")") + ")" if tells_execution else ""),
                 "x".join(map(str, kernel.shape)),
                 f"{kernel.num_active:,}",
                 f"{kernel.size:,}",
@@ -219,6 +223,7 @@ def sparsity_summary(model):
             kernel.num_active,
             kernel.execution,
             reason_for_masked(around[id(kernel.variable)], kernel),
+            str(kernel.units.structure or ""),
         )
         for path, kernel in masks.kernels_of(model).items()
     )

@@ -10,8 +10,9 @@ import warnings
 import keras
 import tensorflow as tf
 
-from rigl_tf import distributions, masks, selection
+from rigl_tf import distributions, masks, selection, structures
 from rigl_tf.execution.products import born_sparse
+from rigl_tf.layers.axes import axes_of
 from rigl_tf.layers.building import (
     build_by_call,
     build_signature,
@@ -20,13 +21,16 @@ from rigl_tf.layers.building import (
     without_build_configs,
 )
 from rigl_tf.layers.eligibility import Choice
-from rigl_tf.layers.first_masks import MaskChoice, is_initialized
+from rigl_tf.layers.first_masks import MaskChoice, when_initialized
 from rigl_tf.layers.storage import check_execution, csr_storages, store
-from rigl_tf.walk import all_layers, unbuilt
+from rigl_tf.walk import all_layers, layers_of_weights, unbuilt
 
 # Where the masks stand among the attributes of a wrapper: Keras loads these in alphabetical order,
 # and the masks must come after the kernels.
 _MASKS = "~masks"
+
+# The default sparsity, told by its identity from a 0.0 that is given.
+_LEFT_OUT = float("0")
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
@@ -46,12 +50,15 @@ class SparseWrapper(keras.layers.Wrapper):
     Args:
         layer: The `keras.layers.Layer` to wrap, built or not. See `rigl_tf.layers.eligibility`.
         sparsity: Share of zeros, in `[0, 1)`, of each of the layer's kernels; or a list with an
-            entry for each of `layer.weights`, `None` for those that stay dense.
+            entry for each of `layer.weights`, `None` for those that stay dense. Defaults to that
+            of the structure, if it has but one, else to 0.
         seed: Integer, or `None` for a random one, as in Keras's initializers:
             `keras.utils.set_random_seed` makes it the same in every run. The masks are a function
             of it and of the kernel's index in the layer.
         name: String. Defaults to the layer's name, so that a sparse model has the same layer
             names as the dense one.
+        structure: What is active or inactive together, a value of `rigl_tf.structures`, or `None`
+            for single weights. Such kernels are always masked.
         execution: String, how the kernels are stored and multiplied: `"masked"` (with their
             zeros), `"csr"` (only their active values, see `rigl_tf.execution`), or `"auto"`. Those
             that cannot be CSR stay masked; `rigl_tf.sparsity_summary` says why. Defaults to
@@ -78,7 +85,16 @@ class SparseWrapper(keras.layers.Wrapper):
         layer = vars(self).get("layer")
         return SparseWrapper if layer is None else _class_named(type(layer).__name__)
 
-    def __init__(self, layer, sparsity=0.0, seed=None, name=None, execution="masked", **kwargs):
+    def __init__(
+        self,
+        layer,
+        sparsity=_LEFT_OUT,
+        seed=None,
+        name=None,
+        execution="masked",
+        structure=None,
+        **kwargs,
+    ):
         if isinstance(layer, SparseWrapper):
             raise ValueError(f"A layer can be wrapped only once. Received: layer={layer}")
         if "go_backwards" in kwargs:
@@ -86,6 +102,9 @@ class SparseWrapper(keras.layers.Wrapper):
                 "`Bidirectional` must be inside of the `SparseWrapper`, not around it. "
                 f"Received: layer={layer}"
             )
+        structure = structures.get(structure)
+        if sparsity is _LEFT_OUT and structure is not None:
+            sparsity = structure.sparsity or 0.0
         if isinstance(sparsity, (list, tuple)):
             sparsity = list(sparsity)
             for share in sparsity:
@@ -103,7 +122,7 @@ class SparseWrapper(keras.layers.Wrapper):
         self.sparsity = sparsity
         self.seed = random.randint(0, 2**31 - 1) if seed is None else seed
         self.execution = execution
-        self._is_too_early = False
+        self.structure = structure
         self.supports_masking = layer.supports_masking
         setattr(self, _MASKS, masks.MaskVariables(name="masks"))
         self._chosen = None  # until all that the layer makes is there
@@ -166,13 +185,12 @@ class SparseWrapper(keras.layers.Wrapper):
         """
         check_execution(execution)
         self.execution = execution
-        kernels = getattr(self, _MASKS).kernels().values()
-        # In `fit` Keras may build a model whose variables have no values yet.
-        self._is_too_early = execution != "masked" and not all(
-            is_initialized(kernel.variable) for kernel in kernels
-        )
-        if self._chosen is not None and not self._is_too_early:
-            store(self.layer, getattr(self, _MASKS), execution, tied)
+        if self._chosen is not None:
+            kernels = getattr(self, _MASKS).kernels().values()
+            variables = [] if execution == "masked" else [each.variable for each in kernels]
+            when_initialized(
+                variables, lambda: store(self.layer, getattr(self, _MASKS), execution, tied)
+            )
 
     @property
     def kernel_mask(self):
@@ -191,7 +209,8 @@ class SparseWrapper(keras.layers.Wrapper):
         with keras.name_scope(layer.name, caller=layer, override_parent=parent):
             layer.build_from_config(self.layer.get_build_config())
         layer.trainable = self.layer.trainable
-        copy = SparseWrapper(layer, self.get_config()["sparsity"], self.seed, name=self.name)
+        sparsity = self.get_config()["sparsity"]
+        copy = SparseWrapper(layer, sparsity, self.seed, self.name, structure=self.structure)
         copy.take_built()
         weights, copies = (masks.without_masks(each, each.weights) for each in (self, copy))
         for weight, copied in zip(weights, copies, strict=True):
@@ -235,7 +254,8 @@ class SparseWrapper(keras.layers.Wrapper):
 
     def _born_sparse(self):
         """Where it is known how sparse a kernel is to be that is too large to be made dense."""
-        if self.execution == "masked" or self._allocation is not None:
+        is_masked = self.execution == "masked" or self.structure is not None
+        if is_masked or self._allocation is not None:
             return contextlib.nullcontext()
 
         def places(shape):
@@ -259,22 +279,11 @@ class SparseWrapper(keras.layers.Wrapper):
 
     def _complete(self, args, kwargs):
         """Builds what only a call of the layer makes or builds, before the first one computes."""
-        if self._is_too_early:
-            self._check_not_too_early()
         if self._chosen is None:
             with tf.init_scope():
                 with self._layer_scope():
                     build_by_call(self.layer, args, kwargs)
                 self._add_masks()
-
-    def _check_not_too_early(self):
-        kernels = getattr(self, _MASKS).kernels().values()
-        if all(is_initialized(kernel.variable) for kernel in kernels):
-            raise ValueError(
-                f"`execution={self.execution!r}` needs a model that is built before: give it a "
-                "`keras.Input`, or call it on a batch before `rigl_tf.sparsify`. "
-                f"Received: layer={self.name!r}"
-            )
 
     def _add_masks(self):
         if self.has_csr:  # it was born sparse
@@ -284,18 +293,29 @@ class SparseWrapper(keras.layers.Wrapper):
         weights = self.layer.weights
         self._chosen = self._choose(weights)
         kernels = [weight for weight, chosen in zip(weights, self._chosen, strict=True) if chosen]
+        units = self._units(kernels)
         choices = [MaskChoice(kernel) for kernel in kernels]
         for choice in choices:
             name = choice.kernel.path.removeprefix(f"{self.layer.path}/")
             mask = getattr(self, _MASKS).add(name, choice.kernel, choice)
             settle = None if self._allocation is None else self._allocation.settle
-            masks.link(choice.kernel, mask, settle)
+            masks.link(choice.kernel, mask, settle, units.get(id(choice.kernel)))
         if self._allocation is not None:
             self._allocation.add(self, choices)
             return
         for index, (choice, share) in enumerate(zip(choices, self._shares(), strict=True)):
             choice.choose(share, (self.seed, index))
         self.use_execution(self.execution)
+
+    def _units(self, kernels):
+        """`{identity of a kernel: its units}`, if they have a structure."""
+        if self.structure is None:
+            return {}
+        owners = {id(weight): layers[-1] for weight, layers in layers_of_weights(self.layer)}
+        return {
+            id(each): self.structure.units(each.shape, axes_of(owners[id(each)], each), each.path)
+            for each in kernels
+        }
 
     def _choose(self, weights):
         """For each weight of the built layer, whether it is a kernel that gets a mask."""
@@ -403,7 +423,14 @@ class SparseWrapper(keras.layers.Wrapper):
             shares = map(_share, kernels, self._shares())
             sparsity = [next(shares) if chosen else None for chosen in self._chosen]
         config = without_build_configs(super().get_config())
-        return {**config, "sparsity": sparsity, "seed": self.seed, "execution": self.execution}
+        structure = self.structure and keras.saving.serialize_keras_object(self.structure)
+        return {
+            **config,
+            "sparsity": sparsity,
+            "seed": self.seed,
+            "execution": self.execution,
+            "structure": structure,
+        }
 
     def set_weights(self, weights):
         """Sets the weights of the layer, and its masks if they are there; keeps the zeros."""

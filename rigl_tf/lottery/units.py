@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from rigl_tf.layers import wrapper
 from rigl_tf.layers.building import without_build_configs
-from rigl_tf.transforms.compact import treats_units_alike
 from rigl_tf.transforms.rebuild import copy_of_layer, copy_state, is_clonable, with_layers
+from rigl_tf.transforms.units import treats_units_alike
 
 _RULE = (
     "Units are selected in a plain (not wrapped: `rigl_tf.strip` it before) Dense or Conv2D layer "

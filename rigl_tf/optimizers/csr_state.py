@@ -1,5 +1,9 @@
 """What an optimizer keeps of a CSR kernel, and how it updates one."""
 
+import dataclasses
+import functools
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 
@@ -44,6 +48,8 @@ class CSRState(KernelState):
             gradient: The gradient of the values, summed over the replicas.
         """
         rows = strategy.extended.call_for_each_replica(self.storage.stash.read)
+        # It is the same on every replica.
+        gradient = strategy.experimental_local_results(gradient)[0]
         return (*(strategy.gather(each, axis=0) for each in rows), gradient)
 
     def is_ready(self, strategy):
@@ -58,48 +64,34 @@ class CSRState(KernelState):
     def clear(self, strategy):
         strategy.extended.call_for_each_replica(self.storage.stash.clear)
 
-    def update(self, strategy, rows, step, optimizer):
+    def update(self, strategy, rows, step, updates):
         """Gives the kernel the places and grown values of an update, the same on every replica.
 
         Args:
             rows: As from the method `rows`, or `None` if the algorithm needs no gradients.
-            optimizer: The `ScheduledUpdates`, whose `_updated_places` is asked.
+            updates: The `Updates`.
         """
+        weights = tf.convert_to_tensor(self.kernel)
+        penalty = None if rows is None else self._gradient_of_regularizer(weights)
+        initial_std = None if self.initial_std is None else tf.convert_to_tensor(self.initial_std)
+        structure = self.storage.structure()
+        new = updates(self, weights, structure, rows, penalty, step, initial_std)
 
-        def update_one(values, rows, structure, step, initial_std, slots, explored):
-            places = self.storage.places_of(structure)
-            weights = tf.convert_to_tensor(values)
-            shape, gradient = self.storage.matrix_shape, None
-            if rows is not None:
-                penalty = self._gradient_of_regularizer(weights)
-                gradient = None if penalty is None else tf.cast(rows[-1], weights.dtype)
-                rows = _applied(*rows, penalty, structure, shape)
-            tiled = tiles.Tiles(places, weights, shape, rows, gradient)
-            new_places, grown = optimizer._updated_places(
-                self, tiled, tf.convert_to_tensor(step), initial_std
-            )
-            new_places = tf.ensure_shape(new_places, places.shape)
-            # Both are sorted: where each new place was before, if it was there.
-            before = tf.minimum(tf.searchsorted(places, new_places), places.shape[0] - 1)
-            was_there = tf.gather(places, before) == new_places
-            weights = tf.where(was_there, tf.gather(weights, before), grown)
-            values.assign(self.sparse(weights))
+        def update_one(values, new, structure, slots, explored):
+            values.assign(self.sparse(new.weights))
             for variable, slot in zip(slots, self.slots, strict=True):
                 start = slot.initializer(variable.shape, dtype=variable.dtype)
-                kept = tf.gather(tf.convert_to_tensor(variable), before)
-                variable.assign(tf.where(was_there, kept, start))
-            new = engine.structure(new_places, self.storage.matrix_shape)
-            for variable, tensor in zip(structure, new, strict=True):
-                variable.assign(tensor)
+                kept = tf.gather(tf.convert_to_tensor(variable), new.before)
+                variable.assign(tf.where(new.was_there, kept, start))
             if self.explored is not None:
-                old, new = (self.mask_of(each) for each in (places, new_places))
-                self.note_exploration(old, new, *explored)
+                old = self.mask_of(self.storage.places_of(structure))
+                self.note_exploration(old, self.mask_of(new.places), *explored)
+            for variable, tensor in zip(structure, new.structure, strict=True):
+                variable.assign(tensor)
 
         args = (
-            rows,
+            new,
             [variable.value for variable in self.storage.structure_variables],
-            step.value,
-            None if self.initial_std is None else self.initial_std.value,
             self.slot_values(),
             self.explored_values(),
         )
@@ -129,6 +121,70 @@ class CSRState(KernelState):
             of_active = csr.scatter(tiled.places, tiled.gradient, shape)
             gradient = tf.where(mask, of_active, gradient)
         return kernel, mask, gradient
+
+
+class Updated(NamedTuple):
+    """A CSR kernel after an update: tensors of `n` entries, one for each active connection.
+
+    Attributes:
+        places: Where the active connections are.
+        weights: Their weights.
+        was_there: Boolean, whether each of them was active before.
+        before: The number that it had among those that were active before, if so.
+        structure: The `engine.Structure` of the places.
+    """
+
+    places: tf.Tensor
+    weights: tf.Tensor
+    was_there: tf.Tensor
+    before: tf.Tensor
+    structure: engine.Structure
+
+
+class Updates:
+    """The updates of all CSR kernels in one step.
+
+    Kernels of the same shape and number of active connections share one function. So the time that
+    it takes to trace a step does not grow with each layer of a model.
+
+    Args:
+        optimizer: The `ScheduledUpdates`, whose `_updated_places` is asked.
+    """
+
+    def __init__(self, optimizer):
+        self._optimizer = optimizer
+        self._functions = {}
+
+    def __call__(self, state, *tensors):
+        """The `Updated` of a `CSRState`; the other arguments are those of `_updated`."""
+        if tf.executing_eagerly():
+            return _updated(self._optimizer, state, state.index, *tensors)
+        kind = state.sparse.shape, state.storage.matrix_shape, state.sparse.num_active
+        if kind not in self._functions:
+            self._functions[kind] = tf.function(
+                functools.partial(_updated, self._optimizer, state),
+                autograph=False,
+                experimental_attributes={"_noinline": True},
+            )
+        return self._functions[kind](tf.constant(state.index), *tensors)
+
+
+def _updated(optimizer, state, index, weights, structure, rows, penalty, step, initial_std):
+    """An update of a kernel like that of `state`, whose own is `index`; the others are tensors."""
+    state = dataclasses.replace(state, index=index)
+    places = state.storage.places_of(structure)
+    shape, gradient = state.storage.matrix_shape, None
+    if rows is not None:
+        gradient = None if penalty is None else tf.cast(rows[-1], weights.dtype)
+        rows = _applied(*rows, penalty, structure, shape)
+    tiled = tiles.Tiles(places, weights, shape, rows, gradient)
+    new, grown = optimizer._updated_places(state, tiled, step, initial_std)
+    new = tf.ensure_shape(new, places.shape)
+    # Both are sorted: where each new place was before, if it was there.
+    before = tf.minimum(tf.searchsorted(places, new), places.shape[0] - 1)
+    was_there = tf.gather(places, before) == new
+    weights = tf.where(was_there, tf.gather(weights, before), grown)
+    return Updated(new, weights, was_there, before, engine.structure(new, shape))
 
 
 def _are_finite(inputs, gradients, blocks):

@@ -1,11 +1,9 @@
 """Discovering Neural Wirings: a sparse network chosen anew from dense weights after each step."""
 
-import math
-
 import keras
 import tensorflow as tf
 
-from rigl_tf import distributions, masks, selection
+from rigl_tf import distributions, masks
 from rigl_tf.optimizers import kernels, targets
 from rigl_tf.optimizers.slots import optimizers_within
 
@@ -38,7 +36,7 @@ class DNW(targets.TargetSparsity):
             `rigl_tf.sparsify`. Defaults to `"erk"`, with which all kernels together have the
             sparsity that was asked for; `"uniform"` leaves the first kernel dense, and a warning
             says what is lost by that. Each kernel has
-            `size - floor(its sparsity * size)` active connections.
+            `size - floor(its sparsity * size)` active connections, in whole units of a structure.
         track_exploration: Boolean, whether `exploration_rate` and `turnover` are counted. It costs
             a boolean array of each kernel's size. Defaults to `False`.
         name: String. Defaults to the class's name in snake case, with a number.
@@ -56,6 +54,7 @@ class DNW(targets.TargetSparsity):
     """
 
     dense_gradients = "always"
+    supports_structures = True
 
     def __init__(
         self, inner_optimizer, sparsity, distribution="erk", track_exploration=False, name=None
@@ -119,9 +118,8 @@ class DNW(targets.TargetSparsity):
         """The mask of the largest latent weights; that of before if they are no numbers."""
         finite = tf.reduce_all(tf.math.is_finite(latent))
         scores = tf.where(finite, tf.abs(latent), tf.zeros([], latent.dtype))
-        size = math.prod(sparse.kernel.shape)
-        num_active = size - distributions.num_zeros(size, sparse.sparsity)
-        largest = selection.top_k_mask(scores, num_active)
+        units = sparse.sparse.units
+        largest = units.top(scores, int(units.count(sparse.sparsity)))
         return tf.where(finite, largest, mask)
 
     def finalize_variable_values(self, var_list):

@@ -127,6 +127,10 @@ class SparseOptimizer(ScheduledUpdates):
         return self.gradient_momentum is None
 
     @property
+    def supports_structures(self):
+        return type(self).new_mask is SparseOptimizer.new_mask
+
+    @property
     def _needs_gradients(self):
         return super()._needs_gradients or self.grow_init in growth.OF_GRADIENTS
 
@@ -151,14 +155,13 @@ class SparseOptimizer(ScheduledUpdates):
         raise NotImplementedError(f"{type(self).__name__} must implement `grow_scores`.")
 
     def new_mask(self, kernel, mask, gradient, step):
-        num_active = selection.num_true(mask)
-        new_mask, _ = selection.drop_and_grow(
+        num_active = self._units.num_active(mask)
+        return self._units.drop_and_grow(
             mask,
             self._scores("drop_scores", kernel, mask, gradient),
             self._scores("grow_scores", kernel, mask, gradient),
             num_to_drop(num_active, self._drop_fraction_at(step)),
         )
-        return new_mask
 
     # The same for a CSR kernel, of which there are only tiles.
 

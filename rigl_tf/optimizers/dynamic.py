@@ -270,6 +270,10 @@ class SNFS(SparseOptimizer):
 
     dense_gradients = "always"
 
+    @property
+    def supports_structures(self):
+        return type(self).new_mask is SNFS.new_mask and not self.redistribute
+
     def __init__(
         self,
         inner_optimizer,

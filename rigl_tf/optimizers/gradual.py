@@ -2,13 +2,12 @@
 
 import functools
 import itertools
-import math
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from rigl_tf import distributions, schedules, selection
+from rigl_tf import distributions, schedules
 from rigl_tf.checks import check_numbers
 from rigl_tf.optimizers import kernels, targets
 from rigl_tf.optimizers.scheduled import ScheduledUpdates
@@ -62,6 +61,10 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
 
     trains_at_updates = True
     _keeps_zeros = True
+
+    @property
+    def supports_structures(self):
+        return type(self).new_mask is GradualPruning.new_mask
 
     def __init__(
         self,
@@ -119,13 +122,12 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
                 self._plan.counts[index].assign(counts)
 
     def _counts(self):
-        """The number of active connections after each update, as `{index: array}`."""
+        """The number of active units after each update, as `{index: array}`."""
         progress = self._progress()
         result = {}
         for sparse in self._plan.by_id.values():
-            size = math.prod(sparse.kernel.shape)
-            zeros = np.floor(sparse.sparsity * progress * size)
-            result[sparse.index] = (size - zeros).astype("int32")
+            counts = sparse.sparse.units.count(sparse.sparsity * progress)
+            result[sparse.index] = counts.astype("int32")
         return result
 
     def _progress(self):
@@ -160,7 +162,7 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
         # Not `counts[...]`: XLA would compile a slice anew for every step.
         num_active = tf.gather(self._plan.counts[self._kernel_index], number)
         scores = self._scores("drop_scores", kernel, mask, gradient)
-        return selection.keep(mask, scores, num_active)
+        return self._units.keep(mask, scores, num_active)
 
     def _unfinished(self, step):
         steps = self._update_steps()  # `None` if they are a subclass's own

@@ -5,7 +5,7 @@ import contextlib
 import tensorflow as tf
 
 from rigl_tf import schedules
-from rigl_tf.optimizers import draws, kernels
+from rigl_tf.optimizers import csr_state, draws, kernels
 from rigl_tf.optimizers.changeable import Changeable
 from rigl_tf.optimizers.training import SparseTraining
 
@@ -25,6 +25,7 @@ class ScheduledUpdates(SparseTraining):
     seed = 0
     _kernel_index = None
     _kernel_seed = None
+    _units = None
     _num_draws = 0
     _tile = None
 
@@ -168,10 +169,12 @@ class ScheduledUpdates(SparseTraining):
 
     def _update_kernels(self, strategy, pairs, gradients):
         """A new mask for each kernel."""
+        step = tf.convert_to_tensor(self.step)
+        updates = csr_state.Updates(self)
         for (sparse, _), gradient in zip(pairs, gradients, strict=True):
             if sparse in self._plan.csr:
                 rows = sparse.rows(strategy, gradient) if self._needs_gradients else None
-                sparse.update(strategy, rows, self.step, self)
+                sparse.update(strategy, rows, step, updates)
             else:
                 sparse.update(strategy, gradient, self.step, self._updated)
 
@@ -201,10 +204,11 @@ class ScheduledUpdates(SparseTraining):
         """Lets scores draw random numbers; gives the seed of those of grown values."""
         seed = draws.fold(tf.constant([self.seed, 0], tf.int64), sparse.index, step)
         self._kernel_index, self._kernel_seed, self._num_draws = sparse.index, seed, 0
+        self._units = sparse.sparse.units
         try:
             yield draws.fold(seed, 1)  # other numbers than those of the scores
         finally:
-            self._kernel_index = self._kernel_seed = None
+            self._kernel_index = self._kernel_seed = self._units = None
 
     def _grown_values(self, kernel, mask, gradient, initial_std, seed):
         """Where connections start that an update makes active."""

@@ -23,3 +23,4 @@ class StaticSparse(SparseTraining):
     """
 
     supports_csr = True
+    supports_structures = True

@@ -1,10 +1,9 @@
 """The sparsity of each kernel, for optimizers that make kernels sparse."""
 
 import dataclasses
-import math
 import warnings
 
-from rigl_tf import distributions, masks
+from rigl_tf import masks, structures
 from rigl_tf.optimizers.training import SparseTraining
 from rigl_tf.optimizers.wrapping import serialized
 
@@ -32,32 +31,35 @@ class TargetSparsity(SparseTraining):
         if self._remembers() and self._allocation.shapes == shapes:
             return self._allocation.shares
         shares, self._allocation = self._new_shares(kernels), None
-        if self._shares_without_paths(shapes) != shares:
+        if self._shares_without_paths(kernels) != shares:
             self._allocation = _Allocation(self.distribution, self._final_sparsity, shapes, shares)
         return shares
 
-    def _shares_without_paths(self, shapes):
+    def _shares_without_paths(self, kernels):
         """What the distribution makes of numbers for paths; `None` if it needs to know them."""
-        numbered = {str(index): tuple(shape) for index, shape in enumerate(shapes)}
+        numbered = {str(index): each.units for index, each in enumerate(kernels)}
         try:
-            shares = distributions.allocate(self.distribution, numbered, self._final_sparsity)
+            shares = structures.allocate(self.distribution, numbered, self._final_sparsity)
         except Exception:  # whatever a user's function does with paths that it does not know
             return None
         return list(shares.values())
 
     def _new_shares(self, kernels):
         """The sparsity of each kernel by the distribution; warns if it is not that of all."""
-        shapes = {path: kernel.shape for path, kernel in masks.by_path(kernels).items()}
-        sizes = {path: math.prod(shape) for path, shape in shapes.items()}
-        shares = distributions.allocate(self.distribution, shapes, self._final_sparsity)
-        zeros = {path: distributions.num_zeros(size, shares[path]) for path, size in sizes.items()}
+        units = {path: kernel.units for path, kernel in masks.by_path(kernels).items()}
+        shares = structures.allocate(self.distribution, units, self._final_sparsity)
+        zeros = {
+            path: each.size - int(each.count(shares[path])) * each.unit_size
+            for path, each in units.items()
+        }
         if self._keeps_zeros:
             now = (kernel.size - kernel.num_active for kernel in kernels)
             zeros = {path: max(num, next(now)) for path, num in zeros.items()}
-        size = sum(sizes.values())
+        size = sum(each.size for each in units.values())
         reached = sum(zeros.values()) / size
-        # Each kernel may miss a whole weight.
-        if abs(reached - self._final_sparsity) > _TOLERANCE + len(zeros) / size:
+        # Each kernel may miss a whole weight, or a whole unit.
+        step = sum(each.step for each in units.values())
+        if abs(reached - self._final_sparsity) > _TOLERANCE + step / size:
             dense = [path for path, num in zeros.items() if not num]
             warnings.warn(
                 f"{type(self).__name__} makes a sparsity of {reached:.3f} instead of "

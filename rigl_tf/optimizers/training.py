@@ -31,10 +31,12 @@ class SparseTraining(WrappingOptimizer):
             `"at updates"` or `"always"`. So much its training costs, see
             `rigl_tf.flops.training_flops`.
         supports_csr: Boolean, whether it trains kernels that hold their active values only.
+        supports_structures: Boolean, whether its masks keep to `rigl_tf.structures`.
     """
 
     dense_gradients = "never"
     supports_csr = False
+    supports_structures = False
     trains_at_updates = False
     track_exploration = False
     _num_told = 0
@@ -106,6 +108,7 @@ class SparseTraining(WrappingOptimizer):
                 f"{[getattr(variable, 'path', variable.name) for variable in variables]}"
             )
         self.check_csr([kernel.path for kernel in sparse if kernel.execution == "csr"])
+        self._check_structures(sparse)
         limits.check_unused(self.inner_optimizer)
         limits.warn_of_vanishing_squares(self.inner_optimizer)
         masks.settle(sparse)
@@ -126,6 +129,17 @@ class SparseTraining(WrappingOptimizer):
                 f"{type(self).__name__} with these arguments needs masked kernels: use "
                 "`rigl_tf.with_execution(model, 'masked')` before, or `execution='masked'` in "
                 f"`rigl_tf.sparsify`. Received: CSR kernels {paths}"
+            )
+
+    def _check_structures(self, sparse):
+        structured = {
+            each.path: str(each.units.structure) for each in sparse if each.units.structure
+        }
+        if structured and not self.supports_structures:
+            raise ValueError(
+                f"{type(self).__name__} with these arguments chooses single connections, and would "
+                "break structures: use another algorithm, or `structure=None` in "
+                f"`rigl_tf.sparsify`. Received: structures={structured}"
             )
 
     def _create_state(self, variables, shares):

@@ -1,36 +1,136 @@
 """Smaller models, without units that no input reaches, or that reach no output."""
 
-import itertools
-import math
+import dataclasses
+from collections.abc import Mapping
 
 import keras
 import numpy as np
+import rich.table
+import tensorflow as tf
 
-from rigl_tf import masks
-from rigl_tf.layers.building import without_build_configs
-from rigl_tf.layers.wrapper import SparseWrapper
+from rigl_tf.checks import check_choice, check_keras_3, check_numbers
+from rigl_tf.inputs import batch_of
+from rigl_tf.layers.summary import as_text
+from rigl_tf.masks import kernels_of, masked, without_masks
+from rigl_tf.objective import mean_loss, mean_over, read_batches, untouched_state
+from rigl_tf.transforms.channels import Channels, is_its_graph
 from rigl_tf.transforms.execution import as_masked
-from rigl_tf.transforms.rebuild import calls_of, is_clonable
+from rigl_tf.transforms.rebuild import is_clonable
+from rigl_tf.transforms.smaller import smaller_model
+from rigl_tf.walk import all_layers
 
 _RULE = (
-    "`compact` and `live_units` take a chain of Dense layers on vectors. Between them may stand "
-    "layers that treat each unit alike, such as Activation and Dropout, and BatchNormalization."
+    "`compact` and `live_units` take a built Sequential or Functional model, whose graph Keras "
+    "knows."
 )
-_NORMALISATIONS = (keras.layers.BatchNormalization, keras.layers.Normalization)
+_SALIENCIES = ("magnitude", "gradient")
+# Relative to the largest output; and how many times as much as the model itself changes if its
+# inputs change in their last digits.
+_TOLERANCE = 1e-4
+_NUM_OWN_DIFFERENCES = 20
+_EPSILONS = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
 
 
-def compact(model):
+@dataclasses.dataclass(frozen=True)
+class LayerUnits:
+    """What `rigl_tf.compact` did to the units of one layer.
+
+    Attributes:
+        path: String, the name of the layer, after those of the models around it.
+        num_units: Integer, how many it had.
+        kept: Array of integers, the units that are left, in their order.
+        num_dead: Integer, how many of these send a constant, as nothing leads to them.
+        reason: String, why units had to stay that nothing leads to, or why none could be removed;
+            `None` if there is no such unit.
+    """
+
+    path: str
+    num_units: int
+    kept: np.ndarray
+    num_dead: int
+    reason: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class CompactReport:
+    """What `rigl_tf.compact` removed, and what it could not; `print` shows it as a table.
+
+    Attributes:
+        layers: A `LayerUnits` for each layer with a kernel, in the order of use.
+        unread_inputs: `{name of an input: array of integers}`, the entries of inputs that nothing
+            reads: along the last axis, or of the flattened input if it is flattened.
+        dropped_inputs: Likewise, those that are no inputs of the new model.
+        num_weights_before, num_weights: Number of weights, masks excluded.
+        max_difference: Largest absolute difference between the outputs of both models; with
+            `keep`, to those of a model whose chosen units send nothing.
+    """
+
+    layers: tuple
+    unread_inputs: dict
+    dropped_inputs: dict
+    num_weights_before: int
+    num_weights: int
+    max_difference: float
+
+    @property
+    def cannot_remove(self):
+        """`{path of a layer: why its units, or dead ones among them, had to stay}`."""
+        return {each.path: each.reason for each in self.layers if each.reason}
+
+    def __str__(self):
+        table = rich.table.Table(title="Units that are left", title_justify="left")
+        table.add_column("layer", overflow="fold")
+        table.add_column("units", justify="right")
+        table.add_column("of", justify="right")
+        table.add_column("what had to stay, and why", overflow="fold")
+        for each in self.layers:
+            table.add_row(each.path, str(len(each.kept)), str(each.num_units), each.reason or "")
+        table.add_section()
+        table.add_row("weights", f"{self.num_weights:,}", f"{self.num_weights_before:,}", "")
+        for name, places in self.unread_inputs.items():
+            done = "left out" if name in self.dropped_inputs else "not read"
+            table.add_row(f"input {name}", "", "", f"{len(places)} entries {done}")
+        return as_text(table)
+
+
+def compact(
+    model,
+    keep=None,
+    *,
+    saliency="magnitude",
+    data=None,
+    loss=None,
+    drop_inputs=False,
+    inputs=None,
+    return_report=False,
+):
     """A smaller model without dead units, which predicts what the model predicts.
 
-    A unit of a hidden layer is dead if no active connection leads to it, all the way from the
-    inputs, or none leads on from it to the outputs. What a unit without inputs sends is constant;
-    it is added to the biases of the next layer. Inputs without active connections are left out:
-    the new model takes the same inputs, and selects the live ones by `keras.ops.take`, a part of
-    Keras, before its first Dense layer. Each layer keeps one unit at least. In kernels without a
-    mask, the connections that are not zero are the active ones.
+    A unit (of a Dense layer; a filter of a convolution) is dead if no active connection leads to
+    it, all the way from the inputs, or none leads on from it to the outputs. What a unit without
+    inputs sends is constant; it is added to the biases of the layers that read it. In kernels
+    without a mask, the connections that are not zero are the active ones.
 
-    The new model is sparse, with the masks of what is left, and can be trained on: from then on
-    it is another model, as the dead units could have come back to life.
+    Units are followed through Dense, EinsumDense, Embedding, convolutions (depthwise, separable,
+    grouped and transposed ones too), BatchNormalization, GroupNormalization, PReLU, through nested
+    models, and through all layers and operations without weights that treat each unit alike, as
+    activations, pooling and sums do, or that put units side by side. Units that are added to, or
+    multiplied with each other are removed together. What takes all units together keeps them:
+    LayerNormalization, attention, recurrent layers, softmax, layers of a user's own with weights,
+    slices. Where a convolution pads zeros, constants other than 0 are no biases: one of them stays
+    as a unit, and stands for all that this convolution reads. In front of a depthwise or separable
+    convolution that pads zeros they all stay.
+
+    Inputs that nothing reads are taken out before the first layer with a kernel, by
+    `keras.ops.take`, a part of Keras; the model takes the same inputs, unless `drop_inputs`. Each
+    layer keeps one unit at least.
+
+    Layers in a `SparseWrapper` stay in one, with the masks of what is left, so the new model can be
+    trained on: from then on it is another model, as the dead units could have come back to life.
+    `rigl_tf.strip(rigl_tf.compact(model))` is plain Keras, and so is what was made of a plain
+    model. Layers without weights are those of the model; all others are new.
+
+    Both models are run on a batch and compared.
 
     The RigL paper (appendix B) counts the cost of such models as `rigl_tf.flops.count` does: two
     FLOPs for a connection, float32 values and biases, a bit mask for each sparse kernel. Its
@@ -38,22 +138,40 @@ def compact(model):
     full byte. Its code looks at each layer once, from the inputs on, so that it keeps inputs and
     units whose connections all lead to units that it removes: one finds a few more there.
 
+    With `keep` more units are removed than the dead ones, those of the lowest saliency: the new
+    model predicts something else, and is to be trained on.
+
     Reference:
 
     - [Evci et al., 2020](https://arxiv.org/abs/1911.11134), appendix B
+    - `keep`: [Li et al., 2017](https://arxiv.org/abs/1608.08710), magnitude;
+      [Molchanov et al., 2019](https://arxiv.org/abs/1906.10771), gradient times weight
 
     Args:
-        model: A built Sequential or Functional `keras.Model`, a chain of Dense layers, sparse or
-            not. Before the first one may stand layers without kernels, such as Flatten; between
-            them layers that treat each unit alike, such as Activation and Dropout, and
-            BatchNormalization. It is not changed.
+        model: A built Sequential or Functional `keras.Model`, sparse or not. It is not changed.
+        keep: `None`; or the share of units that is kept, in `(0, 1]`, of all layers whose units can
+            be removed, or `{layer name: share}` for some layers. Of `n` units the `ceil(keep n)`
+            of the highest saliency stay, if they are not dead. Units that go together, as those
+            that are added up, have one saliency, and their layers one share.
+        saliency: String, the saliency of a unit: `"magnitude"`, the L2 norm of its incoming
+            weights, or `"gradient"`, the sum of `|gradient * weight|` over these.
+        data: For `"gradient"`, a pair `(inputs, targets)`, or a list or data set of such batches.
+        loss: For `"gradient"`, a Keras loss, its name, or a function of targets and outputs.
+        drop_inputs: Whether inputs that nothing reads are no inputs of the new model. It takes
+            fewer entries along the last axis, or, if the model only flattens its inputs, a vector
+            of those that are left. The report says which.
+        inputs: A batch to compare the outputs on, instead of random numbers. It is needed only if
+            the model takes sequences or images of any size.
+        return_report: Whether to return a pair of the model and a `CompactReport`.
 
     Returns:
         A new, uncompiled Functional model with the same layer names. A layer without bias gets
         one if it has to take up constants.
 
     Raises:
-        ValueError: If the model is not built, or no such chain.
+        ValueError: If the model is not built, is subclassed, depends on chance, or an argument is
+            out of its range.
+        RuntimeError: If the outputs differ by more than rounding.
 
     Example:
 
@@ -61,44 +179,51 @@ def compact(model):
     ...     keras.Input((28, 28)), keras.layers.Flatten(),
     ...     keras.layers.Dense(300, "relu"), keras.layers.Dense(10)])
     >>> sparse = rigl_tf.sparsify(dense, 0.995, dense_layers=dense.layers[-1].name)
-    >>> small = compact(sparse)
+    >>> small, report = compact(sparse, return_report=True)
     >>> [len(units) for units in live_units(sparse)] == [*small.layers[-2].kernel.shape, 10]
     True
-    >>> np.allclose(small(np.ones((1, 28, 28))), sparse(np.ones((1, 28, 28))), atol=1e-5)
+    >>> len(report.unread_inputs[dense.inputs[0].name]) == 784 - small.layers[-2].kernel.shape[0]
     True
+    >>> half = compact(dense, keep=0.5)
+    >>> half.layers[-1].kernel.shape
+    TensorShape([150, 10])
     """
-    stages, inputs, x = _chain(model)
-    live = _live(stages)
-    if not live[0].all():
-        x = keras.ops.take(x, np.flatnonzero(live[0]), axis=-1)
-    pending = []
-    for stage, rows, columns in zip(stages, live, live[1:], strict=False):
-        new_layer = stage.smaller(columns)
-        x = new_layer(x)
-        stage.fill(new_layer, rows, columns)
-        for layer in stage.after:
-            new_layer = _new(layer)
-            x = new_layer(x)
-            pending.append((layer, new_layer, columns))
-    result = keras.Model(inputs, x, name=model.name)
-    _check_call(model, result)
-    for layer, new_layer, columns in pending:
-        _copy_state(layer, new_layer, columns)
-    return result
+    check_choice(_SALIENCIES, saliency=saliency)
+    if saliency == "gradient" and keep is not None and (data is None or loss is None):
+        raise ValueError(
+            "`saliency='gradient'` needs `data`, a pair `(inputs, targets)`, and a `loss`. "
+            f"Received: data={type(data).__name__}, loss={loss!r}"
+        )
+    _check_model(model)
+    model = as_masked(model)
+    batch = batch_of(model, inputs)
+    channels = Channels(model, drop_inputs)
+    channels.solve()
+    if keep is not None:
+        gradients = {}
+        if saliency == "gradient":
+            gradients = _gradients(model, channels, data, loss)
+        channels.solve(_least_salient(channels, keep, gradients))
+    small, left = smaller_model(channels)
+    difference = _compare(model, small, channels, batch, left)
+    if not return_report:
+        return small
+    return small, _report(model, small, channels, left, difference)
 
 
 def live_units(model):
-    """Which units of a chain of Dense layers `compact` keeps.
+    """Which units of a model `compact` keeps.
 
     Args:
         model: As for `compact`.
 
     Returns:
-        List of arrays of integers, for the inputs of the first Dense layer (flattened pixels, say)
-        and for the units of each Dense layer, which ones are live. The output units all are.
+        List of arrays of integers, for the inputs of the first layer with a kernel (flattened
+        pixels, say) and for the units of each layer with a kernel, in the order of use, which ones
+        are left. The output units all are.
 
     Raises:
-        ValueError: As `compact`.
+        ValueError: As `compact`; and if no layer has a kernel that reads units.
 
     Example:
 
@@ -109,190 +234,278 @@ def live_units(model):
     >>> [units.tolist() for units in live_units(sparse)]
     [[0, 3], [0]]
     """
-    return [np.flatnonzero(live) for live in _live(_chain(model)[0])]
+    _check_model(model)
+    channels = Channels(as_masked(model))
+    channels.solve()
+    steps = [steps[0] for steps in channels.kernels.values()]
+    first = next((step for step in steps if len(step.weights.connections)), None)
+    if first is None:
+        raise ValueError(
+            "`live_units` needs a model with a kernel, as that of a Dense layer. "
+            f"Received: model={model.name!r}"
+        )
+    return [
+        channels.taken(first),
+        *(channels.places(step.outputs[0]) for step in steps),
+    ]
 
 
-class _Stage:
-    """A Dense layer, maybe wrapped, and the layers between it and the next one.
-
-    Attributes:
-        layer, after: The layers.
-        dense: The Dense layer itself.
-        connections: Boolean array, the connections that are active.
-        kernel: Array, zero where they are not.
-        bias: Array, zeros without a bias.
-    """
-
-    def __init__(self, layer, after):
-        self.layer = layer
-        self.after = after
-        self.dense = _inner(layer)
-        sparse = masks.kernel_of(self.dense.kernel)
-        kernel = keras.ops.convert_to_numpy(self.dense.kernel)
-        self.connections = kernel != 0 if sparse is None else sparse.mask
-        self.kernel = np.where(self.connections, kernel, 0).astype("float64")
-        self.bias = np.zeros(self.dense.units)
-        if self.dense.use_bias:
-            self.bias += keras.ops.convert_to_numpy(self.dense.bias)
-
-    def outputs(self):
-        """What the units send on that get nothing."""
-        x = self.dense.activation(keras.ops.cast(self.bias[np.newaxis], self.dense.compute_dtype))
-        for layer in self.after:
-            x = layer(x)
-        return keras.ops.convert_to_numpy(keras.ops.cast(x, "float64"))[0]
-
-    def smaller(self, columns):
-        """A layer like this one, wrapped if it is, with the live units and no weights yet."""
-        config = without_build_configs(self.dense.get_config())
-        config["units"] = int(columns.sum())
-        config["use_bias"] = self.dense.use_bias or bool(self.bias[columns].any())
-        dense = keras.layers.Dense.from_config(config)
-        if self.dense is self.layer:
-            return dense
-        return SparseWrapper(dense, seed=self.layer.seed, name=self.layer.name)
-
-    def fill(self, new_layer, rows, columns):
-        """Gives the smaller layer the weights of the live units."""
-        dense = _inner(new_layer)
-        chosen = np.ix_(rows, columns)
-        connections = self.connections[chosen]
-        if dense is not new_layer:
-            # For copies made from the config, which always have a sparsity below 1.
-            share = min(1 - connections.mean(), math.nextafter(1.0, 0.0))
-            new_layer.keep_sparsity([float(share)], new_layer.seed)
-            masks.kernel_of(dense.kernel).set_mask(connections)
-        dense.kernel.assign(np.where(connections, self.kernel[chosen], 0))
-        if dense.use_bias:
-            dense.bias.assign(self.bias[columns])
-
-
-def _live(stages):
-    """For the inputs and for each Dense layer, a boolean array: which units are live.
-
-    Takes the connections of dead units out of the stages, and puts what they send into the biases.
-    """
-    reached = np.ones(len(stages[0].kernel), bool)
-    constants = np.zeros(len(reached))
-    for stage, next_stage in itertools.zip_longest(stages, stages[1:]):
-        stage.bias += constants[~reached] @ stage.kernel[~reached]
-        stage.connections &= reached[:, np.newaxis]
-        reached = stage.connections.any(axis=0)
-        if next_stage is not None:
-            constants = stage.outputs()
-    live = [np.ones(stages[-1].dense.units, bool)]
-    for stage in reversed(stages):
-        stage.connections &= live[0]
-        live.insert(0, stage.connections.any(axis=1))
-    for each in live:
-        each[0] |= not each.any()
-    return live
-
-
-def _chain(model):
-    """The stages of a model from its first Dense layer on; new inputs, and what comes to it."""
+def _check_model(model):
+    check_keras_3(model=model)
     if not isinstance(model, keras.Model):
         raise ValueError(f"{_RULE} Received: {model!r}")
     if not model.built:
         raise ValueError(f"{_RULE} Build the model before. Received: model={model.name!r}")
-    if not is_clonable(model):
-        _refuse(model, f"of class {type(model).__name__}")
-    new, calls = calls_of(as_masked(model))
-    places = [index for index, call in enumerate(calls) if _is_dense(call.layer)]
-    if not places:
-        _refuse(model, "without a Dense layer")
-    _check_links(model, new, calls, places[0])
-    stages = []
-    for start, end in itertools.zip_longest(places, places[1:]):
-        dense, *after = [call.layer for call in calls[start:end]]
-        _check_units(model, dense, calls[start].args[0].shape, after, is_last=end is None)
-        stages.append(_Stage(dense, after))
-    for call in calls[: places[0]]:
-        _check_kernels(model, call.layer)
-    return stages, new.input, calls[places[0]].args[0]
+    if not is_clonable(model) or not is_its_graph(model):
+        raise ValueError(
+            f"{_RULE} Received: model={model.name!r} of class {type(model).__name__}, with a "
+            "`call` of its own"
+        )
 
 
-def _check_links(model, new, calls, start):
-    """Checks that each layer gets what the one before it sends, and nothing else does."""
-    chain = calls[start:]
-    for call, next_call in itertools.pairwise(chain):
-        name = next_call.layer.name
-        if keras.tree.flatten(next_call.args)[:1] != [call.outputs]:
-            _refuse(model, f"with layer {name!r} that does not follow {call.layer.name!r}")
-    for call in chain:
-        if sum(call.layer is other.layer for other in calls) > 1:
-            _refuse(model, f"with layer {call.layer.name!r} that is used twice")
-    if keras.tree.flatten(new.output) != [chain[-1].outputs]:
-        _refuse(model, f"with outputs other than those of its layer {chain[-1].layer.name!r}")
-    for call in calls:
-        if call.kwargs.get("training"):
-            _refuse(model, f"with layer {call.layer.name!r} called with `training=True`")
+# Units to remove that are not dead.
 
 
-def _check_units(model, layer, shape, after, is_last):
-    """Checks that units of a Dense layer can be removed, unless it is the last one."""
-    dense = _inner(layer)
-    if len(dense.weights) != 1 + dense.use_bias or len(shape) != 2:
-        _refuse(model, f"with layer {layer.name!r} of inputs {shape}")
-    for each in after:
-        _check_kernels(model, each)
-    if is_last:
-        return
-    if not treats_units_alike(dense.activation, (dense.units,)):
-        _refuse(model, f"with the activation of layer {layer.name!r}")
-    for each in after:
-        is_normalisation = isinstance(each, keras.layers.BatchNormalization)
-        has_weights = getattr(each, "weights", [])  # operations have none
-        if not is_normalisation and (has_weights or not treats_units_alike(each, (dense.units,))):
-            _refuse(model, f"with layer {each.name!r} of class {type(each).__name__}")
+def _least_salient(channels, keep, gradients):
+    """Labels of the units to remove: those of the lowest saliency in each group of layers."""
+    groups = _groups(channels)
+    shares = _shares(channels, groups, keep)
+    scores = _scores(channels, gradients)
+    dropped = []
+    for group, share in zip(groups, shares, strict=True):
+        labels = np.unique(np.concatenate([labels for _, labels in group]))
+        if share is None or not len(labels):
+            continue
+        # Units that are dead go anyway.
+        ranks = np.where(channels.live[labels], scores[labels], -1.0)
+        order = labels[np.argsort(-ranks, kind="stable")]
+        kept = set(order[: max(1, int(np.ceil(share * len(labels) - 1e-9)))].tolist())
+        for _, own in group:
+            if len(own) and not kept.intersection(own.tolist()):
+                kept.add(int(own[np.argmax(scores[own])]))
+        dropped += [label for label in labels.tolist() if label not in kept]
+    return dropped
 
 
-def _check_kernels(model, layer):
-    if getattr(layer, "weights", []) and not isinstance(layer, _NORMALISATIONS):
-        _refuse(model, f"with layer {layer.name!r} of class {type(layer).__name__}")
+def _groups(channels):
+    """Groups of layers that have units in common: lists of `(step, labels that can be removed)`."""
+    groups = []
+    for step, *_ in channels.kernels.values():
+        roots = np.unique(channels.root(step.outputs[0].labels))
+        own = np.array([root for root in roots if channels.can_choose(root)], int)
+        met = [group for group in groups if any(np.isin(own, labels).any() for _, labels in group)]
+        groups = [group for group in groups if group not in met]
+        groups.append([*(each for group in met for each in group), (step, own)])
+    return groups
 
 
-def _check_call(model, result):
-    if type(model).call not in (keras.Sequential.call, type(result).call):
-        _refuse(model, f"of class {type(model).__name__}, with a `call` of its own")
+def _shares(channels, groups, keep):
+    """For each group the share that is kept, or `None` if it stays as it is."""
+    if not isinstance(keep, Mapping):
+        check_numbers("(0, 1]", keep=keep)
+        return [keep] * len(groups)
+    paths = [step.path for group in groups for step, _ in group]
+    for name, share in keep.items():
+        check_numbers("(0, 1]", **{f"keep[{name!r}]": share})
+        if sum(_is_named(path, name) for path in paths) != 1:
+            raise ValueError(
+                "`keep` must name layers with a kernel, each once; those in a nested model by its "
+                f"name, too, as 'model/layer'. Received: {name!r}, of the layers {paths}"
+            )
+    shares = []
+    for group in groups:
+        named = {
+            name: share
+            for step, _ in group
+            for name, share in keep.items()
+            if _is_named(step.path, name)
+        }
+        for step, labels in group:
+            if not len(labels) and any(_is_named(step.path, name) for name in named):
+                reason = channels.reason(step.outputs[0].labels[0]) or "they go with inputs"
+                raise ValueError(
+                    "`keep` must name layers whose units can be removed. "
+                    f"Received: {step.path!r}, whose units have to stay: {reason}"
+                )
+        if len(set(named.values())) > 1:
+            raise ValueError(
+                "Layers whose units go together, as they are added up, must have one share in "
+                f"`keep`. Received: {named}"
+            )
+        shares.append(next(iter(named.values()), None))
+    return shares
 
 
-def treats_units_alike(function, shape):
-    """Whether each output is the same function of one input: shifted inputs, shifted outputs.
+def _is_named(path, name):
+    return name in (path, path.rpartition("/")[2])
 
-    Args:
-        function: Layer or function of a tensor, which may change all axes but the last, the units.
-        shape: Tuple of integers, that of one example.
+
+def _scores(channels, gradients):
+    """The saliency of the units with each label, an array."""
+    scores = np.zeros(len(channels.live))
+    for key, (step, *_) in channels.kernels.items():
+        roots = channels.root(step.outputs[0].labels)
+        np.add.at(scores, roots, step.weights.norms(gradients.get(key)))
+    return scores if gradients else np.sqrt(scores)
+
+
+def _gradients(model, channels, data, loss):
+    """`{id of a layer: gradient of the mean loss, an array of its kernel's shape}`."""
+    kernels = {
+        key: getattr(step.weights.inner, step.weights.kernel_name)
+        for key, (step, *_) in channels.kernels.items()
+    }
+    mean = mean_loss(loss)
+    values = [kernel.value for kernel in kernels.values()]
+
+    def of_batch(inputs, targets, sample_weight):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            value = mean(targets, model(inputs, training=True), sample_weight)
+        gradients = tape.gradient(value, values, unconnected_gradients="zero")
+        return [tf.convert_to_tensor(each) for each in gradients]
+
+    with untouched_state(model):
+        gradients = mean_over(read_batches(data), of_batch)
+    found = {key: each.numpy() for key, each in zip(kernels, gradients, strict=True)}
+    if not all(np.isfinite(each).all() for each in found.values()):
+        raise ValueError(
+            "The gradients must be finite to say which units to keep: mend the weights, or give "
+            f"other `data`. Received: model={model.name!r} with NaN or infinite gradients"
+        )
+    return found
+
+
+# The comparison.
+
+
+def _compare(model, small, channels, batch, left):
+    """The largest difference of the outputs; a `RuntimeError` if it is more than rounding."""
+    weights = _weights_to_compare(model, channels)
+
+    def run(batch):
+        with keras.StatelessScope(state_mapping=weights):
+            return _numbers(model(batch, training=False))
+
+    flat = keras.tree.flatten(batch)
+    fewer = [_left(x, places) for x, places in zip(flat, left, strict=True)]
+    with keras.StatelessScope():
+        found = _numbers(small(keras.tree.pack_sequence_as(batch, fewer), training=False))
+    expected = run(batch)
+    differences = _differences(found, expected)
+    epsilon = max(_EPSILONS.get(layer.compute_dtype, 0.0) for layer in all_layers(model))
+    relative = max(_TOLERANCE, 4 * epsilon)
+    if not all(
+        difference <= relative * _largest(output)
+        for difference, output in zip(differences, expected, strict=True)
+    ):
+        # How much is rounding shows what the model itself makes of other last digits.
+        close = [x * (1 + 1e-6) if x.dtype.is_floating else x for x in flat]
+        own = _differences(run(keras.tree.pack_sequence_as(batch, close)), expected)
+        twice = _differences(run(batch), expected)
+        if any(twice):
+            raise ValueError(
+                f"{_RULE} Its predictions must not depend on chance, as they are compared. "
+                f"Received: model={model.name!r}"
+            )
+        if not all(
+            difference <= _NUM_OWN_DIFFERENCES * own_difference
+            for difference, own_difference in zip(differences, own, strict=True)
+        ):
+            raise RuntimeError(
+                "The outputs of the smaller model are not those of the model, so it was thrown "
+                f"away. Received: model={model.name!r}, largest difference {max(differences):.3g} "
+                f"between outputs up to {max(map(_largest, expected)):.3g}"
+            )
+    return max(differences, default=0.0)
+
+
+def _weights_to_compare(model, channels):
+    """What the model computes with when it is compared: pairs `(variable, value)`.
+
+    What stands in inactive connections does not count; and what is left out though it is not dead
+    sends nothing.
     """
-    x = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
-    first = np.full((*x.shape[:-1], 1), 9, "float32")
-    shifted = np.concatenate([first, x[..., :-1]], axis=-1)
-    y, z = (
-        keras.ops.convert_to_numpy(keras.ops.cast(function(v), "float32")) for v in (x, shifted)
+    changed = {
+        id(kernel.variable): (kernel.variable, masked(kernel.variable, kernel.mask))
+        for kernel in kernels_of(model).values()
+    }
+    for step, *_ in channels.kernels.values():
+        if len(step.weights.connections):
+            rows = np.flatnonzero(channels.dropped[channels.root(step.inputs[0].labels)])
+            if len(rows):
+                variable, value = step.weights.without(rows)
+                changed[id(variable)] = variable, keras.ops.convert_to_tensor(value)
+    return list(changed.values())
+
+
+def _left(x, places):
+    if places is None:
+        return x
+    is_flat, places = places
+    x = tf.reshape(x, (len(x), -1)) if is_flat else x
+    return tf.gather(x, places, axis=-1)
+
+
+def _numbers(outputs):
+    return [np.asarray(keras.ops.cast(x, "float64")) for x in keras.tree.flatten(outputs)]
+
+
+def _differences(outputs, expected):
+    differences = []
+    for one, other in zip(outputs, expected, strict=True):
+        if one.shape != other.shape:
+            return [np.inf] * len(expected)
+        gaps = np.zeros_like(other)
+        # Equal infinities do not differ.
+        is_same = (one == other) | (np.isnan(one) & np.isnan(other))
+        np.subtract(one, other, out=gaps, where=~is_same)
+        differences.append(float(np.nan_to_num(np.abs(gaps), nan=np.inf).max(initial=0.0)))
+    return differences
+
+
+def _largest(output):
+    return float(np.abs(output[np.isfinite(output)]).max(initial=0.0))
+
+
+# The report.
+
+
+def _report(model, small, channels, left, difference):
+    names = [tensor.name for tensor in keras.tree.flatten(channels.trace.plain.input)]
+    dropped = {}
+    for name, value, places in zip(names, channels.trace.inputs, left, strict=True):
+        if places is not None:
+            is_flat, kept = places
+            size = np.prod(value.shape[1:]) if is_flat else value.shape[-1]
+            dropped[name] = np.setdiff1d(np.arange(size), kept)
+    return CompactReport(
+        layers=tuple(_layer_units(channels, steps[0]) for steps in channels.kernels.values()),
+        unread_inputs={
+            name: places
+            for name, value in zip(names, channels.trace.inputs, strict=True)
+            if len(places := channels.unread(value))
+        },
+        dropped_inputs=dropped,
+        num_weights_before=_num_weights(model),
+        num_weights=_num_weights(small),
+        max_difference=difference,
     )
-    has_all = y.shape[-1:] == x.shape[-1:]
-    return has_all and np.allclose(y[..., :-1], z[..., 1:], rtol=1e-4, atol=1e-6)
 
 
-def _copy_state(layer, new_layer, columns):
-    if isinstance(layer, keras.layers.BatchNormalization):
-        new_layer.set_weights([weight[columns] for weight in layer.get_weights()])
+def _num_weights(model):
+    return sum(int(np.prod(weight.shape)) for weight in without_masks(model, model.weights))
 
 
-def _new(layer):
-    """The layer itself, if it has no weights: else one of the same config."""
-    if not isinstance(layer, keras.layers.BatchNormalization):
-        return layer
-    return type(layer).from_config(without_build_configs(layer.get_config()))
-
-
-def _inner(layer):
-    return layer.layer if isinstance(layer, SparseWrapper) else layer
-
-
-def _is_dense(layer):
-    return type(_inner(layer)) is keras.layers.Dense
-
-
-def _refuse(model, reason):
-    raise ValueError(f"{_RULE} Received: model={model.name!r} {reason}")
+def _layer_units(channels, step):
+    (output,) = step.outputs
+    kept, labels = channels.places(output), channels.root(output.labels)
+    dead = kept[~np.isnan(output.constants[kept])]
+    reasons = [reason for reason in map(channels.reason, labels) if reason]
+    reason = None
+    if len(reasons) == len(labels):
+        reason = f"all: {reasons[0]}"
+    elif len(dead):
+        why = list(dict.fromkeys(channels.why_kept(label) for label in labels[dead]))
+        reason = f"{len(dead)} dead: {'; '.join(why)}"
+    return LayerUnits(step.path, output.num_units, kept, len(dead), reason)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import keras
 import tensorflow as tf
 
-from rigl_tf import distributions, initializers, masks
+from rigl_tf import distributions, initializers, masks, structures
 from rigl_tf.checks import check_integers, check_keras_3
 from rigl_tf.layers import summary
 from rigl_tf.layers.building import build_by_call
@@ -30,6 +30,7 @@ def sparsify(
     sparse_layers=(),
     from_zeros=False,
     initializer=None,
+    structure=None,
     execution="masked",
     seed=0,
 ):
@@ -69,6 +70,10 @@ def sparsify(
             not zero, and `sparsity` and `distribution` are left out.
         initializer: `None`, or what gives the sparse kernels new values by their masks: see
             `rigl_tf.initializers`. Biases and dense weights stay as they are.
+        structure: What is active or inactive together, a value of `rigl_tf.structures`:
+            `Block((4, 1))`, `NM(2, 4)`, `ConstantFanIn()`, `Channels()`. `None`: single weights.
+            The sparsity of each kernel is rounded to whole units. With `NM` it is given by that,
+            so leave `sparsity` out. Such kernels are always stored with their zeros.
         execution: How the kernels are stored and multiplied, a string:
 
             - `"masked"`: as dense kernels with zeros. Works everywhere, and is never faster than
@@ -87,7 +92,8 @@ def sparsify(
 
     Raises:
         ValueError: If an argument is out of its range, the model's layers are sparse already, it
-            has LoRA or no kernel, or was not made in the scope of the strategy.
+            has LoRA or no kernel, or one that does not have the structure, or was not made in the
+            scope of the strategy.
 
     Example:
 
@@ -96,6 +102,9 @@ def sparsify(
     >>> int((sparse.layers[0].layer.kernel.numpy() == 0).sum())
     7056
     """
+    structure = structures.get(structure)
+    if sparsity is None and structure is not None and not from_zeros:
+        sparsity = structure.sparsity
     _check_arguments(model, sparsity, distribution, from_zeros, seed)
     check_execution(execution)
     if initializer is not None:
@@ -117,9 +126,10 @@ def sparsify(
         parts = [each for each in _models_in(model) if not each.built]
         try:
             with allocation.held():
-                sparse = with_layers(model, _wrapping(chosen, allocation), in_place=True)
+                wrapping = functools.partial(_wrapping, allocation=allocation, structure=structure)
+                sparse = with_layers(model, wrapping(chosen), in_place=True)
             for part in parts:
-                _wrap_later(part, sparse, choice, allocation)
+                _wrap_later(part, sparse, choice, allocation, wrapping)
             if model.built:
                 _take_built(sparse)
             if has_weights:
@@ -266,13 +276,14 @@ def _chosen(model, choice):
     return chosen
 
 
-def _wrapping(chosen, allocation):
+def _wrapping(chosen, allocation, structure):
     """What takes the place of a layer: a function that puts those in `chosen` in a wrapper."""
 
     def wrap(layer):
         if id(layer) not in chosen:
             return layer
-        wrapper = SparseWrapper(layer, seed=0)  # `Allocation` gives it the right one
+        # `Allocation` gives it the right seed and sparsity.
+        wrapper = SparseWrapper(layer, 0.0, seed=0, structure=structure)
         wrapper.leave_masks_to(allocation, chosen[id(layer)])
         return wrapper
 
@@ -319,7 +330,7 @@ def _models_in(model):
     return [each for each in all_layers(model) if isinstance(each, keras.Model)]
 
 
-def _wrap_later(part, model, choice, allocation):
+def _wrap_later(part, model, choice, allocation, wrapping):
     """Wraps what a subclassed model, a part of `model` or itself, makes in `build` or in a call.
 
     That is its first call, before it computes anything. A Sequential model makes no layers, but the
@@ -345,7 +356,7 @@ def _wrap_later(part, model, choice, allocation):
         new = {id(layer) for layer, _ in leaves(part) if not isinstance(layer, SparseWrapper)}
         chosen = {key: value for key, value in _chosen(model, choice).items() if key in new}
         allocation.expect(len(chosen))
-        with_layers(part, _wrapping(chosen, allocation), in_place=True)
+        with_layers(part, wrapping(chosen), in_place=True)
         _take_built(part)
 
     @functools.wraps(build)

@@ -291,7 +291,7 @@ def _where_not(times, group, sparsity):
     return [
         *found,
         "* Kernels of recurrent layers and of grouped convolutions stay masked, and cost what "
-        "dense ones cost. Convolutions are not in this benchmark.",
+        "dense ones cost. Networks of convolutions are on [a page of their own](networks.md).",
         "* CSR runs on CPUs alone, in float32, and without XLA.",
         "* The number of active connections stays what it is: gradual pruning and DNW need masks.",
     ]

@@ -28,6 +28,7 @@ def make(program, network, distribution, sparsity, pixels, batch):
     execution, _ = keras_programs.PROGRAMS[program]
     keras.utils.set_random_seed(0)
     model = NETWORKS[network]((pixels, pixels, 3), _NUM_CLASSES)
+    num_weights = model.count_params()
     if execution is not None:
         # Uniform sparsity leaves the first layer dense, as in the RigL paper.
         model = rigl_tf.sparsify(model, sparsity, distribution, execution=execution)
@@ -39,7 +40,7 @@ def make(program, network, distribution, sparsity, pixels, batch):
     made.facts = {
         "num_csr": len(stored["csr"]),
         "num_masked": len(stored["masked"]),
-        "share_csr": round(sum(stored["csr"]) / model.count_params(), 3),
+        "share_csr": round(sum(stored["csr"]) / num_weights, 3),
     }
     return made
 

@@ -14,7 +14,15 @@ import models
 import rigl_tf
 from models import resnet_cifar
 from scripts.common import experiments, methods
-from scripts.rigl import ablations, compression, input_pixels, landscape, language, methods_table
+from scripts.rigl import (
+    ablations,
+    compression,
+    input_pixels,
+    landscape,
+    language,
+    methods_table,
+    structures,
+)
 
 pytestmark = pytest.mark.usefixtures("without_xla")
 
@@ -87,6 +95,33 @@ def test_compression(data_dir, tmp_path, monkeypatch):
         f"| RigL+ | L2 0.0001, seed 1 | {second['architecture']} |"
         in (tmp_path / "compression.md").read_text()
     )
+
+
+def test_structures(data_dir, tmp_path, monkeypatch):
+    for name, network in structures.NETWORKS.items():
+        often = dataclasses.replace(network, update_frequency=1)
+        monkeypatch.setitem(structures.NETWORKS, name, often)
+    monkeypatch.setitem(models.BUILDERS, "resnet20", resnet8)
+    arguments = [f"--data_dir={data_dir}", f"--output_dir={tmp_path}", "--seeds=0"]
+    run(structures, *arguments, "--epochs=3", "--sparsities=0.9,0.75")
+    chosen = ["--dataset=cifar10", "--epochs=6", "--methods=rigl", "--structures=Block,NM"]
+    run(structures, *arguments, *chosen, "--sparsities=0.75,0.8")
+    rows = rows_of(tmp_path / "structures.csv")
+    assert [row["structure"] for row in rows if row["dataset"] == "cifar10"] == [
+        "NM(1, 4)",
+        "Block((4, 1))",
+    ]
+    mnist = [row for row in rows if row["dataset"] == "mnist"]
+    # Four structures at 90 %; at 75 % N of M, and the unstructured network beside it.
+    assert len(mnist) == 2 * (4 + 2)
+    assert all(abs(float(row["reached"]) - float(row["sparsity"])) < 0.01 for row in mnist)
+    page = (tmp_path / "structures.md").read_text()
+    assert "## MNIST, LeNet-300-100" in page
+    assert "## CIFAR-10, ResNet-20" in page
+    assert "Not run yet" not in page
+    assert (tmp_path / "structures_mnist.png").stat().st_size > 1000
+    with pytest.raises(app.UsageError, match="--structures must be beginnings of"):
+        run(structures, *arguments, "--structures=Rows")
 
 
 def test_which_of_the_published_numbers_are_hit():

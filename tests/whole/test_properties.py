@@ -26,11 +26,13 @@ from helpers import (
     masks_of,
     mirrored,
     mlp,
+    sequential,
     state_of,
     updates_only,
 )
 
 import rigl_tf
+from rigl_tf.structures import NM, Block, Channels, ConstantFanIn
 
 pytestmark = [ends_early, updates_only]
 
@@ -321,3 +323,120 @@ def test_two_replicas_are_one(name):
     assert not any(differ(*pair) for pair in zip(history, want, strict=True))
     for weight, other in zip(replicated.weights, model.weights, strict=True):
         np.testing.assert_array_equal(weight.numpy(), other.numpy(), err_msg=weight.path)
+
+
+# Structures.
+
+
+STRUCTURED = [name for name in ALGORITHMS if name != "SNFS redistributed"]  # which is refused
+STRUCTURES = {
+    "block": Block((2, 2)),
+    "N of M": NM(2, 4),
+    "fan-in": ConstantFanIn(0),
+    "fan-in, ablated": ConstantFanIn(0.8),
+    "channels": Channels(),
+}
+
+
+def with_structure(structure, name):
+    keras.utils.set_random_seed(0)
+    sparsity = ALGORITHMS[name].sparsity
+    return rigl_tf.sparsify(mlp(8, 16, 8), sparsity, all_alike, structure=structure)
+
+
+def with_all_structures():
+    keras.utils.set_random_seed(0)
+    structures = [Block((4, 1)), NM(1, 4), ConstantFanIn(0.8), Channels("inputs")]
+    return sequential(
+        (8,),
+        *(
+            rigl_tf.SparseWrapper(
+                keras.layers.Dense(8, "tanh"), structure.sparsity or 0.5, 1, structure=structure
+            )
+            for structure in structures
+        ),
+    )
+
+
+def check_structures(model):
+    for path, kernel in rigl_tf.masks.kernels_of(model).items():
+        kernel.units.check(kernel.mask, path)
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+@pytest.mark.parametrize("kind", STRUCTURES)
+def test_structures_hold_after_every_step(name, kind):
+    structure = STRUCTURES[kind]
+    if kind == "N of M" and name == "GradualPruning":
+        structure = NM(1, 4)  # the sparsity that it goes to
+    model = with_structure(structure, name)
+    optimizer = ALGORITHMS[name](INNER["momentum"](), 11, 2, drop_fraction=0.7)
+    history = [masks_of(model)]
+    for step in range(7):
+        gradients = [tf.constant(g) for g in gradients_at(model, step)]
+        optimizer.apply(gradients, model.trainable_weights)
+        check_invariant(model)
+        check_structures(model)
+        history.append(masks_of(model))
+    assert bool(moves_in(history)) == (ALGORITHMS[name].moves != "never")
+    if kind == "fan-in, ablated" and ALGORITHMS[name].grows:
+        # As many as there may be, but for what does not divide by the outputs in use.
+        for mask, first in zip(history[-1], history[0], strict=True):
+            assert 0 <= first.sum() - mask.sum() < mask.any(axis=0).sum()
+        assert any(not mask.any(axis=0).all() for mask in history[-1])
+    else:
+        check_counts(name, history[1:] if ALGORITHMS[name].moves == "step" else history)
+
+
+def test_structures_in_the_three_worlds():
+    x, y = np.random.default_rng(1).normal(size=(2, 8, 8)).astype("float32")
+    results = []
+    for world in ON_ONE_DEVICE:
+        model = with_all_structures()
+        model.compile(
+            ALGORITHMS["RigL"](INNER["momentum"](), 11, 1, drop_fraction=0.7),
+            "mse",
+            **WORLDS[world],
+        )
+        history = [masks_of(model)]
+        for _ in range(3):
+            model.train_on_batch(x, y)
+            check_structures(model)
+            history.append(masks_of(model))
+        results.append(history)
+    for history in results[1:]:
+        assert not any(differ(*pair) for pair in zip(history, results[0], strict=True))
+    moved = [not np.array_equal(*pair) for pair in zip(history[0], history[-1], strict=True)]
+    assert all(moved[:3])  # of few channels, the same ones may be best
+
+
+@pytest.mark.parametrize("name", ["RigL", "SET"])
+def test_structures_on_two_replicas_are_those_of_one(name):
+    model = with_all_structures()
+    optimizer = ALGORITHMS[name](INNER["momentum"](), 11, 2, drop_fraction=0.7)
+    want = train(model, optimizer, range(5))
+    strategy = mirrored()
+    with strategy.scope():
+        replicated = with_all_structures()
+        optimizer = ALGORITHMS[name](INNER["momentum"](), 11, 2, drop_fraction=0.7)
+        optimizer.build(replicated.trainable_weights)
+        history = train(replicated, optimizer, range(5), apply=on_replicas(strategy, optimizer))
+    assert moves_in(history) == [2, 4]
+    assert not any(differ(*pair) for pair in zip(history, want, strict=True))
+
+
+def test_structures_saved_loaded_and_trained_on(tmp_path):
+    def start():
+        model = with_all_structures()
+        model.compile(ALGORITHMS["RigL"](INNER["adam"](), 11, 2, drop_fraction=0.7), "mse")
+        return model
+
+    whole, stopped = start(), start()
+    history = train(whole, whole.optimizer, range(7))
+    train(stopped, stopped.optimizer, range(5))
+    stopped.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    continued = train(loaded, loaded.optimizer, range(5, 7))
+    assert moves_in(continued)
+    assert not differ(continued[-1], history[-1])
+    assert_same_state(state_of(loaded, loaded.optimizer), state_of(whole, whole.optimizer))

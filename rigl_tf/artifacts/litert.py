@@ -1,0 +1,156 @@
+"""A model as a LiteRT file: sparse kernels stored sparse, or all of it stored dense."""
+
+import contextlib
+import os
+import tempfile
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from rigl_tf.artifacts import runtime, saved_model
+from rigl_tf.artifacts.comparison import in_a_line
+
+SIGNATURE = "serving_default"
+QUANTIZATIONS = ("float16", "dynamic_int8", "int8")
+# What rounding of numbers may change of the largest output.
+TOLERANCES = {None: 0.0, "float16": 0.02, "dynamic_int8": 0.25, "int8": 0.25}
+
+
+def convert(model, specs, storages=("sparse", "dense"), quantize=None, data=None):
+    """Converts a model, once for each way of storing its sparse kernels.
+
+    If LiteRT has no operations for batches of any size, as for recurrent layers, the files take
+    one example.
+
+    Args:
+        model: A built `keras.Model` with masked kernels.
+        specs: Structure of `tf.TensorSpec`s, only the first dimension of which may be unknown.
+        storages: How sparse kernels are stored in each file: `"sparse"` or `"dense"`.
+        quantize: `None`, `"float16"`, `"dynamic_int8"` or `"int8"`.
+        data: For `"int8"`: a batch of typical inputs, in the structure of `specs`.
+
+    Returns:
+        List of the bytes of each file, and the specs that they were made with.
+
+    Raises:
+        ImportError: If `ai-edge-litert` is not installed.
+        ValueError: If LiteRT cannot express the model.
+    """
+    runtime.check_installed("litert", "To read what the converter made, LiteRT")
+    attempts = [specs]
+    if any(spec.shape.rank and spec.shape[0] is None for spec in tf.nest.flatten(specs)):
+        attempts.append(tf.nest.map_structure(_of_one_example, specs))
+    failure = None
+    for attempt in attempts:
+        with tempfile.TemporaryDirectory(prefix="rigl_tf-") as directory:
+            saved_model.save(model, directory, attempt)
+            try:
+                files = [_file(directory, each, attempt, quantize, data) for each in storages]
+            except OSError:
+                raise
+            # The converter raises errors of many classes, with the listing of a graph in them.
+            except Exception as error:
+                failure = failure or error
+            else:
+                return files, attempt
+    raise ValueError(
+        "The converter of LiteRT must know every operation of the model. Received: "
+        f"model={model.name!r} ({in_a_line(failure)})"
+    ) from failure
+
+
+def _of_one_example(spec):
+    shape = (1, *spec.shape[1:]) if spec.shape.rank else spec.shape
+    return tf.TensorSpec(shape, spec.dtype, spec.name)
+
+
+def _file(directory, storage, specs, quantize, data):
+    """The bytes that the converter makes of a SavedModel."""
+    converter = tf.lite.TFLiteConverter.from_saved_model(directory, signature_keys=[SIGNATURE])
+    optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY] if storage == "sparse" else []
+    if quantize:
+        optimizations.append(tf.lite.Optimize.DEFAULT)
+    converter.optimizations = optimizations
+    if quantize == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if quantize == "int8":
+        converter.representative_dataset = lambda: _examples(specs, data)
+    with _quiet():
+        return converter.convert()
+
+
+def _examples(specs, data):
+    """Small batches of the data, as the converter wants them."""
+    flat = list(zip(tf.nest.flatten(specs), tf.nest.flatten(data), strict=True))
+    size = next((spec.shape[0] for spec, _ in flat if spec.shape.rank), None) or 1
+    for start in range(0, min(len(array) for _, array in flat) - size + 1, size):
+        yield {spec.name: np.asarray(array)[start : start + size] for spec, array in flat}
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without what the converter prints, past Python's streams, and warns of about itself."""
+    with open(os.devnull, "w") as nowhere, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kept = os.dup(2)
+        try:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def check_storage(operations, quantize, name):
+    """Raises a `ValueError` for sparse storage that LiteRT is known to get wrong.
+
+    Args:
+        operations: Those of the file.
+        quantize: As in `convert`.
+        name: Function that gives the layer of an operation.
+    """
+    for each in operations:
+        why = _known_fault(each, quantize) if each.weights is not None else ""
+        if why:
+            raise ValueError(
+                f"`quantize={quantize!r}` must not meet sparse storage of {why}: export with "
+                "`sparse_storage=False` (quantised and dense), or without `quantize` (float32 and "
+                f"sparse). Received: layer {name(each)!r}"
+            )
+
+
+def _known_fault(use, quantize):
+    dtype, block = use.weights.dtype, use.weights.block
+    if block is None:
+        return ""
+    if dtype == np.float16 and block > 1:
+        return "blocks, of which LiteRT computes NaN"
+    if dtype == np.int8 and use.name == "FULLY_CONNECTED":
+        if block == 16 and quantize == "dynamic_int8":
+            return (
+                "blocks of 16, of which LiteRT computes wrong outputs (with `quantize='int8'` and "
+                "`representative_data` these are right)"
+            )
+        if block != 16:
+            return "Dense kernels without blocks of 16 along the inputs, which LiteRT fails to load"
+    return ""
+
+
+def run(path, specs, batch, expected, dense=None, batch_sizes=()):
+    """The outputs of a file in the structure of `expected`, and `Latency`s; see `runtime.run`.
+
+    A file that takes batches of one size gets the examples in such batches.
+    """
+    flat = list(zip(tf.nest.flatten(specs), tf.nest.flatten(batch), strict=True))
+    arrays = {spec.name: np.asarray(array) for spec, array in flat}
+    size = next((spec.shape[0] for spec, _ in flat if spec.shape.rank), None)
+    if size is not None:
+        batch_sizes = [size] if batch_sizes else []
+    outputs, latencies = runtime.run("litert", path, arrays, dense, batch_sizes, size)
+    names = saved_model.output_names(expected)
+    missing = [name for name in names if name not in outputs]
+    if missing:
+        raise RuntimeError(f"The artifact must have all outputs. Received: none named {missing}")
+    return keras.tree.pack_sequence_as(expected, [outputs[name] for name in names]), latencies

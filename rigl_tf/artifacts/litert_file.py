@@ -1,0 +1,163 @@
+"""What is in a LiteRT file: its operations, and which of their weights are stored sparse."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+# Operations that hand on the weights of another one.
+_STORAGE = ("DENSIFY", "DEQUANTIZE")
+# Operations with a matrix or a filter as their second input.
+_PRODUCTS = (
+    "FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "BATCH_MATMUL", "CONV_3D", "TRANSPOSE_CONV",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor of a file.
+
+    Attributes:
+        index: Its number.
+        name: As the converter named it: the places in the model that it comes from.
+        shape, dtype: Of the dense tensor.
+        block: Size of its blocks if it is stored sparse (1 if these are single weights), else
+            `None`.
+        is_constant: Whether it is in the file.
+        is_output: Whether it is an output of the network.
+    """
+
+    index: int
+    name: str
+    shape: tuple
+    dtype: np.dtype
+    block: int | None
+    is_constant: bool
+    is_output: bool
+    values: object = dataclasses.field(repr=False, compare=False, default=None)
+
+    @functools.cached_property
+    def array(self):
+        """The constant, dense."""
+        return self.values()
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """An operation of a file.
+
+    Attributes:
+        name: Its kind, `"CONV_2D"` for example.
+        inputs, outputs: Tuples of `Tensor`, `None` where an input is left out.
+        options: What else the file says of it.
+        weights: The `Tensor` of its weights as they are stored, if it is a product with constants.
+        is_expanded: Whether sparse weights are made dense before it sees them.
+    """
+
+    name: str
+    inputs: tuple
+    outputs: tuple
+    options: object
+    weights: Tensor | None = None
+    is_expanded: bool = False
+
+
+def read(content):
+    """The operations of a LiteRT file, in their order, without those that only unpack weights.
+
+    Args:
+        content: The bytes of the file.
+
+    Returns:
+        List of `Operation`s.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    graph = model.subgraphs[0]
+    names = {
+        number: name
+        for name, number in vars(schema.BuiltinOperator).items()
+        if isinstance(number, int)
+    }
+    dtypes = _dtypes(schema)
+    ends = {int(index) for index in graph.outputs}
+    tensors = [
+        _tensor(model, dtypes, index, tensor, index in ends)
+        for index, tensor in enumerate(graph.tensors)
+    ]
+    sources, operations = {}, []
+    for each in graph.operators:
+        code = model.operatorCodes[each.opcodeIndex]
+        # Old files have the number in another field, which is too small for the newer operations.
+        name = names[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        inputs = tuple(tensors[i] if i >= 0 else None for i in each.inputs)
+        outputs = tuple(tensors[i] for i in each.outputs)
+        if name in _STORAGE and (inputs[0].is_constant or inputs[0].index in sources):
+            sources[outputs[0].index] = sources.get(inputs[0].index, inputs[0])
+            continue
+        weights = inputs[1] if name in _PRODUCTS and len(inputs) > 1 else None
+        is_expanded = False
+        if weights is not None:
+            stored = sources.get(weights.index, weights)
+            is_expanded = stored.block is not None and stored is not weights
+            weights = stored if stored.is_constant else None
+        operations.append(
+            Operation(name, inputs, outputs, each.builtinOptions, weights, is_expanded)
+        )
+    return operations
+
+
+def _dtypes(schema):
+    kinds = {
+        "FLOAT32": "float32",
+        "FLOAT16": "float16",
+        "INT8": "int8",
+        "UINT8": "uint8",
+        "INT16": "int16",
+        "INT32": "int32",
+        "INT64": "int64",
+        "BOOL": "bool",
+        "FLOAT64": "float64",
+    }
+    return {getattr(schema.TensorType, name): np.dtype(dtype) for name, dtype in kinds.items()}
+
+
+def _tensor(model, dtypes, index, tensor, is_output):
+    shape = tuple(map(int, tensor.shape)) if tensor.shape is not None else ()
+    dtype = dtypes.get(tensor.type, np.dtype("O"))
+    data = model.buffers[tensor.buffer].data
+    block, values = None, None
+    if data is not None and len(data) and dtype != "O":
+        values = functools.partial(_values, data, dtype, shape, tensor.sparsity)
+    if tensor.sparsity is not None:
+        sizes = [each.denseSize for each in tensor.sparsity.dimMetadata[len(shape) :]]
+        block = int(np.prod(sizes, initial=1))
+    name = tensor.name.decode(errors="replace") if tensor.name else ""
+    return Tensor(index, name, shape, dtype, block, values is not None, is_output, values)
+
+
+def _values(data, dtype, shape, sparsity):
+    flat = np.frombuffer(np.asarray(data, "uint8").tobytes(), dtype)
+    if sparsity is None:
+        return flat.reshape(shape)
+    # The levels of the storage, from the outermost: each value gets a place on each of them.
+    places = np.zeros((1, 0), "int64")
+    for level in sparsity.dimMetadata:
+        if level.format == 0:
+            counts, last = level.denseSize, np.tile(np.arange(level.denseSize), len(places))
+        else:
+            counts, last = np.diff(level.arraySegments.values), level.arrayIndices.values
+        places = np.column_stack([np.repeat(places, counts, axis=0), last])
+    order = [int(level) for level in sparsity.traversalOrder]
+    places = places[:, np.argsort(order)]
+    sizes = [1] * len(shape)
+    blocks = [] if sparsity.blockMap is None else [int(axis) for axis in sparsity.blockMap]
+    index = [places[:, axis] for axis in range(len(shape))]
+    for number, axis in enumerate(blocks):
+        level = len(shape) + number
+        sizes[axis] = int(sparsity.dimMetadata[order.index(level)].denseSize)
+        index[axis] = index[axis] * sizes[axis] + places[:, level]
+    dense = np.zeros(shape, dtype)
+    dense[tuple(index)] = flat[: len(places)]
+    return dense

@@ -1,0 +1,65 @@
+"""A model as an ONNX file, by Keras's own exporter."""
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from rigl_tf.artifacts import runtime
+from rigl_tf.artifacts.comparison import in_a_line
+
+REASON = "ONNX files hold dense matrices, and onnxruntime multiplies them"
+ADVICE = (
+    'It is no faster than dense: `format="litert"` or "web" run some sparse kernels, '
+    'execution="csr" runs Dense and convolutions.'
+)
+
+
+def save(model, path, specs):
+    """Writes an ONNX file.
+
+    Raises:
+        ImportError: If `tf2onnx` or `onnx` is not installed.
+        ValueError: If the model cannot be expressed.
+    """
+    missing = [name for name in ("tf2onnx", "onnx") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f'`format="onnx"` needs tf2onnx and onnx: `pip install {" ".join(missing)}`'
+        )
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Those of `tf2onnx` about itself.
+            model.export(path, format="onnx", input_signature=[specs], verbose=False)
+            # It writes operations that it does not know under their names in TensorFlow.
+            importlib.import_module("onnx").checker.check_model(str(path))
+    except OSError:
+        raise
+    except Exception as error:  # Of many classes.
+        raise ValueError(
+            "The exporter of ONNX must know every operation of the model. Received: "
+            f"model={model.name!r} ({in_a_line(error)})"
+        ) from error
+
+
+def run(path, specs, batch, expected, batch_sizes=()):
+    """Outputs in the structure of `expected`, `Latency`s, and notes; by onnxruntime.
+
+    The outputs are `None` if that is not installed.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        note = "It was not run, as onnxruntime is not installed: `pip install onnxruntime`."
+        return None, [], (note,)
+    flat = list(zip(tf.nest.flatten(specs), tf.nest.flatten(batch), strict=True))
+    arrays = {spec.name: np.asarray(array) for spec, array in flat}
+    size = next((spec.shape[0] for spec, _ in flat if spec.shape.rank), None)
+    if size is not None:
+        batch_sizes = [size] if batch_sizes else []
+    outputs, latencies = runtime.run("onnx", path, arrays, None, batch_sizes, size)
+    flat = [outputs[str(number)] for number in range(len(outputs))]
+    return keras.tree.pack_sequence_as(expected, flat), latencies, ()

@@ -1,0 +1,1 @@
+"""Programs for an interpreter of their own: they import neither `rigl_tf` nor TensorFlow."""

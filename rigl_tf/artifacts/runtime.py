@@ -1,0 +1,105 @@
+"""Artifacts are run in a fresh interpreter, as their users run them."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+
+from rigl_tf.artifacts import programs
+
+# Of each batch size, in seconds.
+_LIMIT = 0.7
+_MODULES = {"litert": ("ai_edge_litert", "ai-edge-litert"), "onnx": ("onnxruntime", "onnxruntime")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """How long one call takes, in milliseconds; measured in turns, sparse and dense.
+
+    Attributes:
+        batch_size: Number of examples in a call.
+        sparse, dense: Median, smallest and largest time, of the artifact and of the same weights
+            stored dense. `dense` is `None` if the artifact is stored dense itself.
+    """
+
+    batch_size: int
+    sparse: tuple
+    dense: tuple | None
+
+    @property
+    def speedup(self):
+        """How many times as fast as dense; 1 if it is the dense one."""
+        return self.dense[0] / self.sparse[0] if self.dense else 1.0
+
+    def __str__(self):
+        return " against dense ".join(
+            f"{median:.3g} ms ({least:.3g}–{most:.3g})"
+            for median, least, most in (self.sparse, self.dense)[: 2 if self.dense else 1]
+        )
+
+
+def check_installed(runtime, why):
+    """Raises an `ImportError` if the Python package of a runtime is not there."""
+    module, package = _MODULES[runtime]
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(f"{why} needs the package {package!r}: `pip install {package}`")
+
+
+def run(runtime, path, arrays, dense=None, batch_sizes=(), size=None):
+    """Runs an artifact in a new process that imports neither `rigl_tf` nor TensorFlow.
+
+    Args:
+        runtime: `"litert"` or `"onnx"`.
+        path: The file.
+        arrays: Dictionary of its inputs by name.
+        dense: Another file, to measure beside it.
+        batch_sizes: Numbers of examples to measure calls with. One that takes too long is left out.
+        size: The number of examples in a batch, if the file takes no others.
+
+    Returns:
+        The outputs, as a dictionary by name, and a list of `Latency`.
+
+    Raises:
+        RuntimeError: If the runtime cannot load it, or run it.
+    """
+    paths = [str(pathlib.Path(each).resolve()) for each in (path, dense) if each is not None]
+    request = {
+        "runtime": runtime,
+        "paths": paths,
+        "batch_sizes": list(batch_sizes),
+        "size": size,
+        "limit": _LIMIT,
+    }
+    program = pathlib.Path(programs.__file__).with_name("run_artifact.py")
+    with tempfile.TemporaryDirectory(prefix="rigl_tf-") as directory:
+        directory = pathlib.Path(directory)
+        (directory / "request.json").write_text(json.dumps(request))
+        np.savez(directory / "inputs.npz", **{f"_{name}": arrays[name] for name in arrays})
+        done = subprocess.run(
+            [sys.executable, str(program), str(directory)], capture_output=True, text=True
+        )
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            raise RuntimeError(
+                f"The artifact cannot be run by {_MODULES[runtime][1]} in a fresh interpreter, so "
+                f"it was thrown away. Received: {' '.join(lines[-1].split())[:300]}"
+            )
+        with np.load(directory / "outputs.npz") as file:
+            outputs = {key[1:]: file[key] for key in file}
+        seconds = json.loads((directory / "seconds.json").read_text())
+    latencies = [_latency(int(size), each) for size, each in seconds.items() if each is not None]
+    return outputs, latencies
+
+
+def _latency(batch_size, seconds):
+    both = [
+        tuple(1000 * number for number in (statistics.median(each), min(each), max(each)))
+        for each in seconds
+    ]
+    return Latency(batch_size, both[0], both[1] if len(both) > 1 else None)

@@ -1,0 +1,42 @@
+// Opens a page in headless Chromium and prints what it reports, and what went wrong, as JSON:
+// `node page.mjs MODULES CHROMIUM URL [SCREENSHOT]`; MODULES is a folder with puppeteer-core.
+import path from 'path';
+import {pathToFileURL} from 'url';
+import fs from 'fs';
+
+const [modules, chromium, url, screenshot] = process.argv.slice(2);
+const folder = path.resolve(modules, 'puppeteer-core');
+const {main, exports: exported} = JSON.parse(fs.readFileSync(path.join(folder, 'package.json')));
+const entry = exported?.['.']?.import ?? exported?.['.']?.default ?? exported?.['.'] ?? main;
+const file = typeof entry === 'string' ? entry : entry.default;
+const {default: puppeteer} = await import(pathToFileURL(path.join(folder, file)));
+
+const browser = await puppeteer.launch({
+  executablePath: chromium, headless: true,
+  args: ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'],
+});
+const errors = [];
+let report = null;
+try {
+  const page = await browser.newPage();
+  await page.setViewport({width: 800, height: 900});
+  page.on('console', message => {
+    // LiteRT.js writes its whole log to `console.error`, each line with its level.
+    const isError = ['error', 'assert'].includes(message.type());
+    if (isError && !/^(INFO|WARNING|VERBOSE): /.test(message.text())) errors.push(message.text());
+  });
+  page.on('pageerror', error => errors.push(String(error)));
+  page.on('requestfailed', request => errors.push(`${request.url()} failed`));
+  page.on('response', response => {
+    if (response.status() >= 400) errors.push(`${response.url()}: ${response.status()}`);
+  });
+  await page.goto(url);
+  await page.waitForFunction('window.report', {timeout: 300000});
+  report = await page.evaluate('window.report');
+  if (screenshot) await page.screenshot({path: screenshot, fullPage: true});
+} catch (error) {
+  errors.push(String(error));
+} finally {
+  await browser.close();
+}
+console.log(JSON.stringify({report, errors}));

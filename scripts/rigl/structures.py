@@ -1,0 +1,268 @@
+"""What structures cost: accuracy of blocks, N of M, a constant fan-in and channels.
+
+    python -m scripts.rigl.structures --data_dir=DATA
+    python -m scripts.rigl.structures --data_dir=DATA --dataset=cifar10
+
+On MNIST it trains LeNet-300-100 by RigL and by gradual pruning at 80, 90 and 95 % with each of the
+`rigl_tf.structures`, and without: 84 runs of 5 epochs with three seeds, about 20 s each on two
+cores. `NM(1, 4)` has a sparsity of 75 %, and stands beside unstructured networks of that. On
+CIFAR-10 it trains ResNet-20 for two epochs, ten minutes each. The last layer is dense in all of
+them, as its channels are the classes, and so is the first convolution, whose three inputs no block
+of four divides. Finished runs are rows of `results/structures.csv` and are never repeated. Expect
+blocks and a constant fan-in near the unstructured network (97.2, 96.8 and 97.2 % by RigL at 95 %),
+and channels below it (95.2 %).
+"""
+
+import dataclasses
+import math
+import pathlib
+
+import keras
+from absl import app, flags
+
+import models
+import rigl_tf
+from rigl_tf.structures import NM, Block, Channels, ConstantFanIn
+from scripts.common import classifiers, experiments, plots, tables
+
+_NAME = "structures"
+_KEY = ("dataset", "method", "structure", "sparsity", "seed", "epochs", "examples")
+_SPARSITIES = (0.8, 0.9, 0.95)
+_OF_ANY_SPARSITY = (None, Block((4, 1)), ConstantFanIn(), Channels())
+_STRUCTURES = {
+    "unstructured" if each is None else str(each): each for each in (*_OF_ANY_SPARSITY, NM(1, 4))
+}
+_METHODS = ("rigl", "pruning")
+_END_FRACTION = 0.75
+
+FLAGS = flags.FLAGS
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What is trained on a data set, and how.
+
+    Attributes:
+        heading: Of its part of the page.
+        builder: Name of a builder of `models`.
+        dense_layers: Names of the layers that are dense in all runs.
+        epochs, batch_size, learning_rate, l2, update_frequency: Numbers.
+        seconds: What an epoch takes on two cores, about.
+        fit: Further arguments of `classifiers.fit`.
+    """
+
+    heading: str
+    builder: str
+    dense_layers: tuple
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    l2: float
+    update_frequency: int
+    seconds: float
+    fit: dict = dataclasses.field(default_factory=dict)
+
+
+NETWORKS = {
+    "mnist": Network(
+        "MNIST, LeNet-300-100", "lenet_300_100", ("classifier",), 5, 100, 0.1, 5e-5, 100, 2
+    ),
+    "cifar10": Network(
+        "CIFAR-10, ResNet-20",
+        "resnet20",
+        ("conv_1", "classifier"),
+        2,
+        128,
+        0.2,
+        1e-4,
+        50,
+        85,
+        {"augment": classifiers.shift_and_flip, "jit_compile": False},
+    ),
+}
+
+
+def _define_flags():
+    experiments.define_flags(epochs=None)
+    flags.DEFINE_enum("dataset", "mnist", list(NETWORKS), "Data to train on.")
+    flags.DEFINE_list("methods", list(_METHODS), "Methods to run.")
+    flags.DEFINE_list("structures", [], "Structures to run, such as NM; all if none is given.")
+    flags.DEFINE_list("sparsities", [], "Sparsities to run, likewise.")
+
+
+def train(data, run):
+    """One run. Returns the columns of its row: accuracy in percent, and the sparsity reached."""
+    network, structure = NETWORKS[run["dataset"]], _STRUCTURES[run["structure"]]
+    keras.utils.set_random_seed(run["seed"])
+    keras.backend.clear_session()
+    is_pruned = run["method"] == "pruning"
+    model = rigl_tf.sparsify(
+        models.build(network.builder, input_shape=data.x_train.shape[1:], l2=network.l2),
+        0.0 if is_pruned else run["sparsity"],
+        dense_layers=network.dense_layers,
+        structure=structure,
+        seed=run["seed"],
+    )
+    total_steps = run["epochs"] * classifiers.steps_per_epoch(data, network.batch_size)
+    optimizer = _optimizer(network, run, total_steps)
+    classifiers.fit(
+        model, optimizer, data, network.batch_size, run["epochs"], run["seed"], **network.fit
+    )
+    reached = rigl_tf.sparsity_summary(model).sparsity
+    accuracy = classifiers.accuracy(model, data.x_test, data.y_test)
+    return {"accuracy": accuracy, "reached": round(reached, 5)}
+
+
+def _optimizer(network, run, total_steps):
+    schedule = keras.optimizers.schedules.CosineDecay(
+        network.learning_rate / 10,
+        total_steps,
+        warmup_target=network.learning_rate,
+        warmup_steps=total_steps // 10,
+    )
+    inner = keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True)
+    end_step = math.ceil(_END_FRACTION * total_steps)
+    if run["method"] == "rigl":
+        frequency = network.update_frequency
+        return rigl_tf.RigL(inner, end_step, update_frequency=frequency, seed=run["seed"])
+    return rigl_tf.GradualPruning(
+        inner,
+        end_step,
+        run["sparsity"],
+        begin_step=int(0.4 * end_step),
+        update_frequency=network.update_frequency,
+    )
+
+
+def _wanted(epochs, num_examples):
+    """The runs: seed by seed, for each sparsity all structures that have it."""
+    fixed = [each.sparsity for each in _STRUCTURES.values() if each is not None and each.sparsity]
+    sparsities = tuple(map(float, FLAGS.sparsities)) or (*_SPARSITIES, *fixed)
+    names = FLAGS.structures or list(_STRUCTURES)
+    unknown = [name for name in names if not any(each.startswith(name) for each in _STRUCTURES)]
+    if unknown:
+        raise app.UsageError(
+            f"--structures must be beginnings of {', '.join(_STRUCTURES)}. "
+            f"Received: {', '.join(unknown)}"
+        )
+    return [
+        {
+            "dataset": FLAGS.dataset,
+            "method": method,
+            "structure": name,
+            "sparsity": sparsity,
+            "seed": int(seed),
+            "epochs": epochs,
+            "examples": num_examples,
+        }
+        for seed in FLAGS.seeds
+        for method in FLAGS.methods
+        for sparsity in sparsities
+        for name, structure in _STRUCTURES.items()
+        if any(name.startswith(each) for each in names) and _has(structure, sparsity, fixed)
+    ]
+
+
+def _has(structure, sparsity, fixed):
+    """Whether a structure is run at a sparsity: at that of another one the unstructured alone."""
+    if structure is None or structure.sparsity:
+        return structure is None or structure.sparsity == sparsity
+    return sparsity not in fixed
+
+
+def _part(dataset, rows):
+    """The lines about one network, of finished runs of all examples."""
+    network = NETWORKS[dataset]
+    seeds = sorted({row["seed"] for row in rows})
+    epochs = sorted({row["epochs"] for row in rows})
+    lines = [
+        f"## {network.heading}",
+        "",
+        f"Seeds {seeds}, {', '.join(map(str, epochs))} epochs, batch {network.batch_size}, SGD, "
+        f"Nesterov momentum 0.9, learning rate {network.learning_rate:g} after a warm-up over a "
+        "tenth of training, then a cosine to 0. Masks are updated every "
+        f"{network.update_frequency} steps until 75 % of training; RigL's drop fraction is 0.3 "
+        "(cosine), pruning goes from dense to sparse between 30 and 75 % of training. ERK; dense: "
+        f"{', '.join(network.dense_layers)}.",
+    ]
+    for method in _METHODS:
+        of_method = [row for row in rows if row["method"] == method]
+        if of_method:
+            table = tables.mean_table(
+                of_method, "structure", "sparsity", "accuracy", list(_STRUCTURES)
+            )
+            lines += ["", {"rigl": "RigL", "pruning": "Gradual pruning"}[method] + ":", "", table]
+    off = max(abs(row["reached"] - row["sparsity"]) for row in rows)
+    lines += ["", f"In whole units, the sparsities are those of the head up to {off:.4f}."]
+    return lines
+
+
+def _report(rows, missing):
+    lines = [
+        "# What structures cost: accuracy beside unstructured networks",
+        "",
+        "Test accuracy in percent after the last epoch, mean ± standard deviation over seeds. "
+        "`Block((4, 1))`: four inputs of an output are active or inactive together; "
+        "`ConstantFanIn()`: each output has the same number of active inputs, or none (SRigL); "
+        "`Channels()`: whole outputs; `NM(1, 4)`: one of four inputs.",
+    ]
+    for dataset in NETWORKS:
+        part = [row for row in rows if row["dataset"] == dataset]
+        if part:
+            lines += ["", *_part(dataset, part)]
+            _plot(dataset, part)
+            lines += ["", f"![Error over sparsity]({_NAME}_{dataset}.png)"]
+    lines += [
+        "",
+        "RigL seldom finds other channels than those that it starts with: behind a ReLU, a channel "
+        "that was never active is 0 for every example, and so is its gradient.",
+    ]
+    if missing:
+        lines += ["", f"Not run yet: {', '.join(missing)}."]
+    experiments.write_page(_NAME, lines, "scripts.rigl.structures")
+
+
+def _plot(dataset, rows):
+    rows = [{**row, "line": f"{row['structure']}, {row['method']}"} for row in rows]
+    order = [f"{name}, {method}" for method in _METHODS for name in _STRUCTURES]
+    path = pathlib.Path(FLAGS.output_dir) / f"{_NAME}_{dataset}.png"
+    plots.plot_means(
+        rows,
+        "line",
+        "sparsity",
+        "accuracy",
+        path,
+        order,
+        NETWORKS[dataset].heading,
+        "sparsity",
+        "test error (%)",
+        as_error=True,
+    )
+
+
+def main(_):
+    network = NETWORKS[FLAGS.dataset]
+    data = experiments.load(FLAGS.dataset)
+    rows = experiments.store(_NAME, _KEY)
+    wanted = _wanted(FLAGS.epochs or network.epochs, len(data.x_train))
+    experiments.run_all(
+        rows,
+        wanted,
+        lambda run: train(data, run),
+        lambda run: 10 + network.seconds * run["epochs"],
+    )
+    missing = [
+        f"{run['structure']} by {run['method']} at {run['sparsity']:g} (seed {run['seed']})"
+        for run in wanted
+        if run not in rows
+    ]
+    most = {
+        name: max([row["examples"] for row in rows.rows if row["dataset"] == name], default=0)
+        for name in NETWORKS
+    }
+    _report([row for row in rows.rows if row["examples"] == most[row["dataset"]]], missing)
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main)
