@@ -50,6 +50,13 @@ def test_a_network_that_fulfils_them():
     assert "1 of 1 1x1 convolutions skip their zeros" in str(check)
 
 
+def test_layers_of_a_sequential_have_their_names():
+    stem = layers.Conv2D(8, 3, strides=2, name="stem")
+    model = [keras.Input((16, 16, 3)), stem, layers.Conv2D(4, 1, name="pointwise"), layers.ReLU()]
+    model = keras.Sequential(model, name="other")
+    assert [step.layer for step in rigl_tf.xnnpack.check(model).steps[:2]] == ["stem", "pointwise"]
+
+
 @pytest.mark.parametrize(
     "block",
     [

@@ -58,7 +58,8 @@ def namer(model, operations):
 
     def name(operation):
         if id(operation) in owners:
-            return owners[id(operation)].rsplit("/", 1)[0]
+            # The paths of a Sequential begin with its name, those of a Functional do not.
+            return owners[id(operation)].rsplit("/", 1)[0].removeprefix(f"{model.name}/")
         # The converter joins what it merged, the first operation at the end.
         for place in reversed(operation.outputs[0].name.split(";")):
             scopes = place.split("/")
