@@ -43,13 +43,21 @@ def _define_flags():
     flags.DEFINE_string("output_dir", "results", "Where the page goes.")
 
 
-def mobilenet(size, num_classes):
-    """MobileNet (v1) with the padding that XNNPACK wants; 1x1 convolutions are `pointwise_...`."""
+def mobilenet(size, num_classes, first=32, blocks=None):
+    """MobileNet (v1) with the padding that XNNPACK wants; 1x1 convolutions are `pointwise_...`.
+
+    Args:
+        size: Height and width of the images.
+        num_classes: Number of logits.
+        first: Filters of the first convolution.
+        blocks: List of `(filters, stride)`; by default nine, fewer than those of the paper.
+    """
     inputs = keras.Input((size, size, 3), name="image")
     x = _normalised(
-        layers.Conv2D(32, 3, strides=2, use_bias=False)(layers.ZeroPadding2D(1)(inputs))
+        layers.Conv2D(first, 3, strides=2, use_bias=False)(layers.ZeroPadding2D(1)(inputs))
     )
-    for number, (width, stride) in enumerate(zip(_CHANNELS, _STRIDES, strict=True)):
+    blocks = blocks or zip(_CHANNELS, _STRIDES, strict=True)
+    for number, (width, stride) in enumerate(blocks):
         x = layers.ZeroPadding2D(1)(x)
         x = _normalised(layers.DepthwiseConv2D(3, strides=stride, use_bias=False)(x))
         x = _normalised(layers.Conv2D(width, 1, use_bias=False, name=f"pointwise_{number}")(x))
@@ -151,7 +159,7 @@ def _sparsify(model, sparsity):
     return rigl_tf.sparsify(model, dict.fromkeys(names, sparsity))
 
 
-def _images(x, size):
+def images(x, size):
     """Three channels of that size."""
     x = np.repeat(x, 3, axis=-1) if x.shape[-1] == 1 else x
     return np.asarray(keras.ops.image.resize(x, (size, size)))
@@ -172,8 +180,8 @@ def train(sparsity, data, size, epochs):
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    model.fit(_images(data.x_train, size), data.y_train, batch_size=64, epochs=epochs, verbose=2)
-    test = model.evaluate(_images(data.x_test, size), data.y_test, verbose=0, return_dict=True)
+    model.fit(images(data.x_train, size), data.y_train, batch_size=64, epochs=epochs, verbose=2)
+    test = model.evaluate(images(data.x_test, size), data.y_test, verbose=0, return_dict=True)
     return model, 100 * test["accuracy"]
 
 

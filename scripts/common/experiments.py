@@ -41,7 +41,11 @@ def define_flags(epochs, seeds=("0", "1", "2")):
 
 def load(name):
     """The data set as the flags say."""
-    data = datasets.load(name, FLAGS.data_dir)
+    return shortened(datasets.load(name, FLAGS.data_dir))
+
+
+def shortened(data):
+    """The first `--max_examples` of a `scripts.common.datasets.Dataset`, all of it without."""
     if FLAGS.max_examples:
         arrays = {
             array: getattr(data, array)[: FLAGS.max_examples]

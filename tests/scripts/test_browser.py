@@ -6,13 +6,16 @@ import pytest
 from running import rows_of, run
 
 from scripts.benchmark import browser as benchmark
+from scripts.benchmark import deployment
 from scripts.common import browser
 
-
-@pytest.mark.skipif(
+needs_browser = pytest.mark.skipif(
     bool(browser.missing()) and os.environ.get("RIGL_TF_WEB") != "required",
     reason=browser.missing() or "-",
 )
+
+
+@needs_browser
 @pytest.mark.filterwarnings("ignore:.*the sparsity is a share of these:UserWarning")
 def test_benchmark(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "_CHANNELS", (32, 64))
@@ -33,6 +36,22 @@ def test_benchmark(tmp_path, monkeypatch):
     assert "| 90% |" in text
     assert "| 60 % zeros | 60% | 0 of 3 |" in text
     assert (tmp_path / "browser.png").stat().st_size > 10_000
+
+
+@needs_browser
+def test_deployment(tmp_path):
+    run(
+        deployment,
+        "--networks=mlp",
+        "--variants=block,int8",
+        "--epochs=1",
+        f"--output_dir={tmp_path}",
+    )
+    for each in rows_of(tmp_path / "deployment.csv"):
+        # These take less than what a page without isolation can measure.
+        assert 0 < float(each["browser_least_ms"]) <= float(each["browser_ms"])
+        assert float(each["browser_dense_ms"]) > 0
+    assert "A dash: not measured" not in (tmp_path / "deployment.md").read_text()
 
 
 def row(**settings):

@@ -19,6 +19,12 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         ".tflite": "application/octet-stream",
     }
 
+    def end_headers(self):
+        # Browsers let a page that is isolated like this measure 5 microseconds, others only 100.
+        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+        super().end_headers()
+
 
 def main(port):
     if not (FOLDER / "node_modules" / "@litertjs" / "core").is_dir():
