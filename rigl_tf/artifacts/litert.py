@@ -143,12 +143,7 @@ def run(path, specs, batch, expected, dense=None, batch_sizes=()):
 
     A file that takes batches of one size gets the examples in such batches.
     """
-    flat = list(zip(tf.nest.flatten(specs), tf.nest.flatten(batch), strict=True))
-    arrays = {spec.name: np.asarray(array) for spec, array in flat}
-    size = next((spec.shape[0] for spec, _ in flat if spec.shape.rank), None)
-    if size is not None:
-        batch_sizes = [size] if batch_sizes else []
-    outputs, latencies = runtime.run("litert", path, arrays, dense, batch_sizes, size)
+    outputs, latencies = runtime.run_batch("litert", path, specs, batch, batch_sizes, dense)
     names = saved_model.output_names(expected)
     missing = [name for name in names if name not in outputs]
     if missing:

@@ -7,8 +7,6 @@ import io
 import warnings
 
 import keras
-import numpy as np
-import tensorflow as tf
 
 from rigl_tf.artifacts import runtime
 from rigl_tf.artifacts.comparison import in_a_line
@@ -55,11 +53,6 @@ def run(path, specs, batch, expected, batch_sizes=()):
     if importlib.util.find_spec("onnxruntime") is None:
         note = "It was not run, as onnxruntime is not installed: `pip install onnxruntime`."
         return None, [], (note,)
-    flat = list(zip(tf.nest.flatten(specs), tf.nest.flatten(batch), strict=True))
-    arrays = {spec.name: np.asarray(array) for spec, array in flat}
-    size = next((spec.shape[0] for spec, _ in flat if spec.shape.rank), None)
-    if size is not None:
-        batch_sizes = [size] if batch_sizes else []
-    outputs, latencies = runtime.run("onnx", path, arrays, None, batch_sizes, size)
+    outputs, latencies = runtime.run_batch("onnx", path, specs, batch, batch_sizes)
     flat = [outputs[str(number)] for number in range(len(outputs))]
     return keras.tree.pack_sequence_as(expected, flat), latencies, ()

@@ -10,6 +10,7 @@ import sys
 import tempfile
 
 import numpy as np
+import tensorflow as tf
 
 from rigl_tf.artifacts import programs
 
@@ -95,6 +96,16 @@ def run(runtime, path, arrays, dense=None, batch_sizes=(), size=None):
         seconds = json.loads((directory / "seconds.json").read_text())
     latencies = [_latency(int(size), each) for size, each in seconds.items() if each is not None]
     return outputs, latencies
+
+
+def run_batch(runtime, path, specs, batch, batch_sizes=(), dense=None):
+    """`run` of the inputs of a model; a file that takes one batch size is measured with that."""
+    flat = list(zip(tf.nest.flatten(specs), tf.nest.flatten(batch), strict=True))
+    arrays = {spec.name: np.asarray(array) for spec, array in flat}
+    size = next((spec.shape[0] for spec, _ in flat if spec.shape.rank), None)
+    if size is not None:
+        batch_sizes = [size] if batch_sizes else []
+    return run(runtime, path, arrays, dense, batch_sizes, size)
 
 
 def _latency(batch_size, seconds):
