@@ -1,14 +1,15 @@
 """Checks of arguments. Their errors are in the words of Keras."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
+from typing import Any
 
 # A density too small for a float would round to a sparsity of 1, an empty kernel.
 LARGEST_SPARSITY = math.nextafter(1.0, 0.0)
 
 
-def check_integers(least=None, **values):
+def check_integers(least: int | None = None, **values: Any) -> None:
     """Raises a `ValueError` that names the first value that is no integer, or below `least`.
 
     Example:
@@ -25,7 +26,7 @@ def check_integers(least=None, **values):
             raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}")
 
 
-def check_numbers(interval, **values):
+def check_numbers(interval: str, **values: Any) -> None:
     """Raises a `ValueError` that names the first value that is no number in an interval.
 
     Args:
@@ -61,7 +62,7 @@ def _rule(interval, low, high):
     return number if low == -math.inf else f"{number} {sign} {low:g}"
 
 
-def check_functions(**values):
+def check_functions(**values: Any) -> None:
     """Raises a `ValueError` that names the first value that is no function.
 
     Example:
@@ -76,7 +77,7 @@ def check_functions(**values):
             raise ValueError(f"`{name}` must be a function. Received: {name}={value!r}")
 
 
-def check_choice(choices, **values):
+def check_choice(choices: Iterable[str], **values: Any) -> None:
     """Raises a `ValueError` that names the first value that is none of these strings.
 
     Example:
@@ -92,7 +93,7 @@ def check_choice(choices, **values):
             raise ValueError(f"`{name}` must be one of {known}. Received: {name}={value!r}")
 
 
-def check_keras_3(**values):
+def check_keras_3(**values: Any) -> None:
     """Raises a `ValueError` that names the first value that is an object of Keras 2.
 
     These come from the package `tf_keras`; `tf.keras` is that package once `TF_USE_LEGACY_KERAS`
@@ -108,14 +109,14 @@ def check_keras_3(**values):
             )
 
 
-def check_sparsity(value, name="sparsity"):
+def check_sparsity(value: float, name: str = "sparsity") -> float:
     """`value` as a float in `[0, 1)`; anything else is a `ValueError` that names it."""
     if isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < 1:
         return min(float(value), LARGEST_SPARSITY)
     raise ValueError(f"A sparsity must be a real number in [0, 1). Received: {name}={value!r}")
 
 
-def check_shapes(shapes):
+def check_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
     """`shapes` as `{path: tuple of integers}`; a `ValueError` unless they are such, and some."""
     if not isinstance(shapes, Mapping) or not shapes:
         raise ValueError(f"`shapes` must map paths to shapes, one at least. Received: {shapes!r}")

@@ -1,6 +1,8 @@
 """Sparsity-aware initialisation: the variance of a weight by the connections that there are."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -58,7 +60,13 @@ class SparseVarianceScaling:
     >>> model = rigl_tf.sparsify(model, sparsity=0.98, initializer=he)
     """
 
-    def __init__(self, scale=1.0, mode="fan_avg", distribution="uniform", fans="neuron"):
+    def __init__(
+        self,
+        scale: float = 1.0,
+        mode: str = "fan_avg",
+        distribution: str = "uniform",
+        fans: str = "neuron",
+    ) -> None:
         check_numbers("(0, inf)", scale=scale)
         check_choice(_MODES, mode=mode)
         check_choice(_DISTRIBUTIONS, distribution=distribution)
@@ -68,7 +76,12 @@ class SparseVarianceScaling:
         self.distribution = distribution
         self.fans = fans
 
-    def __call__(self, kernel_mask, seed, axes=None):
+    def __call__(
+        self,
+        kernel_mask: np.ndarray | tf.Tensor,
+        seed: Sequence[int],
+        axes: tuple[Sequence[int], Sequence[int]] | None = None,
+    ) -> tf.Tensor:
         """The values of one kernel.
 
         Args:
@@ -113,7 +126,7 @@ class SparseVarianceScaling:
         dense = tf.constant(math.prod(active.shape[axis] for axis in axes), tf.float64)
         return dense * tf.reduce_mean(active) if self.fans == "layer" else dense
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "scale": self.scale,
             "mode": self.mode,
@@ -122,11 +135,11 @@ class SparseVarianceScaling:
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "SparseVarianceScaling":
         return cls(**config)
 
 
-def initialize(model, initializer, seed=0):
+def initialize(model: keras.layers.Layer, initializer: Callable[..., Any], seed: int = 0) -> None:
     """Gives the sparse kernels of a model new values, by the masks that they have.
 
     Biases and dense weights stay as they are. Call it before training begins: what an optimizer
@@ -171,7 +184,7 @@ def initialize(model, initializer, seed=0):
         kernel.assign(_values(initializer, layers[id(variable)], variable, (seed, index), mask))
 
 
-def check(initializer):
+def check(initializer: Callable[..., Any]) -> None:
     """Raises a `ValueError` unless it can be called with a mask."""
     if not callable(initializer) or isinstance(initializer, (type, keras.initializers.Initializer)):
         raise ValueError(
@@ -181,7 +194,13 @@ def check(initializer):
         )
 
 
-def draw(initializer, model, kernel, seed, kernel_mask):
+def draw(
+    initializer: Callable[..., Any],
+    model: keras.layers.Layer,
+    kernel: keras.Variable,
+    seed: tuple[int, int],
+    kernel_mask: np.ndarray | tf.Tensor,
+) -> tf.Tensor:
     """The values of one kernel of a model or layer, in its shape and dtype."""
     layers = {id(weight): around[-1] for weight, around in layers_of_weights(model)}
     return _values(initializer, layers[id(kernel)], kernel, seed, kernel_mask)

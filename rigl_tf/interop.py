@@ -1,6 +1,7 @@
 """A Keras 3 model as a model of `tf_keras`, which is Keras 2: for TensorFlow Model Optimization."""
 
 import importlib.util
+from typing import Any
 
 import keras
 
@@ -50,7 +51,7 @@ _RENAMED = {("LeakyReLU", "negative_slope"): "alpha"}
 _ACTIVATIONS = ("linear", "relu", "relu6", "sigmoid", "softmax", "tanh")
 
 
-def to_tf_keras(model):
+def to_tf_keras(model: keras.Model) -> Any:
     """Builds the same model in `tf_keras`, which is Keras 2, with the same weights.
 
     TensorFlow Model Optimization knows models of `tf_keras` only: this is the way into its

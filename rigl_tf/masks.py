@@ -9,15 +9,18 @@ import collections
 import contextlib
 import gc
 import math
+import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from rigl_tf import structures
+from rigl_tf._types import Masks
 
 
 class MaskVariables(keras.layers.Layer):
@@ -116,7 +119,7 @@ class SparseKernel(keras.constraints.Constraint):
     execution = None
     mask_variables = ()
 
-    def __init__(self, variable, settle=None):
+    def __init__(self, variable: keras.Variable, settle: Callable[[], Any] | None = None) -> None:
         self.variable = variable
         self.constraint = variable.constraint
         self.settle = settle
@@ -124,47 +127,47 @@ class SparseKernel(keras.constraints.Constraint):
         self._units = None
 
     @property
-    def units(self):
+    def units(self) -> structures.Units:
         """What is dropped and grown together, the `rigl_tf.structures.Units` of this kernel."""
         return self._units or structures.Units(self.shape)
 
     @property
-    def path(self):
+    def path(self) -> str:
         return self.variable.path
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         """The shape of the dense kernel, a tuple."""
         return tuple(self.variable.shape)
 
     @property
-    def size(self):
+    def size(self) -> int:
         """Number of connections, active or not."""
         return math.prod(self.shape)
 
     @property
-    def num_active(self):
+    def num_active(self) -> int:
         """Number of active connections, an integer."""
         raise NotImplementedError
 
     @property
-    def mask(self):
+    def mask(self) -> np.ndarray:
         """The mask, a boolean array."""
         raise NotImplementedError
 
-    def numpy(self):
+    def numpy(self) -> np.ndarray:
         """The dense kernel as an array."""
         raise NotImplementedError
 
-    def assign(self, weights):
+    def assign(self, weights: Any) -> None:
         """Sets the weights of the active connections, as an array or tensor of all; at once."""
         raise NotImplementedError
 
-    def set_mask(self, mask):
+    def set_mask(self, mask: np.ndarray) -> None:
         """Sets the mask, and zeroes what it makes inactive; at once."""
         raise NotImplementedError
 
-    def zero_inactive(self):
+    def zero_inactive(self) -> None:
         """Sets inactive connections to zero that other code has written into; at once."""
 
     def _constrained(self, kernel):
@@ -263,13 +266,13 @@ def unlink(variable):
     variable.constraint = variable.constraint.constraint
 
 
-def kernel_of(variable):
+def kernel_of(variable: Any) -> "SparseKernel | None":
     """The `SparseKernel` of a variable, `None` if it has no mask."""
     constraint = getattr(variable, "constraint", None)
     return constraint if isinstance(constraint, SparseKernel) else None
 
 
-def mask_of(variable):
+def mask_of(variable: Any) -> keras.Variable | None:
     """The mask variable of a masked kernel's variable, `None` for any other variable."""
     kernel = kernel_of(variable)
     return kernel.kernel_mask if isinstance(kernel, MaskedKernel) else None
@@ -313,7 +316,7 @@ def without_masks(model, variables):
     return [variable for variable in variables if id(variable) not in own]
 
 
-def kernels_of(model):
+def kernels_of(model: keras.layers.Layer) -> "dict[str, SparseKernel]":
     """The `SparseKernel`s of a model or layer, as `{path: kernel}` in the order of its weights.
 
     The layers of a sparse model are layers of others, too, such as the one that it was made of: in
@@ -329,12 +332,12 @@ def kernels_of(model):
     )
 
 
-def sparse_kernels(model):
+def sparse_kernels(model: keras.layers.Layer) -> dict[str, keras.Variable]:
     """The variables of the sparse kernels of a model or layer, as `kernels_of`."""
     return {path: kernel.variable for path, kernel in kernels_of(model).items()}
 
 
-def get_masks(model):
+def get_masks(model: keras.layers.Layer) -> Masks:
     """The masks of a sparse model.
 
     Args:
@@ -348,7 +351,7 @@ def get_masks(model):
     return {path: kernel.mask for path, kernel in kernels_of(model).items()}
 
 
-def set_masks(model, masks):
+def set_masks(model: keras.layers.Layer, masks: Mapping[str, Any]) -> None:
     """Sets masks, and zeroes the connections that they make inactive.
 
     Connections that become active start at zero. Kernels without an entry in `masks` keep theirs.
@@ -376,7 +379,7 @@ def set_masks(model, masks):
         kernels[path].set_mask(mask)
 
 
-def check_masks(model, masks):
+def check_masks(model: keras.layers.Layer, masks: Mapping[str, Any]) -> Masks:
     """`masks` as boolean arrays by the paths of the model's kernels.
 
     Raises:
@@ -410,7 +413,7 @@ def _is_renamed(masks, kernels):
     return not masks.keys() & kernels.keys() or plain == others
 
 
-def save_masks(model, path):
+def save_masks(model: keras.layers.Layer, path: str | os.PathLike[str]) -> None:
     """Writes the masks of a sparse model into a file, for `load_masks`.
 
     Args:
@@ -431,7 +434,7 @@ def save_masks(model, path):
     np.savez_compressed(path, paths=np.array(list(masks)), **arrays)
 
 
-def load_masks(model, path):
+def load_masks(model: keras.layers.Layer, path: str | os.PathLike[str]) -> None:
     """Sets the masks that `save_masks` wrote, as `set_masks` does.
 
     Args:
@@ -457,7 +460,7 @@ def _npz(path):
     return path
 
 
-def set_weights(layer, weights):
+def set_weights(layer: keras.layers.Layer, weights: Iterable[Any]) -> None:
     """As `layer.set_weights` of Keras, but the masks may be left out, and the kernels are masked.
 
     Args:
@@ -487,7 +490,7 @@ def set_weights(layer, weights):
         kernel.zero_inactive()
 
 
-def as_booleans(masks):
+def as_booleans(masks: Mapping[str, Any]) -> Masks:
     """`masks` as boolean arrays; raises a `ValueError` unless they are masks."""
     if not isinstance(masks, Mapping):
         raise ValueError(

@@ -5,12 +5,14 @@ nor reduce scalar logs over them. The loops here call the same `train_step`, cal
 This module can go when `model.fit` trains there: `tests/test_multi_worker.py` says when.
 """
 
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 
-def is_chief(strategy):
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process is the one worker that should write files.
 
     Args:
@@ -29,7 +31,7 @@ def is_chief(strategy):
     return resolver.task_type == "chief" or (not has_chief and resolver.task_id in (None, 0))
 
 
-def value_of_chief(strategy, value):
+def value_of_chief(strategy: tf.distribute.Strategy, value: int) -> int:
     """The chief's integer, on every worker. All of them must call it.
 
     Args:
@@ -48,17 +50,17 @@ def value_of_chief(strategy, value):
 
 
 def fit(
-    model,
-    dataset,
+    model: keras.Model,
+    dataset: tf.data.Dataset,
     *,
-    epochs=1,
-    initial_epoch=0,
-    steps_per_epoch=None,
-    validation_data=None,
-    validation_steps=None,
-    callbacks=None,
-    verbose="auto",
-):
+    epochs: int = 1,
+    initial_epoch: int = 0,
+    steps_per_epoch: int | None = None,
+    validation_data: tf.data.Dataset | None = None,
+    validation_steps: int | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] | None = None,
+    verbose: int | str = "auto",
+) -> keras.callbacks.History:
     """Trains a model as `model.fit` does, together with the other workers in `TF_CONFIG`.
 
     Every worker calls it with the same arguments. The weights, the optimizer's state and the first
@@ -136,7 +138,14 @@ def fit(
     return model.history
 
 
-def evaluate(model, dataset, *, steps=None, callbacks=None, verbose="auto"):
+def evaluate(
+    model: keras.Model,
+    dataset: tf.data.Dataset,
+    *,
+    steps: int | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] | None = None,
+    verbose: int | str = "auto",
+) -> dict[str, float]:
     """The loss and metrics of all workers, as `model.evaluate(..., return_dict=True)`.
 
     Args:

@@ -8,7 +8,9 @@ training loops of one's own, with a `tf.GradientTape`.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from numbers import Integral
+from typing import Any
 
 import tensorflow as tf
 
@@ -16,7 +18,12 @@ from rigl_tf import selection
 from rigl_tf.checks import check_integers
 
 
-def top_k_of_tiles(tile, num_tiles, k, dtype="float32"):
+def top_k_of_tiles(
+    tile: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
+    num_tiles: int,
+    k: int,
+    dtype: str | tf.DType = "float32",
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Finds the `k` largest of many scores, of which only one tile is there at a time.
 
     The result is that of `rigl_tf.selection.top_k_mask` for all scores at once: exact, and ties go
@@ -72,15 +79,15 @@ def top_k_of_tiles(tile, num_tiles, k, dtype="float32"):
 
 
 def largest_gradients(
-    inputs,
-    output_gradients,
-    kept_mask,
-    k,
-    tile_rows=None,
-    strides=1,
-    padding="valid",
-    dilation_rate=1,
-):
+    inputs: tf.Tensor,
+    output_gradients: tf.Tensor,
+    kept_mask: tf.Tensor,
+    k: int,
+    tile_rows: int | None = None,
+    strides: int | Sequence[int] = 1,
+    padding: str = "valid",
+    dilation_rate: int | Sequence[int] = 1,
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Finds the connections of a Dense layer or convolution with the largest gradients.
 
     A tile of the kernel's gradient has `tile_rows` rows: those of so many inputs of a Dense layer,
@@ -170,7 +177,7 @@ def largest_gradients(
     return top_k_of_tiles(tile, window.num_positions * num_blocks, k, inputs.dtype)
 
 
-def grow(kept_mask, indices, num_grow=None):
+def grow(kept_mask: tf.Tensor, indices: Any, num_grow: int | tf.Tensor | None = None) -> tf.Tensor:
     """Adds connections to a mask.
 
     Args:

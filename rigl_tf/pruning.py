@@ -14,11 +14,14 @@ import numpy as np
 import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection, structures
+from rigl_tf._types import Data, Distribution, Loss, Masks
 from rigl_tf.checks import check_integers, check_numbers
 from rigl_tf.objective import batches, mean_loss, mean_over, read_batches, untouched_state
 
 
-def magnitude_masks(model, sparsity, distribution=None):
+def magnitude_masks(
+    model: keras.Model, sparsity: float, distribution: Distribution | None = None
+) -> Masks:
     """Keeps the connections with the largest weights.
 
     Args:
@@ -48,7 +51,9 @@ def magnitude_masks(model, sparsity, distribution=None):
     return _select(model, scores, sparsity, distribution)
 
 
-def random_masks(model, sparsity, distribution="erk", seed=0):
+def random_masks(
+    model: keras.Model, sparsity: float, distribution: Distribution | None = "erk", seed: int = 0
+) -> Masks:
     """Keeps connections at random.
 
     Args:
@@ -76,7 +81,13 @@ def random_masks(model, sparsity, distribution="erk", seed=0):
     return _select(model, scores, sparsity, distribution)
 
 
-def snip_masks(model, data, sparsity, loss, distribution=None):
+def snip_masks(
+    model: keras.Model,
+    data: Data,
+    sparsity: float,
+    loss: Loss,
+    distribution: Distribution | None = None,
+) -> Masks:
     """Keeps the connections whose removal would change the loss most: SNIP.
 
     The score of a connection is `|gradient * weight|`, the gradient that of the mean loss over
@@ -115,7 +126,14 @@ def snip_masks(model, data, sparsity, loss, distribution=None):
     return _select(model, _check_not_all_zero(scores), sparsity, distribution)
 
 
-def grasp_masks(model, data, sparsity, loss, distribution=None, temperature=200.0):
+def grasp_masks(
+    model: keras.Model,
+    data: Data,
+    sparsity: float,
+    loss: Loss,
+    distribution: Distribution | None = None,
+    temperature: float = 200.0,
+) -> Masks:
     """Keeps the connections whose removal would reduce the gradient flow most: GraSP.
 
     The score of a connection is `weight * (H g)`, with `g` the gradient and `H` the Hessian of the
@@ -155,7 +173,7 @@ def grasp_masks(model, data, sparsity, loss, distribution=None, temperature=200.
     return _select(model, _check_not_all_zero(scores), sparsity, distribution)
 
 
-def check_sparse(model):
+def check_sparse(model: keras.layers.Layer) -> dict[str, masks.SparseKernel]:
     """The sparse kernels of a model, `{path: kernel}`; a `ValueError` if there is none."""
     is_model = isinstance(model, keras.layers.Layer)
     kernels = masks.kernels_of(model) if is_model else {}

@@ -1,15 +1,25 @@
 """When masks are updated, and how much of them."""
 
 import math
+from collections.abc import Callable
 from numbers import Real
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
 from rigl_tf.checks import check_integers, check_numbers
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-def is_update_step(step, begin_step, end_step, update_frequency):
+
+def is_update_step(
+    step: int | tf.Tensor,
+    begin_step: int | tf.Tensor,
+    end_step: int | tf.Tensor,
+    update_frequency: int | tf.Tensor,
+) -> bool | tf.Tensor:
     """Whether masks are updated at `step`: Python integers or integer tensors.
 
     Updates happen at steps `t > 0` with `begin_step <= t < end_step` that are a multiple of
@@ -24,7 +34,7 @@ def is_update_step(step, begin_step, end_step, update_frequency):
     return in_time & ((step - begin_step) % update_frequency == 0)
 
 
-def update_steps(begin_step, end_step, update_frequency):
+def update_steps(begin_step: int, end_step: int, update_frequency: int) -> range:
     """The steps at which masks are updated, as a range: see `is_update_step`.
 
     Example:
@@ -35,14 +45,16 @@ def update_steps(begin_step, end_step, update_frequency):
     return range(begin_step or update_frequency, end_step, update_frequency)
 
 
-def drop_fraction_schedule(drop_fraction, begin_step, end_step):
+def drop_fraction_schedule(
+    drop_fraction: float | Callable[..., Any], begin_step: int, end_step: int
+) -> Callable[..., Any]:
     """A callable of the step: a number becomes a `CosineDropFraction`, a callable stays."""
     if callable(drop_fraction) and not isinstance(drop_fraction, type):
         return drop_fraction
     return CosineDropFraction(drop_fraction, begin_step, end_step)
 
 
-def check_update_steps(begin_step, end_step, update_frequency):
+def check_update_steps(begin_step: int, end_step: int, update_frequency: int) -> None:
     """Raises a `ValueError` unless the three are integers that make sense together."""
     check_integers(0, begin_step=begin_step, end_step=end_step)
     check_integers(1, update_frequency=update_frequency)
@@ -53,7 +65,7 @@ def check_update_steps(begin_step, end_step, update_frequency):
         )
 
 
-def check_any_update(begin_step, end_step, update_frequency):
+def check_any_update(begin_step: int, end_step: int, update_frequency: int) -> None:
     """Raises a `ValueError` unless there is a step at which masks are updated."""
     if not update_steps(begin_step, end_step, update_frequency):
         raise ValueError(
@@ -63,14 +75,16 @@ def check_any_update(begin_step, end_step, update_frequency):
         )
 
 
-def progress(step, begin_step, end_step):
+def progress(
+    step: int | tf.Tensor, begin_step: int | tf.Tensor, end_step: int | tf.Tensor
+) -> tf.Tensor:
     """Share in `[0, 1]` of the way from `begin_step` to `end_step`; integers or tensors."""
     steps = end_step - begin_step
     steps = tf.cast(steps, tf.float32) if tf.is_tensor(steps) else float(steps)
     return tf.clip_by_value(tf.cast(step - begin_step, tf.float32) / steps, 0, 1)
 
 
-def cosine(drop_fraction, progress):
+def cosine(drop_fraction: float | tf.Tensor, progress: float | tf.Tensor) -> tf.Tensor:
     """`drop_fraction`, a number or tensor, annealed to zero along half of a cosine."""
     return drop_fraction / 2 * (1 + tf.cos(math.pi * progress))
 
@@ -78,7 +92,7 @@ def cosine(drop_fraction, progress):
 class _DropFraction:
     """A share of the active connections to drop, as a callable of the step with a config."""
 
-    def __init__(self, drop_fraction, **config):
+    def __init__(self, drop_fraction: float, **config: Any) -> None:
         is_number = isinstance(drop_fraction, Real) and not isinstance(drop_fraction, bool)
         if not is_number or not 0 <= drop_fraction <= 1:
             raise ValueError(
@@ -88,18 +102,18 @@ class _DropFraction:
         self.drop_fraction = float(drop_fraction)
         self._config = config
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {"drop_fraction": self.drop_fraction, **self._config}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "Self":
         return cls(**config)
 
 
 class _AnnealedDropFraction(_DropFraction):
     """Falls from `begin_step` to `end_step`, and is flat outside."""
 
-    def __init__(self, drop_fraction, begin_step, end_step, **config):
+    def __init__(self, drop_fraction: float, begin_step: int, end_step: int, **config: Any) -> None:
         check_update_steps(begin_step, end_step, update_frequency=1)
         super().__init__(drop_fraction, begin_step=begin_step, end_step=end_step, **config)
         self.begin_step = begin_step
@@ -132,7 +146,7 @@ class CosineDropFraction(_AnnealedDropFraction):
     [0.3, 0.15, 0.0]
     """
 
-    def __call__(self, step):
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         return cosine(self.drop_fraction, self._progress(step))
 
 
@@ -159,12 +173,14 @@ class PowerDropFraction(_AnnealedDropFraction):
     [0.4, 0.05, 0.0]
     """
 
-    def __init__(self, drop_fraction, begin_step, end_step, power=1):
+    def __init__(
+        self, drop_fraction: float, begin_step: int, end_step: int, power: float = 1
+    ) -> None:
         check_numbers("(0, inf)", power=power)
         super().__init__(drop_fraction, begin_step, end_step, power=power)
         self.power = power
 
-    def __call__(self, step):
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         return self.drop_fraction * (1 - self._progress(step)) ** self.power
 
 
@@ -185,7 +201,7 @@ class ConstantDropFraction(_DropFraction):
     0.25
     """
 
-    def __call__(self, step):
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         return tf.constant(self.drop_fraction)
 
 
@@ -207,7 +223,9 @@ class LearningRateDropFraction(_DropFraction):
     0.15
     """
 
-    def __init__(self, drop_fraction, learning_rate):
+    def __init__(
+        self, drop_fraction: float, learning_rate: keras.optimizers.schedules.LearningRateSchedule
+    ) -> None:
         if not isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
             raise ValueError(
                 "`learning_rate` must be a `keras.optimizers.schedules.LearningRateSchedule`. "
@@ -222,16 +240,16 @@ class LearningRateDropFraction(_DropFraction):
         super().__init__(drop_fraction)
         self.learning_rate = learning_rate
 
-    def __call__(self, step):
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         share = tf.cast(self.learning_rate(step), tf.float32) / self._first
         return tf.minimum(self.drop_fraction * share, 1.0)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         learning_rate = keras.saving.serialize_keras_object(self.learning_rate)
         return {**super().get_config(), "learning_rate": learning_rate}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "Self":
         learning_rate = keras.saving.deserialize_keras_object(config["learning_rate"])
         return cls(config["drop_fraction"], learning_rate)
 
@@ -260,7 +278,11 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
     [0.0, 0.25, 0.5, 0.25]
     """
 
-    def __init__(self, learning_rate, warmup_steps):
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+        warmup_steps: int,
+    ) -> None:
         is_schedule = isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule)
         if not is_schedule and not isinstance(learning_rate, Real):
             raise ValueError(
@@ -271,16 +293,16 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         self.learning_rate = learning_rate
         self.warmup_steps = warmup_steps
 
-    def __call__(self, step):
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         rate = self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate
         share = tf.cast(step, tf.float32) / self.warmup_steps
         return tf.cast(rate, tf.float32) * tf.minimum(share, 1.0)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         learning_rate = keras.saving.serialize_keras_object(self.learning_rate)
         return {"learning_rate": learning_rate, "warmup_steps": self.warmup_steps}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "Self":
         learning_rate = keras.saving.deserialize_keras_object(config["learning_rate"])
         return cls(learning_rate, config["warmup_steps"])

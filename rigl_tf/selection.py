@@ -6,6 +6,8 @@ compiles with XLA and gives the same answer in eager mode, in a graph and on eve
 
 import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -17,7 +19,7 @@ _TILE = 1 << 22  # how many numbers of a large kernel are looked at together
 _PHILOX = 1  # the number of the algorithm in TensorFlow
 
 
-def random_mask(shape, num_active, seed):
+def random_mask(shape: Sequence[int], num_active: int, seed: Any) -> tf.Tensor:
     """A uniformly random mask with an exact number of active connections.
 
     Args:
@@ -43,7 +45,7 @@ def random_mask(shape, num_active, seed):
     return _top_k_of_keys(draws, num_active)
 
 
-def random_places(size, num_active, seed):
+def random_places(size: int, num_active: int, seed: tuple[int, int]) -> np.ndarray:
     """Where `random_mask` is `True`, found in memory that follows `num_active`, not `size`.
 
     The draws are made tile by tile, and only those that may be among the largest are kept: the
@@ -101,7 +103,7 @@ def _draws_from(threshold, size, seed):
     return np.concatenate(places), np.concatenate(draws)
 
 
-def top_k_mask(scores, k):
+def top_k_mask(scores: tf.Tensor | np.ndarray, k: int | tf.Tensor) -> tf.Tensor:
     """Marks the `k` largest scores; ties go to the lower index.
 
     A radix selection: a histogram of the leading 16 bits finds the bucket of the k-th largest
@@ -123,7 +125,7 @@ def top_k_mask(scores, k):
     return _top_k_of_keys(ordered_keys(scores), k)
 
 
-def top_k_per_row(scores, k):
+def top_k_per_row(scores: tf.Tensor | np.ndarray, k: Any) -> tf.Tensor:
     """Marks the largest scores of each row; ties go to the lower index.
 
     A bisection on the bits of the scores, of all rows at once: as many passes over the data as a
@@ -170,7 +172,12 @@ def _kth_largest_per_row(keys, k, lowest, num_bits):
     return tf.while_loop(lambda bit, _: bit >= 0, add, start)[1]
 
 
-def drop_and_grow(mask, drop_scores, grow_scores, num_drop):
+def drop_and_grow(
+    mask: tf.Tensor | np.ndarray,
+    drop_scores: tf.Tensor | np.ndarray,
+    grow_scores: tf.Tensor | np.ndarray,
+    num_drop: int | tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Drops the weakest active connections and grows as many elsewhere.
 
     A dropped connection competes with the inactive ones and may come back at once; only the
@@ -197,7 +204,9 @@ def drop_and_grow(mask, drop_scores, grow_scores, num_drop):
     return new_mask, new_mask & ~mask
 
 
-def keep(mask, scores, num_active):
+def keep(
+    mask: tf.Tensor | np.ndarray, scores: tf.Tensor | np.ndarray, num_active: int | tf.Tensor
+) -> tf.Tensor:
     """Keeps the strongest of the active connections.
 
     Args:
@@ -218,7 +227,7 @@ def keep(mask, scores, num_active):
     return top_k_mask(where_eligible(mask, scores), tf.minimum(tf.cast(num_active, tf.int32), most))
 
 
-def where_eligible(eligible, scores):
+def where_eligible(eligible: tf.Tensor | np.ndarray, scores: tf.Tensor | np.ndarray) -> tf.Tensor:
     """Scores of the eligible entries; the others rank below them, whatever the scores are."""
     scores = tf.convert_to_tensor(scores)
     if not scores.dtype.is_floating:
@@ -228,12 +237,12 @@ def where_eligible(eligible, scores):
     return tf.where(eligible, scores, tf.constant(float("-inf"), scores.dtype))
 
 
-def num_true(mask, axis=None):
+def num_true(mask: tf.Tensor | np.ndarray, axis: int | None = None) -> tf.Tensor:
     """How many entries are `True`, in int32, along `axis` or of all; XLA makes no copy for it."""
     return tf.reduce_sum(tf.cast(mask, tf.int32), axis)
 
 
-def ordered_keys(scores):
+def ordered_keys(scores: tf.Tensor | np.ndarray) -> tf.Tensor:
     """Signed integers in the order of the scores, by their IEEE 754 bits.
 
     A negative number's bits count away from zero; subtracted from those of -0.0, towards it. So
@@ -284,7 +293,9 @@ def _traced_top_k(dtype, is_long):
     )
 
 
-def kth_largest(histogram, dtype, k):
+def kth_largest(
+    histogram: Callable[..., tf.Tensor], dtype: tf.DType, k: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """The k-th largest key, how many keys equal to it are wanted, and how many there are.
 
     Args:
@@ -325,7 +336,7 @@ def _unsigned_prefix(prefix, num_bits):
     return tf.bitwise.right_shift(tf.bitwise.left_shift(prefix, lost), lost)
 
 
-def histogram(keys, shift, prefix):
+def histogram(keys: tf.Tensor, shift: int, prefix: tf.Tensor | None) -> tf.Tensor:
     """How often each 16-bit digit occurs in the keys with a prefix.
 
     Args:
@@ -336,7 +347,7 @@ def histogram(keys, shift, prefix):
     return _count_digits(_digits(keys, shift, prefix))
 
 
-def histogram_by_tiles(keys, shift, prefix):
+def histogram_by_tiles(keys: tf.Tensor, shift: int, prefix: tf.Tensor | None) -> tf.Tensor:
     """`histogram` of many keys, whose digits never stand all in memory."""
     size = tf.shape(keys)[0]
 

@@ -7,14 +7,19 @@ Without a structure each weight is a unit.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from rigl_tf import distributions, selection
+from rigl_tf._types import Distribution
 from rigl_tf.checks import check_choice, check_integers, check_numbers
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # So little below a whole number is rounding of a product.
 _ROUNDING = 1e-9
@@ -33,11 +38,11 @@ class Axes:
     inputs: tuple
     outputs: tuple
 
-    def positions(self, rank):
+    def positions(self, rank: int) -> tuple[int, ...]:
         return tuple(axis for axis in range(rank) if axis not in (*self.inputs, *self.outputs))
 
 
-def last_two(rank):
+def last_two(rank: int) -> Axes:
     """The `Axes` of most kernels: Dense `(in, out)`, Conv2D `(height, width, in, out)`."""
     return Axes((rank - 2,), (rank - 1,))
 
@@ -104,46 +109,52 @@ class Units:
     structure = None
     unit_size = step = 1
 
-    def __init__(self, shape):
+    def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(shape)
         self.size = self.num_units = math.prod(self.shape)
 
-    def count(self, sparsity):
+    def count(self, sparsity: float | np.ndarray) -> np.ndarray:
         """The number of active units at a sparsity, or an array of them; one at least."""
         num_zeros = np.floor(np.asarray(sparsity) * self.num_units)
         return self.num_units - num_zeros.astype("int64")
 
-    def check_sparsity(self, sparsity):
+    def check_sparsity(self, sparsity: float) -> None:
         """Raises a `ValueError` if the structure has another sparsity."""
 
-    def start_with(self, sparsity):
+    def start_with(self, sparsity: float) -> None:
         """Tells that the first mask has this sparsity."""
 
-    def num_active(self, mask):
+    def num_active(self, mask: tf.Tensor | np.ndarray) -> tf.Tensor:
         """The number of active units, a scalar tensor."""
         return selection.num_true(mask)
 
-    def random_mask(self, count, seed):
+    def random_mask(self, count: int, seed: tuple[int, int]) -> tf.Tensor:
         """As `selection.random_mask`."""
         return selection.random_mask(self.shape, int(count), seed)
 
-    def top(self, scores, count):
+    def top(self, scores: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
         """The mask of the best units; connections with the score `-inf` come last."""
         return selection.top_k_mask(scores, count)
 
-    def keep(self, mask, scores, count):
+    def keep(self, mask: tf.Tensor, scores: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
         """The best of the active units, as `selection.keep`."""
         return selection.keep(mask, scores, count)
 
-    def drop_and_grow(self, mask, drop_scores, grow_scores, num_drop):
+    def drop_and_grow(
+        self,
+        mask: tf.Tensor,
+        drop_scores: tf.Tensor,
+        grow_scores: tf.Tensor,
+        num_drop: int | tf.Tensor,
+    ) -> tf.Tensor:
         """The new mask, as `selection.drop_and_grow`."""
         return selection.drop_and_grow(mask, drop_scores, grow_scores, num_drop)[0]
 
-    def spread(self, scores):
+    def spread(self, scores: tf.Tensor) -> tf.Tensor:
         """Scores of weights by which whole units can be compared with those of other kernels."""
         return scores
 
-    def check(self, mask, name):
+    def check(self, mask: np.ndarray, name: str) -> None:
         """Raises a `ValueError` if a mask, a boolean array, breaks the structure."""
 
 
@@ -363,7 +374,7 @@ class Structure:
 
     sparsity = None  # of a structure that has but one
 
-    def units(self, shape, axes=None, name="kernel"):
+    def units(self, shape: Sequence[int], axes: Axes | None = None, name: str = "kernel") -> Units:
         """The `Units` of a kernel.
 
         Args:
@@ -386,11 +397,11 @@ class Structure:
             f"Received: {name!r} of shape {shape}{received}"
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "Self":
         return cls(**config)
 
 
@@ -540,10 +551,10 @@ class NM(Structure):
         return f"NM({self.n}, {self.m})"
 
     @property
-    def sparsity(self):
+    def sparsity(self) -> float:
         return 1 - self.n / self.m
 
-    def check_sparsity(self, sparsity):
+    def check_sparsity(self, sparsity: float) -> None:
         """Raises a `ValueError` unless it is the structure's, or 0."""
         if sparsity and not math.isclose(sparsity, self.sparsity, abs_tol=1e-6):
             raise ValueError(
@@ -618,7 +629,7 @@ class ConstantFanIn(Structure):
         return _FanIns(self, shape, _View(shape, matrices.order, matrices.shape, (2, 0, 1), rows))
 
 
-def get(identifier):
+def get(identifier: Structure | Mapping[str, Any] | None) -> Structure | None:
     """The structure that `identifier` is, or of which it is the serialized form; or `None`.
 
     Raises:
@@ -638,7 +649,9 @@ def get(identifier):
 # Shares.
 
 
-def allocate(distribution, units, sparsity):
+def allocate(
+    distribution: Distribution, units: Mapping[str, Units], sparsity: float
+) -> dict[str, float]:
     """The sparsity of each kernel, as `distributions.allocate`, in whole units.
 
     Kernels with a structure have fewer possible numbers. What one of them cannot have is given to

@@ -1,9 +1,12 @@
 """Walks the layers of any model: Sequential, Functional, subclassed, nested."""
 
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import keras
 
 
-def all_layers(layer):
+def all_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """Every layer inside a layer or model, itself first, each once, in the order of use.
 
     Example:
@@ -25,7 +28,9 @@ def all_layers(layer):
     return list(seen.values())
 
 
-def layers_of_weights(layer):
+def layers_of_weights(
+    layer: keras.layers.Layer,
+) -> list[tuple[keras.Variable, tuple[keras.layers.Layer, ...]]]:
     """The weights of a layer or model in their order, each with the layers around it.
 
     The outermost layer is the first, the one that computes with the weight the last.
@@ -67,7 +72,7 @@ def _attributes(layer):
     return layers_in([value for name, value in vars(layer).items() if not name.startswith("__")])
 
 
-def layers_in(values):
+def layers_in(values: Iterable[Any]) -> Iterator[keras.layers.Layer]:
     """The layers among values, and in lists, tuples and dictionaries of them, in their order."""
     for value in values:
         if isinstance(value, keras.layers.Layer):
@@ -78,6 +83,6 @@ def layers_in(values):
             yield from layers_in(value)
 
 
-def unbuilt(layer):
+def unbuilt(layer: keras.layers.Layer) -> list[str]:
     """The names of the layers inside a layer that are not built."""
     return [each.name for each in all_layers(layer)[1:] if not each.built]

@@ -5,7 +5,9 @@ its 1x1 convolutions skip zeros of any pattern.
 """
 
 import dataclasses
+from typing import Any
 
+import keras
 import rich.table
 
 from rigl_tf.artifacts import kernels, layouts, litert, litert_file, xnnpack_rules
@@ -47,17 +49,17 @@ class Check:
     steps: tuple
 
     @property
-    def num_sparse(self):
+    def num_sparse(self) -> int:
         """Number of 1x1 convolutions that skip zeros."""
         return sum(step.is_pointwise and step.part is not None for step in self.steps)
 
     @property
-    def num_pointwise(self):
+    def num_pointwise(self) -> int:
         """Number of 1x1 convolutions."""
         return sum(step.is_pointwise for step in self.steps)
 
     @property
-    def changes(self):
+    def changes(self) -> dict[str, str]:
         """Dictionary `{layer: what to change}` of the operations in no sparse part."""
         return {step.layer: step.change for step in self.steps if step.change}
 
@@ -76,7 +78,7 @@ class Check:
         return as_text(table)
 
 
-def check(model, inputs=None):
+def check(model: keras.Model, inputs: Any = None) -> Check:
     """Says which parts of a network XNNPACK runs sparse, on ARM and in WebAssembly.
 
     The model is converted to LiteRT, and the operations are held against XNNPACK's conditions: a

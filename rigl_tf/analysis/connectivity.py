@@ -1,15 +1,24 @@
 """Paths between two solutions: straight lines, Bézier curves, and the barrier on the way."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from rigl_tf.checks import check_choice
 
 
-def interpolate(model, start, end, evaluate, coefficients=None, control_points=()):
+def interpolate(
+    model: keras.Model,
+    start: Sequence[np.ndarray],
+    end: Sequence[np.ndarray],
+    evaluate: Callable[[keras.Model], Any],
+    coefficients: Sequence[float] | np.ndarray | None = None,
+    control_points: Sequence[Sequence[np.ndarray]] = (),
+) -> list[Any]:
     """Evaluates a model along the path from one set of weights to another.
 
     The path is the straight line `(1 - c) * start + c * end`; with control points it is the Bézier
@@ -70,7 +79,7 @@ def interpolate(model, start, end, evaluate, coefficients=None, control_points=(
     return results
 
 
-def error_barrier(errors, above="mean"):
+def error_barrier(errors: Sequence[float] | np.ndarray, above: str = "mean") -> float:
     """The height of the barrier between two solutions: the highest error less that of the ends.
 
     Two ends are seldom equally good, and then it matters what counts as their error:
@@ -122,7 +131,7 @@ def error_barrier(errors, above="mean"):
     return float(values.max() - (sum(ends) / 2 if above == "mean" else max(ends)))
 
 
-def bezier(points, t):
+def bezier(points: Sequence[Any], t: float | tf.Tensor) -> Any:
     """The point of a Bézier curve at `t`; of two points it is the straight line.
 
     `sum(comb(n, k) * (1 - t) ** (n - k) * t ** k * points[k])`, where `n` is the degree, one less
@@ -149,7 +158,7 @@ def bezier(points, t):
     return sum(share * point for share, point in zip(shares, points, strict=True))
 
 
-def bernstein(degree, t):
+def bernstein(degree: int, t: Any) -> list[Any]:
     """The Bernstein polynomials at `t`: the share of each point in a Bézier curve."""
     return [math.comb(degree, k) * (1 - t) ** (degree - k) * t**k for k in range(degree + 1)]
 
@@ -158,7 +167,7 @@ def _are_finite(numbers):
     return numbers.dtype.kind in "iuf" and np.isfinite(numbers).all()
 
 
-def is_floating(variable):
+def is_floating(variable: keras.Variable) -> bool:
     return tf.as_dtype(variable.dtype).is_floating
 
 
@@ -166,7 +175,7 @@ def _numbered(control_points):
     return {f"control_points[{k}]": point for k, point in enumerate(control_points)}
 
 
-def check_weights(model, name, weights):
+def check_weights(model: keras.Model, name: str, weights: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The arrays of `weights`, which must have the shapes of the model's."""
     arrays = [np.asarray(array) for array in weights] if isinstance(weights, Iterable) else []
     wanted = [tuple(variable.shape) for variable in model.weights]

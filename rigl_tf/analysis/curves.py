@@ -1,8 +1,12 @@
 """Training the Bézier curve between two solutions along which the loss is low."""
 
+from collections.abc import Sequence
+
 import keras
+import numpy as np
 import tensorflow as tf
 
+from rigl_tf._types import Loss, Masks
 from rigl_tf.analysis.connectivity import bernstein, bezier, check_weights, is_floating
 from rigl_tf.checks import check_integers
 from rigl_tf.masks import check_masks, kernels_of, masked
@@ -10,18 +14,18 @@ from rigl_tf.objective import mean_loss
 
 
 def train_bezier(
-    model,
-    start,
-    end,
-    data,
-    loss,
-    optimizer,
-    steps,
-    degree=2,
-    masks=None,
-    seed=0,
-    jit_compile=True,
-):
+    model: keras.Model,
+    start: Sequence[np.ndarray],
+    end: Sequence[np.ndarray],
+    data: tf.data.Dataset,
+    loss: Loss,
+    optimizer: keras.optimizers.Optimizer | str,
+    steps: int,
+    degree: int = 2,
+    masks: Masks | None = None,
+    seed: int = 0,
+    jit_compile: bool = True,
+) -> list[list[np.ndarray]]:
     """Finds the Bézier curve between two solutions along which the loss is low.
 
     Minimises the loss at a random point of the curve, `t` uniform in `[0, 1)`, a new one for each

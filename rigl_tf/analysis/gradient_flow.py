@@ -1,12 +1,13 @@
 """Gradient flow: how large the gradients of the active connections are, and how updates move it."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from rigl_tf import masks
+from rigl_tf._types import Data, Loss
 from rigl_tf.checks import check_integers
 from rigl_tf.objective import (
     batches,
@@ -32,7 +33,7 @@ class GradientNorms(NamedTuple):
     by_weight: dict
 
 
-def gradient_norms(model, data, loss):
+def gradient_norms(model: keras.Model, data: Data, loss: Loss) -> GradientNorms:
     """The norms of the gradients of the mean loss over `data`, active connections only.
 
     The network computes as in training (batch normalisation by the statistics of each batch), but
@@ -114,7 +115,9 @@ class GradientFlow(keras.callbacks.Callback):
     [2, 4]
     """
 
-    def __init__(self, data, loss=None, every=100, around_updates=True):
+    def __init__(
+        self, data: Data, loss: Loss | None = None, every: int = 100, around_updates: bool = True
+    ) -> None:
         super().__init__()
         check_integers(1, every=every)
         self._data = batches(data)
@@ -125,7 +128,7 @@ class GradientFlow(keras.callbacks.Callback):
         self.history = []
         self.updates = []
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         if self.model.steps_per_execution != 1:
             raise ValueError(
                 "`GradientFlow` looks between steps: compile with `steps_per_execution=1`. "
@@ -137,7 +140,7 @@ class GradientFlow(keras.callbacks.Callback):
         self._measure = _Measure(self.model, self._data, loss)
         self._last_step = None
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         step = self._step()
         is_new = step != self._last_step  # it stands still while gradients are accumulated
         is_regular = is_new and not step % self._every
@@ -151,13 +154,13 @@ class GradientFlow(keras.callbacks.Callback):
         if is_update:
             self._before = norms
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         # A step that overflows in float16 is no step, and its update is still to come.
         if self._before is not None and self._step() > self._last_step:
             self.updates.append((self._last_step, self._before, self._measure()))
         self._before = None
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is not None and self.history:
             logs["gradient_norm"] = self.history[-1][1].total
 
@@ -208,7 +211,7 @@ class _Measure:
         return [active_only(tf.convert_to_tensor(each), weight) for each, weight in pairs]
 
 
-def active_only(values, weight):
+def active_only(values: tf.Tensor, weight: keras.Variable) -> tf.Tensor:
     """`values` of a weight, zero where the connections of a sparse kernel are inactive."""
     mask = masks.mask_of(weight)
     return values if mask is None else masks.masked(values, mask)

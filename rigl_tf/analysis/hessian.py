@@ -4,10 +4,12 @@ import functools
 import math
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from rigl_tf import masks
+from rigl_tf._types import Data, Loss
 from rigl_tf.checks import check_integers
 from rigl_tf.objective import batches, mean_loss, mean_over, on_a_replica, untouched_state
 
@@ -26,7 +28,7 @@ class SpectralDensity(NamedTuple):
     weights: np.ndarray
 
 
-def hessian(model, data, loss, max_size=6000):
+def hessian(model: keras.Model, data: Data, loss: Loss, max_size: int = 6000) -> np.ndarray:
     """The Hessian of the mean loss with respect to the active connections and dense weights.
 
     The rows are those of all trainable weights in their order, such as biases, in sparse kernels
@@ -78,7 +80,9 @@ def hessian(model, data, loss, max_size=6000):
     return matrix
 
 
-def hessian_eigenvalues(model, data, loss, dense_spectrum=False, max_size=6000):
+def hessian_eigenvalues(
+    model: keras.Model, data: Data, loss: Loss, dense_spectrum: bool = False, max_size: int = 6000
+) -> np.ndarray:
     """The exact spectrum of `hessian`.
 
     Args:
@@ -106,7 +110,14 @@ def hessian_eigenvalues(model, data, loss, dense_spectrum=False, max_size=6000):
     return values
 
 
-def hessian_density(model, data, loss, num_steps=80, num_probes=1, seed=0):
+def hessian_density(
+    model: keras.Model,
+    data: Data,
+    loss: Loss,
+    num_steps: int = 80,
+    num_probes: int = 1,
+    seed: int = 0,
+) -> SpectralDensity:
     """The spectrum of `hessian` for models of any size, by stochastic Lanczos quadrature.
 
     Each step multiplies the Hessian with a vector, which costs two or three gradients; the

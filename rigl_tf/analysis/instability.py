@@ -1,11 +1,14 @@
 """Instability analysis: whether two trainings from one state end in the same linear valley."""
 
 import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from rigl_tf._types import Masks
 from rigl_tf.analysis.connectivity import error_barrier, interpolate
 from rigl_tf.checks import check_functions, check_integers, check_numbers
 from rigl_tf.masks import set_masks
@@ -35,8 +38,15 @@ class Instability:
 
 
 def instability(
-    model, train, evaluate, step=0, threshold=0.02, masks=None, data_seeds=(0, 1), num_points=30
-):
+    model: keras.Model,
+    train: Callable[..., Any],
+    evaluate: Callable[[keras.Model], float],
+    step: int = 0,
+    threshold: float = 0.02,
+    masks: Masks | None = None,
+    data_seeds: tuple[Any, Any] = (0, 1),
+    num_points: int = 30,
+) -> Instability:
     """Trains twice from the same state with other data orders, and looks at the line between.
 
     Both trainings begin with the same variables of the model (weights, moving statistics, states
@@ -127,7 +137,7 @@ def instability(
     )
 
 
-def estimate_statistics(model, data):
+def estimate_statistics(model: keras.Model, data: Iterable[Any]) -> None:
     """Estimates the moving statistics of batch normalisation anew, for the weights as they are.
 
     They become the plain mean over the batches of what training mode computes for each; where a

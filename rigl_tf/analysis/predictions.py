@@ -1,6 +1,7 @@
 """Whether solutions are the same: by what they predict, and by where they are."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import keras
@@ -12,7 +13,7 @@ from rigl_tf.analysis.connectivity import check_weights
 from rigl_tf.checks import check_numbers
 
 
-def disagreement(logits_a, logits_b):
+def disagreement(logits_a: np.ndarray, logits_b: np.ndarray) -> float:
     """The share of examples that two networks classify differently.
 
     Reference:
@@ -38,7 +39,9 @@ def disagreement(logits_a, logits_b):
     return float(np.mean(a.argmax(axis=1) != b.argmax(axis=1)))
 
 
-def ensemble_accuracy(logits, labels, from_logits=True):
+def ensemble_accuracy(
+    logits: Sequence[np.ndarray], labels: np.ndarray, from_logits: bool = True
+) -> float:
     """The accuracy of the mean of what several networks predict.
 
     The probabilities are averaged. Networks that are alike gain little over one of them.
@@ -118,7 +121,9 @@ class SolutionDistance(NamedTuple):
     angle: float
 
 
-def solution_distance(model, start, end):
+def solution_distance(
+    model: keras.Model, start: Sequence[np.ndarray], end: Sequence[np.ndarray]
+) -> SolutionDistance:
     """How far two solutions of a sparse model are from each other.
 
     All sparse kernels together, at the connections that are active in both: the masks are those
@@ -172,7 +177,9 @@ def solution_distance(model, start, end):
     return SolutionDistance(float(np.linalg.norm(a - b)), cosine, 2 * math.acos(cosine) / math.pi)
 
 
-def repel(model, solutions, weight=2.0):
+def repel(
+    model: keras.Model, solutions: Sequence[Sequence[np.ndarray]], weight: float = 2.0
+) -> None:
     """Adds a loss to a model that keeps training away from known solutions, or draws it to them.
 
     `weight / len(solutions) * sum(cos(kernels, solution) ** 2)`: the cosine over all sparse

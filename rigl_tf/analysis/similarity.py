@@ -32,7 +32,7 @@ class WeightCorrelation:
     tolerance: float
 
     @property
-    def verdict(self):
+    def verdict(self) -> str:
         """`"weak"` if `total` is that of chance, else `"positive"` or `"negative"`."""
         if abs(self.total - self.chance) <= self.tolerance:
             return "weak"
@@ -44,7 +44,15 @@ class WeightCorrelation:
         return "\n".join(["| kernel | correlation |", "|---|---|", *rows, total])
 
 
-def weight_correlation(a, b, p=0.2, *, masks_a=None, masks_b=None, tolerance=0.01):
+def weight_correlation(
+    a: keras.layers.Layer | Mapping[str, np.ndarray],
+    b: keras.layers.Layer | Mapping[str, np.ndarray],
+    p: float = 0.2,
+    *,
+    masks_a: Mapping[str, np.ndarray] | None = None,
+    masks_b: Mapping[str, np.ndarray] | None = None,
+    tolerance: float = 0.01,
+) -> WeightCorrelation:
     """The share of the largest weights that two networks have in common.
 
     `R_p = sum(|T(a) & T(b)|) / sum(|T|)` over the kernels, where `T` is the set of the positions
@@ -110,7 +118,7 @@ def weight_correlation(a, b, p=0.2, *, masks_a=None, masks_b=None, tolerance=0.0
     )
 
 
-def get_kernels(model):
+def get_kernels(model: keras.layers.Layer) -> dict[str, np.ndarray]:
     """The values of the kernels of a model, a copy to compare later ones with.
 
     Args:

@@ -1,11 +1,15 @@
 """Export: the pruned model as a file that is checked and measured."""
 
 import math
+import os
 import pathlib
 import re
 import tempfile
 import warnings
 import zlib
+from typing import Any
+
+import keras
 
 from rigl_tf import flops
 from rigl_tf.artifacts import formats, litert, structure
@@ -32,17 +36,17 @@ _VALUE_BYTES = {None: 4, "float16": 2, "dynamic_int8": 1, "int8": 1}
 
 
 def export(
-    model,
-    path,
-    format="saved_model",
-    inputs=None,
-    check=True,
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    format: str = "saved_model",
+    inputs: Any = None,
+    check: bool = True,
     *,
-    quantize=None,
-    representative_data=None,
-    sparse_storage=True,
-    measure=True,
-):
+    quantize: str | None = None,
+    representative_data: Any = None,
+    sparse_storage: bool = True,
+    measure: bool = True,
+) -> ExportReport:
     """Writes the pruned model, runs what was written, and compares.
 
     The model is traced as it is and nothing in it is changed, so every model that can be called can

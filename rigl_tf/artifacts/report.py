@@ -1,6 +1,7 @@
 """What `rigl_tf.export` tells of an artifact."""
 
 import dataclasses
+from typing import Any
 
 import rich.table
 
@@ -58,18 +59,18 @@ class ExportReport:
     outside: dict = dataclasses.field(default_factory=dict)
 
     @property
-    def sparsity(self):
+    def sparsity(self) -> float:
         """Share of zeros among all weights."""
         return 1 - self.num_active / self.num_weights if self.num_weights else 0.0
 
     @property
-    def flops_ratio(self):
+    def flops_ratio(self) -> float | None:
         """FLOPs of the active connections as a share of all; 1 if there are none."""
         if self.not_counted:
             return None
         return self.flops / self.dense_flops if self.dense_flops else 1.0
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """All of it as a dictionary for JSON."""
         derived = {"sparsity": self.sparsity, "flops_ratio": self.flops_ratio}
         return {**dataclasses.asdict(self), **derived}

@@ -34,7 +34,7 @@ class Latency:
     dense: tuple | None
 
     @property
-    def speedup(self):
+    def speedup(self) -> float:
         """How many times as fast as dense; 1 if it is the dense one."""
         return self.dense[0] / self.sparse[0] if self.dense else 1.0
 

@@ -2,8 +2,9 @@
 
 import collections
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+from rigl_tf._types import Distribution, Shapes
 from rigl_tf.checks import (
     LARGEST_SPARSITY,
     check_integers,
@@ -14,7 +15,7 @@ from rigl_tf.checks import (
 from rigl_tf.distributions import published
 
 
-def num_zeros(size, sparsity):
+def num_zeros(size: int, sparsity: float) -> int:
     """The number of zeros among `size` weights: `floor(sparsity * size)`.
 
     For `size >= 1` it is below `size`: at least one weight stays active.
@@ -37,7 +38,13 @@ def num_zeros(size, sparsity):
     return math.floor(check_sparsity(sparsity) * int(size))
 
 
-def uniform(shapes, sparsity, *, dense_first=True, custom=None):
+def uniform(
+    shapes: Shapes,
+    sparsity: float,
+    *,
+    dense_first: bool = True,
+    custom: Mapping[str, float] | None = None,
+) -> dict[str, float]:
     """Gives every kernel the same sparsity, except the first, which stays dense.
 
     The others do not make up for the dense first kernel, so the sparsity of the whole
@@ -70,7 +77,9 @@ def uniform(shapes, sparsity, *, dense_first=True, custom=None):
     return result | _checked_custom(custom, shapes)
 
 
-def erdos_renyi(shapes, sparsity, *, custom=None):
+def erdos_renyi(
+    shapes: Shapes, sparsity: float, *, custom: Mapping[str, float] | None = None
+) -> dict[str, float]:
     """Gives kernels with many inputs and outputs the higher sparsity (Erdős-Rényi, ER).
 
     The density of a kernel is `epsilon * (n_in + n_out) / (n_in * n_out)`, where `n_in`
@@ -101,7 +110,13 @@ def erdos_renyi(shapes, sparsity, *, custom=None):
     return _share_out(shapes, sparsity, ratios, _checked_custom(custom, shapes))
 
 
-def erk(shapes, sparsity, *, power=1.0, custom=None):
+def erk(
+    shapes: Shapes,
+    sparsity: float,
+    *,
+    power: float = 1.0,
+    custom: Mapping[str, float] | None = None,
+) -> dict[str, float]:
     """Gives large kernels the higher sparsity (Erdős-Rényi-Kernel, ERK).
 
     The density of a kernel is `epsilon * (sum(shape) / prod(shape)) ** power`, `epsilon`
@@ -135,7 +150,7 @@ def erk(shapes, sparsity, *, power=1.0, custom=None):
     return _share_out(shapes, sparsity, ratios, _checked_custom(custom, shapes))
 
 
-def str_resnet50(shapes, sparsity):
+def str_resnet50(shapes: Shapes, sparsity: float) -> dict[str, float]:
     """Gives the kernels of ResNet-50 the sparsities that STR learned on ImageNet.
 
     Sixteen lists, each with an overall sparsity; there is nothing in between. Each kernel, the
@@ -184,7 +199,7 @@ _BY_NAME = {
 }
 
 
-def get(identifier):
+def get(identifier: Distribution) -> Callable[..., Mapping[str, float]]:
     """The distribution called `"uniform"`, `"erdos_renyi"`, `"erk"` or `"str_resnet50"`.
 
     A callable is returned as it is.
@@ -202,7 +217,7 @@ def get(identifier):
     )
 
 
-def allocate(identifier, shapes, sparsity):
+def allocate(identifier: Distribution, shapes: Shapes, sparsity: float) -> dict[str, float]:
     """Calls `get(identifier)(shapes, sparsity)` and checks the result, maybe a user's.
 
     It comes back as `{path: sparsity}` with Python floats, in the order of `shapes`.

@@ -3,6 +3,7 @@
 import math
 from fractions import Fraction
 
+from rigl_tf._types import Shapes
 from rigl_tf.checks import check_choice, check_numbers, check_shapes, check_sparsity
 
 # The density of a layer, up to a factor, by its number from the first layer and from the last.
@@ -15,7 +16,14 @@ _DECAYS = {
 }
 
 
-def smart_ratio(shapes, sparsity, residual, linear_density=0.3, *, decay="quadratic"):
+def smart_ratio(
+    shapes: Shapes,
+    sparsity: float,
+    residual: bool,
+    linear_density: float | None = 0.3,
+    *,
+    decay: str = "quadratic",
+) -> dict[str, float]:
     """Gives deeper convolutions the higher sparsity (smart ratio), linear layers a fixed one.
 
     Of `n` layers, the density of convolution `l = 1 ... n` is proportional to

@@ -3,7 +3,9 @@
 import dataclasses
 import fractions
 import math
+from typing import Any
 
+import keras
 import rich.table
 import tensorflow as tf
 
@@ -44,36 +46,36 @@ class KernelCost(KernelSummary):
     unknown: str | None = None
 
     @property
-    def dense_multiply_adds(self):
+    def dense_multiply_adds(self) -> int | None:
         """One for each use of each connection, active or not."""
         return None if self.unknown else round(self.size * self.num_uses)
 
     @property
-    def multiply_adds(self):
+    def multiply_adds(self) -> int | None:
         return None if self.unknown else round(self.num_active * self.num_uses)
 
     @property
-    def dense_flops(self):
+    def dense_flops(self) -> int | None:
         """A multiplication and an addition for each use of each connection."""
         return None if self.unknown else round(2 * self.size * self.num_uses)
 
     @property
-    def flops(self):
+    def flops(self) -> int | None:
         return None if self.unknown else round(2 * self.num_active * self.num_uses)
 
     @property
-    def dense_bytes(self):
+    def dense_bytes(self) -> int:
         """Float32 values of all connections."""
         return _FLOAT_BYTES * self.size
 
     @property
-    def num_bytes(self):
+    def num_bytes(self) -> int:
         """Float32 values of the active connections, and one bit for each if some are inactive."""
         bits = self.size if self.num_active < self.size else 0
         return _FLOAT_BYTES * self.num_active + math.ceil(bits / 8)
 
     @property
-    def num_bytes_indexed(self):
+    def num_bytes_indexed(self) -> int:
         """Float32 values of the active connections, and the position of each if some are inactive.
 
         A position counts through the flat kernel, in the smallest unsigned integer of 8, 16, 32 or
@@ -98,59 +100,59 @@ class Cost:
     num_other_weights: int
 
     @property
-    def unknown(self):
+    def unknown(self) -> dict[str, str]:
         """`{path: reason}` of the kernels whose FLOPs cannot be counted."""
         return {kernel.path: kernel.unknown for kernel in self.kernels if kernel.unknown}
 
     @property
-    def dense_multiply_adds(self):
+    def dense_multiply_adds(self) -> int | None:
         """Multiply-adds of all connections; `None` if they cannot be counted."""
         return self._sum_known("dense_multiply_adds")
 
     @property
-    def multiply_adds(self):
+    def multiply_adds(self) -> int | None:
         """Multiply-adds of the active connections; `None` if they cannot be counted."""
         return self._sum_known("multiply_adds")
 
     @property
-    def dense_flops(self):
+    def dense_flops(self) -> int | None:
         """FLOPs of all connections; `None` if they cannot be counted."""
         return self._sum_known("dense_flops")
 
     @property
-    def flops(self):
+    def flops(self) -> int | None:
         """FLOPs of the active connections; `None` if they cannot be counted."""
         return self._sum_known("flops")
 
     @property
-    def flops_ratio(self):
+    def flops_ratio(self) -> float | None:
         """FLOPs of the sparse model as a share of the dense model's; 1 if neither has any."""
         if self.unknown:
             return None
         return self.flops / self.dense_flops if self.dense_flops else 1.0
 
     @property
-    def num_weights(self):
+    def num_weights(self) -> int:
         """Number of all weights, masks excluded."""
         return self._sum("size") + self.num_other_weights
 
     @property
-    def num_active(self):
+    def num_active(self) -> int:
         """Number of weights that are not masked out."""
         return self._sum("num_active") + self.num_other_weights
 
     @property
-    def dense_bytes(self):
+    def dense_bytes(self) -> int:
         """Bytes of all weights as float32."""
         return _FLOAT_BYTES * self.num_weights
 
     @property
-    def num_bytes(self):
+    def num_bytes(self) -> int:
         """Bytes of float32 weights, each sparse kernel stored as its values and a bit mask."""
         return self._sum("num_bytes") + _FLOAT_BYTES * self.num_other_weights
 
     @property
-    def num_bytes_indexed(self):
+    def num_bytes_indexed(self) -> int:
         """Bytes of float32 weights, each sparse kernel stored as its values and their positions."""
         return self._sum("num_bytes_indexed") + _FLOAT_BYTES * self.num_other_weights
 
@@ -195,7 +197,7 @@ def _short(number):
 _WITH_FIXED_MASKS = ("small_dense", "snip", "grasp")
 
 
-def count(model, inputs=None):
+def count(model: keras.Model, inputs: Any = None) -> Cost:
     """Counts what a built model costs for one sample.
 
     FLOPs are the multiplications by the model's kernels, its weights of two and more dimensions,
@@ -242,7 +244,7 @@ def count(model, inputs=None):
     return cost
 
 
-def estimate(model, inputs=None):
+def estimate(model: keras.Model, inputs: Any = None) -> Cost:
     """As `count`, but what cannot be counted is `unknown` in the result."""
     specs = concrete(model, inputs)
     model = as_masked(model)
@@ -267,7 +269,7 @@ def estimate(model, inputs=None):
     return Cost(tuple(costs), num_weights - sum(cost.size for cost in costs))
 
 
-def training_flops(dense, sparse, method, update_frequency=100):
+def training_flops(dense: float, sparse: float, method: str, update_frequency: int = 100) -> float:
     """FLOPs of training, for one sample and step, on average over the steps.
 
     A backward pass is as much again for the gradients of the activations, and as much again for

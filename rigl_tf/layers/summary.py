@@ -4,6 +4,7 @@ import dataclasses
 import io
 import math
 
+import keras
 import numpy as np
 import rich.console
 import rich.table
@@ -24,11 +25,11 @@ class KernelSummary:
     num_active: int
 
     @property
-    def size(self):
+    def size(self) -> int:
         return math.prod(self.shape)
 
     @property
-    def sparsity(self):
+    def sparsity(self) -> float:
         """Share of zeros, in `[0, 1)`."""
         return 1 - self.num_active / self.size
 
@@ -57,7 +58,7 @@ class DenseWeights:
     reason: str
 
     @property
-    def size(self):
+    def size(self) -> int:
         return math.prod(self.shape)
 
 
@@ -84,7 +85,7 @@ class Coverage:
     num_copied: int = 0
 
     @property
-    def is_surprising(self):
+    def is_surprising(self) -> bool:
         """Whether kernels are frozen, or more than in sparse kernels is dense by the rule."""
         return self.num_frozen > 0 or self.num_in_kernels < self.num_dense
 
@@ -131,18 +132,18 @@ class SparsitySummary:
     outside: dict
 
     @property
-    def sparsity(self):
+    def sparsity(self) -> float:
         """Share of zeros in all sparse kernels together."""
         size = sum(kernel.size for kernel in self.kernels)
         return 1 - sum(kernel.num_active for kernel in self.kernels) / size if size else 0.0
 
     @property
-    def num_active(self):
+    def num_active(self) -> int:
         """Number of weights of the model that are not masked out."""
         return self.num_weights - sum(kernel.size - kernel.num_active for kernel in self.kernels)
 
     @property
-    def coverage(self):
+    def coverage(self) -> Coverage:
         """The `Coverage`: what `sparsity` is a share of."""
         return _coverage(self.kernels, self.dense, self.num_weights)
 
@@ -190,7 +191,7 @@ def as_text(table):
     return console.file.getvalue().rstrip()
 
 
-def sparsity_summary(model):
+def sparsity_summary(model: keras.layers.Layer) -> SparsitySummary:
     """Lists the sparse kernels of a model, and the dense weights with the reason.
 
     Args:
@@ -230,7 +231,7 @@ def sparsity_summary(model):
     return SparsitySummary(kernels, *_others(model), num_outside(model))
 
 
-def num_outside(model):
+def num_outside(model: keras.layers.Layer) -> dict[str, int]:
     """`{path: number}` of the kernels that are not zero outside of their masks."""
     numbers = {
         path: np.count_nonzero(kernel.numpy()[~kernel.mask])
@@ -240,7 +241,7 @@ def num_outside(model):
     return {path: int(number) for path, number in numbers.items() if number}
 
 
-def coverage(model):
+def coverage(model: keras.layers.Layer) -> Coverage:
     """The `Coverage` of a built model. It reads no values."""
     kernels = masks.kernels_of(model).items()
     kernels = [DenseWeights(path, kernel.shape, "sparse") for path, kernel in kernels]

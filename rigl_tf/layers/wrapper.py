@@ -6,8 +6,11 @@ import inspect
 import math
 import random
 import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection, structures
@@ -21,7 +24,7 @@ from rigl_tf.layers.building import (
     without_build_configs,
 )
 from rigl_tf.layers.eligibility import Choice
-from rigl_tf.layers.first_masks import MaskChoice, when_initialized
+from rigl_tf.layers.first_masks import Allocation, MaskChoice, when_initialized
 from rigl_tf.layers.storage import check_execution, csr_storages, store
 from rigl_tf.walk import all_layers, layers_of_weights, unbuilt
 
@@ -87,14 +90,14 @@ class SparseWrapper(keras.layers.Wrapper):
 
     def __init__(
         self,
-        layer,
-        sparsity=_LEFT_OUT,
-        seed=None,
-        name=None,
-        execution="masked",
-        structure=None,
-        **kwargs,
-    ):
+        layer: keras.layers.Layer,
+        sparsity: float | Sequence[float | None] = _LEFT_OUT,
+        seed: int | None = None,
+        name: str | None = None,
+        execution: str = "masked",
+        structure: structures.Structure | None = None,
+        **kwargs: Any,
+    ) -> None:
         if isinstance(layer, SparseWrapper):
             raise ValueError(f"A layer can be wrapped only once. Received: layer={layer}")
         if "go_backwards" in kwargs:
@@ -169,14 +172,14 @@ class SparseWrapper(keras.layers.Wrapper):
             setattr(self.layer, name, value)
 
     @property
-    def kernel_masks(self):
+    def kernel_masks(self) -> dict[str, keras.Variable]:
         """`{kernel name: boolean mask variable}`; empty until the layer is built.
 
         A CSR kernel has no such variable: `rigl_tf.get_masks` makes its mask.
         """
         return dict(getattr(self, _MASKS).by_kernel)
 
-    def use_execution(self, execution, tied=()):
+    def use_execution(self, execution: str, tied: Collection[int] = ()) -> None:
         """Stores the kernels in another way, which the layer computes with from then on.
 
         Args:
@@ -193,7 +196,7 @@ class SparseWrapper(keras.layers.Wrapper):
             )
 
     @property
-    def kernel_mask(self):
+    def kernel_mask(self) -> keras.Variable:
         """The mask variable of a layer with one kernel."""
         if len(self.kernel_masks) != 1:
             raise AttributeError(
@@ -202,7 +205,7 @@ class SparseWrapper(keras.layers.Wrapper):
             )
         return next(iter(self.kernel_masks.values()))
 
-    def masked_copy(self):
+    def masked_copy(self) -> "SparseWrapper":
         """A copy of this built layer with masked kernels: other variables of the same values."""
         layer = type(self.layer).from_config(self.layer.get_config())
         parent = self.layer.path.rpartition("/")[0]
@@ -223,11 +226,11 @@ class SparseWrapper(keras.layers.Wrapper):
         return copy
 
     @property
-    def has_csr(self):
+    def has_csr(self) -> bool:
         """Whether a kernel is stored as CSR."""
         return bool(csr_storages(self.layer))
 
-    def build(self, *args, **kwargs):
+    def build(self, *args: Any, **kwargs: Any) -> None:
         shapes = inspect.signature(self.build).bind(*args, **kwargs).arguments
         # A model may be built while `fit` traces its step: variables belong outside of that.
         with tf.init_scope():
@@ -237,7 +240,7 @@ class SparseWrapper(keras.layers.Wrapper):
                 self._add_masks()
         self._build_shapes = dict(shapes)
 
-    def take_built(self):
+    def take_built(self) -> None:
         """Gives the layer, which is built, its masks, as `build` does without shapes."""
         with tf.init_scope():
             self._add_masks()
@@ -273,7 +276,7 @@ class SparseWrapper(keras.layers.Wrapper):
         parent = (self.path or self.layer.path or "").rpartition("/")[0]
         return keras.name_scope(self.layer.name, caller=self.layer, override_parent=parent)
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._is_called = True  # what its `build` leaves open comes with the arguments
         return super().__call__(*args, **kwargs)
 
@@ -374,7 +377,9 @@ class SparseWrapper(keras.layers.Wrapper):
             return [share for share in self.sparsity if share is not None]
         return [self.sparsity] * sum(self._chosen)
 
-    def leave_masks_to(self, allocation, select):
+    def leave_masks_to(
+        self, allocation: Allocation, select: Callable[[keras.layers.Layer], list[bool]]
+    ) -> None:
         """Leaves to others which kernels are sparse, and how sparse.
 
         Args:
@@ -385,32 +390,32 @@ class SparseWrapper(keras.layers.Wrapper):
         self._allocation = allocation
         self._select = select
 
-    def keep_sparsity(self, shares, seed):
+    def keep_sparsity(self, shares: Iterable[float], seed: int) -> None:
         """Remembers the sparsity of each kernel with a mask, for copies made from the config."""
         shares = iter(shares)
         self.sparsity = [next(shares) if chosen else None for chosen in self._chosen]
         self.seed = seed
 
-    def enable_lora(self, *args, **kwargs):
+    def enable_lora(self, *args: Any, **kwargs: Any) -> None:
         """Refuses what would make the kernels dense: use it on the result of `rigl_tf.strip`."""
         raise ValueError(
             "`enable_lora` needs a layer that is not sparse: use `rigl_tf.strip` on the model "
             f"first. Received: layer={self.name!r}"
         )
 
-    def compute_output_spec(self, *args, **kwargs):
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         self._complete(args, kwargs)
         outputs = self.layer.compute_output_spec(*args, **kwargs)
         self._check_complete()
         return outputs
 
-    def compute_output_shape(self, *args, **kwargs):
+    def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
         return self.layer.compute_output_shape(*args, **kwargs)
 
-    def compute_mask(self, *args, **kwargs):
+    def compute_mask(self, *args: Any, **kwargs: Any) -> Any:
         return self.layer.compute_mask(*args, **kwargs)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         if self._allocation is not None and self._chosen is None:
             raise ValueError(
                 "The sparsity of a layer is known when its model is built: build the model before "
@@ -432,22 +437,22 @@ class SparseWrapper(keras.layers.Wrapper):
             "structure": structure,
         }
 
-    def set_weights(self, weights):
+    def set_weights(self, weights: Sequence[np.ndarray]) -> None:
         """Sets the weights of the layer, and its masks if they are there; keeps the zeros."""
         masks.set_weights(self, weights)
 
     # In files the layer's variables stand at the wrapper's place, the masks in one of their own.
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         self.layer.save_own_variables(store)
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Mapping[str, Any]) -> None:
         self.layer.load_own_variables(store)
 
-    def get_build_config(self):
+    def get_build_config(self) -> dict[str, Any] | None:
         return {"shapes": self._build_shapes} if self.built and self._build_shapes else None
 
-    def build_from_config(self, config):
+    def build_from_config(self, config: dict[str, Any]) -> None:
         self.build(**config["shapes"])
 
 

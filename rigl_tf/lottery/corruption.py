@@ -1,15 +1,21 @@
 """Damaged data, masks and weights for the sanity checks; random and hybrid tickets."""
 
 import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import keras
 import numpy as np
 
 from rigl_tf import distributions, pruning
+from rigl_tf._types import Masks
 from rigl_tf.checks import check_integers, check_numbers
 from rigl_tf.masks import as_booleans, kernels_of
 
 
-def corrupt_labels(labels, probability, num_classes, seed=0):
+def corrupt_labels(
+    labels: np.ndarray, probability: float, num_classes: int, seed: int = 0
+) -> np.ndarray:
     """Replaces labels by random ones.
 
     Reference:
@@ -64,7 +70,7 @@ def corrupt_labels(labels, probability, num_classes, seed=0):
     return np.where(chosen, drawn, labels).astype(labels.dtype)
 
 
-def shuffle_pixels(images, seed=0):
+def shuffle_pixels(images: np.ndarray, seed: int = 0) -> np.ndarray:
     """Permutes the entries of each image, channels and all, each image in a way of its own.
 
     Reference:
@@ -96,7 +102,7 @@ def shuffle_pixels(images, seed=0):
     return np.random.default_rng(seed).permuted(rows, axis=1).reshape(images.shape)
 
 
-def half_dataset(data):
+def half_dataset(data: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
     """The first half of the examples.
 
     Args:
@@ -124,7 +130,7 @@ def half_dataset(data):
     return tuple(array[: len(array) // 2] for array in arrays)
 
 
-def rearrange_masks(masks, seed=0):
+def rearrange_masks(masks: Mapping[Any, np.ndarray], seed: int = 0) -> Masks:
     """Permutes each mask: the counts stay, everything else that was found is gone.
 
     A random ticket with the counts of another ticket is the same.
@@ -156,7 +162,7 @@ def rearrange_masks(masks, seed=0):
     }
 
 
-def shuffle_weights(model, seed=0):
+def shuffle_weights(model: keras.Model, seed: int = 0) -> None:
     """Permutes the active weights of each sparse kernel among themselves, in place.
 
     Masks, biases and dense weights stay as they are.
@@ -191,7 +197,13 @@ def shuffle_weights(model, seed=0):
         kernel.assign(values)
 
 
-def random_ticket(model, sparsity, residual, linear_density=0.3, seed=0):
+def random_ticket(
+    model: keras.Model,
+    sparsity: float,
+    residual: bool,
+    linear_density: float | None = 0.3,
+    seed: int = 0,
+) -> Masks:
     """Masks that nothing was learned for: random ones, with the counts of the smart ratio.
 
     Reference:
@@ -219,7 +231,9 @@ def random_ticket(model, sparsity, residual, linear_density=0.3, seed=0):
     return pruning.random_masks(model, sparsity, distribution, seed)
 
 
-def hybrid_ticket(model, sparsity, residual, linear_density=0.3):
+def hybrid_ticket(
+    model: keras.Model, sparsity: float, residual: bool, linear_density: float | None = 0.3
+) -> Masks:
     """Masks of the largest weights of a trained model, with the counts of the smart ratio.
 
     Reference:

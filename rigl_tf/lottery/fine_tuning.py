@@ -3,12 +3,16 @@
 import dataclasses
 import functools
 import math
+import os
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection
+from rigl_tf._types import Distribution
 from rigl_tf.checks import check_choice, check_integers, check_numbers
 from rigl_tf.lottery.levels import Records, restore, shapes_of, trained_state
 from rigl_tf.lottery.run import Run, check_train
@@ -30,17 +34,17 @@ class FineTuned:
 
 
 def prune_and_fine_tune(
-    model,
-    train,
-    sparsity,
-    pruning="iterative",
+    model: keras.Model,
+    train: Callable[[keras.Model, Run], Any],
+    sparsity: float,
+    pruning: str = "iterative",
     *,
-    distribution="uniform",
-    prune_fraction=0.2,
-    num_updates=10,
-    rho=1e-3,
-    directory=None,
-):
+    distribution: Distribution = "uniform",
+    prune_fraction: float = 0.2,
+    num_updates: int = 10,
+    rho: float = 1e-3,
+    directory: str | os.PathLike[str] | None = None,
+) -> FineTuned:
     """Trains, prunes the smallest weights, and goes on from the trained weights: P&F.
 
     A lottery ticket goes back to its initial weights instead. Compare them with the same `pruning`,
@@ -179,7 +183,13 @@ class ADMM:
     >>> rigl_tf.set_masks(model, rigl_tf.pruning.magnitude_masks(model, 0.75))
     """
 
-    def __init__(self, model, sparsity, distribution="uniform", rho=1e-3):
+    def __init__(
+        self,
+        model: keras.Model,
+        sparsity: float,
+        distribution: Distribution = "uniform",
+        rho: float = 1e-3,
+    ) -> None:
         kernels = check_sparse(model)
         check_numbers("(0, inf)", rho=rho)
         shares = _shares(model, distribution, sparsity)
@@ -190,23 +200,23 @@ class ADMM:
             if shares[path]
         ]
 
-    def __enter__(self):
+    def __enter__(self) -> "ADMM":
         for split in self._splits:
             split.kernel.regularizer = split
         self._trace_anew()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         for split in self._splits:
             split.kernel.regularizer = split.regularizer
         self._trace_anew()
 
-    def update(self):
+    def update(self) -> None:
         """Moves `Z` and `U`, once the weights were trained for a while."""
         for split in self._splits:
             split.update()
 
-    def gap(self):
+    def gap(self) -> float:
         """How far the weights are from being sparse: `norm(W - Z) / norm(W)`.
 
         Over all kernels with a penalty together; 0 if there is none.

@@ -1,29 +1,32 @@
 """Greedy forward selection: which units of a trained layer are enough."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
 
+from rigl_tf._types import Loss
 from rigl_tf.checks import check_choice, check_integers, check_numbers
 from rigl_tf.lottery.imitation import GlobalImitation, LocalImitation
 from rigl_tf.lottery.units import Selection, link_of
 
 
 def select_units(
-    model,
-    layer,
-    inputs,
-    num_units=None,
-    tolerance=None,
-    imitate="local",
-    repetition=True,
-    targets=None,
-    loss=None,
-    score="taylor",
-    num_candidates=None,
-    max_steps=None,
-    seed=0,
-):
+    model: keras.Model,
+    layer: str,
+    inputs: Any,
+    num_units: int | None = None,
+    tolerance: float | None = None,
+    imitate: str = "local",
+    repetition: bool = True,
+    targets: np.ndarray | None = None,
+    loss: Loss | None = None,
+    score: str = "taylor",
+    num_candidates: int | None = None,
+    max_steps: int | None = None,
+    seed: int = 0,
+) -> Selection:
     """Selects units of a layer one after another, so that they do what all of them did.
 
     A layer of `N` units sends the mean of `N` contributions to the next layer's outputs: that of

@@ -8,8 +8,9 @@ Reference:
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 
@@ -39,11 +40,11 @@ class Condition:
     learning_rate: object = None
 
     @property
-    def holds(self):
+    def holds(self) -> bool:
         return self.margin > 0 or (self.margin == 0 and not self.strict)
 
     @property
-    def margin(self):
+    def margin(self) -> float:
         """By how much the condition holds, below 0 if it does not."""
         return _difference(self.value, self.threshold)
 
@@ -75,7 +76,14 @@ class Verdict:
         return "\n".join(lines)
 
 
-def judge_ticket(results, sparsity, small_dense, similar=0.5, clear=0.5, min_sparsity=0.6):
+def judge_ticket(
+    results: Mapping[float, Sequence[Any]],
+    sparsity: float,
+    small_dense: float | Sequence[float],
+    similar: float = 0.5,
+    clear: float = 0.5,
+    min_sparsity: float = 0.6,
+) -> Verdict:
     """Tells whether a ticket wins the jackpot, the secondary prize or nothing.
 
     1. The sparsity is not trivial: at least `min_sparsity`.

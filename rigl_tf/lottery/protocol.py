@@ -4,7 +4,9 @@ import functools
 import math
 import os
 import pathlib
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,9 +15,9 @@ from rigl_tf import masks
 from rigl_tf.checks import check_choice, check_functions
 from rigl_tf.lottery.corruption import rearrange_masks
 from rigl_tf.lottery.jackpot import check_different, check_thresholds, decide
-from rigl_tf.lottery.levels import Records, read, replace_file, restore, shapes_of, state_of
+from rigl_tf.lottery.levels import Level, Records, read, replace_file, restore, shapes_of, state_of
 from rigl_tf.lottery.report import has_residual, report
-from rigl_tf.lottery.run import Run, accuracy_of, check_percent, check_train
+from rigl_tf.lottery.run import RewindPoint, Run, accuracy_of, check_percent, check_train
 from rigl_tf.lottery.tickets import (
     check_arguments,
     find_ticket,
@@ -29,24 +31,24 @@ _KINDS = ("LT-IMP", "LT-OMP", "RR-IMP", "RR-OMP")
 
 
 def jackpot_protocol(
-    build,
-    train,
-    small_dense,
-    learning_rates,
-    directory,
+    build: Callable[[int], keras.Model],
+    train: Callable[[keras.Model, Run], float],
+    small_dense: Callable[[float, int], keras.Model],
+    learning_rates: Sequence[float],
+    directory: str | os.PathLike[str],
     *,
-    levels=10,
-    prune_fraction=0.2,
-    scope="global",
-    seeds=(0, 1, 2),
-    rewind_step=0,
-    judged_levels=None,
-    residual=None,
-    large_dataset=False,
-    similar=0.5,
-    clear=0.5,
-    min_sparsity=0.6,
-):
+    levels: int = 10,
+    prune_fraction: float = 0.2,
+    scope: str = "global",
+    seeds: Sequence[int] = (0, 1, 2),
+    rewind_step: int = 0,
+    judged_levels: Sequence[int] | None = None,
+    residual: bool | None = None,
+    large_dataset: bool = False,
+    similar: float = 0.5,
+    clear: float = 0.5,
+    min_sparsity: float = 0.6,
+) -> list[dict[str, Any]]:
     """Trains all that a verdict needs, judges each sparsity, and writes the report.
 
     At each learning rate and with each seed these are trained: the dense network; tickets from the
@@ -201,18 +203,18 @@ class Contest:
 
     def __init__(
         self,
-        build,
-        train,
-        directory,
-        levels,
-        prune_fraction,
-        scope="global",
+        build: Callable[[int], keras.Model],
+        train: Callable[[keras.Model, Run], float],
+        directory: str | os.PathLike[str],
+        levels: int,
+        prune_fraction: float,
+        scope: str = "global",
         *,
-        seed=0,
-        other_seed=_OTHER_START,
-        learning_rate=None,
-        known=(),
-    ):
+        seed: int = 0,
+        other_seed: int = _OTHER_START,
+        learning_rate: float | None = None,
+        known: Sequence[float] = (),
+    ) -> None:
         self._build, self._train, self._known = build, train, known
         self.seed, self._other_seed, self._learning_rate = seed, other_seed, learning_rate
         self._directory = pathlib.Path(directory)
@@ -226,7 +228,7 @@ class Contest:
         settings = {**self._pruning, "levels": None, "shapes": shapes_of(self.model)}
         self._records = Records(self._directory / "others", settings)
 
-    def accuracy(self, kind, level):
+    def accuracy(self, kind: str, level: int) -> float:
         """The test accuracy in percent.
 
         Args:
@@ -244,21 +246,23 @@ class Contest:
         compute = functools.partial(self._train_masked, kind, level, weights, kernel_masks)
         return self.once(kind, level, compute)
 
-    def once(self, kind, level, compute):
+    def once(self, kind: str, level: int, compute: Callable[[], Any]) -> Any:
         """What `compute()` returns, kept under this name and level."""
         name = f"{kind.lower().replace(' ', '-')}-{level:03d}"
         return self._records.once(name, lambda: {"metrics": compute()})["metrics"]
 
-    def train(self, model, kind, level, rewind=None):
+    def train(
+        self, model: keras.Model, kind: str, level: int, rewind: RewindPoint | None = None
+    ) -> float:
         """Trains a model as the others are, and returns its accuracy."""
         run = Run(kind, level, self.seed, self._learning_rate, rewind)
         return accuracy_of(self._train, model, run)
 
-    def num_parameters(self, level):
+    def num_parameters(self, level: int) -> int:
         """The trainable parameters of the ticket that are not masked out."""
         return _num_parameters(self.model, self._masks("LT-OMP", level))
 
-    def rewinding(self, levels, rewind_step):
+    def rewinding(self, levels: int, rewind_step: int) -> list[Level]:
         """As `levels`, of tickets whose weights are rewound to a step."""
         restore(self.model, self._start["weights"], self._start["masks"])
 

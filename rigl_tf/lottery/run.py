@@ -2,7 +2,9 @@
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from numbers import Real
+from typing import Any
 
 import keras
 
@@ -22,7 +24,9 @@ class RewindPoint(keras.callbacks.Callback):
         num_steps: Integer, the steps that this training was seen to do.
     """
 
-    def __init__(self, step, start_step, take):
+    def __init__(
+        self, step: int, start_step: int, take: Callable[[], dict[str, Any]] | None
+    ) -> None:
         super().__init__()
         self.step = step
         self.start_step = start_step
@@ -31,7 +35,7 @@ class RewindPoint(keras.callbacks.Callback):
         self._num_before = 0
         self.num_steps = 0
 
-    def record(self, num_steps):
+    def record(self, num_steps: int) -> None:
         """Tells that the first training has done `num_steps` steps by now."""
         self.num_steps = num_steps
         if self._take is None or self.start_step or self.state is not None:
@@ -45,10 +49,10 @@ class RewindPoint(keras.callbacks.Callback):
                 f"{self.step}, steps done={num_steps}"
             )
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._num_before = self.num_steps
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.record(self._num_before + batch + 1)
 
 

@@ -2,10 +2,13 @@
 
 import dataclasses
 import functools
+import os
 import statistics
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral
+from typing import Any
 
+import keras
 import numpy as np
 
 from rigl_tf import masks
@@ -38,14 +41,14 @@ class SanityTable:
     accuracies: dict
     threshold: float
 
-    def drop(self, check):
+    def drop(self, check: str) -> tuple[float, float | None]:
         """By how much the accuracy is below the ticket's: mean, and standard deviation or `None`.
 
         Of each seed the ticket and the check are compared, then the mean is taken.
         """
         return _mean_and_spread(self._drops(check))
 
-    def passed(self, check):
+    def passed(self, check: str) -> bool:
         """Whether the accuracy drops clearly.
 
         By more than `threshold` for each seed; or in the mean by more than it, and than the
@@ -79,17 +82,17 @@ class SanityTable:
 
 
 def sanity_check(
-    build,
-    prune,
-    train,
-    data,
-    num_classes,
+    build: Callable[[int], keras.Model],
+    prune: Callable[[keras.Model, tuple[np.ndarray, np.ndarray]], Any],
+    train: Callable[[keras.Model, Run], float],
+    data: Sequence[np.ndarray],
+    num_classes: int,
     *,
-    checks=CHECKS,
-    seeds=(0, 1, 2),
-    threshold=0.5,
-    directory=None,
-):
+    checks: Sequence[str] = CHECKS,
+    seeds: Sequence[int] = (0, 1, 2),
+    threshold: float = 0.5,
+    directory: str | os.PathLike[str] | None = None,
+) -> SanityTable:
     """Tells whether a pruner needs the data, the connections and the weights that it has.
 
     A ticket is found and trained; then again with something of it destroyed. If the accuracy drops

@@ -1,10 +1,15 @@
 """Lottery tickets: train, prune the smallest weights, rewind, again."""
 
 import functools
+import os
+from collections.abc import Callable
+from typing import Any
 
+import keras
 import numpy as np
 
 from rigl_tf import distributions, masks, pruning
+from rigl_tf._types import Masks
 from rigl_tf.checks import check_choice, check_integers, check_numbers
 from rigl_tf.lottery.levels import (
     Level,
@@ -19,16 +24,16 @@ from rigl_tf.lottery.run import RewindPoint, Run, check_train
 
 
 def find_ticket(
-    model,
-    train,
-    levels,
-    prune_fraction=0.2,
-    scope="global",
-    rewind_step=0,
-    one_shot=False,
-    directory=None,
-    rewind="weights",
-):
+    model: keras.Model,
+    train: Callable[[keras.Model, Run], Any],
+    levels: int,
+    prune_fraction: float = 0.2,
+    scope: str = "global",
+    rewind_step: int = 0,
+    one_shot: bool = False,
+    directory: str | os.PathLike[str] | None = None,
+    rewind: str = "weights",
+) -> list[Level]:
     """Finds a lottery ticket by magnitude pruning, iterative or in one shot.
 
     The network is trained (level 0); at each level the weakest `prune_fraction` of its active
@@ -131,7 +136,7 @@ def find_ticket(
     return results
 
 
-def prune(model, prune_fraction, scope, times=1):
+def prune(model: keras.Model, prune_fraction: float, scope: str, times: int = 1) -> Masks:
     """Masks that keep the largest weights, with the counts of `times` prunings; see `find_ticket`.
 
     A kernel without active connections stays without. A global ranking may take all of a kernel:

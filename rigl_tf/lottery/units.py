@@ -40,7 +40,7 @@ class Selection:
     layer_units: int
 
 
-def keep_units(model, selections):
+def keep_units(model: keras.Model, selections: Mapping[str, Selection]) -> keras.Model:
     """A smaller model with the selected units of some layers.
 
     What leads from a unit to the next layer is multiplied by its weight, times the number of units

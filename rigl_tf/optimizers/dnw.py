@@ -1,9 +1,13 @@
 """Discovering Neural Wirings: a sparse network chosen anew from dense weights after each step."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import tensorflow as tf
 
 from rigl_tf import distributions, masks
+from rigl_tf._types import Distribution
 from rigl_tf.optimizers import kernels, targets
 from rigl_tf.optimizers.slots import optimizers_within
 
@@ -57,8 +61,13 @@ class DNW(targets.TargetSparsity):
     supports_structures = True
 
     def __init__(
-        self, inner_optimizer, sparsity, distribution="erk", track_exploration=False, name=None
-    ):
+        self,
+        inner_optimizer: keras.optimizers.Optimizer | str,
+        sparsity: float,
+        distribution: Distribution = "erk",
+        track_exploration: bool = False,
+        name: str | None = None,
+    ) -> None:
         distributions.check_sparsity(sparsity)
         distributions.get(distribution)
         super().__init__(inner_optimizer, name)
@@ -74,11 +83,15 @@ class DNW(targets.TargetSparsity):
         self._without_decay = ([], None)
 
     @property
-    def optimizers(self):
+    def optimizers(self) -> list[keras.optimizers.Optimizer]:
         # `SwapEMAWeights` would swap latent weights and leave the kernels as they are.
         raise AttributeError(f"{type(self).__name__} has no `optimizers`.")
 
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+    def exclude_from_weight_decay(
+        self,
+        var_list: Sequence[keras.Variable] | None = None,
+        var_names: Sequence[str] | None = None,
+    ) -> None:
         super().exclude_from_weight_decay(var_list, var_names)
         self._without_decay = (list(var_list or []), var_names)
 
@@ -122,7 +135,7 @@ class DNW(targets.TargetSparsity):
         largest = units.top(scores, int(units.count(sparse.sparsity)))
         return tf.where(finite, largest, mask)
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         super().finalize_variable_values(var_list)
         if self.built:
             # Averages may have been written into the latent weights.
@@ -130,5 +143,5 @@ class DNW(targets.TargetSparsity):
             with strategy.scope():
                 self._after_training(strategy)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "track_exploration": self.track_exploration}

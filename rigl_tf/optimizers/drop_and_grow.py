@@ -1,7 +1,10 @@
 """Drop and grow: at update steps each kernel loses its worst connections, and gets others."""
 
+from collections.abc import Callable
 from numbers import Real
+from typing import Any
 
+import keras
 import tensorflow as tf
 
 from rigl_tf import schedules, selection
@@ -87,18 +90,18 @@ class SparseOptimizer(ScheduledUpdates):
 
     def __init__(
         self,
-        inner_optimizer,
-        end_step,
-        begin_step=0,
-        update_frequency=100,
-        drop_fraction=0.3,
-        seed=0,
-        gradient_momentum=None,
-        grow_init="zeros",
-        grow_scale=1.0,
-        track_exploration=False,
-        name=None,
-    ):
+        inner_optimizer: keras.optimizers.Optimizer | str,
+        end_step: int,
+        begin_step: int = 0,
+        update_frequency: int = 100,
+        drop_fraction: float | Callable[[tf.Tensor], Any] = 0.3,
+        seed: int = 0,
+        gradient_momentum: float | None = None,
+        grow_init: str = "zeros",
+        grow_scale: float = 1.0,
+        track_exploration: bool = False,
+        name: str | None = None,
+    ) -> None:
         check_integers(seed=seed)
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"`seed` must be in [-2**63, 2**63). Received: seed={seed}")
@@ -123,11 +126,11 @@ class SparseOptimizer(ScheduledUpdates):
             )
 
     @property
-    def supports_csr(self):
+    def supports_csr(self) -> bool:
         return self.gradient_momentum is None
 
     @property
-    def supports_structures(self):
+    def supports_structures(self) -> bool:
         return type(self).new_mask is SparseOptimizer.new_mask
 
     @property
@@ -147,14 +150,16 @@ class SparseOptimizer(ScheduledUpdates):
         progress = schedules.progress(step, now("begin_step"), now("end_step"))
         return schedules.cosine(now("drop_fraction"), progress)
 
-    def grow_scores(self, kernel, mask, gradient):
+    def grow_scores(self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
         """Scores of the connections that were not kept; the highest are grown.
 
         Arguments and result are those of `drop_scores`.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement `grow_scores`.")
 
-    def new_mask(self, kernel, mask, gradient, step):
+    def new_mask(
+        self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor, step: tf.Tensor
+    ) -> tf.Tensor:
         num_active = self._units.num_active(mask)
         return self._units.drop_and_grow(
             mask,
@@ -217,7 +222,7 @@ class SparseOptimizer(ScheduledUpdates):
         values = growth.initial_values(self.grow_init, kernel, mask, gradient, initial_std, seed)
         return values * tf.cast(self.grow_scale, values.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "drop_fraction": serialized("drop_fraction", self.drop_fraction),

@@ -1,6 +1,8 @@
 """Dynamic sparse training: algorithms that drop weak connections and grow others."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -67,7 +69,7 @@ class RigL(SparseOptimizer):
     >>> optimizer = RigL(keras.optimizers.SGD(0.1, momentum=0.9), end_step=25_000)
     """
 
-    def grow_scores(self, kernel, mask, gradient):
+    def grow_scores(self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
         return tf.abs(gradient)
 
     def _places_to_grow(self, tiled, kept, num_grow):
@@ -129,7 +131,7 @@ class RigLInverted(SparseOptimizer):
     >>> optimizer = RigLInverted("adam", end_step=25_000)
     """
 
-    def grow_scores(self, kernel, mask, gradient):
+    def grow_scores(self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
         return -tf.abs(gradient)
 
 
@@ -186,7 +188,7 @@ class SET(SparseOptimizer):
 
     dense_gradients = "never"
 
-    def grow_scores(self, kernel, mask, gradient):
+    def grow_scores(self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
         return self.random_uniform(kernel)
 
     def _places_to_grow(self, tiled, kept, num_grow):
@@ -271,24 +273,24 @@ class SNFS(SparseOptimizer):
     dense_gradients = "always"
 
     @property
-    def supports_structures(self):
+    def supports_structures(self) -> bool:
         return type(self).new_mask is SNFS.new_mask and not self.redistribute
 
     def __init__(
         self,
-        inner_optimizer,
-        end_step,
-        begin_step=0,
-        update_frequency=100,
-        drop_fraction=0.3,
-        seed=0,
-        gradient_momentum=0.9,
-        grow_init="zeros",
-        grow_scale=1.0,
-        track_exploration=False,
-        redistribute=False,
-        name=None,
-    ):
+        inner_optimizer: keras.optimizers.Optimizer | str,
+        end_step: int,
+        begin_step: int = 0,
+        update_frequency: int = 100,
+        drop_fraction: float | Callable[[tf.Tensor], Any] = 0.3,
+        seed: int = 0,
+        gradient_momentum: float = 0.9,
+        grow_init: str = "zeros",
+        grow_scale: float = 1.0,
+        track_exploration: bool = False,
+        redistribute: bool = False,
+        name: str | None = None,
+    ) -> None:
         check_numbers("[0, 1)", gradient_momentum=gradient_momentum)
         super().__init__(
             inner_optimizer,
@@ -305,7 +307,7 @@ class SNFS(SparseOptimizer):
         )
         self.redistribute = bool(redistribute)
 
-    def grow_scores(self, kernel, mask, gradient):
+    def grow_scores(self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
         return tf.abs(gradient)
 
     def _update_kernels(self, strategy, pairs, gradients):
@@ -335,7 +337,9 @@ class SNFS(SparseOptimizer):
         moved = zip(tf.unstack(num_drop), tf.unstack(num_grow), strict=True)
         return {each.index: pair for each, pair in zip(sparse_kernels, moved, strict=True)}
 
-    def new_mask(self, kernel, mask, gradient, step):
+    def new_mask(
+        self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor, step: tf.Tensor
+    ) -> tf.Tensor:
         if self._kernel_index not in self._plan.num_moved:
             return super().new_mask(kernel, mask, gradient, step)
         num_drop, num_grow = self._plan.num_moved[self._kernel_index]
@@ -345,5 +349,5 @@ class SNFS(SparseOptimizer):
         grow_scores = self._scores("grow_scores", kernel, mask, gradient)
         return kept | selection.keep(~kept, grow_scores, num_grow)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "redistribute": self.redistribute}

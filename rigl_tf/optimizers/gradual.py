@@ -2,12 +2,15 @@
 
 import functools
 import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from rigl_tf import distributions, schedules
+from rigl_tf._types import Distribution
 from rigl_tf.checks import check_numbers
 from rigl_tf.optimizers import kernels, targets
 from rigl_tf.optimizers.scheduled import ScheduledUpdates
@@ -63,20 +66,20 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
     _keeps_zeros = True
 
     @property
-    def supports_structures(self):
+    def supports_structures(self) -> bool:
         return type(self).new_mask is GradualPruning.new_mask
 
     def __init__(
         self,
-        inner_optimizer,
-        end_step,
-        sparsity,
-        begin_step=0,
-        update_frequency=100,
-        power=3,
-        distribution="erk",
-        name=None,
-    ):
+        inner_optimizer: keras.optimizers.Optimizer | str,
+        end_step: int,
+        sparsity: float | Sequence[float] | Callable[[tf.Tensor], Any],
+        begin_step: int = 0,
+        update_frequency: int = 100,
+        power: float = 3,
+        distribution: Distribution = "erk",
+        name: str | None = None,
+    ) -> None:
         distributions.get(distribution)
         check_numbers("(0, inf)", power=power)
         super().__init__(inner_optimizer, end_step, begin_step, update_frequency, name)
@@ -155,7 +158,9 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
         pairs = [*pairs, *((each, None) for each in others)]
         self._update_if_finite(strategy, pairs, [*gradients, *zeros])
 
-    def new_mask(self, kernel, mask, gradient, step):
+    def new_mask(
+        self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor, step: tf.Tensor
+    ) -> tf.Tensor:
         begin = self._numbers.tensor("begin_step")
         frequency = self._numbers.tensor("update_frequency")
         number = (step - tf.where(begin > 0, begin, frequency)) // frequency
@@ -175,7 +180,7 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
             f"training ended after {step} steps, and the last update is at {steps[-1]}."
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "power": self.power}
 
 

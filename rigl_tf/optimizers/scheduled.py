@@ -1,7 +1,9 @@
 """Mask updates at regular steps, by scores of each kernel's connections."""
 
 import contextlib
+from typing import Any
 
+import keras
 import tensorflow as tf
 
 from rigl_tf import schedules
@@ -29,7 +31,14 @@ class ScheduledUpdates(SparseTraining):
     _num_draws = 0
     _tile = None
 
-    def __init__(self, inner_optimizer, end_step, begin_step, update_frequency, name):
+    def __init__(
+        self,
+        inner_optimizer: keras.optimizers.Optimizer | str,
+        end_step: int,
+        begin_step: int,
+        update_frequency: int,
+        name: str | None,
+    ) -> None:
         super().__init__(inner_optimizer, name)
         self.begin_step = begin_step
         self.end_step = end_step
@@ -41,7 +50,7 @@ class ScheduledUpdates(SparseTraining):
 
     # When.
 
-    def is_update_step(self, step):
+    def is_update_step(self, step: tf.Tensor | int) -> tf.Tensor | bool:
         """Whether masks are updated at `step`, a scalar integer tensor."""
         now = self._numbers.tensor if tf.is_tensor(step) else self._numbers.values.get
         return schedules.is_update_step(
@@ -87,7 +96,9 @@ class ScheduledUpdates(SparseTraining):
 
     # What an algorithm decides.
 
-    def new_mask(self, kernel, mask, gradient, step):
+    def new_mask(
+        self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor, step: tf.Tensor
+    ) -> tf.Tensor:
         """The mask after an update.
 
         Args:
@@ -99,7 +110,7 @@ class ScheduledUpdates(SparseTraining):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement `new_mask`.")
 
-    def drop_scores(self, kernel, mask, gradient):
+    def drop_scores(self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
         """Scores of the active connections; the lowest are dropped.
 
         Args:
@@ -113,7 +124,7 @@ class ScheduledUpdates(SparseTraining):
         """
         return tf.abs(kernel)
 
-    def random_uniform(self, kernel):
+    def random_uniform(self, kernel: tf.Tensor) -> tf.Tensor:
         """Random scores in `(0, 1)` of the kernel's shape, for use in a score.
 
         They are the same on every replica, in every run, and with XLA or without. Each call within
@@ -214,7 +225,7 @@ class ScheduledUpdates(SparseTraining):
         """Where connections start that an update makes active."""
         return tf.zeros([], kernel.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "end_step": self.end_step,

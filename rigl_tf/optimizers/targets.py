@@ -2,10 +2,15 @@
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from rigl_tf import masks, structures
 from rigl_tf.optimizers.training import SparseTraining
 from rigl_tf.optimizers.wrapping import serialized
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _TOLERANCE = 0.005  # as much is lost by the dense first layer of a large model
 
@@ -76,7 +81,7 @@ class TargetSparsity(SparseTraining):
         known, wanted = self._allocation, (self.distribution, self._final_sparsity)
         return known is not None and (known.distribution, known.sparsity) == wanted
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = {
             **super().get_config(),
             "sparsity": self.sparsity,
@@ -92,7 +97,9 @@ class TargetSparsity(SparseTraining):
         return config
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> "Self":
         config = dict(config)
         known = config.pop("allocation", None)
         optimizer = super().from_config(config, custom_objects)

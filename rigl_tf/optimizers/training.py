@@ -1,7 +1,10 @@
 """Training a sparse model: gradient steps, and mask updates that every replica agrees on."""
 
 import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import keras
 import tensorflow as tf
 
 from rigl_tf import masks
@@ -43,7 +46,9 @@ class SparseTraining(WrappingOptimizer):
     _has_told = False
     _build_error = None
 
-    def __init__(self, inner_optimizer, name=None):
+    def __init__(
+        self, inner_optimizer: keras.optimizers.Optimizer | str, name: str | None = None
+    ) -> None:
         super().__init__(inner_optimizer, name=name)
         within = optimizers_within(self.inner_optimizer)
         if any(isinstance(each, SparseTraining) for each in within):
@@ -54,7 +59,7 @@ class SparseTraining(WrappingOptimizer):
 
     # What a subclass decides.
 
-    def is_update_step(self, step):
+    def is_update_step(self, step: tf.Tensor | int) -> tf.Tensor | bool:
         """Whether masks are updated at `step`, a scalar integer tensor."""
         return False
 
@@ -83,7 +88,7 @@ class SparseTraining(WrappingOptimizer):
 
     # State.
 
-    def build(self, variables):
+    def build(self, variables: Iterable[keras.Variable]) -> None:
         """Creates the state of this optimizer and of the inner one.
 
         Raises:
@@ -120,7 +125,7 @@ class SparseTraining(WrappingOptimizer):
             self.built, self._build_error = False, error
             raise
 
-    def check_csr(self, paths):
+    def check_csr(self, paths: Sequence[str]) -> None:
         """Raises a `ValueError` if this optimizer cannot train the CSR kernels of these paths."""
         if paths:
             limits.check_takes_values(self.inner_optimizer, paths)
@@ -167,7 +172,7 @@ class SparseTraining(WrappingOptimizer):
             for sparse in self._plan.by_id.values():
                 sparse.start()
 
-    def slots_of_kernels(self):
+    def slots_of_kernels(self) -> dict[int, masks.SparseKernel]:
         """`{identity of a slot: SparseKernel}` of the slots of the inner optimizer."""
         return {
             id(slot.variable): state.sparse
@@ -175,7 +180,7 @@ class SparseTraining(WrappingOptimizer):
             for slot in state.slots
         }
 
-    def start_from_state(self):
+    def start_from_state(self) -> None:
         """Goes on from a state that was set from outside, as that of a file."""
         self._plan.is_suspect.assign(True)
         self._num_told = self._num_skipped()
@@ -201,7 +206,9 @@ class SparseTraining(WrappingOptimizer):
     # Steps.
 
     @tf.autograph.experimental.do_not_convert
-    def apply(self, grads, trainable_variables=None):
+    def apply(
+        self, grads: Iterable[Any], trainable_variables: Iterable[keras.Variable] | None = None
+    ) -> None:
         """Trains the active connections or, at an update step, updates the masks."""
         if not self.built:
             if trainable_variables is None:
@@ -316,7 +323,7 @@ class SparseTraining(WrappingOptimizer):
         """Called after each gradient step, in cross-replica context."""
         kernels.mask_weight_averages(strategy, self._plan)
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         """Called by Keras when `fit` ends: writes averages back, and warns of what was not done.
 
         Newly skipped updates are told each time. That masks were never updated, or that `end_step`
@@ -347,7 +354,7 @@ class SparseTraining(WrappingOptimizer):
     def _num_skipped(self):
         return int(tf.convert_to_tensor(self.num_skipped_updates)) if self.built else 0
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Mapping[str, Any]) -> None:
         super().load_own_variables(store)
         if self.built:
             self._load_counts(store)
@@ -364,7 +371,7 @@ class SparseTraining(WrappingOptimizer):
 
     # Exploration.
 
-    def exploration_rate(self):
+    def exploration_rate(self) -> float:
         """The share of all connections that were active at some time since training began.
 
         Reference:
@@ -381,7 +388,7 @@ class SparseTraining(WrappingOptimizer):
         """
         return kernels.exploration_rate(self._explored_kernels())
 
-    def turnover(self):
+    def turnover(self) -> float:
         """The share of the active connections that the last mask update grew.
 
         A connection that was dropped and grown again is not counted: it was not replaced.

@@ -3,11 +3,17 @@
 import functools
 import inspect
 import warnings
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 
 from rigl_tf.checks import check_keras_3
 from rigl_tf.optimizers.slots import optimizers_within
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def serialized(name, value):
@@ -61,7 +67,9 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         if "__init__" in vars(cls):
             cls.__init__ = naming_its_arguments(cls.__init__)
 
-    def __init__(self, inner_optimizer, name=None):
+    def __init__(
+        self, inner_optimizer: keras.optimizers.Optimizer | str, name: str | None = None
+    ) -> None:
         check_keras_3(inner_optimizer=inner_optimizer)
         inner_optimizer = keras.optimizers.get(inner_optimizer)
         if inner_optimizer is None:
@@ -74,25 +82,25 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         self.inner_optimizer = inner_optimizer
 
     @property
-    def variables(self):
+    def variables(self) -> list[keras.Variable]:
         """The variables of this optimizer, then those of the inner one."""
         return super().variables + self.inner_optimizer.variables
 
     @property
-    def learning_rate(self):
+    def learning_rate(self) -> Any:
         return self.inner_optimizer.learning_rate
 
     @learning_rate.setter
-    def learning_rate(self, learning_rate):
+    def learning_rate(self, learning_rate: Any) -> None:
         self.inner_optimizer.learning_rate = learning_rate
 
     @property
-    def iterations(self):
+    def iterations(self) -> keras.Variable:
         """The number of gradient steps; it stands still at update steps."""
         return self.inner_optimizer.iterations
 
     @property
-    def loss_scale_factor(self):
+    def loss_scale_factor(self) -> Any:
         inner = vars(self).get("inner_optimizer")
         if isinstance(inner, keras.optimizers.LossScaleOptimizer):
             # Never `None`, which another `LossScaleOptimizer` sets: Keras sets only what changes.
@@ -100,7 +108,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         return None if inner is None else inner.loss_scale_factor
 
     @loss_scale_factor.setter
-    def loss_scale_factor(self, value):
+    def loss_scale_factor(self, value: Any) -> None:
         if "inner_optimizer" not in vars(self):
             return
         # What a `LossScaleOptimizer` does to the optimizer that it is put around.
@@ -113,7 +121,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         self.inner_optimizer.loss_scale_factor = value
 
     @property
-    def optimizers(self):
+    def optimizers(self) -> list[keras.optimizers.Optimizer]:
         """The inner optimizers that callbacks of Keras must find one by one.
 
         Those of a `keras.optimizers.MultiOptimizer`, whose learning rates differ; else the one
@@ -130,10 +138,14 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
             )
         return averaging
 
-    def scale_loss(self, loss):
+    def scale_loss(self, loss: Any) -> Any:
         return self.inner_optimizer.scale_loss(loss)
 
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+    def exclude_from_weight_decay(
+        self,
+        var_list: Sequence[keras.Variable] | None = None,
+        var_names: Sequence[str] | None = None,
+    ) -> None:
         """Tells the inner optimizer which variables do not decay."""
         if self.built:
             raise ValueError(
@@ -142,21 +154,23 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         for optimizer in optimizers_within(self.inner_optimizer):
             optimizer.exclude_from_weight_decay(var_list, var_names)
 
-    def apply_gradients(self, grads_and_vars):
+    def apply_gradients(
+        self, grads_and_vars: Iterable[tuple[Any, keras.Variable]]
+    ) -> keras.Variable:
         """As `apply`; returns `iterations`, as every Keras optimizer."""
         super().apply_gradients(grads_and_vars)
         return self.iterations
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         self.inner_optimizer.finalize_variable_values(var_list)
 
     # Saving. The inner optimizer is an attribute, so Keras saves its variables by itself.
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         for index, variable in enumerate(super().variables):
             store[str(index)] = variable.numpy()
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Mapping[str, Any]) -> None:
         """Loads the state of this optimizer; one that does not fit is left out, with a warning."""
         own = super().variables
         if _fits(store, own):
@@ -186,7 +200,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
     def _start(self):
         """Gives the state of this optimizer, once it is built, the values it begins with."""
 
-    def set_weights(self, weights):
+    def set_weights(self, weights: Sequence[np.ndarray]) -> None:
         """Sets all variables: this optimizer's, then the inner one's, as `variables` lists them.
 
         Arrays that are not those of all variables are left out, with a warning.
@@ -210,12 +224,14 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         for variable, weight in zip(variables, weights, strict=True):
             variable.assign(weight)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         inner_optimizer = keras.saving.serialize_keras_object(self.inner_optimizer)
         return {"name": self.name, "inner_optimizer": inner_optimizer}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> "Self":
         # Numbers and None come back as they are.
         arguments = {
             name: keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)

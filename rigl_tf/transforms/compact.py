@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
 import rich.table
 import tensorflow as tf
 
+from rigl_tf._types import Data, Loss
 from rigl_tf.checks import check_choice, check_keras_3, check_numbers
 from rigl_tf.inputs import batch_of
 from rigl_tf.layers.summary import as_text
@@ -73,7 +75,7 @@ class CompactReport:
     max_difference: float
 
     @property
-    def cannot_remove(self):
+    def cannot_remove(self) -> dict[str, str]:
         """`{path of a layer: why its units, or dead ones among them, had to stay}`."""
         return {each.path: each.reason for each in self.layers if each.reason}
 
@@ -94,16 +96,16 @@ class CompactReport:
 
 
 def compact(
-    model,
-    keep=None,
+    model: keras.Model,
+    keep: float | Mapping[str, float] | None = None,
     *,
-    saliency="magnitude",
-    data=None,
-    loss=None,
-    drop_inputs=False,
-    inputs=None,
-    return_report=False,
-):
+    saliency: str = "magnitude",
+    data: Data | None = None,
+    loss: Loss | None = None,
+    drop_inputs: bool = False,
+    inputs: Any = None,
+    return_report: bool = False,
+) -> keras.Model | tuple[keras.Model, CompactReport]:
     """A smaller model without dead units, which predicts what the model predicts.
 
     A unit (of a Dense layer; a filter of a convolution) is dead if no active connection leads to
@@ -211,7 +213,7 @@ def compact(
     return small, _report(model, small, channels, left, difference)
 
 
-def live_units(model):
+def live_units(model: keras.Model) -> list[np.ndarray]:
     """Which units of a model `compact` keeps.
 
     Args:

@@ -13,7 +13,7 @@ from rigl_tf.transforms.rebuild import with_layers
 from rigl_tf.transforms.sparsify import forget_training, use_execution
 
 
-def with_execution(model, execution):
+def with_execution(model: keras.Model, execution: str) -> keras.Model:
     """Stores the sparse kernels of a model in another way, exactly: the same weights and masks.
 
     The model itself is changed, as its layers are. If it is compiled and has been trained, it has

@@ -4,12 +4,14 @@ import collections
 import contextlib
 import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from rigl_tf import distributions, initializers, masks, structures
+from rigl_tf._types import Distribution, Layers
 from rigl_tf.checks import check_integers, check_keras_3
 from rigl_tf.layers import summary
 from rigl_tf.layers.building import build_by_call
@@ -22,18 +24,18 @@ from rigl_tf.walk import all_layers, unbuilt
 
 
 def sparsify(
-    model,
-    sparsity=None,
-    distribution="erk",
+    model: keras.Model,
+    sparsity: float | Mapping[Any, float] | None = None,
+    distribution: Distribution = "erk",
     *,
-    dense_layers=(),
-    sparse_layers=(),
-    from_zeros=False,
-    initializer=None,
-    structure=None,
-    execution="masked",
-    seed=0,
-):
+    dense_layers: Layers = (),
+    sparse_layers: Layers = (),
+    from_zeros: bool = False,
+    initializer: Callable[..., Any] | None = None,
+    structure: structures.Structure | None = None,
+    execution: str = "masked",
+    seed: int = 0,
+) -> keras.Model:
     """Makes a sparse model out of a dense one.
 
     Every layer with kernels is put inside a `SparseWrapper`. Kernels are the trainable weights of
@@ -154,7 +156,7 @@ def sparsify(
     return sparse
 
 
-def strip(model):
+def strip(model: keras.Model) -> keras.Model:
     """A model of plain Keras layers around the layers of the sparse model.
 
     It predicts what the sparse model predicts, and shares its weights (of layers with CSR kernels
