@@ -34,6 +34,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/pyright
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal

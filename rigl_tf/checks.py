@@ -9,6 +9,11 @@ from typing import Any
 LARGEST_SPARSITY = math.nextafter(1.0, 0.0)
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number. `True` and `False` are none here."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_integers(least: int | None = None, **values: Any) -> None:
     """Raises a `ValueError` that names the first value that is no integer, or below `least`.
 
@@ -47,8 +52,7 @@ def check_numbers(interval: str, **values: Any) -> None:
     """
     low, high = (float(end) for end in interval[1:-1].split(","))
     for name, value in values.items():
-        is_number = isinstance(value, Real) and not isinstance(value, bool)
-        is_above = is_number and (value >= low if interval[0] == "[" else value > low)
+        is_above = is_number(value) and (value >= low if interval[0] == "[" else value > low)
         if not is_above or not (value <= high if interval[-1] == "]" else value < high):
             rule = _rule(interval, low, high)
             raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}")
@@ -111,7 +115,7 @@ def check_keras_3(**values: Any) -> None:
 
 def check_sparsity(value: float, name: str = "sparsity") -> float:
     """`value` as a float in `[0, 1)`; anything else is a `ValueError` that names it."""
-    if isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < 1:
+    if is_number(value) and 0 <= value < 1:
         return min(float(value), LARGEST_SPARSITY)
     raise ValueError(f"A sparsity must be a real number in [0, 1). Received: {name}={value!r}")
 

@@ -99,9 +99,9 @@ class SparseVarianceScaling:
         """
         if np.shape(seed) != (2,):
             raise ValueError(f"`seed` must be a pair of integers. Received: seed={seed!r}")
-        kernel_mask = tf.convert_to_tensor(kernel_mask, tf.bool)
-        into, out = axes or _default_axes(kernel_mask.shape.rank)
-        active = tf.cast(kernel_mask, tf.float64)
+        mask = tf.convert_to_tensor(kernel_mask, tf.bool)
+        into, out = axes or _default_axes(mask.shape.rank)
+        active = tf.cast(mask, tf.float64)
         fans = {
             "fan_in": lambda: self._fan(active, into),
             "fan_out": lambda: self._fan(active, out),
@@ -111,13 +111,13 @@ class SparseVarianceScaling:
         seed = tf.random.fold_in(tf.convert_to_tensor(seed), _STREAM, alg="philox")
         arguments = {"seed": seed, "dtype": tf.float64, "alg": "philox"}
         if self.distribution == "normal":
-            values = tf.random.stateless_normal(kernel_mask.shape, **arguments)
+            values = tf.random.stateless_normal(mask.shape, **arguments)
         else:
             limit = math.sqrt(3)
             values = tf.random.stateless_uniform(
-                kernel_mask.shape, minval=-limit, maxval=limit, **arguments
+                mask.shape, minval=-limit, maxval=limit, **arguments
             )
-        return tf.cast(masks.masked(std * values, kernel_mask), tf.float32)
+        return tf.cast(masks.masked(std * values, mask), tf.float32)
 
     def _fan(self, active, axes):
         """The number of connections of each neuron, in a shape that broadcasts to the kernel's."""

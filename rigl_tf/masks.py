@@ -12,7 +12,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -33,7 +33,7 @@ class MaskVariables(keras.layers.Layer):
     def __init__(self, name="masks"):
         super().__init__(name=name, dtype="float32")
         # Out of Keras's sight: the kernels are weights of another layer.
-        vars(self).update(by_kernel={}, _variables_of_kernels={})
+        self.__dict__.update(by_kernel={}, _variables_of_kernels={})
         self.built = True
 
     def add(self, name, kernel, initializer):
@@ -116,7 +116,7 @@ class SparseKernel(keras.constraints.Constraint):
         watchers: Boolean variables of optimizers, which become `True` when the mask is set.
     """
 
-    execution = None
+    execution: str
     mask_variables = ()
 
     def __init__(self, variable: keras.Variable, settle: Callable[[], Any] | None = None) -> None:
@@ -266,13 +266,13 @@ def unlink(variable):
     variable.constraint = variable.constraint.constraint
 
 
-def kernel_of(variable: Any) -> "SparseKernel | None":
+def kernel_of(variable: Any) -> Any:
     """The `SparseKernel` of a variable, `None` if it has no mask."""
     constraint = getattr(variable, "constraint", None)
     return constraint if isinstance(constraint, SparseKernel) else None
 
 
-def mask_of(variable: Any) -> keras.Variable | None:
+def mask_of(variable: Any) -> Any:
     """The mask variable of a masked kernel's variable, `None` for any other variable."""
     kernel = kernel_of(variable)
     return kernel.kernel_mask if isinstance(kernel, MaskedKernel) else None
@@ -430,7 +430,7 @@ def save_masks(model: keras.layers.Layer, path: str | os.PathLike[str]) -> None:
             f"Received: model={model.name!r}, without sparse kernels"
         )
     # Names by number: two paths may differ in more than the names of files can.
-    arrays = {f"mask_{index}": mask for index, mask in enumerate(masks.values())}
+    arrays: dict[str, Any] = {f"mask_{index}": mask for index, mask in enumerate(masks.values())}
     np.savez_compressed(path, paths=np.array(list(masks)), **arrays)
 
 
@@ -460,7 +460,7 @@ def _npz(path):
     return path
 
 
-def set_weights(layer: keras.layers.Layer, weights: Iterable[Any]) -> None:
+def set_weights(layer: keras.layers.Layer, weights: Sequence[Any]) -> None:
     """As `layer.set_weights` of Keras, but the masks may be left out, and the kernels are masked.
 
     Args:

@@ -111,11 +111,11 @@ def fit(
         validate = _Loop(
             model, model.test_step, validation_data, validation_steps, "validation_steps"
         )
-    callbacks = _callback_list(model, callbacks, verbose, epochs, train.steps)
+    called = _callback_list(model, callbacks, verbose, epochs, train.steps)
     with strategy.scope():
         model.optimizer.build(model.trainable_variables)
     model.stop_training = False
-    callbacks.on_train_begin()
+    called.on_train_begin()
     # `BackupAndRestore` leaves the epoch to go on from in this attribute, and nowhere else.
     first_epoch = getattr(model, "_initial_epoch", None) or initial_epoch
     first_epoch = value_of_chief(strategy, first_epoch)
@@ -124,17 +124,17 @@ def fit(
     is_stopped = _any_worker(strategy, lambda: model.stop_training)
     logs = {}
     for epoch in range(first_epoch, epochs):
-        callbacks.on_epoch_begin(epoch)
-        logs = train.run(callbacks.on_train_batch_begin, callbacks.on_train_batch_end, is_stopped)
+        called.on_epoch_begin(epoch)
+        logs = train.run(called.on_train_batch_begin, called.on_train_batch_end, is_stopped)
         if validate is not None:
-            results = _evaluate(validate, callbacks)
+            results = _evaluate(validate, called)
             logs = {**logs, **{f"val_{name}": value for name, value in results.items()}}
-        callbacks.on_epoch_end(epoch, logs)
+        called.on_epoch_end(epoch, logs)
         if is_stopped():
             break
     with strategy.scope():
         model.optimizer.finalize_variable_values(model.trainable_weights)
-    callbacks.on_train_end(logs)
+    called.on_train_end(logs)
     return model.history
 
 

@@ -2,8 +2,8 @@
 
 import contextlib
 import math
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -67,7 +67,7 @@ def check_ends(data):
         raise ValueError("`data` must end. Received: a data set that is repeated without end")
 
 
-def mean_over(some_batches, function):
+def mean_over(some_batches: Iterable["Batch"], function: Callable[..., Any]) -> list[Any]:
     """The mean over all examples of what a function gives for each batch.
 
     Args:
@@ -78,7 +78,8 @@ def mean_over(some_batches, function):
     Returns:
         List of tensors or arrays.
     """
-    means, num_examples = None, 0
+    means: Any = None
+    num_examples = 0
     for inputs, targets, sample_weight, size in some_batches:
         found = function(inputs, targets, sample_weight)
         num_examples += size

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import keras
 import tensorflow as tf
@@ -51,7 +51,7 @@ def drop_fraction_schedule(
     """A callable of the step: a number becomes a `CosineDropFraction`, a callable stays."""
     if callable(drop_fraction) and not isinstance(drop_fraction, type):
         return drop_fraction
-    return CosineDropFraction(drop_fraction, begin_step, end_step)
+    return CosineDropFraction(cast(float, drop_fraction), begin_step, end_step)
 
 
 def check_update_steps(begin_step: int, end_step: int, update_frequency: int) -> None:

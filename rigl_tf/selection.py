@@ -229,12 +229,12 @@ def keep(
 
 def where_eligible(eligible: tf.Tensor | np.ndarray, scores: tf.Tensor | np.ndarray) -> tf.Tensor:
     """Scores of the eligible entries; the others rank below them, whatever the scores are."""
-    scores = tf.convert_to_tensor(scores)
-    if not scores.dtype.is_floating:
-        scores = tf.cast(scores, tf.float32)
-    # NaN and -inf, say the logarithm of a zero weight, are the lowest scores there are.
-    scores = tf.where(scores >= scores.dtype.min, scores, scores.dtype.min)
-    return tf.where(eligible, scores, tf.constant(float("-inf"), scores.dtype))
+    values = tf.convert_to_tensor(scores)
+    if not values.dtype.is_floating:
+        values = tf.cast(values, tf.float32)
+    # NaN and -inf, such as the logarithm of a zero weight, become the lowest finite score.
+    values = tf.where(values >= values.dtype.min, values, values.dtype.min)
+    return tf.where(eligible, values, tf.constant(float("-inf"), values.dtype))
 
 
 def num_true(mask: tf.Tensor | np.ndarray, axis: int | None = None) -> tf.Tensor:

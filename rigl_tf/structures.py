@@ -213,8 +213,8 @@ class _Pooled(Units):
         return self._expanded(kept)
 
     def drop_and_grow(self, mask, drop_scores, grow_scores, num_drop):
-        scores = (self._pooled(each) for each in (drop_scores, grow_scores))
-        return self._expanded(selection.drop_and_grow(self._active(mask), *scores, num_drop)[0])
+        drop, grow = (self._pooled(each) for each in (drop_scores, grow_scores))
+        return self._expanded(selection.drop_and_grow(self._active(mask), drop, grow, num_drop)[0])
 
     def spread(self, scores):
         pooled = self._pooled(scores)
@@ -369,6 +369,7 @@ class _FanIns(_Rows):
 # Structures.
 
 
+@dataclasses.dataclass(frozen=True)
 class Structure:
     """Base class of the structures: values that are equal if their arguments are."""
 
@@ -389,6 +390,9 @@ class Structure:
         if len(shape) < 2:
             raise self._misfit("a kernel of inputs and outputs", name, shape)
         return self._units(shape, axes or last_two(len(shape)), name)
+
+    def _units(self, shape, axes, name) -> Units:
+        raise NotImplementedError
 
     def _misfit(self, needed, name, shape, received=""):
         return ValueError(
@@ -677,7 +681,7 @@ def allocate(
         units[path].check_sparsity(distributions.check_sparsity(sparsity))
     shapes = {path: each.shape for path, each in units.items() if path not in fixed}
     shares = distributions.allocate(distribution, shapes, sparsity) if shapes else {}
-    shares = {path: fixed.get(path, shares.get(path)) for path in units}
+    shares = {path: fixed[path] if path in fixed else shares[path] for path in units}
     return shares | _of_whole_units(units, shares)
 
 

@@ -138,7 +138,7 @@ class GradientFlow(keras.callbacks.Callback):
         self._sparse = [each for each in optimizers if isinstance(each, SparseTraining)]
         loss = self.model.loss if self._loss is None else self._loss
         self._measure = _Measure(self.model, self._data, loss)
-        self._last_step = None
+        self._last_step = -1
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         step = self._step()

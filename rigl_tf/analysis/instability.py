@@ -127,7 +127,7 @@ def instability(
             if len(solutions) == 1:  # else both trainings would be lost
                 _check_error(evaluate(model))
         coefficients = np.linspace(0, 1, num_points).tolist()
-        errors = interpolate(model, *solutions, evaluate, coefficients)
+        errors = interpolate(model, solutions[0], solutions[1], evaluate, coefficients)
     finally:
         _restore(before)
     barrier = error_barrier(errors)

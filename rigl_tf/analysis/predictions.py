@@ -156,16 +156,16 @@ def solution_distance(
     2.0
     """
     kernels = _sparse_kernels(model, "solution_distance")
-    start, end = (
+    first, second = (
         dict(zip(map(id, model.weights), check_weights(model, name, weights), strict=True))
         for name, weights in (("start", start), ("end", end))
     )
     a, b = [], []
     for kernel in kernels:
         mask_id = id(masks.mask_of(kernel))
-        common = start[mask_id].astype(bool) & end[mask_id].astype(bool)
-        a.append(start[id(kernel)][common])
-        b.append(end[id(kernel)][common])
+        common = first[mask_id].astype(bool) & second[mask_id].astype(bool)
+        a.append(first[id(kernel)][common])
+        b.append(second[id(kernel)][common])
     a, b = np.concatenate(a).astype("float64"), np.concatenate(b).astype("float64")
     norms = np.linalg.norm(a), np.linalg.norm(b)
     if not all(0 < norm < math.inf for norm in norms):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Tensor:
     block: int | None
     is_constant: bool
     is_output: bool
-    values: object = dataclasses.field(repr=False, compare=False, default=None)
+    values: Any = dataclasses.field(repr=False, compare=False, default=None)
 
     @functools.cached_property
     def array(self):
@@ -91,7 +92,7 @@ def read(content):
         code = model.operatorCodes[each.opcodeIndex]
         # Old files have the number in another field, which is too small for the newer operations.
         name = names[max(code.builtinCode, code.deprecatedBuiltinCode)]
-        inputs = tuple(tensors[i] if i >= 0 else None for i in each.inputs)
+        inputs: Any = tuple(tensors[i] if i >= 0 else None for i in each.inputs)
         outputs = tuple(tensors[i] for i in each.outputs)
         if name in _STORAGE and (inputs[0].is_constant or inputs[0].index in sources):
             sources[outputs[0].index] = sources.get(inputs[0].index, inputs[0])
@@ -128,7 +129,7 @@ def _tensor(model, dtypes, index, tensor, is_output):
     dtype = dtypes.get(tensor.type, np.dtype("O"))
     data = model.buffers[tensor.buffer].data
     block, values = None, None
-    if data is not None and len(data) and dtype != "O":
+    if data is not None and len(data) and tensor.type in dtypes:
         values = functools.partial(_values, data, dtype, shape, tensor.sparsity)
     if tensor.sparsity is not None:
         sizes = [each.denseSize for each in tensor.sparsity.dimMetadata[len(shape) :]]

@@ -66,7 +66,7 @@ class ExportReport:
     @property
     def flops_ratio(self) -> float | None:
         """FLOPs of the active connections as a share of all; 1 if there are none."""
-        if self.not_counted:
+        if self.flops is None or self.dense_flops is None:
             return None
         return self.flops / self.dense_flops if self.dense_flops else 1.0
 

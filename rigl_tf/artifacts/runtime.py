@@ -41,7 +41,7 @@ class Latency:
     def __str__(self):
         return " against dense ".join(
             f"{median:.3g} ms ({least:.3g}–{most:.3g})"
-            for median, least, most in (self.sparse, self.dense)[: 2 if self.dense else 1]
+            for median, least, most in ((self.sparse, self.dense) if self.dense else (self.sparse,))
         )
 
 

@@ -28,7 +28,7 @@ def structure_of(mask):
     if mask.all():
         return "dense"
     matrix = mask.reshape(-1, mask.shape[-1]) if mask.ndim > 1 else mask.reshape(1, -1)
-    inputs, outputs = matrix.any(axis=1), matrix.any(axis=0)
+    inputs, outputs = np.any(matrix, axis=1), np.any(matrix, axis=0)
     if (matrix == inputs[:, np.newaxis] & outputs).all():
         return "whole channels"
     for size in _BLOCKS:

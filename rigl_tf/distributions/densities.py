@@ -177,7 +177,7 @@ def str_resnet50(shapes: Shapes, sparsity: float) -> dict[str, float]:
             f"STR's lists have an overall `sparsity` of {list(published.LISTS)}. "
             f"Received: sparsity={sparsity!r}"
         )
-    missing = collections.Counter(published.SHAPES)
+    missing: collections.Counter[tuple[int, ...]] = collections.Counter(published.SHAPES)
     missing.subtract(shapes.values())
     if any(missing.values()):
         difference = {shape: -count for shape, count in missing.items() if count}

@@ -52,8 +52,8 @@ class CSRStorage(keras.layers.Layer):
     ):
         super().__init__(name=path.rpartition("/")[2], dtype=dtype)
         size = math.prod(shape)
-        vars(self).update(dense_path=path, shape=tuple(shape))
-        vars(self)["matrix_shape"] = (num_inputs, size // num_inputs)
+        self.__dict__.update(dense_path=path, shape=tuple(shape))
+        self.__dict__["matrix_shape"] = (num_inputs, size // num_inputs)
         structure = engine.structure(tf.constant(places, tf.int64), self.matrix_shape)
         *outer, layer_name, _ = ["", *path.split("/")]
         with keras.name_scope(layer_name or self.name, override_parent="/".join(outer)):
@@ -78,7 +78,7 @@ class CSRStorage(keras.layers.Layer):
                 setattr(self, name, variable)
         self.supports_jit = False
         self.built = True
-        vars(self)["stash"] = Stash(self.matrix_shape)
+        self.__dict__["stash"] = Stash(self.matrix_shape)
         self.values.constraint = CSRKernel(self, constraint)
 
     @property
@@ -147,7 +147,7 @@ class CSRStorage(keras.layers.Layer):
     def load_dense(self, weights):
         """The same, of a file: there is nothing else in it for this layer then."""
         self.assign(weights)
-        vars(self)["is_loaded"] = True
+        self.__dict__["is_loaded"] = True
 
     # In files there are the values, and the places as rows of columns.
 
@@ -156,7 +156,7 @@ class CSRStorage(keras.layers.Layer):
             store[name] = getattr(self, name).numpy()
 
     def load_own_variables(self, store):
-        if not store.keys() and vars(self).pop("is_loaded", False):
+        if not store.keys() and self.__dict__.pop("is_loaded", False):
             return
         # (What fails is tried again where a file may have nothing: no shape is known then.)
         shape = tuple(store["values"].shape) if "values" in store else None

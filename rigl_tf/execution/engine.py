@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import threading
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -59,7 +59,7 @@ def is_native():
     return native() is not None
 
 
-def native():
+def native() -> Any:
     """The module of the operations in C++; None if they are not to be had, or not wanted."""
     if os.environ.get("RIGL_TF_NATIVE", "1") == "0":
         return None

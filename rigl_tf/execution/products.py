@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import math
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -234,7 +235,7 @@ def unlocked(layer):
         tracker.lock()
 
 
-def _attribute(layer, value):
+def _attribute(layer, value) -> Any:
     """The name of the attribute in which a layer holds a kernel, if it holds it in one."""
     names = [name for name, each in vars(layer).items() if each is value]
     return names[0] if len(names) == 1 else None
@@ -306,7 +307,7 @@ def _call(layer, storage):
             x = layer.activation(x)
         return x
 
-    call.__signature__ = inspect.signature(layer.call)
+    vars(call)["__signature__"] = inspect.signature(layer.call)
     return call
 
 

@@ -48,20 +48,20 @@ class KernelCost(KernelSummary):
     @property
     def dense_multiply_adds(self) -> int | None:
         """One for each use of each connection, active or not."""
-        return None if self.unknown else round(self.size * self.num_uses)
+        return None if self.num_uses is None else round(self.size * self.num_uses)
 
     @property
     def multiply_adds(self) -> int | None:
-        return None if self.unknown else round(self.num_active * self.num_uses)
+        return None if self.num_uses is None else round(self.num_active * self.num_uses)
 
     @property
     def dense_flops(self) -> int | None:
         """A multiplication and an addition for each use of each connection."""
-        return None if self.unknown else round(2 * self.size * self.num_uses)
+        return None if self.num_uses is None else round(2 * self.size * self.num_uses)
 
     @property
     def flops(self) -> int | None:
-        return None if self.unknown else round(2 * self.num_active * self.num_uses)
+        return None if self.num_uses is None else round(2 * self.num_active * self.num_uses)
 
     @property
     def dense_bytes(self) -> int:
@@ -127,9 +127,10 @@ class Cost:
     @property
     def flops_ratio(self) -> float | None:
         """FLOPs of the sparse model as a share of the dense model's; 1 if neither has any."""
-        if self.unknown:
+        flops, dense_flops = self.flops, self.dense_flops
+        if flops is None or dense_flops is None:
             return None
-        return self.flops / self.dense_flops if self.dense_flops else 1.0
+        return flops / dense_flops if dense_flops else 1.0
 
     @property
     def num_weights(self) -> int:

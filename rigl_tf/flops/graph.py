@@ -12,6 +12,7 @@ import collections
 import dataclasses
 import fractions
 import math
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -44,8 +45,7 @@ class Value:
 
     @property
     def size(self):
-        known = self.shape is not None and None not in self.shape
-        return math.prod(self.shape) if known else None
+        return None if self.shape is None or None in self.shape else math.prod(self.shape)
 
     def merge(self, other):
         """What is known of a tensor that is this one or another one."""
@@ -448,7 +448,7 @@ def _get(values, tensor):
     return values[name][index]
 
 
-def _shape(proto):
+def _shape(proto) -> Any:
     if proto.unknown_rank:
         return None
     return tuple(None if dim.size < 0 else dim.size for dim in proto.dim)

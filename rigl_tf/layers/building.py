@@ -1,6 +1,7 @@
 """Builds any layer: by its `build`, or by a call that computes nothing."""
 
 import inspect
+from typing import Any
 
 import keras
 import numpy as np
@@ -32,7 +33,7 @@ class _Traced(keras.layers.Layer):
 
     def __init__(self, function):
         super().__init__()
-        vars(self)["call"] = function  # which Keras is not to track
+        self.__dict__["call"] = function  # which Keras is not to track
 
     def call(self, *args, **kwargs):
         raise NotImplementedError
@@ -82,7 +83,7 @@ def symbolic_arguments(layer, shapes):
     }
 
 
-def without_build_configs(config):
+def without_build_configs(config: Any) -> Any:
     """The config of a layer, such that layers inside it are not built when it is made from it.
 
     Keras builds them at once, so that their weights are not in the paths of the layers around.

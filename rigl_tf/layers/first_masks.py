@@ -6,6 +6,8 @@ model, the last of which is built later.
 
 import contextlib
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -24,7 +26,7 @@ class MaskChoice:
     def __init__(self, kernel):
         self.kernel = kernel
         self._sparsity = None
-        self._seed = None
+        self._seed: Any = None
         self._draw = None
 
     def choose(self, sparsity, seed, draw=None):
@@ -104,7 +106,7 @@ class Allocation:
     """
 
     def __init__(self, distribution, sparsity, seed, choice, initializer=None, execution="masked"):
-        self.on_shared_out = None
+        self.on_shared_out: Callable[[], Any] | None = None
         self._distribution = distribution
         self._sparsity = sparsity
         self._seed = seed

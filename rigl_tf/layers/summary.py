@@ -186,9 +186,9 @@ class SparsitySummary:
 
 def as_text(table):
     """A `rich` table as text, at most 100 characters wide."""
-    console = rich.console.Console(file=io.StringIO(), width=100, markup=False, emoji=False)
-    console.print(table)
-    return console.file.getvalue().rstrip()
+    text = io.StringIO()
+    rich.console.Console(file=text, width=100, markup=False, emoji=False).print(table)
+    return text.getvalue().rstrip()
 
 
 def sparsity_summary(model: keras.layers.Layer) -> SparsitySummary:

@@ -91,7 +91,7 @@ class SparseWrapper(keras.layers.Wrapper):
     def __init__(
         self,
         layer: keras.layers.Layer,
-        sparsity: float | Sequence[float | None] = _LEFT_OUT,
+        sparsity: float | list[float | None] | tuple[float | None, ...] = _LEFT_OUT,
         seed: int | None = None,
         name: str | None = None,
         execution: str = "masked",
@@ -122,17 +122,17 @@ class SparseWrapper(keras.layers.Wrapper):
             _check_no_lora(layer)
             self._take_signatures(layer)
         super().__init__(layer, name=name, **kwargs)
-        self.sparsity = sparsity
+        self.sparsity: Any = sparsity
         self.seed = random.randint(0, 2**31 - 1) if seed is None else seed
         self.execution = execution
         self.structure = structure
         self.supports_masking = layer.supports_masking
         setattr(self, _MASKS, masks.MaskVariables(name="masks"))
-        self._chosen = None  # until all that the layer makes is there
+        self._chosen: Any = None  # until all that the layer makes is there
         self._build_shapes = None
         self._is_called = False
-        self._allocation = None  # what decides on the first masks, if the wrapper does not
-        self._select = None
+        self._allocation: Any = None  # what decides on the first masks, if the wrapper does not
+        self._select: Any = None
         self._is_constructed = True
 
     def _take_signatures(self, layer):
@@ -146,7 +146,7 @@ class SparseWrapper(keras.layers.Wrapper):
             return outputs
 
         self.call = call
-        self.build.__signature__ = build_signature(layer)
+        vars(self.build)["__signature__"] = build_signature(layer)
 
     def __getattr__(self, name):
         layer = vars(self).get("layer")

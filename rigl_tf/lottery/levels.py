@@ -6,6 +6,7 @@ import os
 import pathlib
 import uuid
 import zipfile
+from typing import Any
 
 import keras
 import numpy as np
@@ -31,7 +32,7 @@ class Level:
     num_active: int
     sparsity: float
     masks: dict
-    metrics: object
+    metrics: Any
     weights: list
 
 
@@ -136,7 +137,7 @@ class Records:
                 "`directory` must be a directory, or a path where one can be made, not a file or "
                 f"in one. Received: directory={str(self._path)!r} ({error.strerror})"
             ) from error
-        self._check_settings(json.loads(json.dumps(settings)))
+        self._check_settings(self._path / "settings.json", json.loads(json.dumps(settings)))
 
     def once(self, name, compute):
         """The record of this name; `compute()` makes it if there is none."""
@@ -151,8 +152,7 @@ class Records:
             replace_file(path, lambda file: _write(file, record))
         return record
 
-    def _check_settings(self, settings):
-        path = self._path / "settings.json"
+    def _check_settings(self, path, settings):
         if not path.exists():
             text = json.dumps(settings, indent=2) + "\n"
             replace_file(path, lambda file: file.write(text.encode()))

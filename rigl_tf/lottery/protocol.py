@@ -378,7 +378,7 @@ def _num_parameters(model, kernel_masks=()):
     sizes = {id(weight): math.prod(weight.shape) for weight in model.trainable_weights}
     for kernel, mask in zip(masks.kernels_of(model).values(), kernel_masks, strict=False):
         if id(kernel.variable) in sizes:
-            sizes[id(kernel.variable)] = np.count_nonzero(mask)
+            sizes[id(kernel.variable)] = int(np.count_nonzero(mask))
     return int(sum(sizes.values()))
 
 

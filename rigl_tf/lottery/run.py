@@ -3,12 +3,11 @@
 import dataclasses
 import inspect
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 import keras
 
-from rigl_tf.checks import check_functions
+from rigl_tf.checks import check_functions, is_number
 
 
 class RewindPoint(keras.callbacks.Callback):
@@ -118,7 +117,7 @@ def check_train(train):
 def accuracy_of(train, model, run):
     """What `train` returns, as a float; a `ValueError` if it is no accuracy in percent."""
     accuracy = train(model, run)
-    if not isinstance(accuracy, Real) or not 0 <= accuracy <= 100:
+    if not is_number(accuracy) or not 0 <= accuracy <= 100:
         raise ValueError(
             "`train` must return the test accuracy, a number from 0 to 100 in percent. "
             f"Received: {accuracy!r} for {str(run)!r}"

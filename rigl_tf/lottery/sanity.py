@@ -212,13 +212,13 @@ def _find(build, prune, rearranges, num_classes, data, seed, run):
     model = build(seed)
     initial = state_of(model)["weights"]
     found = prune(model, _corrupted(run, data, num_classes, seed))
-    parts = found if isinstance(found, tuple) else (found,)
+    parts: Any = found if isinstance(found, tuple) else (found,)
     if len(parts) not in (1, 2) or not isinstance(parts[0], Mapping):
         raise ValueError(
             "`prune` must return masks, `{kernel path: mask}`, or a tuple of masks and weights. "
             f"Received: {', '.join(type(part).__name__ for part in parts)}"
         )
-    kernel_masks, weights = (*parts, None)[:2]
+    kernel_masks, weights = parts[0], parts[1] if len(parts) > 1 else None
     if weights is None:
         weights = initial
     else:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -159,7 +160,7 @@ def link_of(model, name):
         takers = [other for other, names in sources.items() if last.name in names]
         _check(len(takers) == 1, last.name, f"is followed by {len(takers)} layers")
         _check(len(sources[takers[0]]) == 1, takers[0], "takes more than one input")
-        following = next((each for each in model.layers if each.name == takers[0]), None)
+        following: Any = next((each for each in model.layers if each.name == takers[0]), None)
         _check(following is not None, takers[0], "is an operation, no layer")
         if isinstance(following, _KERNEL_LAYERS):
             _check_kernel_layer(following)

@@ -5,6 +5,7 @@ attribute sets the variable. They are no state of the optimizer: a checkpoint do
 """
 
 from numbers import Real
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -22,7 +23,7 @@ class Changeable:
     def __set_name__(self, owner, name):
         self._name = name
 
-    def __get__(self, optimizer, owner=None):
+    def __get__(self, optimizer: Any, owner: Any = None) -> Any:
         if optimizer is None:
             return self
         try:
@@ -30,7 +31,7 @@ class Changeable:
         except KeyError:
             raise AttributeError(self._name) from None  # not set yet
 
-    def __set__(self, optimizer, value):
+    def __set__(self, optimizer: Any, value: Any) -> None:
         numbers = vars(optimizer).setdefault("_numbers", Numbers())
         before = numbers.values.get(self._name)
         numbers.values[self._name] = value

@@ -1,14 +1,13 @@
 """Drop and grow: at update steps each kernel loses its worst connections, and gets others."""
 
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from rigl_tf import schedules, selection
-from rigl_tf.checks import check_integers, check_numbers
+from rigl_tf.checks import check_integers, check_numbers, is_number
 from rigl_tf.execution import tiles
 from rigl_tf.optimizers import growth, kernels, limits
 from rigl_tf.optimizers.changeable import Changeable
@@ -241,7 +240,7 @@ def num_to_drop(num_active, drop_fraction):
     units of `2**-32`, or more than that share could be dropped.
     """
     share = tf.cast(drop_fraction, tf.float32)
-    if isinstance(drop_fraction, Real):  # which may be less than the float32 next to it
+    if is_number(drop_fraction):  # which may be less than the float32 next to it
         units = tf.constant(int(min(max(drop_fraction, 0), 1) * 2**32), tf.int64)
     else:
         units = tf.cast(tf.clip_by_value(share, 0, 1) * 2**32, tf.int64)

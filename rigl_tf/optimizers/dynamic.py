@@ -75,7 +75,8 @@ class RigL(SparseOptimizer):
     def _places_to_grow(self, tiled, kept, num_grow):
         if type(self).grow_scores is not RigL.grow_scores or tiled.gradient is not None:
             return super()._places_to_grow(tiled, kept, num_grow)
-        return engine.largest_inactive(*tiled.rows, None, tiled.matrix_shape, num_grow, kept)[0]
+        x, dy = tiled.rows
+        return engine.largest_inactive(x, dy, None, tiled.matrix_shape, num_grow, kept)[0]
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")

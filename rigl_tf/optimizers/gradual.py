@@ -85,7 +85,7 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
         super().__init__(inner_optimizer, end_step, begin_step, update_frequency, name)
         self.power = power
         self.distribution = distribution
-        self.sparsity = _at_each(self._steps, sparsity) if callable(sparsity) else sparsity
+        self.sparsity: Any = _at_each(self._steps, sparsity) if callable(sparsity) else sparsity
         self._check_schedule()
 
     @property

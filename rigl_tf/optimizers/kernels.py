@@ -151,7 +151,7 @@ class Plan:
         }
         # What an algorithm knows of each kernel, by its index. (On the optimizer, a dictionary
         # with such keys could not be in a checkpoint of TensorFlow.)
-        self.num_moved = {}
+        self.num_moved, self.counts = {}, {}
         # (sparse kernel, average of its weights), for an inner optimizer with `use_ema=True`.
         self.weight_averages = [
             (sparse, slot.variable)

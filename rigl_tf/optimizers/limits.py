@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,7 +18,8 @@ _BRANCHING_ARGUMENTS = ("gradient_accumulation_steps", "ema_overwrite_frequency"
 
 def warn(message):
     """Warns at the line outside of `rigl_tf` that led here."""
-    frame, level = inspect.currentframe(), 1
+    frame: Any = inspect.currentframe()
+    level = 1
     while frame.f_back is not None and frame.f_globals["__name__"].startswith("rigl_tf."):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
@@ -30,7 +32,7 @@ def is_known_to_run_without_xla():
     """
     frame = inspect.currentframe()
     while frame is not None:
-        model = frame.f_locals.get("self")
+        model: Any = frame.f_locals.get("self")
         if frame.f_code.co_name == "train_step" and isinstance(model, keras.Model):
             return model.compiled and not model.jit_compile
         frame = frame.f_back

@@ -27,7 +27,7 @@ class ScheduledUpdates(SparseTraining):
     seed = 0
     _kernel_index = None
     _kernel_seed = None
-    _units = None
+    _units: Any = None
     _num_draws = 0
     _tile = None
 
@@ -204,8 +204,8 @@ class ScheduledUpdates(SparseTraining):
 
         Here the kernel is made dense, which any algorithm can do with.
         """
-        dense = sparse.made_dense(tiled)
-        new_mask, values = self._updated(sparse, *dense, step, initial_std)
+        kernel, mask, gradient = sparse.made_dense(tiled)
+        new_mask, values = self._updated(sparse, kernel, mask, gradient, step, initial_std)
         places = tf.where(tf.reshape(new_mask, [-1]))[:, 0]
         values = tf.reshape(tf.broadcast_to(values, new_mask.shape), [-1])
         return places, tf.gather(values, places)

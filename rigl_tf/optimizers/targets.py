@@ -29,7 +29,7 @@ class TargetSparsity(SparseTraining):
     """
 
     _keeps_zeros = False
-    _allocation = None
+    _allocation: Any = None
 
     def _allocate(self, kernels):
         shapes = [list(kernel.shape) for kernel in kernels]

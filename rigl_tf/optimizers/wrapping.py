@@ -71,15 +71,15 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         self, inner_optimizer: keras.optimizers.Optimizer | str, name: str | None = None
     ) -> None:
         check_keras_3(inner_optimizer=inner_optimizer)
-        inner_optimizer = keras.optimizers.get(inner_optimizer)
-        if inner_optimizer is None:
+        optimizer = keras.optimizers.get(inner_optimizer)
+        if optimizer is None:
             raise ValueError(
                 "`inner_optimizer` must be a `keras.optimizers.Optimizer`, or what "
                 "`keras.optimizers.get` makes one of. Received: inner_optimizer=None"
             )
         # The learning rate is the inner optimizer's; this value is never used.
         super().__init__(learning_rate=0.0, name=name)
-        self.inner_optimizer = inner_optimizer
+        self.inner_optimizer = optimizer
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -101,7 +101,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
 
     @property
     def loss_scale_factor(self) -> Any:
-        inner = vars(self).get("inner_optimizer")
+        inner: Any = vars(self).get("inner_optimizer")
         if isinstance(inner, keras.optimizers.LossScaleOptimizer):
             # Never `None`, which another `LossScaleOptimizer` sets: Keras sets only what changes.
             return inner.dynamic_scale if inner.built else inner.initial_scale

@@ -8,11 +8,12 @@ import dataclasses
 import functools
 import inspect
 import math
+from typing import Any
 
 import keras
 import numpy as np
 
-from rigl_tf.transforms.rebuild import calls_of, is_clonable
+from rigl_tf.transforms.rebuild import Call, calls_of, is_clonable
 from rigl_tf.transforms.units import (
     Kernel,
     as_array,
@@ -74,13 +75,13 @@ class Step:
         inner: The `Trace` of a nested model.
     """
 
-    call: object
+    call: Call
     path: str
     inputs: list
     outputs: list
     kind: str | None = None
-    weights: object = None
-    inner: object = None
+    weights: Any = None
+    inner: Any = None
     is_product: bool = False
 
     def run(self, *arrays):

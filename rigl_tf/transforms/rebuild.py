@@ -1,6 +1,7 @@
 """Exchanges some layers of a model, and shares all others with it."""
 
 import dataclasses
+from typing import Any
 
 import keras
 
@@ -277,7 +278,8 @@ def _twin(layer, visit):
 
     It shares the weights.
     """
-    new = type(layer).__new__(type(layer))
+    kind: Any = type(layer)
+    new = kind.__new__(kind)
     fresh = {"_inbound_nodes": [], "_outbound_nodes": []}
     fresh |= {"_losses": [], "_loss_ids": set(), "_losses_override": []}
     if isinstance(layer, keras.Model):

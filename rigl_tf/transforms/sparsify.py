@@ -348,7 +348,7 @@ def _wrap_later(part, model, choice, allocation, wrapping):
                 build(*args, **kwargs)
                 _take_built(part)
 
-        build_all.undo = functools.partial(vars(part).update, build=build)
+        vars(build_all)["undo"] = functools.partial(vars(part).update, build=build)
         vars(part)["build"] = build_all
         return
     if part is not model:
@@ -379,8 +379,8 @@ def _wrap_later(part, model, choice, allocation, wrapping):
             wrap_new()
         return part.call(*args, **kwargs)
 
-    first_build.undo = functools.partial(vars(part).update, build=build)
-    first_call.undo = functools.partial(vars(part).pop, "call")
+    vars(first_build)["undo"] = functools.partial(vars(part).update, build=build)
+    vars(first_call)["undo"] = functools.partial(vars(part).pop, "call")
     vars(part).update(build=first_build, call=first_call)
 
 

@@ -8,6 +8,7 @@ known (`None`).
 import functools
 import math
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
@@ -100,7 +101,7 @@ class _Kind:
         """Whether this is all that the layer does, with inputs of so many axes."""
         return True
 
-    def array(self, name):
+    def array(self, name) -> tuple[Any, Any]:
         """A weight, and its mask or `None`, by the name of the attribute."""
         variable = getattr(self.inner, name)
         value = keras.ops.convert_to_numpy(variable)
@@ -120,7 +121,7 @@ class _Kind:
             warnings.filterwarnings("ignore", ".*includes a `lambda`")
             config = without_build_configs(self.inner.get_config())
         # As objects, since functions of a user's own, such as a lambda, have no config.
-        for name in config:
+        for name in list(config):
             if name.endswith(_OBJECTS) and hasattr(self.inner, name):
                 config[name] = getattr(self.inner, name)
         new = type(self.inner).from_config({**config, **changes})
@@ -174,7 +175,7 @@ class Kernel(_Kind):
 
     def is_supported(self, rank):
         # An activation may be a layer with weights of its own, which it makes when it is called.
-        activation = getattr(self.inner, "activation", None)
+        activation: Any = getattr(self.inner, "activation", None)
         if isinstance(activation, keras.layers.Layer) and not activation.built:
             return False
         return len(self.inner.weights) == self.num_kernels + self._has_bias
@@ -234,12 +235,14 @@ class Kernel(_Kind):
         """
         folded = np.flatnonzero(constants)
         if stand_in is not None:
-            self._let_stand(*stand_in, folded, constants[folded])
+            row, value = stand_in
+            self._let_stand(row, value, folded, constants[folded])
             folded = folded[:0]
-        biases = self._biases(self.sums_of(folded, constants[folded]) if len(folded) else None)
-        is_new = biases is not None and not self._has_bias
-        if is_new and not np.any(biases[..., columns] if biases.shape[-1] > 1 else biases):
-            biases = None
+        sums = self.sums_of(folded, constants[folded]) if len(folded) else None
+        biases = self._biases(sums)
+        if biases is not None and not self._has_bias:
+            new = biases[..., columns] if biases.shape[-1] > 1 else biases
+            biases = biases if np.any(new) else None
         values = self._kernels(rows, columns, live_rows, live_columns)
         if biases is not None:
             chosen = biases[..., columns] if biases.shape[-1] == self.num_units else biases
@@ -248,7 +251,7 @@ class Kernel(_Kind):
 
     _has_bias = property(lambda self: getattr(self.inner, "use_bias", False))
 
-    def _biases(self, sums):
+    def _biases(self, sums) -> Any:
         own = self.array("bias")[0].astype("float64") if self._has_bias else None
         return sums if own is None else own if sums is None else own + sums
 
@@ -265,12 +268,12 @@ class Kernel(_Kind):
         kernel, mask = self._merged or self.array(self.kernel_name)
         return {self.kernel_name: (left(kernel), None if mask is None else left(mask))}
 
-    _merged = None
+    _merged: Any = None
 
     def _let_stand(self, row, value, rows, values):
         """Adds to the weights of an input those of others, times what these send as a share."""
-        arrays = self.array(self.kernel_name)
-        kernel, mask = (None if each is None else each.copy() for each in arrays)
+        kernel, mask = self.array(self.kernel_name)
+        kernel, mask = kernel.copy(), None if mask is None else mask.copy()
         by_row = np.moveaxis(kernel, self.axes[0], 0)
         shares = values / value
         by_row[row] += np.tensordot(shares, by_row[rows].astype("float64"), 1).astype(kernel.dtype)
