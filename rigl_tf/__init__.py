@@ -13,8 +13,8 @@ of this package, around the optimizer.
 >>> round(rigl_tf.sparsity_summary(model).sparsity, 2)
 0.9
 
-`export` writes the trained model as a pruned SavedModel and compares it; `strip` makes a plain
-Keras model of it. The README has the rest.
+`export` writes the trained model to a file, runs that file, and compares its outputs with those of
+the model. `strip` turns the model into a plain Keras model. The README says more.
 """
 
 import keras
