@@ -1,4 +1,4 @@
-"""What is sparse in a model, what is not, and why."""
+"""Lists what is sparse in a model, what is dense, and why."""
 
 import dataclasses
 import io
@@ -18,14 +18,21 @@ from rigl_tf.walk import layers_of_weights
 
 @dataclasses.dataclass(frozen=True)
 class KernelSummary:
-    """One kernel: its path, shape, and how many of its connections are active."""
+    """One kernel of a model.
+
+    Attributes:
+        path: String, the path of the kernel.
+        shape: Tuple of integers, its shape.
+        num_active: Integer, how many of its connections are active.
+    """
 
     path: str
-    shape: tuple
+    shape: tuple[int, ...]
     num_active: int
 
     @property
     def size(self) -> int:
+        """Number of connections, active or not."""
         return math.prod(self.shape)
 
     @property
@@ -36,12 +43,16 @@ class KernelSummary:
 
 @dataclasses.dataclass(frozen=True)
 class StoredKernel(KernelSummary):
-    """One kernel of a model, and how it is stored.
+    """One sparse kernel of a model, and how it is stored.
 
     Attributes:
+        path: String, the path of the kernel.
+        shape: Tuple of integers, its shape.
+        num_active: Integer, how many of its connections are active.
         execution: How it is stored and multiplied: `"masked"` or `"csr"`.
-        reason: Why it is masked, though its layer was to be CSR; else an empty string.
-        structure: What is active together, such as `"Block((4, 1))"`; empty for single weights.
+        reason: Why it stayed masked although CSR was asked for, or an empty string.
+        structure: Which weights are active together, such as `"Block((4, 1))"`; an empty string if
+            each weight stands alone.
     """
 
     execution: str = "masked"
@@ -51,30 +62,37 @@ class StoredKernel(KernelSummary):
 
 @dataclasses.dataclass(frozen=True)
 class DenseWeights:
-    """Weights that are not sparse, and why."""
+    """Weights that are not sparse, and why.
+
+    Attributes:
+        path: String, the path of the weights.
+        shape: Tuple of integers, their shape.
+        reason: String, why they stay dense.
+    """
 
     path: str
-    shape: tuple
+    shape: tuple[int, ...]
     reason: str
 
     @property
     def size(self) -> int:
+        """Number of weights."""
         return math.prod(self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-    """What the sparsity is a share of; `str` tells it in a sentence.
+    """Which part of a model's weights the sparsity applies to; `str` says it in a sentence.
 
     Attributes:
-        num_weights: Number of all weights of the model, masks excluded.
-        num_in_kernels: How many of them are in sparse kernels, active or not.
-        num_dense: How many are in other weights of two and more dimensions that stay dense by the
-            rule, not by the choice of the user.
-        num_frozen: How many of these stay dense as they are not trained.
-        num_embeddings: How many of these are embeddings.
-        num_copied: How many of the frozen ones have the path and shape of a sparse kernel: they
-            are those of its clone, in a target network for example.
+        num_weights: Integer, the number of all weights of the model, without masks.
+        num_in_kernels: Integer, how many of them are in sparse kernels, active or not.
+        num_dense: Integer, how many are in other weights with two or more dimensions that stay
+            dense by default, not by the user's choice.
+        num_frozen: Integer, how many of these are dense because they are frozen.
+        num_embeddings: Integer, how many of these are embeddings.
+        num_copied: Integer, how many of the frozen ones have the path and shape of a sparse kernel.
+            They belong to a clone of the sparse layers, for example in a target network.
     """
 
     num_weights: int
@@ -86,7 +104,7 @@ class Coverage:
 
     @property
     def is_surprising(self) -> bool:
-        """Whether kernels are frozen, or more than in sparse kernels is dense by the rule."""
+        """Whether weights are frozen, or more are dense by default than in sparse kernels."""
         return self.num_frozen > 0 or self.num_in_kernels < self.num_dense
 
     def __str__(self):
@@ -119,17 +137,18 @@ class SparsitySummary:
 
     Attributes:
         kernels: A `StoredKernel` for each sparse kernel.
-        dense: A `DenseWeights` for each weight of two and more dimensions that is not sparse.
-        num_weights: Number of all weights of the model, masks excluded.
-        outside: `{path: number}` of the kernels that are not zero outside of their masks, as
-            other code wrote there (`model.set_weights`, an average of weights), and of how many
-            weights. `rigl_tf.set_masks(model, rigl_tf.get_masks(model))` zeroes these.
+        dense: A `DenseWeights` for each weight with two or more dimensions that is not sparse.
+        num_weights: Integer, the number of all weights of the model, without masks.
+        outside: `{path: number}` of kernels with weights that are not zero although their masks are
+            `False`, and how many. Other code has written them, for example a callback that
+            averages weights. `rigl_tf.set_masks(model, rigl_tf.get_masks(model))` sets them to
+            zero.
     """
 
-    kernels: tuple
-    dense: tuple
+    kernels: tuple[StoredKernel, ...]
+    dense: tuple[DenseWeights, ...]
     num_weights: int
-    outside: dict
+    outside: dict[str, int]
 
     @property
     def sparsity(self) -> float:
@@ -139,12 +158,12 @@ class SparsitySummary:
 
     @property
     def num_active(self) -> int:
-        """Number of weights of the model that are not masked out."""
+        """Number of weights of the model, without the inactive ones."""
         return self.num_weights - sum(kernel.size - kernel.num_active for kernel in self.kernels)
 
     @property
     def coverage(self) -> Coverage:
-        """The `Coverage`: what `sparsity` is a share of."""
+        """The `Coverage`: which part of the weights `sparsity` applies to."""
         return _coverage(self.kernels, self.dense, self.num_weights)
 
     def __str__(self):
@@ -232,7 +251,7 @@ def sparsity_summary(model: keras.layers.Layer) -> SparsitySummary:
 
 
 def num_outside(model: keras.layers.Layer) -> dict[str, int]:
-    """`{path: number}` of the kernels that are not zero outside of their masks."""
+    """`{path: number}` of kernels with weights that are not zero outside of their masks."""
     numbers = {
         path: np.count_nonzero(kernel.numpy()[~kernel.mask])
         for path, kernel in masks.kernels_of(model).items()
@@ -242,7 +261,7 @@ def num_outside(model: keras.layers.Layer) -> dict[str, int]:
 
 
 def coverage(model: keras.layers.Layer) -> Coverage:
-    """The `Coverage` of a built model. It reads no values."""
+    """The `Coverage` of a built model. No values of weights are read for it."""
     kernels = masks.kernels_of(model).items()
     kernels = [DenseWeights(path, kernel.shape, "sparse") for path, kernel in kernels]
     return _coverage(kernels, *_others(model))
@@ -270,7 +289,7 @@ def _coverage(kernels, dense, num_weights):
 
 
 def _others(model):
-    """The `DenseWeights` of two and more dimensions, and the number of all weights but masks."""
+    """The `DenseWeights` with two or more dimensions, and the number of all weights but masks."""
     own_kernels = {id(each.variable): each.size for each in masks.kernels_of(model).values()}
     own_masks = masks.own_masks(model)
     weights = [
