@@ -351,7 +351,7 @@ class SparseWrapper(keras.layers.Wrapper):
         weights = self.layer.weights
         if getattr(self, _MASKS).have_lost(weights):
             warnings.warn(
-                f"The masks of layer {self.name!r} belong to kernels that it no longer has, because "
+                f"The masks of layer {self.name!r} belong to kernels that it no longer has: "
                 "`quantize` has replaced them: use `rigl_tf.strip` on the model before that.",
                 stacklevel=2,
             )
