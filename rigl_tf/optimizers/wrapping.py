@@ -1,4 +1,4 @@
-"""An optimizer around another one, to which it leaves all but the training steps."""
+"""The base class of optimizers that wrap another one and forward everything but training steps."""
 
 import functools
 import inspect
@@ -20,20 +20,20 @@ def serialized(name, value):
     """The config of an argument that may be a function, `None` or a number.
 
     Raises:
-        ValueError: If Keras cannot write it into a file, as a `functools.partial`.
+        ValueError: If Keras cannot save it in a file, such as a `functools.partial`.
     """
     try:
         return keras.saving.serialize_keras_object(value)
     except TypeError as error:
         raise ValueError(
-            f"To be saved, `{name}` must be a function that is decorated with "
+            f"To be saved, `{name}` must be a function decorated with "
             "`keras.saving.register_keras_serializable`, or an object with `get_config`. "
             f"Received: {name}={value!r}"
         ) from error
 
 
 def naming_its_arguments(init):
-    """`init`, an `__init__`, that tells which arguments there are when it is called with others."""
+    """An `__init__` that does the same, but lists its arguments if it gets unknown ones."""
     signature = inspect.signature(init)
     names = [name for name in signature.parameters if name != "self"]
 
@@ -51,15 +51,15 @@ def naming_its_arguments(init):
 
 
 class WrappingOptimizer(keras.optimizers.Optimizer):
-    """Base class of optimizers that wrap another one, as `keras.optimizers.LossScaleOptimizer`.
+    """Base class of optimizers that wrap another one, as `LossScaleOptimizer` of Keras does.
 
-    Learning rate, iterations and loss scale are the inner optimizer's. The variables are its own,
-    then those of the inner optimizer.
+    Learning rate, iterations and loss scale are those of the inner optimizer. The variables are
+    those of this optimizer, then those of the inner one.
 
     Args:
-        inner_optimizer: The `keras.optimizers.Optimizer` to wrap, or what `keras.optimizers.get`
-            makes one of.
-        name: String.
+        inner_optimizer: The `keras.optimizers.Optimizer` to wrap, or any argument of
+            `keras.optimizers.get`, such as a name.
+        name: String. Defaults to the name of the class in snake case, with a number.
     """
 
     def __init_subclass__(cls, **kwargs):
@@ -74,8 +74,8 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         optimizer = keras.optimizers.get(inner_optimizer)
         if optimizer is None:
             raise ValueError(
-                "`inner_optimizer` must be a `keras.optimizers.Optimizer`, or what "
-                "`keras.optimizers.get` makes one of. Received: inner_optimizer=None"
+                "`inner_optimizer` must be a `keras.optimizers.Optimizer`, or an argument of "
+                "`keras.optimizers.get`. Received: inner_optimizer=None"
             )
         # The learning rate is the inner optimizer's; this value is never used.
         super().__init__(learning_rate=0.0, name=name)
@@ -88,6 +88,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
 
     @property
     def learning_rate(self) -> Any:
+        """The learning rate of the inner optimizer."""
         return self.inner_optimizer.learning_rate
 
     @learning_rate.setter
@@ -96,14 +97,16 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
 
     @property
     def iterations(self) -> keras.Variable:
-        """The number of gradient steps; it stands still at update steps."""
+        """The number of gradient steps, a variable. Update steps are not counted."""
         return self.inner_optimizer.iterations
 
     @property
     def loss_scale_factor(self) -> Any:
+        """The loss scale of the inner optimizer, or `None`."""
         inner: Any = vars(self).get("inner_optimizer")
         if isinstance(inner, keras.optimizers.LossScaleOptimizer):
-            # Never `None`, which another `LossScaleOptimizer` sets: Keras sets only what changes.
+            # Never `None`: an outer `LossScaleOptimizer` sets `None`, and Keras sets only values
+            # that differ.
             return inner.dynamic_scale if inner.built else inner.initial_scale
         return None if inner is None else inner.loss_scale_factor
 
@@ -111,7 +114,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
     def loss_scale_factor(self, value: Any) -> None:
         if "inner_optimizer" not in vars(self):
             return
-        # What a `LossScaleOptimizer` does to the optimizer that it is put around.
+        # A `LossScaleOptimizer` around this optimizer sets this attribute.
         if isinstance(self.inner_optimizer, keras.optimizers.LossScaleOptimizer):
             raise ValueError(
                 "A loss can be scaled only once: put the `LossScaleOptimizer` around this "
@@ -122,23 +125,25 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
 
     @property
     def optimizers(self) -> list[keras.optimizers.Optimizer]:
-        """The inner optimizers that callbacks of Keras must find one by one.
+        """The inner optimizers that some callbacks of Keras need.
 
-        Those of a `keras.optimizers.MultiOptimizer`, whose learning rates differ; else the one
-        whose averages `keras.callbacks.SwapEMAWeights` swaps. There is no such attribute if the
-        inner optimizer is neither.
+        These are the optimizers of an inner `keras.optimizers.MultiOptimizer`, whose learning rates
+        differ; or else the optimizer with `use_ema=True`, whose averages the callback
+        `keras.callbacks.SwapEMAWeights` swaps. For other inner optimizers, this attribute does not
+        exist.
         """
         if hasattr(self.inner_optimizer, "optimizers"):
             return self.inner_optimizer.optimizers
         averaging = [each for each in optimizers_within(self.inner_optimizer) if each.use_ema]
         if not averaging:
             raise AttributeError(
-                "`optimizers` is there around a `MultiOptimizer` or an optimizer with "
+                "`optimizers` exists if the inner optimizer is a `MultiOptimizer` or has "
                 f"`use_ema=True`. Received: inner_optimizer={self.inner_optimizer.name!r}"
             )
         return averaging
 
     def scale_loss(self, loss: Any) -> Any:
+        """Scales the loss as the inner optimizer does."""
         return self.inner_optimizer.scale_loss(loss)
 
     def exclude_from_weight_decay(
@@ -146,7 +151,15 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         var_list: Sequence[keras.Variable] | None = None,
         var_names: Sequence[str] | None = None,
     ) -> None:
-        """Tells the inner optimizer which variables do not decay."""
+        """Excludes variables from the weight decay of the inner optimizer.
+
+        Args:
+            var_list: The variables to exclude, or `None`.
+            var_names: Names or parts of names of variables to exclude, or `None`.
+
+        Raises:
+            ValueError: If the optimizer is built already.
+        """
         if self.built:
             raise ValueError(
                 "`exclude_from_weight_decay` must be called before the optimizer is built."
@@ -157,7 +170,14 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
     def apply_gradients(
         self, grads_and_vars: Iterable[tuple[Any, keras.Variable]]
     ) -> keras.Variable:
-        """As `apply`; returns `iterations`, as every Keras optimizer."""
+        """Calls `apply` with pairs of gradients and variables.
+
+        Args:
+            grads_and_vars: Pairs `(gradient, variable)`.
+
+        Returns:
+            `iterations`, as for every Keras optimizer.
+        """
         super().apply_gradients(grads_and_vars)
         return self.iterations
 
@@ -171,7 +191,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
             store[str(index)] = variable.numpy()
 
     def load_own_variables(self, store: Mapping[str, Any]) -> None:
-        """Loads the state of this optimizer; one that does not fit is left out, with a warning."""
+        """Loads the state of this optimizer; if it does not fit, it is ignored with a warning."""
         own = super().variables
         if _fits(store, own):
             for index, variable in enumerate(own):
@@ -182,31 +202,30 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
             return
         warnings.warn(
             f"Skipping variable loading for optimizer {self.name!r}, because it is not built: call "
-            "`optimizer.build(model.trainable_variables)` before, to go on where the saved "
-            "training stopped.",
+            "`optimizer.build(model.trainable_variables)` first, to continue the saved training.",
             stacklevel=2,
         )
 
     def _start_anew(self, num_saved, num_variables):
         warnings.warn(
             f"Skipping variable loading for optimizer {self.name!r}, because the saved state, of "
-            f"{num_saved} variables, is not that of this {type(self).__name__}, of "
-            f"{num_variables}: it is that of another optimizer, or of one that had not begun to "
-            "train. What does not fit starts anew.",
+            f"{num_saved} variables, does not fit this {type(self).__name__}, of "
+            f"{num_variables}: it was saved by another optimizer, or by one that had not begun to "
+            "train. What does not fit starts from its first values.",
             stacklevel=3,
         )
         self._start()
 
     def _start(self):
-        """Gives the state of this optimizer, once it is built, the values it begins with."""
+        """Sets the state of this optimizer, after it is built, to its first values."""
 
     def set_weights(self, weights: Sequence[np.ndarray]) -> None:
-        """Sets all variables: this optimizer's, then the inner one's, as `variables` lists them.
+        """Sets all variables: those of this optimizer, then those of the inner one.
 
-        Arrays that are not those of all variables are left out, with a warning.
+        If the arrays do not fit, they are ignored with a warning.
 
         Args:
-            weights: List of arrays.
+            weights: List of arrays, in the order of `variables`.
 
         Raises:
             ValueError: If the optimizer is not built.
@@ -214,7 +233,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         if not self.built:
             raise ValueError(
                 "`set_weights` needs an optimizer that is built: call `optimizer.build(model."
-                f"trainable_variables)` before. Received: optimizer={self.name!r}, not built"
+                f"trainable_variables)` first. Received: optimizer={self.name!r}, not built"
             )
         variables = self.variables
         shapes = [tuple(variable.shape) for variable in variables]
@@ -232,7 +251,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
     def from_config(
         cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
     ) -> "Self":
-        # Numbers and None come back as they are.
+        # Numbers and `None` are not changed by this.
         arguments = {
             name: keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)
             for name, value in config.items()
@@ -249,7 +268,7 @@ def _fits(store, variables):
 
 
 def can_hold(variable, value):
-    """Whether `value`, from a file, has the shape of `variable`, and is of integers if it is."""
+    """Whether `value`, from a file, has the shape of `variable`, and both or none are integers."""
     of_integers = keras.backend.is_int_dtype(str(value.dtype))
     return tuple(value.shape) == tuple(variable.shape) and of_integers == (
         keras.backend.is_int_dtype(variable.dtype)
