@@ -1,4 +1,4 @@
-"""When masks are updated, and how much of them."""
+"""Schedules: when masks are updated, and how many connections an update drops."""
 
 import math
 from collections.abc import Callable
@@ -20,10 +20,19 @@ def is_update_step(
     end_step: int | tf.Tensor,
     update_frequency: int | tf.Tensor,
 ) -> bool | tf.Tensor:
-    """Whether masks are updated at `step`: Python integers or integer tensors.
+    """Whether masks are updated in a step.
 
-    Updates happen at steps `t > 0` with `begin_step <= t < end_step` that are a multiple of
-    `update_frequency` after `begin_step`.
+    Updates happen in steps `t > 0` with `begin_step <= t < end_step` for which `t - begin_step` is
+    a multiple of `update_frequency`.
+
+    Args:
+        step: Integer or integer tensor.
+        begin_step: Integer or integer tensor, in steps.
+        end_step: Integer or integer tensor, in steps.
+        update_frequency: Integer or integer tensor, in steps.
+
+    Returns:
+        Boolean or boolean tensor.
 
     Example:
 
@@ -35,7 +44,12 @@ def is_update_step(
 
 
 def update_steps(begin_step: int, end_step: int, update_frequency: int) -> range:
-    """The steps at which masks are updated, as a range: see `is_update_step`.
+    """The steps in which masks are updated, as a range; see `is_update_step`.
+
+    Args:
+        begin_step: Integer, in steps.
+        end_step: Integer, in steps.
+        update_frequency: Integer, in steps.
 
     Example:
 
@@ -48,14 +62,21 @@ def update_steps(begin_step: int, end_step: int, update_frequency: int) -> range
 def drop_fraction_schedule(
     drop_fraction: float | Callable[..., Any], begin_step: int, end_step: int
 ) -> Callable[..., Any]:
-    """A callable of the step: a number becomes a `CosineDropFraction`, a callable stays."""
+    """Makes a schedule, a callable of the step, out of an argument `drop_fraction`.
+
+    Args:
+        drop_fraction: Float in `[0, 1]`, which becomes a `CosineDropFraction`; or a callable, which
+            is returned itself.
+        begin_step: Integer, in steps.
+        end_step: Integer, in steps, greater than `begin_step`.
+    """
     if callable(drop_fraction) and not isinstance(drop_fraction, type):
         return drop_fraction
     return CosineDropFraction(cast(float, drop_fraction), begin_step, end_step)
 
 
 def check_update_steps(begin_step: int, end_step: int, update_frequency: int) -> None:
-    """Raises a `ValueError` unless the three are integers that make sense together."""
+    """Raises a `ValueError` unless the three are integers that fit together."""
     check_integers(0, begin_step=begin_step, end_step=end_step)
     check_integers(1, update_frequency=update_frequency)
     if end_step <= begin_step:
@@ -66,7 +87,7 @@ def check_update_steps(begin_step: int, end_step: int, update_frequency: int) ->
 
 
 def check_any_update(begin_step: int, end_step: int, update_frequency: int) -> None:
-    """Raises a `ValueError` unless there is a step at which masks are updated."""
+    """Raises a `ValueError` unless there is a step in which masks are updated."""
     if not update_steps(begin_step, end_step, update_frequency):
         raise ValueError(
             "There must be a mask update before `end_step`; the first would be at step "
@@ -78,19 +99,33 @@ def check_any_update(begin_step: int, end_step: int, update_frequency: int) -> N
 def progress(
     step: int | tf.Tensor, begin_step: int | tf.Tensor, end_step: int | tf.Tensor
 ) -> tf.Tensor:
-    """Share in `[0, 1]` of the way from `begin_step` to `end_step`; integers or tensors."""
+    """How far a step is on the way from `begin_step` to `end_step`.
+
+    Args:
+        step: Integer or integer tensor.
+        begin_step: Integer or integer tensor, in steps.
+        end_step: Integer or integer tensor, in steps.
+
+    Returns:
+        Float32 tensor in `[0, 1]`.
+    """
     steps = end_step - begin_step
     steps = tf.cast(steps, tf.float32) if tf.is_tensor(steps) else float(steps)
     return tf.clip_by_value(tf.cast(step - begin_step, tf.float32) / steps, 0, 1)
 
 
 def cosine(drop_fraction: float | tf.Tensor, progress: float | tf.Tensor) -> tf.Tensor:
-    """`drop_fraction`, a number or tensor, annealed to zero along half of a cosine."""
+    """The value `drop_fraction`, annealed to zero along half of a cosine.
+
+    Args:
+        drop_fraction: Number or tensor, the value at the beginning.
+        progress: Number or tensor in `[0, 1]`.
+    """
     return drop_fraction / 2 * (1 + tf.cos(math.pi * progress))
 
 
 class _DropFraction:
-    """A share of the active connections to drop, as a callable of the step with a config."""
+    """A share of the active connections to drop: a callable of the step, with a config."""
 
     def __init__(self, drop_fraction: float, **config: Any) -> None:
         is_number = isinstance(drop_fraction, Real) and not isinstance(drop_fraction, bool)
@@ -111,7 +146,7 @@ class _DropFraction:
 
 
 class _AnnealedDropFraction(_DropFraction):
-    """Falls from `begin_step` to `end_step`, and is flat outside."""
+    """A share that falls from `begin_step` to `end_step`, and is constant before and after."""
 
     def __init__(self, drop_fraction: float, begin_step: int, end_step: int, **config: Any) -> None:
         check_update_steps(begin_step, end_step, update_frequency=1)
@@ -120,7 +155,7 @@ class _AnnealedDropFraction(_DropFraction):
         self.end_step = end_step
 
     def _progress(self, step):
-        """Share in `[0, 1]` of the way from `begin_step` to `end_step`."""
+        """How far `step` is on the way from `begin_step` to `end_step`, in `[0, 1]`."""
         return progress(step, self.begin_step, self.end_step)
 
 
@@ -152,7 +187,7 @@ class CosineDropFraction(_AnnealedDropFraction):
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
 class PowerDropFraction(_AnnealedDropFraction):
-    """The share of active connections to drop, annealed to zero by inverse power.
+    """The share of active connections to drop, annealed to zero by an inverse power.
 
     `drop_fraction * (1 - (step - begin_step) / (end_step - begin_step)) ** power`.
 
@@ -213,8 +248,8 @@ class LearningRateDropFraction(_DropFraction):
 
     Args:
         drop_fraction: Float in `[0, 1]`, the share at step 0.
-        learning_rate: The `keras.optimizers.schedules.LearningRateSchedule` of the inner optimizer;
-            positive at step 0.
+        learning_rate: The `keras.optimizers.schedules.LearningRateSchedule` of the inner optimizer.
+            It must be positive at step 0.
 
     Example:
 
@@ -234,8 +269,8 @@ class LearningRateDropFraction(_DropFraction):
         self._first = float(learning_rate(0))
         if not self._first > 0:
             raise ValueError(
-                "`learning_rate` must be positive at step 0; it may not start with a warm-up from "
-                f"zero. Received: learning_rate(0)={self._first}"
+                "`learning_rate` must be positive at step 0, without a warm-up from zero. "
+                f"Received: learning_rate(0)={self._first}"
             )
         super().__init__(drop_fraction)
         self.learning_rate = learning_rate
@@ -256,15 +291,15 @@ class LearningRateDropFraction(_DropFraction):
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
-    """A learning rate that rises from 0 on, for schedules that have no warm-up of their own.
+    """Adds a warm-up from 0 to a learning rate schedule.
 
-    `learning_rate(step) * min(1, step / warmup_steps)`: the steps of the warm-up are among those
-    of the schedule, none is put off.
+    `learning_rate(step) * min(1, step / warmup_steps)`: the schedule is not shifted; the warm-up
+    takes place in its first steps.
 
     Reference:
 
-    - [Frankle et al., 2020](https://arxiv.org/abs/1912.05671): with it, networks are stable from
-      an earlier step on, see `rigl_tf.analysis.instability`.
+    - [Frankle et al., 2020](https://arxiv.org/abs/1912.05671): with a warm-up, networks are stable
+      from an earlier step on, see `rigl_tf.analysis.instability`.
 
     Args:
         learning_rate: A `keras.optimizers.schedules.LearningRateSchedule`, or a number.

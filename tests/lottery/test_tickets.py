@@ -11,7 +11,7 @@ from rigl_tf import lottery
 
 layers = keras.layers
 # With so few connections a kernel soon has none.
-empties_kernels = pytest.mark.filterwarnings("ignore:Ranked together:UserWarning")
+empties_kernels = pytest.mark.filterwarnings("ignore:All kernels were ranked together:UserWarning")
 
 # Two kernels of ten connections, all weights different.
 ONE = np.array([[1, -2, 3, -4, 5], [-6, 7, -8, 9, -10]], "float32")
