@@ -1,8 +1,8 @@
-"""`fit` and `evaluate` for `MultiWorkerMirroredStrategy`, where Keras's own fail with any model.
+"""`fit` and `evaluate` for `MultiWorkerMirroredStrategy`, where those of Keras fail for any model.
 
-`model.fit` of Keras 3.12 to 3.15 cannot build a model from a batch that lies on several workers,
-nor reduce scalar logs over them. The loops here call the same `train_step`, callbacks and metrics.
-This module can go when `model.fit` trains there: `tests/test_multi_worker.py` says when.
+With this strategy, `model.fit` of Keras 3.12 to 3.15 cannot build a model from a distributed batch,
+and cannot reduce scalar logs. The loops here use the same `train_step`, callbacks and metrics. They
+will not be needed when `model.fit` works; `tests/test_multi_worker.py` checks this.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
         strategy: A `tf.distribute.MultiWorkerMirroredStrategy`.
 
     Returns:
-        Boolean: whether the task in `TF_CONFIG` is the chief or, if there is none, worker 0.
+        Boolean: whether the task in `TF_CONFIG` is the chief, or worker 0 if there is no chief.
 
     Example:
 
@@ -32,14 +32,14 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 
 def value_of_chief(strategy: tf.distribute.Strategy, value: int) -> int:
-    """The chief's integer, on every worker. All of them must call it.
+    """Sends an integer from the chief to all workers. Every worker must call this function.
 
     Args:
         strategy: A `tf.distribute.MultiWorkerMirroredStrategy`.
-        value: Integer below `2**31`; that of other workers than the chief is ignored.
+        value: Integer below `2**31`. Only the value of the chief is used.
 
     Returns:
-        Integer.
+        Integer, the value of the chief.
 
     Example:
 
@@ -63,34 +63,37 @@ def fit(
 ) -> keras.callbacks.History:
     """Trains a model as `model.fit` does, together with the other workers in `TF_CONFIG`.
 
-    Every worker calls it with the same arguments. The weights, the optimizer's state and the first
-    epoch are those of the chief, after its callbacks' `on_train_begin`: only the chief needs a
-    backup to restore. Loss and metrics are those of all workers.
+    Every worker calls it with the same arguments. After `on_train_begin` of the callbacks, all
+    workers take the weights, the optimizer's state and the first epoch of the chief. So only the
+    chief needs a backup to restore. Loss and metrics are computed over all workers.
 
-    Callbacks run on every worker and see the same logs; when one stops training, it stops on all
-    workers. A callback that writes needs another path on each worker that `is_chief` is false for.
+    Callbacks run on every worker and get the same logs. If a callback stops training on one worker,
+    training stops on all workers. A callback that writes files needs a different path on each
+    worker that is not the chief (see `is_chief`).
 
     Args:
         model: A `keras.Model`, built and compiled in the scope of a
             `tf.distribute.MultiWorkerMirroredStrategy`. Its own `train_step` and `test_step`,
             `steps_per_execution` and `run_eagerly` are used.
-        dataset: A `tf.data.Dataset` of batches, the same on every worker. Each batch is shared
-            among the replicas; those whose size is not known beforehand may be shared unevenly,
-            and the loss is the mean of the replicas' means.
-        epochs, initial_epoch, steps_per_epoch: See `model.fit`. `steps_per_epoch` is needed if the
-            length of `dataset` is not known; the dataset then runs on from epoch to epoch.
+        dataset: A `tf.data.Dataset` of batches, the same on every worker. Each batch is divided
+            among the replicas. If its size is unknown in advance, the parts may differ; the loss is
+            the mean of the means of the replicas.
+        epochs, initial_epoch: See `model.fit`.
+        steps_per_epoch: Integer, needed if the length of `dataset` is unknown. If it is given, the
+            dataset is continued from epoch to epoch.
         validation_data: A `tf.data.Dataset` of batches, or `None`.
-        validation_steps: Number of its batches, needed if its length is not known.
-        callbacks: List of `keras.callbacks.Callback`.
-        verbose: See `model.fit`. `"auto"`: a progress bar on the chief, nothing elsewhere.
+        validation_steps: Integer, the number of batches of `validation_data`, needed if its length
+            is unknown.
+        callbacks: List of `keras.callbacks.Callback`, or `None`.
+        verbose: See `model.fit`. With `"auto"` there is a progress bar on the chief only.
 
     Returns:
         The `keras.callbacks.History`.
 
     Raises:
-        ValueError: If the model is none of such a strategy, is not built and compiled, or asks for
-            `jit_compile`; if a dataset has an unknown length or ends too early; if its batches are
-            known not to be divisible by the number of replicas.
+        ValueError: If the model was not made in the scope of such a strategy, is not built and
+            compiled, or uses `jit_compile`; if a dataset has an unknown length or ends too early;
+            or if its batch size is known and not divisible by the number of replicas.
 
     Example:
 
@@ -116,7 +119,7 @@ def fit(
         model.optimizer.build(model.trainable_variables)
     model.stop_training = False
     called.on_train_begin()
-    # `BackupAndRestore` leaves the epoch to go on from in this attribute, and nowhere else.
+    # `BackupAndRestore` stores the epoch to continue from only in this attribute.
     first_epoch = getattr(model, "_initial_epoch", None) or initial_epoch
     first_epoch = value_of_chief(strategy, first_epoch)
     _copy_state_of_chief(strategy, [*model.variables, *model.optimizer.variables])
@@ -146,17 +149,17 @@ def evaluate(
     callbacks: Sequence[keras.callbacks.Callback] | None = None,
     verbose: int | str = "auto",
 ) -> dict[str, float]:
-    """The loss and metrics of all workers, as `model.evaluate(..., return_dict=True)`.
+    """Computes loss and metrics over all workers, as `model.evaluate(..., return_dict=True)`.
 
     Args:
         model, dataset, callbacks, verbose: See `fit`.
-        steps: Number of batches, needed if the length of `dataset` is not known.
+        steps: Integer, the number of batches, needed if the length of `dataset` is unknown.
 
     Returns:
-        Dictionary of floats.
+        Dictionary `{name: float}` of the loss and the metrics.
 
     Raises:
-        ValueError: See `fit`.
+        ValueError: As `fit`.
     """
     _strategy_of(model)
     loop = _Loop(model, model.test_step, dataset, steps, "steps")
@@ -164,7 +167,7 @@ def evaluate(
 
 
 class _Loop:
-    """One pass over a distributed dataset with a step of the model, compiled once."""
+    """Passes over a distributed dataset with a step of the model, which is compiled once."""
 
     def __init__(self, model, step, dataset, steps, steps_name):
         self._model = model
@@ -183,8 +186,11 @@ class _Loop:
         self._execute = self._make_execute(tf.autograph.experimental.do_not_convert(step))
 
     def make_metrics(self):
-        """Makes the metrics' variables. A compiled step that makes variables is traced twice:
-        better the test step, which is short, than the step that trains."""
+        """Creates the variables of the metrics.
+
+        A compiled step that creates variables is traced twice. So this is done with the test step,
+        which is shorter than the training step.
+        """
         kind = type(self._model)
         if (kind.train_step, kind.test_step) == (keras.Model.train_step, keras.Model.test_step):
             test_step = self._model.test_step
@@ -208,7 +214,7 @@ class _Loop:
         return execute if model.run_eagerly else tf.function(execute)
 
     def run(self, on_batch_begin, on_batch_end, is_stopped=lambda: False):
-        """Takes all steps, or those until `is_stopped()`. Returns the logs of the last."""
+        """Takes all steps, or stops after a step if `is_stopped()`; returns the last logs."""
         model = self._model
         if self._iterator is None or self._starts_anew:
             self._iterator = iter(self._dataset)
@@ -240,8 +246,8 @@ def _strategy_of(model):
     strategy = model.distribute_strategy
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         raise ValueError(
-            "The model must be made in the scope of a MultiWorkerMirroredStrategy; `model.fit` "
-            f"trains others. Received: a model of {type(strategy).__name__}"
+            "The model must be made in the scope of a MultiWorkerMirroredStrategy; use `model.fit` "
+            f"for other strategies. Received: a model of {type(strategy).__name__}"
         )
     if not (model.built and model.compiled and model.optimizer is not None):
         raise ValueError(
@@ -250,8 +256,8 @@ def _strategy_of(model):
         )
     if model.jit_compile:
         raise ValueError(
-            "`jit_compile` must be False: XLA cannot compile the sums over workers on CPUs, and on "
-            f"other devices it was not tried. Received: jit_compile={model.jit_compile}"
+            "`jit_compile` must be False: XLA cannot compile the sums over workers on CPUs, and it "
+            f"was not tried on other devices. Received: jit_compile={model.jit_compile}"
         )
     return strategy
 
@@ -281,7 +287,7 @@ def _callback_list(model, callbacks, verbose, epochs, steps, history=True):
 
 
 def _any_worker(strategy, flag):
-    """A function that tells on every worker whether `flag()` is true on some of them."""
+    """A function that returns on every worker whether `flag()` is true on any worker."""
 
     @tf.function
     def count(is_true):
@@ -302,7 +308,7 @@ def _array_of_chief(strategy, array):
 
 
 def _copy_state_of_chief(strategy, variables):
-    """Gives `variables` the chief's values, bit for bit, one after another."""
+    """Copies the chief's values of `variables` to all workers, bit for bit, one after another."""
     for variable in variables:
         array = variable.numpy()
         mine = array.tobytes()

@@ -42,8 +42,8 @@ class SparseOptimizer(ScheduledUpdates):
             75 % of training:
             `end_step = int(0.75 * epochs * steps_per_epoch)`, with
             `steps_per_epoch = math.ceil(len(x_train) / batch_size)`.
-        begin_step: Integer, in steps. No connection changes before this step or at step 0. Defaults
-            to 0.
+        begin_step: Integer, in steps. No connection changes before this step or at step 0.
+            Defaults to 0.
         update_frequency: Integer, the number of steps between mask updates. An update replaces a
             gradient step: with 1, no step from `begin_step` to `end_step` trains the weights.
             Defaults to 100.

@@ -31,8 +31,8 @@ class RigL(SparseOptimizer):
         end_step: Integer, in steps. No connection changes at or after this step. The paper uses
             75 % of training: `end_step = int(0.75 * epochs * steps_per_epoch)`, with
             `steps_per_epoch = math.ceil(len(x_train) / batch_size)`.
-        begin_step: Integer, in steps. No connection changes before this step or at step 0. Defaults
-            to 0.
+        begin_step: Integer, in steps. No connection changes before this step or at step 0.
+            Defaults to 0.
         update_frequency: Integer, the number of steps between mask updates. An update replaces a
             gradient step: with 1, no step from `begin_step` to `end_step` trains the weights.
             Defaults to 100.
@@ -99,8 +99,8 @@ class RigLInverted(SparseOptimizer):
             75 % of training:
             `end_step = int(0.75 * epochs * steps_per_epoch)`, with
             `steps_per_epoch = math.ceil(len(x_train) / batch_size)`.
-        begin_step: Integer, in steps. No connection changes before this step or at step 0. Defaults
-            to 0.
+        begin_step: Integer, in steps. No connection changes before this step or at step 0.
+            Defaults to 0.
         update_frequency: Integer, the number of steps between mask updates. An update replaces a
             gradient step: with 1, no step from `begin_step` to `end_step` trains the weights.
             Defaults to 100.
@@ -159,8 +159,8 @@ class SET(SparseOptimizer):
             75 % of training:
             `end_step = int(0.75 * epochs * steps_per_epoch)`, with
             `steps_per_epoch = math.ceil(len(x_train) / batch_size)`.
-        begin_step: Integer, in steps. No connection changes before this step or at step 0. Defaults
-            to 0.
+        begin_step: Integer, in steps. No connection changes before this step or at step 0.
+            Defaults to 0.
         update_frequency: Integer, the number of steps between mask updates. An update replaces a
             gradient step: with 1, no step from `begin_step` to `end_step` trains the weights.
             Defaults to 100.
@@ -248,8 +248,8 @@ class SNFS(SparseOptimizer):
             75 % of training:
             `end_step = int(0.75 * epochs * steps_per_epoch)`, with
             `steps_per_epoch = math.ceil(len(x_train) / batch_size)`.
-        begin_step: Integer, in steps. No connection changes before this step or at step 0. Defaults
-            to 0.
+        begin_step: Integer, in steps. No connection changes before this step or at step 0.
+            Defaults to 0.
         update_frequency: Integer, the number of steps between mask updates. An update replaces a
             gradient step: with 1, no step from `begin_step` to `end_step` trains the weights.
             Defaults to 100.
@@ -277,8 +277,8 @@ class SNFS(SparseOptimizer):
             `"gradient"`, a connection starts in the direction of descent. Defaults to 1.0.
         track_exploration: Boolean, whether `exploration_rate` and `turnover` are computed. It needs
             a boolean array of each kernel's size. Defaults to `False`.
-        redistribute: Boolean, whether important kernels get connections of other kernels. Defaults
-            to `False`.
+        redistribute: Boolean, whether important kernels get connections of other kernels.
+            Defaults to `False`.
         name: String. Defaults to the name of the class in snake case, with a number.
 
     Raises:

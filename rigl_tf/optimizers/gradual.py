@@ -41,8 +41,8 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
             share, such as a `tfmot.sparsity.keras.PruningSchedule` (it returns a pair, of which the
             last is the sparsity). The function is called for each update step. With a list or a
             function, `power` is not used.
-        begin_step: Integer, in steps. No connection changes before this step or at step 0. Defaults
-            to 0.
+        begin_step: Integer, in steps. No connection changes before this step or at step 0.
+            Defaults to 0.
         update_frequency: Integer, the number of steps between mask updates. Every step trains the
             weights, update steps too. Defaults to 100.
         power: Number > 0. Defaults to 3, as in the paper.

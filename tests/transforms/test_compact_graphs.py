@@ -634,7 +634,7 @@ D = L.Dense
             residual,
             {"keep": {"first": 0.5, "second": 0.25}},
             ValueError,
-            r"must have one share in `keep`",
+            r"must have the same share in `keep`",
         ),
         (
             lambda: stack((4,), D(4), D(2)),
@@ -664,7 +664,7 @@ D = L.Dense
             lambda: stack((4,), D(4), L.Lambda(mixing_large_batches), D(2)),
             {"keep": 1.0},
             RuntimeError,
-            "outputs of the smaller model are not those",
+            "outputs of the smaller model differ from those",
         ),
     ],
 )
