@@ -8,13 +8,13 @@ import tensorflow as tf
 
 from rigl_tf import masks
 from rigl_tf.artifacts import (
-    keras_file,
     kernels,
     layouts,
     litert,
     litert_file,
     onnx,
     saved_model,
+    tensorflow_files,
     web,
 )
 from rigl_tf.inputs import concrete, signature
@@ -76,12 +76,21 @@ class Artifact:
 
 def write_saved_model(job):
     saved_model.save(job.model, job.path, signature(job.model, job.inputs))
-    return Artifact(saved_model.run(job.path, job.batch), job.path)
+    return _run_by_tensorflow("saved_model", job)
 
 
 def write_keras(job):
     job.plain.save(job.path)
-    return Artifact(keras_file.run(job.path, job.batch), job.path)
+    return _run_by_tensorflow("keras", job)
+
+
+def _run_by_tensorflow(format, job):
+    specs = signature(job.model, job.inputs)
+    outputs, latencies, notes = tensorflow_files.run(
+        format, job.path, specs, job.batch, job.expected, job.batch_sizes
+    )
+    reports = kernels.report_dense(job.kernels, tensorflow_files.REASON, tensorflow_files.ADVICE)
+    return Artifact(outputs, job.path, None, 0.0, reports, tuple(latencies), notes)
 
 
 def write_litert(job):

@@ -14,6 +14,7 @@ from helpers import covers_part, numbers
 
 import rigl_tf
 from rigl_tf.artifacts import kernels, layouts, litert_file, runtime
+from rigl_tf.artifacts.programs import run_artifact
 from rigl_tf.masks import kernels_of
 
 layers = keras.layers
@@ -103,7 +104,7 @@ def test_it_predicts_what_the_model_predicts(network, exported):
 
 
 def test_the_fresh_interpreter_needs_neither_tensorflow_nor_this_library(exported, tmp_path):
-    program = runtime.programs.__path__[0] + "/run_artifact.py"
+    program = run_artifact.__file__
     _, report = exported["mlp"]
     request = {"runtime": "litert", "paths": [report.path], "batch_sizes": [], "size": None}
     (tmp_path / "request.json").write_text(json.dumps({**request, "limit": 1}))
