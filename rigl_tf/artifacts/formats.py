@@ -95,7 +95,8 @@ def _run_by_tensorflow(format, job):
 
 def write_litert(job):
     _check_numbers(job, "litert")
-    _check_float32(job, "litert")
+    _check_stateless(job, "litert")
+    _check_precision(job, "litert", ("float16", "bfloat16"))
     specs = _specs_of_one_size(job)
     storages = ("sparse", "dense") if job.sparse_storage else ("dense",)
     files, made_with = litert.convert(
@@ -130,6 +131,8 @@ def write_litert(job):
 
 def write_onnx(job):
     _check_numbers(job, "onnx")
+    _check_stateless(job, "onnx")
+    _check_precision(job, "onnx", ("bfloat16",))
     specs = _specs_of_one_size(job)
     onnx.save(job.plain, job.path, specs)
     outputs, latencies, notes = onnx.run(job.path, specs, job.batch, job.expected, job.batch_sizes)
@@ -139,7 +142,8 @@ def write_onnx(job):
 
 def write_web(job):
     _check_numbers(job, "web")
-    _check_float32(job, "web")
+    _check_stateless(job, "web")
+    _check_precision(job, "web", ("float16", "bfloat16"))
     specs = concrete(job.model, job.inputs)
     web.check_types(specs)
     job.path.mkdir()
@@ -178,14 +182,25 @@ def _check_numbers(job, format):
             )
 
 
-def _check_float32(job, format):
-    """Raises a `ValueError` for models that compute in a lower precision."""
+def _check_precision(job, format, refused):
+    """Raises a `ValueError` for models with layers that compute in a type that is refused."""
     for layer in all_layers(job.model):
-        if layer.compute_dtype in ("float16", "bfloat16"):
+        if layer.compute_dtype in refused:
             raise ValueError(
                 f"`format={format!r}` must be of a model that computes in float32: make it again "
                 "without mixed precision, and copy the weights. "
                 f"Received: layer {layer.name!r} in {layer.compute_dtype}"
+            )
+
+
+def _check_stateless(job, format):
+    """Raises a `ValueError` for layers that keep a state from one call to the next."""
+    for layer in all_layers(job.model):
+        if getattr(layer, "stateful", False):
+            raise ValueError(
+                f"`format={format!r}` keeps no state from one call to the next: make the model "
+                "again with `stateful=False`, and copy the weights, or use "
+                f'`format="saved_model"`. Received: layer {layer.name!r} with `stateful=True`'
             )
 
 

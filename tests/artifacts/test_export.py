@@ -644,6 +644,27 @@ def test_a_relative_path(tmp_path, monkeypatch):
     assert (tmp_path / "export" / "saved_model.pb").is_file()
 
 
+class Added(keras.Model):
+    """Takes a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3)
+
+    def call(self, inputs):
+        return self.dense(inputs[0] + inputs[1]["more"])
+
+
+def test_nested_inputs_of_a_subclassed_model(tmp_path):
+    inputs = [numbers((2, 4)), {"more": numbers((2, 4), 1)}]
+    model = Added()
+    model(inputs)
+    report = rigl_tf.export(rigl_tf.sparsify(model, 0.5), tmp_path / "it", inputs=inputs)
+    x, more = inputs[0], inputs[1]["more"]
+    (outputs,) = serve(report.path, arg_0=tf.constant(x), arg_1_more=tf.constant(more)).values()
+    np.testing.assert_allclose(outputs, model(inputs), atol=1e-5)
+
+
 # In a fresh interpreter.
 
 
