@@ -99,8 +99,8 @@ def error_barrier(errors: Sequence[float] | np.ndarray, above: str = "mean") -> 
         above: String: `"mean"`, `"worse"` or `"line"`.
 
     Returns:
-        Float, at least 0 for `"worse"` and `"line"` and for paths with their ends. Frankle et al.
-        call two solutions stable (linearly connected) if the barrier by the mean is below 2 %.
+        Float, at least 0. Frankle et al. call two solutions stable (linearly connected) if the
+        barrier by the mean is below 2 %.
 
     Raises:
         ValueError: If there are fewer than two errors, they are not finite, or `above` is unknown.

@@ -1,4 +1,4 @@
-"""Damaged data, masks and weights for the sanity checks; random and hybrid tickets."""
+"""Corrupted data, masks and weights for the sanity checks; random and hybrid tickets."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from rigl_tf.masks import as_booleans, kernels_of
 def corrupt_labels(
     labels: np.ndarray, probability: float, num_classes: int, seed: int = 0
 ) -> np.ndarray:
-    """Replaces labels by random ones.
+    """Replaces labels by random labels.
 
     Reference:
 
@@ -24,10 +24,10 @@ def corrupt_labels(
 
     Args:
         labels: Array of integers in `[0, num_classes)`.
-        probability: Number in `[0, 1]`. Each label is replaced with this probability, by any of
-            the classes with equal probability, its own class too.
-        num_classes: Integer >= 1. The dtype of the labels must hold `num_classes - 1`.
-        seed: Integer >= 0. The result is a function of it.
+        probability: Number in `[0, 1]`, the probability that a label is replaced. The new label is
+            any class with equal probability, also the old one.
+        num_classes: Integer >= 1. The dtype of the labels must be able to hold `num_classes - 1`.
+        seed: Integer >= 0. The result depends on it.
 
     Returns:
         A new array of the same shape and dtype.
@@ -71,7 +71,7 @@ def corrupt_labels(
 
 
 def shuffle_pixels(images: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Permutes the entries of each image, channels and all, each image in a way of its own.
+    """Permutes the entries of each image, including channels, in a different way for each image.
 
     Reference:
 
@@ -79,7 +79,7 @@ def shuffle_pixels(images: np.ndarray, seed: int = 0) -> np.ndarray:
 
     Args:
         images: Array of shape `(number, ...)`.
-        seed: Integer >= 0. The permutations are a function of it.
+        seed: Integer >= 0. The permutations depend on it.
 
     Returns:
         A new array of the same shape and dtype.
@@ -103,16 +103,16 @@ def shuffle_pixels(images: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def half_dataset(data: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """The first half of the examples.
+    """Returns the first half of the examples.
 
     Args:
-        data: Tuple or list of arrays of one length, such as `(inputs, labels)`.
+        data: Tuple or list of arrays of the same length, such as `(inputs, labels)`.
 
     Returns:
-        Tuple of arrays, `floor(length / 2)` long.
+        Tuple of arrays of length `floor(length / 2)`.
 
     Raises:
-        ValueError: If the data is something else.
+        ValueError: If `data` is something else.
 
     Example:
 
@@ -131,9 +131,9 @@ def half_dataset(data: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
 
 
 def rearrange_masks(masks: Mapping[Any, np.ndarray], seed: int = 0) -> Masks:
-    """Permutes each mask: the counts stay, everything else that was found is gone.
+    """Permutes each mask, so only the number of active connections of each kernel is kept.
 
-    A random ticket with the counts of another ticket is the same.
+    This gives a random ticket with the same counts as the given one.
 
     Reference:
 
@@ -141,13 +141,13 @@ def rearrange_masks(masks: Mapping[Any, np.ndarray], seed: int = 0) -> Masks:
 
     Args:
         masks: `{kernel path: mask}` as from `rigl_tf.get_masks`.
-        seed: Integer >= 0. The permutations are a function of it and of the index of the mask.
+        seed: Integer >= 0. The permutations depend on it and on the index of the mask.
 
     Returns:
         New masks, for `rigl_tf.set_masks`.
 
     Raises:
-        ValueError: If an argument is no mask, or out of its range.
+        ValueError: If masks are not masks, or `seed` is out of its range.
 
     Example:
 
@@ -173,7 +173,7 @@ def shuffle_weights(model: keras.Model, seed: int = 0) -> None:
 
     Args:
         model: A built sparse `keras.Model`.
-        seed: Integer >= 0. The permutations are a function of it and of the kernel's index.
+        seed: Integer >= 0. The permutations depend on it and on the index of the kernel.
 
     Raises:
         ValueError: If the model has no sparse kernel, or the seed is out of its range.
@@ -187,7 +187,7 @@ def shuffle_weights(model: keras.Model, seed: int = 0) -> None:
     kernels = kernels_of(model)
     if not kernels:
         raise ValueError(
-            "Weights are shuffled among the active connections of a sparse model. "
+            "`shuffle_weights` needs a sparse model, as it permutes active weights. "
             f"Received: model={model.name!r}, without sparse kernels"
         )
     check_integers(0, seed=seed)
@@ -204,7 +204,9 @@ def random_ticket(
     linear_density: float | None = 0.3,
     seed: int = 0,
 ) -> Masks:
-    """Masks that nothing was learned for: random ones, with the counts of the smart ratio.
+    """Returns random masks with the numbers of active connections of the smart ratio.
+
+    Nothing is learned for them.
 
     Reference:
 
@@ -212,8 +214,8 @@ def random_ticket(
 
     Args:
         model: A built sparse `keras.Model`, made with `sparsify(model, 0.0)`.
-        sparsity, residual, linear_density: See `rigl_tf.distributions.smart_ratio`. For a ticket
-            with other counts there is `rigl_tf.pruning.random_masks`.
+        sparsity, residual, linear_density: See `rigl_tf.distributions.smart_ratio`. For random
+            masks with other counts, use `rigl_tf.pruning.random_masks`.
         seed: Integer. See `rigl_tf.pruning.random_masks`.
 
     Returns:
@@ -234,7 +236,7 @@ def random_ticket(
 def hybrid_ticket(
     model: keras.Model, sparsity: float, residual: bool, linear_density: float | None = 0.3
 ) -> Masks:
-    """Masks of the largest weights of a trained model, with the counts of the smart ratio.
+    """Returns masks of the largest weights, with the numbers of connections of the smart ratio.
 
     Reference:
 
@@ -242,7 +244,7 @@ def hybrid_ticket(
       the learning rate is rewound
 
     Args:
-        model: A built sparse `keras.Model`, trained.
+        model: A built and trained sparse `keras.Model`.
         sparsity, residual, linear_density: See `rigl_tf.distributions.smart_ratio`.
 
     Returns:

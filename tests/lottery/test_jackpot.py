@@ -99,7 +99,7 @@ def test_a_verdict_can_be_read():
 
 NONE = float("nan")
 BAD = [
-    ({"results": {}}, "one at least. Received: results={}"),
+    ({"results": {}}, "must map at least one learning rate.*Received: results={}"),
     ({"results": [(92, 92, 90)]}, "must map learning rates"),
     ({"results": {0.1: (92, 92)}}, r"must be three accuracies.*results\[0.1\]=\(92, 92\)"),
     ({"results": {0.1: 92}}, "must be three accuracies"),
