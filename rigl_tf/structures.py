@@ -115,7 +115,7 @@ class Units:
         step: Integer, the smallest possible change of the number of active weights.
     """
 
-    structure: "Structure | None" = None
+    structure: Any = None
     unit_size = step = 1
 
     def __init__(self, shape: Sequence[int]) -> None:

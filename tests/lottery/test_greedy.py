@@ -504,7 +504,7 @@ def test_the_global_imitation_needs_one_output():
 )
 def test_selections_of_other_layers_are_refused(units, weights, size):
     selection = Selection(np.array(units, int), np.array(weights), [0.0], [len(units)], size)
-    with pytest.raises(ValueError, match="A selection must be that of its layer"):
+    with pytest.raises(ValueError, match="A selection must fit its layer"):
         keep_units(chain_with(), {"hidden": selection})
 
 

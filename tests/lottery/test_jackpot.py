@@ -495,7 +495,7 @@ def test_bad_protocols_are_refused_in_a_sentence(tmp_path):
         protocol(seeds=[1, 1])
     with pytest.raises(ValueError, match=r"`levels` must be an integer >= 1\. Received: levels=0"):
         protocol(levels=0)
-    with pytest.raises(ValueError, match=r"one at least; by default.*highest sparsity is 0\.5"):
+    with pytest.raises(ValueError, match=r"one or more levels from 1 .*highest sparsity is 0\.5"):
         protocol(levels=1)
     with pytest.raises(ValueError, match=r"`judged_levels` must be among 1 to 2"):
         protocol(judged_levels=[3])
