@@ -30,8 +30,8 @@ def lenet_300_100(input_shape=(28, 28, 1), num_classes=10, l2=0.0, width=1.0):
 def lenet5(input_shape=(28, 28, 1), num_classes=10, l2=0.0, width=1.0):
     """Two 5x5 convolutions (6, 16) and two hidden layers (120, 84); 44,426 parameters on MNIST.
 
-    Both convolutions are unpadded, as in the Gradient Flow paper's networks, so
-    a 28x28 image reaches the hidden layers as 4 x 4 x 16 values.
+    The convolutions have no padding, as in the Gradient Flow paper. So the first hidden layer gets
+    4 x 4 x 16 values for an image of 28x28 pixels.
 
     Reference:
 

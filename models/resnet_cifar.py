@@ -63,13 +63,13 @@ def _conv_batch_norm(inputs, filters, strides, l2, name):
 
 
 def _shortcut(x, filters, strides, name):
-    """Option A: every second pixel, and channels of zeros on both sides, without a parameter."""
+    """The shortcut of option A: every second pixel, and channels of zeros; it has no parameters."""
     if strides > 1:
         x = layers.AveragePooling2D(1, strides=strides, name=f"{name}_subsample")(x)
     missing = filters - x.shape[-1]
     if missing:
-        # Told that the tensor is channels-first, the layer pads its last two axes: here width (by
-        # nothing) and channels. A stock layer, so the saved model loads without this module.
+        # With "channels_first" the layer pads the last two axes: here the width (by 0) and the
+        # channels. It is a layer of Keras, so the saved model can be loaded without this module.
         x = layers.ZeroPadding2D(
             ((0, 0), (missing // 2, missing - missing // 2)),
             data_format="channels_first",

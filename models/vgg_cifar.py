@@ -18,8 +18,9 @@ def vgg16(input_shape=(32, 32, 3), num_classes=10, width=1.0, l2=0.0):
 def vgg19(input_shape=(32, 32, 3), num_classes=10, width=1.0, l2=0.0):
     """VGG-19 for CIFAR: 16 convolutions, 20.0 million parameters.
 
-    3x3 convolutions, each followed by batch normalisation and ReLU, in five stages that end with
-    max pooling; the mean over the image, which 32x32 pixels leave as one position; a Dense layer.
+    There are five stages of 3x3 convolutions, each followed by batch normalisation and ReLU. A
+    stage ends with max pooling. Then follow the mean over the image, which is one pixel for images
+    of 32x32 pixels, and a Dense layer.
 
     Reference:
 

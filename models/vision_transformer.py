@@ -11,9 +11,9 @@ def vision_transformer(
 ):
     """ViT-S/16, or one of another size: 22,050,664 parameters.
 
-    Patches are embedded by a convolution; a class token and learned positions are added; each of
-    the `depth` blocks has self-attention and an MLP four times as wide, layer normalisation
-    (epsilon 1e-6) before each; the logits are read from the class token.
+    Patches are embedded by a convolution. A class token and learned positions are added. Each of
+    the `depth` blocks has self-attention and an MLP that is four times as wide, with layer
+    normalisation (epsilon 1e-6) before both. The logits are computed from the class token.
 
     Reference:
 
@@ -65,7 +65,7 @@ def _layer_norm(x, name):
 
 @keras.saving.register_keras_serializable("models")
 class _Positions(layers.Layer):
-    """Puts a class token before the others, and adds a learned vector to each."""
+    """Adds a class token in front of the tokens, and a learned vector to each token."""
 
     def build(self, input_shape):
         _, tokens, units = input_shape

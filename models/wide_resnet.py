@@ -30,7 +30,7 @@ def wide_resnet(
         A `keras.Model` whose output are logits, shape `(batch, num_classes)`.
 
     Raises:
-        ValueError: If `depth` is none of 10, 16, 22, 28, ...
+        ValueError: If `depth` is not one of 10, 16, 22, 28, ...
 
     Example:
 

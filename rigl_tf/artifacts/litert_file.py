@@ -1,4 +1,4 @@
-"""What is in a LiteRT file: its operations, and which of their weights are stored sparse."""
+"""Reads the operations of a LiteRT file, and which of their weights are stored sparse."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Artifacts are run in a fresh interpreter, as their users run them."""
+"""Runs artifacts in a new Python process, as their users do, and measures them."""
 
 import dataclasses
 import importlib.util
@@ -30,21 +30,22 @@ _ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": "tensorflow"}
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """How long one call takes, in milliseconds; measured in turns, sparse and dense.
+    """The time of one call in milliseconds; sparse and dense are measured in turns.
 
     Attributes:
-        batch_size: Number of examples in a call.
-        sparse, dense: Median, smallest and largest time, of the artifact and of the same weights
-            stored dense. `dense` is `None` if the artifact is stored dense itself.
+        batch_size: Integer, the number of examples in a call.
+        sparse: Median, smallest and largest time of the artifact.
+        dense: The same for the same weights stored dense, or `None` if the artifact is stored dense
+            itself.
     """
 
     batch_size: int
-    sparse: tuple
-    dense: tuple | None
+    sparse: tuple[float, ...]
+    dense: tuple[float, ...] | None
 
     @property
     def speedup(self) -> float:
-        """How many times as fast as dense; 1 if it is the dense one."""
+        """The time of dense divided by that of sparse; 1 if there is no sparse one."""
         return self.dense[0] / self.sparse[0] if self.dense else 1.0
 
     def __str__(self):

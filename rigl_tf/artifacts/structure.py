@@ -1,4 +1,4 @@
-"""The structure of a kernel's zeros, and the fewest bytes that it can be stored in."""
+"""Finds the structure of a kernel's zeros, and the smallest size in which it can be stored."""
 
 import math
 
