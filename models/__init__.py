@@ -1,5 +1,9 @@
 """Builders of plain dense Keras models, which do not depend on `rigl_tf`."""
 
+from typing import Any
+
+import keras
+
 from models.imagenet import mobilenet_v1, mobilenet_v2, resnet50
 from models.language import gru_language_model
 from models.lenet import lenet5, lenet_300_100
@@ -22,7 +26,7 @@ BUILDERS = {
 }
 
 
-def build(name, **kwargs):
+def build(name: str, **kwargs: Any) -> keras.Model:
     """Builds a model by name.
 
     Args:

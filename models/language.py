@@ -7,8 +7,13 @@ from models._common import kernel_regularizer, scaled
 
 
 def gru_language_model(
-    vocabulary_size=256, embedding=128, units=512, readout=256, l2=0.0, width=1.0
-):
+    vocabulary_size: int = 256,
+    embedding: int = 128,
+    units: int = 512,
+    readout: int = 256,
+    l2: float = 0.0,
+    width: float = 1.0,
+) -> keras.Model:
     """A GRU that predicts the next character; 1,183,104 parameters.
 
     It has an embedding, a GRU, and two Dense layers that read out the state of the GRU. The logits

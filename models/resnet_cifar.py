@@ -6,17 +6,32 @@ from keras import layers
 from models._common import batch_norm, classifier, convolution, scaled
 
 
-def resnet20(input_shape=(32, 32, 3), num_classes=10, width=1.0, l2=0.0):
+def resnet20(
+    input_shape: tuple[int, ...] = (32, 32, 3),
+    num_classes: int = 10,
+    width: float = 1.0,
+    l2: float = 0.0,
+) -> keras.Model:
     """ResNet-20: three blocks in each stage, 0.27 million parameters. See `resnet56`."""
     return _resnet(3, "resnet20", input_shape, num_classes, width, l2)
 
 
-def resnet32(input_shape=(32, 32, 3), num_classes=10, width=1.0, l2=0.0):
+def resnet32(
+    input_shape: tuple[int, ...] = (32, 32, 3),
+    num_classes: int = 10,
+    width: float = 1.0,
+    l2: float = 0.0,
+) -> keras.Model:
     """ResNet-32: five blocks in each stage, 0.46 million parameters. See `resnet56`."""
     return _resnet(5, "resnet32", input_shape, num_classes, width, l2)
 
 
-def resnet56(input_shape=(32, 32, 3), num_classes=10, width=1.0, l2=0.0):
+def resnet56(
+    input_shape: tuple[int, ...] = (32, 32, 3),
+    num_classes: int = 10,
+    width: float = 1.0,
+    l2: float = 0.0,
+) -> keras.Model:
     """ResNet-56: nine blocks in each stage, 0.85 million parameters.
 
     Three stages of 16, 32 and 64 filters, each block two 3x3 convolutions without

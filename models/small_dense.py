@@ -1,13 +1,17 @@
 """Small-dense models: dense models with as many weights as a sparse model has active ones."""
 
 import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
 
 # Small enough for widths up to 1: two widths at which a layer gets one more unit are never in the
 # same step. The closest ones, (2i + 1)/240 and (2j + 1)/168 in LeNet-5, differ by at least 1/1680.
 _STEP = 1 / 2048
 
 
-def count_kernel_weights(model):
+def count_kernel_weights(model: keras.Model) -> int:
     """Returns the number of weights in all kernels of a model, without biases and normalisations.
 
     Args:
@@ -20,7 +24,9 @@ def count_kernel_weights(model):
     )
 
 
-def small_dense_width(builder, target_parameters, **kwargs):
+def small_dense_width(
+    builder: Callable[..., keras.Model], target_parameters: int, **kwargs: Any
+) -> float:
     """Finds the widest model of a family whose kernels have at most `target_parameters` weights.
 
     Only kernels count, because only kernels are made sparse; the sparse model and the small dense

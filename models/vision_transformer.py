@@ -7,8 +7,14 @@ from models._common import classifier, scaled
 
 
 def vision_transformer(
-    input_shape=(224, 224, 3), num_classes=1000, patch=16, depth=12, units=384, heads=6, width=1.0
-):
+    input_shape: tuple[int, ...] = (224, 224, 3),
+    num_classes: int = 1000,
+    patch: int = 16,
+    depth: int = 12,
+    units: int = 384,
+    heads: int = 6,
+    width: float = 1.0,
+) -> keras.Model:
     """ViT-S/16, or one of another size: 22,050,664 parameters.
 
     Patches are embedded by a convolution. A class token and learned positions are added. Each of

@@ -5,18 +5,26 @@ import inspect
 import pathlib
 import types
 
+import models
 import rigl_tf
 import rigl_tf.layers
 import rigl_tf.optimizers
 import rigl_tf.transforms
 
-ROOMS = (rigl_tf, rigl_tf.artifacts, rigl_tf.layers, rigl_tf.optimizers, rigl_tf.transforms)
+PUBLIC = (
+    rigl_tf,
+    rigl_tf.artifacts,
+    rigl_tf.layers,
+    rigl_tf.optimizers,
+    rigl_tf.transforms,
+    models,
+)
 
 
 def members_of(cls):
     """The functions of a class and its bases in `rigl_tf`: public ones, and those of Python."""
     for base in inspect.getmro(cls):
-        if not base.__module__.startswith("rigl_tf"):
+        if not base.__module__.startswith(("rigl_tf", "models")):
             continue
         for name, member in vars(base).items():
             is_public = not name.startswith("_") or name in ("__init__", "__call__", "__enter__")
@@ -44,7 +52,7 @@ def functions_of(value, seen):
     for part in parts:
         part = inspect.unwrap(part) if inspect.isfunction(part) else part
         is_ours = getattr(part, "__module__", part.__name__ if inspect.ismodule(part) else "")
-        if id(part) in seen or not str(is_ours).startswith("rigl_tf"):
+        if id(part) in seen or not str(is_ours).startswith(("rigl_tf", "models")):
             continue
         seen.add(id(part))
         if inspect.isfunction(part):
@@ -65,7 +73,7 @@ def missing_hints(function):
 
 def test_every_public_function_has_type_hints():
     seen = set()
-    functions = [each for room in ROOMS for each in functions_of(room, seen)]
+    functions = [each for room in PUBLIC for each in functions_of(room, seen)]
     names = {f"{each.__module__}.{each.__qualname__}" for each in functions}
     # It finds functions, methods, inherited ones and properties.
     assert "rigl_tf.transforms.sparsify.sparsify" in names
