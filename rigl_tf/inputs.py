@@ -64,7 +64,8 @@ def concrete(model, inputs=None, batch_size=1):
     """The inputs of a model as from `signature`, but with known dimensions.
 
     Args:
-        model, inputs: As in `signature`.
+        model: A built `keras.Model`.
+        inputs: As in `signature`.
         batch_size: Integer, the first dimension if the model takes any batch size.
 
     Raises:

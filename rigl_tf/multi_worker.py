@@ -78,7 +78,8 @@ def fit(
         dataset: A `tf.data.Dataset` of batches, the same on every worker. Each batch is divided
             among the replicas. If its size is unknown in advance, the parts may differ; the loss is
             the mean of the means of the replicas.
-        epochs, initial_epoch: See `model.fit`.
+        epochs: Integer, the number of epochs.
+        initial_epoch: Integer, the epoch to start with.
         steps_per_epoch: Integer, needed if the length of `dataset` is unknown. If it is given, the
             dataset is continued from epoch to epoch.
         validation_data: A `tf.data.Dataset` of batches, or `None`.
@@ -152,8 +153,11 @@ def evaluate(
     """Computes loss and metrics over all workers, as `model.evaluate(..., return_dict=True)`.
 
     Args:
-        model, dataset, callbacks, verbose: See `fit`.
+        model: See `fit`.
+        dataset: A `tf.data.Dataset` of batches, the same on every worker.
         steps: Integer, the number of batches, needed if the length of `dataset` is unknown.
+        callbacks: List of `keras.callbacks.Callback`, or `None`.
+        verbose: See `fit`.
 
     Returns:
         Dictionary `{name: float}` of the loss and the metrics.

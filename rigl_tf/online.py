@@ -110,8 +110,9 @@ def largest_gradients(
         tile_rows: Integer >= 1, the number of rows in a tile. By default a tile has about `k`
             entries. Most of the time is spent on merging a tile with the `k` best scores, so larger
             tiles are faster.
-        strides, padding, dilation_rate: The settings of a convolution. `padding` is `"valid"` or
-            `"same"`; the others are integers, or one integer for each spatial dimension.
+        strides: The strides of a convolution: an integer, or one for each spatial dimension.
+        padding: The padding of a convolution: `"valid"` or `"same"`.
+        dilation_rate: The dilation of a convolution: an integer, or one for each spatial dimension.
 
     Returns:
         `(gradients, indices)`, each of length `k`: the absolute gradients, the largest first, and

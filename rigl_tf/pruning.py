@@ -60,7 +60,9 @@ def random_masks(
     """Keeps connections at random.
 
     Args:
-        model, sparsity, distribution: See `magnitude_masks`.
+        model: A built sparse `keras.Model`, see `magnitude_masks`.
+        sparsity: Share of zeros over all sparse kernels, in `[0, 1)`.
+        distribution: How the kernels share the sparsity, see `magnitude_masks`.
         seed: Integer. The masks depend on it, on the index of each kernel and on its shape.
 
     Returns:
@@ -102,12 +104,14 @@ def snip_masks(
     - [Evci et al., 2020](https://arxiv.org/abs/1911.11134): with a given distribution
 
     Args:
-        model, sparsity, distribution: See `magnitude_masks`.
+        model: A built sparse `keras.Model`, see `magnitude_masks`.
         data: A pair `(inputs, targets)` or a triple `(inputs, targets, sample_weight)`; or an
             iterable of such batches, which is read once.
+        sparsity: Share of zeros over all sparse kernels, in `[0, 1)`.
         loss: A Keras loss, its name, or a function of targets and outputs. It is averaged over the
             examples, each with its weight if there are weights, as in `model.fit`. For a model with
             several outputs it must be a function of all targets and all outputs.
+        distribution: How the kernels share the sparsity, see `magnitude_masks`.
 
     Returns:
         `{kernel path: mask}` with exact numbers of active connections.
@@ -148,8 +152,12 @@ def grasp_masks(
     - [Wang et al., 2020](https://arxiv.org/abs/2002.07376), equations 7 and 8
 
     Args:
-        model, data, sparsity, loss, distribution: See `snip_masks`. The data is read twice, so it
-            is kept in memory; its number of batches must be known.
+        model: A built sparse `keras.Model`, see `magnitude_masks`.
+        data: As in `snip_masks`. It is read twice, so it is kept in memory; its number of batches
+            must be known.
+        sparsity: Share of zeros over all sparse kernels, in `[0, 1)`.
+        loss: As in `snip_masks`.
+        distribution: How the kernels share the sparsity, see `magnitude_masks`.
         temperature: Number > 0. The outputs of the model, its logits, are divided by it, as in the
             authors' code.
 

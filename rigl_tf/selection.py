@@ -396,7 +396,9 @@ def histogram_by_tiles(keys: tf.Tensor, shift: int, prefix: tf.Tensor | None) ->
     """Counts digits as `histogram` does, but tile by tile, to save memory.
 
     Args:
-        keys, shift, prefix: As for `histogram`.
+        keys: Vector of signed integers.
+        shift: Integer, as in `histogram`.
+        prefix: Scalar tensor or `None`, as in `histogram`.
 
     Returns:
         Int32 vector of 65,536 counts.

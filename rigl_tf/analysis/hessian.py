@@ -85,9 +85,12 @@ def hessian_eigenvalues(
     """The exact eigenvalues of `hessian`.
 
     Args:
-        model, data, loss, max_size: See `hessian`.
+        model: A built `keras.Model`, sparse or dense.
+        data: See `hessian`.
+        loss: See `hessian`.
         dense_spectrum: Boolean, whether inactive connections count, too. As in the authors' code,
             their rows and columns are zero, so each adds an eigenvalue 0.
+        max_size: Integer >= 1, the largest allowed number of rows.
 
     Returns:
         Array of the eigenvalues in ascending order.
@@ -128,7 +131,9 @@ def hessian_density(
     - [Ghorbani et al., 2019](https://arxiv.org/abs/1901.10159), algorithms 1 and 2
 
     Args:
-        model, data, loss: See `hessian`.
+        model: A built `keras.Model`, sparse or dense.
+        data: See `hessian`.
+        loss: See `hessian`.
         num_steps: Integer >= 1. Some dozens of steps are enough for the extreme eigenvalues. With
             as many steps as there are different eigenvalues, all of them are found.
         num_probes: Integer >= 1, the number of random start vectors. An average over more vectors

@@ -53,7 +53,8 @@ def bound_bytes(size, num_active, value_bytes=4):
     """The fewest bytes for a kernel with any active connections, values taken as they are.
 
     Args:
-        size, num_active: Numbers of connections, and of active ones.
+        size: Integer, the number of connections.
+        num_active: Integer, the number of active connections.
         value_bytes: Bytes of a value.
 
     Returns:

@@ -22,7 +22,7 @@ _DIMENSIONS = 3
 class Geometry(NamedTuple):
     """How a convolution of channels-last images moves over their pixels.
 
-    Args:
+    Attributes:
         kernel_size: Tuple of 1 to 3 integers.
         strides: Tuple of as many integers.
         dilations: Tuple of as many integers.

@@ -37,7 +37,7 @@ class Structure(NamedTuple):
 
     All are tensors, or all NumPy arrays.
 
-    Args:
+    Attributes:
         row_splits: int64, `[inputs + 1]`. The values of input `c` are those from `row_splits[c]` to
             `row_splits[c + 1]`.
         columns: int32, `[n]`, the output of each value.

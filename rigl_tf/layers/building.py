@@ -44,7 +44,8 @@ def build_by_call(function, args, kwargs):
 
     Args:
         function: The function. Its Python code runs once.
-        args, kwargs: Its arguments. Of tensors and arrays, only shapes and types are used.
+        args: Its positional arguments. Of tensors and arrays, only shapes and types are used.
+        kwargs: Its keyword arguments, likewise.
     """
 
     def symbolic(value):

@@ -101,8 +101,12 @@ class Allocation:
     that are built later get the overall sparsity.
 
     Args:
-        distribution, sparsity, seed, initializer, execution: See `rigl_tf.sparsify`.
+        distribution: See `rigl_tf.sparsify`.
+        sparsity: See `rigl_tf.sparsify`.
+        seed: See `rigl_tf.sparsify`.
         choice: The `Choice` of kernels. A name in it that fits no layer is an error.
+        initializer: See `rigl_tf.sparsify`.
+        execution: See `rigl_tf.sparsify`.
 
     Attributes:
         on_shared_out: Function that is called after the sparsity was distributed, or `None`.

@@ -214,8 +214,11 @@ def random_ticket(
 
     Args:
         model: A built sparse `keras.Model`, made with `sparsify(model, 0.0)`.
-        sparsity, residual, linear_density: See `rigl_tf.distributions.smart_ratio`. For random
-            masks with other counts, use `rigl_tf.pruning.random_masks`.
+        sparsity: Share of zeros, see `rigl_tf.distributions.smart_ratio`. For random masks with
+            other counts, use `rigl_tf.pruning.random_masks`.
+        residual: Boolean, whether the network has residual connections.
+        linear_density: Share of the weights that each linear layer keeps, see
+            `rigl_tf.distributions.smart_ratio`.
         seed: Integer. See `rigl_tf.pruning.random_masks`.
 
     Returns:
@@ -245,7 +248,10 @@ def hybrid_ticket(
 
     Args:
         model: A built and trained sparse `keras.Model`.
-        sparsity, residual, linear_density: See `rigl_tf.distributions.smart_ratio`.
+        sparsity: Share of zeros, see `rigl_tf.distributions.smart_ratio`.
+        residual: Boolean, whether the network has residual connections.
+        linear_density: Share of the weights that each linear layer keeps, see
+            `rigl_tf.distributions.smart_ratio`.
 
     Returns:
         `{kernel path: mask}`, for `rigl_tf.set_masks`.

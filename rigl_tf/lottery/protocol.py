@@ -76,7 +76,10 @@ def jackpot_protocol(
         learning_rates: List of the learning rates to compare.
         directory: Path. All results are saved there, so no training is repeated. At the end,
             `report.md` is written there.
-        levels, prune_fraction, scope, rewind_step: See `find_ticket`.
+        levels: Integer >= 1, how many times to prune, see `find_ticket`.
+        prune_fraction: Share of the active connections that a level removes, in `(0, 1)`.
+        scope: `"global"` or `"layerwise"`, see `find_ticket`.
+        rewind_step: Integer >= 0, see `find_ticket`.
         seeds: List of integers >= 0. With one seed there is no standard deviation, and the report
             says so. More seeds can be added later, with the same directory.
         judged_levels: List of the levels to judge, integers. Defaults to all levels with a sparsity
@@ -85,7 +88,9 @@ def jackpot_protocol(
             the model are looked for; this does not work for subclassed models and layers.
         large_dataset: Boolean, whether the data set is as large as Tiny-ImageNet or ImageNet. The
             paper's guideline differs for such data sets.
-        similar, clear, min_sparsity: See `judge_ticket`.
+        similar: Number >= 0, in percentage points, see `judge_ticket`.
+        clear: Number >= 0, in percentage points, see `judge_ticket`.
+        min_sparsity: Number in `[0, 1)`, see `judge_ticket`.
 
     Returns:
         List with a dictionary for each judged level: `"level"`, `"sparsity"`, `"verdicts"`
@@ -175,9 +180,12 @@ class Contest:
     accuracy is requested. Results are saved, so no training is repeated.
 
     Args:
-        build, train: See `jackpot_protocol`.
+        build: Function `build(seed)`, see `jackpot_protocol`.
+        train: Function `train(model, run) -> accuracy` in percent, see `rigl_tf.lottery.Run`.
         directory: Path, where all results are saved.
-        levels, prune_fraction, scope: See `find_ticket`.
+        levels: Integer >= 1, how many times to prune, see `find_ticket`.
+        prune_fraction: Share of the active connections that a level removes, in `(0, 1)`.
+        scope: `"global"` or `"layerwise"`, see `find_ticket`.
         seed: Integer, the seed of the initial weights. It is passed to `train`, too.
         other_seed: Integer, the seed of the other initial weights.
         learning_rate: Number, passed to `train`, or `None`.

@@ -18,7 +18,11 @@ class ScheduledUpdates(SparseTraining):
     A subclass implements `new_mask`, and calls `_check_schedule` after setting its arguments.
 
     Args:
-        inner_optimizer, end_step, begin_step, update_frequency, name: See `rigl_tf.RigL`.
+        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights, or its name.
+        end_step: Integer, in steps. No connection changes at or after this step.
+        begin_step: Integer, in steps. No connection changes before this step.
+        update_frequency: Integer, the number of steps between mask updates.
+        name: String, or `None`.
     """
 
     begin_step = Changeable()
@@ -109,7 +113,9 @@ class ScheduledUpdates(SparseTraining):
         """The mask of a kernel after an update.
 
         Args:
-            kernel, mask, gradient: Tensors of the same shape, as in `drop_scores`.
+            kernel: Tensor, the kernel.
+            mask: Boolean tensor of the same shape, the active connections.
+            gradient: Tensor of the same shape, as in `drop_scores`.
             step: Scalar integer tensor, the current step.
 
         Returns:

@@ -233,9 +233,11 @@ class Kernel(_Kind):
         """Makes a smaller layer, and the values to `fill` it with.
 
         Args:
-            rows, columns: Arrays of integers, the inputs and units that are left.
-            live_rows, live_columns: Boolean arrays, which of all inputs and units are live. Others
-                may be left as well, because each layer keeps at least one unit.
+            rows: Array of integers, the inputs that are left.
+            columns: Array of integers, the units that are left.
+            live_rows: Boolean array, which of all inputs are live. Others may be left as well,
+                because each layer keeps at least one unit.
+            live_columns: Boolean array, which of all units are live.
             constants: Array of shape `(inputs,)`: the values of constant inputs that must be added
                 to the biases, 0 for all others.
             stand_in: `None`, or a pair of an input and its constant value, which replaces these
