@@ -114,7 +114,7 @@ def test_nothing_is_kept_unless_asked_for():
 
 
 def test_before_training():
-    with pytest.raises(ValueError, match="once training has begun"):
+    with pytest.raises(ValueError, match="only after training has begun, or `build`"):
         tracking_rigl().turnover()
 
 

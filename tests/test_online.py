@@ -276,7 +276,7 @@ IMAGE, WINDOW = np.ones((2, 5, 5, 4), "float32"), np.zeros((3, 3, 4, 3), bool)
                 "kept_mask": WINDOW[:, :, :2],
                 "output_gradients": np.ones((2, 3, 3, 3), "float32"),
             },
-            "not grouped",
+            "channels last and without groups",
         ),
     ],
 )

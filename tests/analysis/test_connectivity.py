@@ -262,7 +262,7 @@ def test_bad_arguments_of_train_bezier():
         arguments = {"start": column(0, 0), "end": column(1, 1), "data": EYE, "loss": "mse"}
         analysis.train_bezier(model, optimizer="sgd", **{**arguments, "steps": 1, **changes})
 
-    with pytest.raises(ValueError, match=r"`start` must be the weights.* 1 arrays.* 0 arrays"):
+    with pytest.raises(ValueError, match=r"`start` must be weights of this model.* 1 arrays.* 0 arrays"):
         train(start=[])
     with pytest.raises(ValueError, match=r"`end` .* of shape \(3, 1\) for \(2, 1\)"):
         train(end=column(1, 2, 3))
@@ -292,7 +292,7 @@ def test_bad_arguments_of_train_bezier():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"start": None}, "`start` must be the weights"),
+        ({"start": None}, "`start` must be weights of this model"),
         ({"evaluate": 0}, "`evaluate` must be a function"),
         ({"coefficients": 5}, "list of finite numbers. Received: 5"),
         ({"coefficients": [0, math.nan]}, r"list of finite numbers. Received: \[0.0, nan\]"),
@@ -306,7 +306,7 @@ def test_bad_arguments_of_interpolate(arguments, message):
 
 
 def test_a_curve_has_two_ends():
-    with pytest.raises(ValueError, match=r"two or more\. Received: 1"):
+    with pytest.raises(ValueError, match=r"There must be two or more `points`\. Received: 1"):
         analysis.bezier([1.0], 0.5)
 
 

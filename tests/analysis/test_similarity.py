@@ -76,7 +76,7 @@ def test_a_sparse_network_and_a_dense_one():
         assert got.total == pytest.approx(2 / 3)  # {6, 7, 8} and {7, 8, 9}
         assert got.chance == pytest.approx(0.3)
     for p in (0.4, 0.5):
-        with pytest.raises(ValueError, match="below the share of weights that are left"):
+        with pytest.raises(ValueError, match="below the share of active weights"):
             correlation(sparse, dense, p)
 
 

@@ -392,7 +392,7 @@ def test_without_a_compiler_there_is_one_warning_and_the_right_result(monkeypatc
     arrays = example(4, shape, 10)
     try:
         monkeypatch.setattr(engine, "_compiler", lambda: None)
-        with pytest.warns(UserWarning, match="install a C\\+\\+ compiler"):
+        with pytest.warns(UserWarning, match="Install a C\\+\\+ compiler"):
             results = computed(*arrays, shape)
         assert_close(results, written_out(*arrays, shape))
         assert not engine.is_native()

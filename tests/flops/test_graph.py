@@ -401,7 +401,7 @@ def test_a_loop_that_hands_a_kernel_on():
 @pytest.mark.parametrize(
     ("product", "reason"),
     [
-        (queue, "more and more places"),
+        (queue, "copied to more and more variables"),
         (lambda x, own: x @ tf.gather(own.experts.value, tf.argmax(x[0]))[0:6], "GatherV2"),
         (lambda x, own: x @ (own.kernel @ tf.transpose(own.kernel)), "another weight"),
         (lambda x, own: x / ops.sum(own.kernel), "RealDiv"),

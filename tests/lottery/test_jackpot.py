@@ -100,7 +100,7 @@ def test_a_verdict_can_be_read():
 NONE = float("nan")
 BAD = [
     ({"results": {}}, "must map at least one learning rate.*Received: results={}"),
-    ({"results": [(92, 92, 90)]}, "must map learning rates"),
+    ({"results": [(92, 92, 90)]}, "must map at least one learning rate"),
     ({"results": {0.1: (92, 92)}}, r"must be three accuracies.*results\[0.1\]=\(92, 92\)"),
     ({"results": {0.1: 92}}, "must be three accuracies"),
     ({"results": {0.1: (92, NONE, 90)}}, r"from 0 to 100.*results\[0.1\]=nan"),
@@ -497,15 +497,15 @@ def test_bad_protocols_are_refused_in_a_sentence(tmp_path):
         protocol(levels=0)
     with pytest.raises(ValueError, match=r"one or more levels from 1 .*highest sparsity is 0\.5"):
         protocol(levels=1)
-    with pytest.raises(ValueError, match=r"`judged_levels` must be among 1 to 2"):
+    with pytest.raises(ValueError, match=r"`judged_levels` must be one or more levels from 1 to 2"):
         protocol(judged_levels=[3])
     with pytest.raises(ValueError, match="must return the test accuracy"):
         protocol(train=lambda model, run: {"accuracy": 90})
     with pytest.raises(
-        ValueError, match=r"another seed\. Received: the same for seeds 0 and 1000000"
+        ValueError, match=r"for different seeds\. Received: the same for seeds 0 and 1000000"
     ):
         protocol(build=lambda seed: build(0))
-    with pytest.raises(ValueError, match=r"another seed\. Received: the same"):
+    with pytest.raises(ValueError, match=r"for different seeds\. Received: the same"):
         protocol(build=with_dropout, rates=[0.3])
     with pytest.raises(ValueError, match="multiply them by 100"):
         protocol(train=lambda model, run: 0.9, rates=[0.2])

@@ -228,7 +228,7 @@ def test_a_half_written_level_does_not_count_and_a_damaged_one_is_named(tmp_path
     lottery.find_ticket(network(), train, 1, 0.5, directory=tmp_path)
     assert train.calls == [1]
     (tmp_path / "level-001.npz").write_bytes(b"PK")
-    with pytest.raises(ValueError, match=r"delete the file.*level-001\.npz"):
+    with pytest.raises(ValueError, match=r"delete it and.*level-001\.npz"):
         lottery.find_ticket(network(), train, 1, 0.5, directory=tmp_path)
 
 
@@ -238,8 +238,8 @@ def test_a_half_written_level_does_not_count_and_a_damaged_one_is_named(tmp_path
         ("settings.json", b"", "settings of a directory are damaged.*settings.json"),
         ("settings.json", b"[]", "settings of a directory are damaged.*settings.json"),
         ("settings.json", b"\xff", "settings of a directory are damaged.*settings.json"),
-        ("level-001.npz", b"", r"delete the file.*level-001\.npz"),
-        ("level-001.npz", None, r"delete the file.*level-001\.npz \(without masks\)"),
+        ("level-001.npz", b"", r"delete it and.*level-001\.npz"),
+        ("level-001.npz", None, r"delete it and.*level-001\.npz \(without masks\)"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, name, content, message):
