@@ -4,10 +4,10 @@
     make matrix CELLS=3.11:3.12,3.13:3.15
 
 Each cell is a Python and a Keras version. For each Python a virtual environment is made in
-`.venv-matrix/`, by uv where it is installed, else by that Python if there is one; a few minutes
-and 2 GB each, once. Then the tests of `SUITES` run, about five minutes a cell on two cores. Where
-a Python is not to be had, its cells are left out, and the run says so. The last run of each cell is
-a row of `results/matrix.csv`; `results/matrix.md` is made of all rows.
+`.venv-matrix/`, by that Python if there is one, else by uv where it is installed, which downloads
+it: a few minutes and 2 GB, once. Then the tests of `SUITES` run, about five minutes a cell on two
+cores. Where a Python is not to be had, its cells are left out, and the run says so. The last run
+of each cell is a row of `results/matrix.csv`; `results/matrix.md` is made of all rows.
 
 This module needs no package, so that any Python can run it.
 """
@@ -67,11 +67,11 @@ def environment(version, folder):
     requirements = ROOT / "requirements.txt"
     if complete.exists() and complete.read_text() == requirements.read_text():
         return python
-    if shutil.which("uv"):
-        # It downloads the Python if it is not there.
-        make = ["uv", "venv", "--quiet", "--clear", "--seed", "--python", version]
-    elif found := interpreter(version):
+    if found := interpreter(version):
         make = [found, "-m", "venv", "--clear"]
+    elif shutil.which("uv"):
+        # It downloads the Python.
+        make = ["uv", "venv", "--quiet", "--clear", "--seed", "--python", version]
     else:
         return None
     if subprocess.run([*make, folder / version]).returncode:
@@ -93,28 +93,25 @@ def run(python, keras, report, suites=SUITES, processes="2"):
     install(python, f"keras>={keras},<{major}.{int(minor) + 1}")
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": "tensorflow"}
     same = {"cwd": ROOT, "env": variables}
-    told = subprocess.run(
-        [python, "-c", _VERSIONS], stdout=subprocess.PIPE, text=True, check=True, **same
-    ).stdout
-    versions = dict(zip(COLUMNS, re.search("versions (.*)", told)[1].split(), strict=False))
-    python_version, keras_version, tensorflow, numpy = versions.values()
     begin = time.monotonic()
     tests = ["-m", "pytest", "-m", "not slow", "-n", processes, f"--junitxml={report}", *suites]
     code = subprocess.run([python, *tests], **same).returncode
     if code not in (0, 1):
         raise RuntimeError(f"The tests did not run: pytest ended with exit code {code}")
+    seconds = round(time.monotonic() - begin)
+    told = subprocess.run(
+        [python, "-c", _VERSIONS], stdout=subprocess.PIPE, text=True, check=True, **same
+    ).stdout
+    versions = re.search("versions (.*)", told)[1].split()
     counts = collections.Counter()
     for case in xml.etree.ElementTree.parse(report).iter("testcase"):
         bad = any(child.tag in ("failure", "error") for child in case)
         counts["failed" if bad else "passed"] += 1
     return {
-        "python": python_version,
-        "keras": keras_version,
-        "tensorflow": tensorflow,
-        "numpy": numpy,
+        **dict(zip(COLUMNS[:4], versions, strict=True)),
         "passed": counts["passed"],
         "failed": counts["failed"],
-        "seconds": round(time.monotonic() - begin),
+        "seconds": seconds,
         "revision": f"git-{provenance.git_revision()}",
     }
 

@@ -34,7 +34,7 @@ _TABLE = {
 }
 # Of what has no style of its own, in this order.
 _COLOURS = (_BLUE, _RED, _GREEN, _ORANGE, _PINK, _SKY, _BROWN, _VIOLET)
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "H")
 _LINES = ("-", "--", "-.", ":")
 
 
@@ -56,15 +56,14 @@ def of(names):
     families = {}
     for name in names:
         families.setdefault(_family(name, families), []).append(name)
-    used = {_TABLE[family][1] for family in families if family in _TABLE}
-    left = [number for number, color in enumerate(_COLOURS) if color not in used]
+    taken = [_of_table(family) for family in families if family in _TABLE]
     found = {}
     for family, members in families.items():
         if family in _TABLE:
-            _, color, marker, linestyle = _TABLE[family]
-            first = {"color": color, "marker": marker, "linestyle": linestyle}
+            first = _of_table(family)
         else:
-            first = numbered(left.pop(0) if left else len(found))
+            first = _free(taken)
+            taken.append(first)
         own = next((name for name in members if _key(name) == family), members[0])
         found[own] = first
         others = (
@@ -77,6 +76,25 @@ def of(names):
                 kind = {"color": first["color"], "markerfacecolor": "white"}
                 found[name] = next(others) | kind
     return {name: found[name] for name in names}
+
+
+def _of_table(method):
+    _, color, marker, linestyle = _TABLE[method]
+    return {"color": color, "marker": marker, "linestyle": linestyle}
+
+
+def _free(taken):
+    """The first style with a colour of its own; if there is none, with a marker and a line."""
+    styles = list(map(numbered, range(len(_COLOURS) * len(_LINES))))
+    colors = {style["color"] for style in taken}
+    markers = {style["marker"] for style in taken}
+    lines = {(style["color"], style["linestyle"]) for style in taken}
+    free = [style for style in styles if style["color"] not in colors] or [
+        style
+        for style in styles
+        if style["marker"] not in markers and (style["color"], style["linestyle"]) not in lines
+    ]
+    return free[0] if free else numbered(len(taken))
 
 
 def numbered(number):
