@@ -148,6 +148,6 @@ def _family(name, families):
     bases = [
         base
         for base in (*_TABLE, *families)
-        if _key(name).startswith(base) and name[len(base)] in " ,"
+        if _key(name).startswith(base) and name[len(base) :][:1] in " ,"
     ]
     return max(bases, key=len, default=_key(name))

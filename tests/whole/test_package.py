@@ -195,4 +195,3 @@ def test_the_wheel_trains_saves_and_exports_outside_of_the_repository(
 def test_pip_shows_the_version(environment):
     shown = done(sys.executable, "-m", "pip", "--python", environment, "show", "rigl_tf")
     assert f"Version: {rigl_tf.__version__}\n" in shown
-    assert "License-Expression: Apache-2.0\n" in shown
