@@ -166,8 +166,8 @@ def page(rows):
     lines = [
         "# Versions of Python and Keras",
         "",
-        "The core tests: models of every kind, files, masks, callbacks and CSR kernels. `make test` "
-        "runs all tests with the newest Keras of one Python.",
+        "The core tests: models of every kind, files, masks, callbacks and CSR kernels. "
+        "`make test` runs all tests with the newest Keras of one Python.",
         "",
         *table(
             ["Python", *(f"Keras {keras}" for keras in versions)],
