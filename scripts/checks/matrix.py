@@ -179,8 +179,7 @@ def page(rows):
     if missing:
         lines += [
             "",
-            f"Not run: Python {', '.join(missing)}. There was no such Python, nor one to install, "
-            "on the machine of the last run. `make matrix` runs what it finds.",
+            f"Not run: Python {', '.join(missing)}. `make matrix` runs each Python that it finds.",
         ]
     lines += ["", "The last run of each cell:", ""]
     lines += table(COLUMNS, [[rows[c][name] for name in COLUMNS] for c in sorted(rows, key=_order)])
