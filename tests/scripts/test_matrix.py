@@ -74,7 +74,12 @@ def test_a_run_counts_the_tests(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(matrix, "install", lambda python, *what: asked.extend(what))
     tests = tmp_path / "test_some.py"
-    tests.write_text("def test_good():\n    pass\ndef test_bad():\n    assert False\n")
+    tests.write_text(
+        "import pytest\n"
+        "def test_good():\n    pass\n"
+        "def test_bad():\n    assert False\n"
+        "def test_not_here():\n    pytest.skip()\n"
+    )
     found = matrix.run(sys.executable, "3.15", tmp_path / "report.xml", [tests], processes="0")
     assert asked == ["keras>=3.15,<3.16"]
     assert (found["passed"], found["failed"]) == (1, 1)
