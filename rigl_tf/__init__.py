@@ -46,6 +46,7 @@ from rigl_tf.artifacts import export
 from rigl_tf.layers import SparseWrapper
 from rigl_tf.layers.summary import sparsity_summary
 from rigl_tf.masks import get_masks, load_masks, save_masks, set_masks
+from rigl_tf.moved import install as _find_moved_modules
 from rigl_tf.optimizers import (
     DNW,
     SET,
@@ -96,6 +97,8 @@ __all__ = [
     "with_execution",
     "xnnpack",
 ]
+
+_find_moved_modules()
 
 
 def __dir__():
