@@ -37,17 +37,28 @@ p { margin: 8px 0; overflow-wrap: anywhere; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr));
   gap: 12px; align-items: start; }
 figure { margin: 0; }
-figure img { display: block; width: 100%; max-width: 620px; height: auto; margin: 0 auto; }
+figure img { display: block; width: 100%; max-width: 560px; height: auto; margin: 0 auto; }
 .table { overflow-x: auto; margin: 12px 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 10px; text-align: right; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 th { color: var(--quiet); font-weight: 600; }
-th:first-child, td:first-child, .words td { text-align: left; overflow-wrap: anywhere; }
-td:first-child { min-width: 9rem; }
+th:first-child, td:first-child, .words th, .words td { text-align: left; }
+td:first-child, .words td { overflow-wrap: anywhere; min-width: 8.5rem; }
+.words td:nth-child(5) { min-width: 15rem; }
 tr:last-child td { border-bottom: 0; }
+@media (max-width: 600px) {
+  th, td { padding: 5px; }
+  td:first-child, .words td { min-width: 7rem; }
+}
 summary { cursor: pointer; padding: 4px 0; }
 """
+
+# What `SparsityLogger` logs.
+_OF_SPARSITY = (
+    *("sparsity", "moved", "turnover", "drop_fraction", "exploration_rate", "dead_units"),
+    *("weight_norm", "gradient_norm_active", "gradient_norm_inactive", "seconds_per_update"),
+)
 
 # No request can leave the page, and no script can run in it.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -144,7 +155,7 @@ def _summary(model, inputs, exports):
         numbers["active connections"] = f"{active:,}"
     for name, _, sparse, ratio in rows:
         if name.startswith("FLOPs"):
-            numbers["FLOPs for one example"] = f"{_short(sparse)} ({ratio} of dense)"
+            numbers[f"FLOPs for one example, {ratio or 1} of dense"] = _short(sparse)
     for each in exports[:1]:
         numbers["difference of the export"] = f"{each.max_difference:.2g}"
     cells = "".join(f"<div><b>{_text(v)}</b>{_text(k)}</div>" for k, v in numbers.items())
@@ -159,10 +170,18 @@ def _summary(model, inputs, exports):
 
 
 def _training(curves):
-    drawn = [pictures.curves(name, curves.epochs, series) for name, series in curves.groups()]
+    drawn = _curves(curves, lambda name: name not in _OF_SPARSITY)
     if not drawn:
-        return [_heading("Training"), _says("There are no curves: `history` was not given.")]
+        return [_heading("Training"), _says("There are no curves, as no history was given.")]
     return [_heading("Training"), _figures(drawn)]
+
+
+def _curves(curves, is_chosen):
+    return [
+        pictures.curves(name.replace("_", " "), curves.epochs, series)
+        for name, series in curves.groups()
+        if is_chosen(name)
+    ]
 
 
 def _sparsity(model, curves):
@@ -183,12 +202,14 @@ def _sparsity(model, curves):
     if any(dead):
         texts = [f"{each.num_dead:,} of {each.num_units:,}" for each in found]
         drawn += pictures.bars("Units without an active connection", labels, dead, texts)
-    parts = [_heading("Sparsity"), _figures([*drawn, _inputs(found[0], labels[0], model)])]
+    drawn.append(_inputs(found[0], labels[0], model))
+    drawn += _curves(curves, lambda name: name in _OF_SPARSITY)
+    parts = [_heading("Sparsity"), _figures(drawn)]
     if moved is None:
         parts.append(
             _says(
-                "How often connections moved is known if `history` is of a training with "
-                "`rigl_tf.callbacks.SparsityLogger()`."
+                "How often connections moved is known if the history is of a training with "
+                "rigl_tf.callbacks.SparsityLogger."
             )
         )
     if not any(dead):
@@ -275,11 +296,9 @@ def _page(title, parts):
 
 
 def _text(text):
-    # Characters that no file in UTF-8 can hold, and those that HTML does not allow.
+    # Half of a pair of UTF-16 is in no file, and control characters are not in HTML.
     text = str(text).encode("utf-8", "replace").decode()
-    return html.escape(
-        "".join(c if c.isprintable() or c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    )
+    return html.escape("".join(c if c.isprintable() or c.isspace() else "�" for c in text))
 
 
 def _heading(text):

@@ -3,14 +3,15 @@
 import base64
 import importlib.util
 import io
+import itertools
 import math
 import warnings
 
 import numpy as np
 
 # In inches. At 96 pixels an inch a picture is as wide as a large phone.
-_WIDTH = 5.2
-_DPI = 160
+_WIDTH = 4.4
+_DPI = 180
 _MOST_BARS = 50
 
 _THEMES = {
@@ -39,7 +40,7 @@ class Picture:
         height: Number, in inches.
     """
 
-    def __init__(self, title, alt, draw, height=3.2):
+    def __init__(self, title, alt, draw, height=2.9):
         self.title = title
         self.alt = alt
         self.images = {theme: _png(draw, height, theme) for theme in _THEMES}
@@ -75,7 +76,17 @@ def _png(draw, height, theme):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         draw(figure.add_subplot(), _COLOURS[theme])
         figure.savefig(image, format="png", dpi=_DPI)
-    return base64.b64encode(image.getvalue()).decode()
+    return base64.b64encode(_with_palette(image)).decode()
+
+
+def _with_palette(image):
+    """The bytes of a PNG of 128 colours, which is a third as large."""
+    from PIL import Image
+
+    small = io.BytesIO()
+    colours = Image.open(image).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    colours.save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 def curves(name, epochs, series):
@@ -105,29 +116,28 @@ def _last(numbers):
 def bars(title, labels, values, texts, most=None):
     """Horizontal bars, in as many pictures as it takes to read them."""
     most = most or max([*values, 1e-9])
-    result = []
+    result, short = [], shortened(labels)
     for start in range(0, len(labels), _MOST_BARS):
         part = slice(start, start + _MOST_BARS)
-        number = (
-            f" ({start + 1} to {start + len(labels[part])})" if len(labels) > _MOST_BARS else ""
-        )
-        result.append(_bars(title + number, labels[part], values[part], texts[part], most))
+        of_them = f" ({start + 1} to {start + len(labels[part])})"
+        name = title + of_them * (len(labels) > _MOST_BARS)
+        result.append(_bars(name, labels[part], short[part], values[part], texts[part], most))
     return result
 
 
-def _bars(title, labels, values, texts, most):
+def _bars(title, labels, short, values, texts, most):
     def draw(axes, colours):
         places = range(len(labels))
         axes.barh(places, values, color=colours[0], height=0.7)
         for place, value, text in zip(places, values, texts, strict=True):
-            axes.text(value + 0.015 * most, place, text, va="center", fontsize=10)
-        axes.set_yticks(places, [shortened(label) for label in labels])
+            axes.text(value + 0.015 * most, place, text, va="center")
+        axes.set_yticks(places, short)
         axes.tick_params(axis="y", length=0)
-        axes.set(xlim=(0, 1.22 * most), ylim=(len(labels) - 0.4, -0.6), xticks=[])
+        axes.set(xlim=(0, 1.3 * most), ylim=(len(labels) - 0.4, -0.6), xticks=[])
         axes.spines["bottom"].set_visible(False)
 
     shown = [f"{label} {text}" for label, text in zip(labels, texts, strict=True)]
-    return Picture(title, f"{title}: {', '.join(shown)}", draw, 0.5 + 0.23 * len(labels))
+    return Picture(title, f"{title}: {', '.join(shown)}", draw, 0.4 + 0.24 * len(labels))
 
 
 def heat_map(title, matrix, what):
@@ -153,7 +163,7 @@ def heat_map(title, matrix, what):
         f"Active connections of {what}: {counts.min():.0f} to {counts.max():.0f}, "
         f"{counts.mean():.3g} on average"
     )
-    return Picture(title, alt, draw, 2.0 if is_strip else 4.0)
+    return Picture(title, alt, draw, 1.8 if is_strip else 3.6)
 
 
 def at_most(matrix, most=256):
@@ -169,6 +179,32 @@ def at_most(matrix, most=256):
         return np.nanmean(cells, axis=(1, 3))
 
 
-def shortened(text, most=26):
-    """The end of a text, which tells more of a path than its beginning."""
-    return text if len(text) <= most else "…" + text[1 - most :]
+def shortened(labels, most=22):
+    """Labels short enough for a picture, that still differ if they did before.
+
+    What all of them begin or end with is left out, then the beginning of each.
+
+    Example:
+
+    >>> shortened(["a_block_with_a_long_name_1_dense", "a_block_with_a_long_name_2_dense"])
+    ['…1…', '…2…']
+    """
+    short = labels
+    if len(set(labels)) > 1 and max(map(len, labels)) > most:
+        begin = _num_common(labels)
+        end = _num_common([label[begin:][::-1] for label in labels])
+        begin, end = (number if number > 3 else 0 for number in (begin, end))
+        short = [
+            "…" * (begin > 0) + label[begin : len(label) - end] + "…" * (end > 0)
+            for label in labels
+        ]
+    short = [each if len(each) <= most else "…" + each[1 - most :] for each in short]
+    if len(set(short)) == len(set(labels)):
+        return short
+    return [f"{number}: {each}" for number, each in enumerate(short, 1)]
+
+
+def _num_common(texts):
+    """With how many characters all of them begin."""
+    columns = zip(*texts, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
