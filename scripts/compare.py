@@ -146,7 +146,7 @@ def plot(found, path):
                 numbers = run.curves.of_all.get(column)
                 if numbers is not None:
                     style = ("-", "--", ":")[number // 10 % 3]
-                    few = "o" * (np.isfinite(numbers).sum() == 1)
+                    few = "o" if np.isfinite(numbers).sum() == 1 else ""
                     axes.plot(run.curves.epochs, numbers, label=name, linestyle=style, marker=few)
             axes.set(title=label, xlabel="epoch")
             axes.grid(alpha=0.3)
