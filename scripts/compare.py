@@ -149,11 +149,10 @@ def plot(found, path):
                     few = "o" if np.isfinite(numbers).sum() == 1 else ""
                     axes.plot(run.curves.epochs, numbers, label=name, linestyle=style, marker=few)
             axes.set(title=label, xlabel="epoch")
+            axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(alpha=0.3)
-        handles, labels = both[0].get_legend_handles_labels()
-        both[0].figure.legend(
-            handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), fontsize="small"
-        )
+        # Below both: names of runs are long.
+        axes.legend(loc="upper right", bbox_to_anchor=(1, -0.15), fontsize="small", ncols=2)
 
 
 def compare(paths, output_dir):
