@@ -149,7 +149,9 @@ def _specs_of_batch(inputs):
 
 
 def _spec_of_batch(path, batch):
-    name = "_".join(re.sub(r"\W", "_", str(key)) for key in path) or "inputs"
+    # As TensorFlow does with the names of arguments that begin with a digit.
+    start = ["arg"] if path and isinstance(path[0], int) else []
+    name = "_".join(re.sub(r"\W", "_", str(key)) for key in (*start, *path)) or "inputs"
     if not isinstance(batch, tf.TensorSpec):
         try:
             batch = tf.convert_to_tensor(batch)

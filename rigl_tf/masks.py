@@ -198,7 +198,7 @@ class MaskedKernel(SparseKernel):
     @property
     def num_active(self):
         with tf.init_scope():
-            return int(tf.math.count_nonzero(tf.convert_to_tensor(self.kernel_mask)))
+            return int(np.count_nonzero(self.mask))
 
     @property
     def mask(self):

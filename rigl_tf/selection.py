@@ -14,6 +14,7 @@ _DIGIT_BITS = 16
 _NUM_DIGITS = 1 << _DIGIT_BITS
 _PAGE = 256
 _TILE = 1 << 22  # how many numbers of a large kernel are looked at together
+_DRAWS = 1 << 18  # how many numbers are drawn together, eagerly
 _PHILOX = 1  # the number of the algorithm in TensorFlow
 
 
@@ -34,7 +35,7 @@ def random_mask(shape, num_active, seed):
     7
     """
     size = math.prod(shape)
-    if size > _TILE and tf.executing_eagerly():
+    if size > _DRAWS and tf.executing_eagerly():
         mask = np.zeros(size, dtype=bool)
         mask[random_places(size, num_active, seed)] = True
         return tf.constant(mask.reshape(shape))
@@ -89,11 +90,11 @@ def _draws_from(threshold, size, seed):
     """The places and values of those of `size` draws that are not below a threshold."""
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=tf.constant(seed, tf.int64))
     found = []
-    for start in range(0, size, _TILE):
+    for start in range(0, size, _DRAWS):
         # The generator counts in blocks of two such draws, from where it may begin anywhere.
         here = counter + tf.constant([start // 2, 0], tf.uint64)
         draws = tf.raw_ops.StatelessRandomUniformFullIntV2(
-            shape=[min(_TILE, size - start)], key=key, counter=here, alg=_PHILOX, dtype=tf.int64
+            shape=[min(_DRAWS, size - start)], key=key, counter=here, alg=_PHILOX, dtype=tf.int64
         )
         places = tf.where(draws >= threshold)[:, 0]
         found.append(((places + start).numpy(), tf.gather(draws, places).numpy()))

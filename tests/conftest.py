@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -11,6 +12,9 @@ import keras
 import pytest
 import tensorflow as tf
 from tensorflow.python.eager import context
+
+from rigl_tf.artifacts import runtime
+from rigl_tf.artifacts.programs import run_artifact
 
 # Devices can be split only before TensorFlow starts, so it is done here, once.
 _CPU = tf.config.list_physical_devices("CPU")[0]
@@ -31,6 +35,22 @@ def _set_another_seed(seed):
 tf.random.set_seed = _set_another_seed
 
 
+# To start TensorFlow takes seconds: SavedModels and `.keras` files are run in this process.
+_execute_afresh = runtime._execute
+
+
+def _execute_here(directory):
+    if json.loads((directory / "request.json").read_text())["runtime"] in ("litert", "onnx"):
+        return _execute_afresh(directory)
+    try:
+        return run_artifact.main(directory)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+runtime._execute = _execute_here
+
+
 @pytest.fixture(autouse=True)
 def fresh_start():
     """Seeds, layer names and the dtype policy do not depend on the tests before."""
@@ -40,6 +60,13 @@ def fresh_start():
     yield
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(autouse=True)
+def as_users_run_artifacts(request, monkeypatch):
+    """Tests that are marked `fresh_interpreter` run SavedModels and `.keras` files in one."""
+    if request.node.get_closest_marker("fresh_interpreter"):
+        monkeypatch.setattr(runtime, "_execute", _execute_afresh)
 
 
 @pytest.fixture(autouse=True)

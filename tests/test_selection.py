@@ -216,6 +216,7 @@ def test_random_mask_is_a_function_of_its_seed_in_every_world():
 def small_tiles(monkeypatch):
     """All that has more than 16 entries is looked at tile by tile."""
     monkeypatch.setattr(selection, "_TILE", 16)
+    monkeypatch.setattr(selection, "_DRAWS", 16)
     selection._traced_top_k.cache_clear()
     yield
     selection._traced_top_k.cache_clear()

@@ -27,7 +27,6 @@ _WRITERS = {
 _SUFFIXES = {"keras": ".keras", "litert": ".tflite", "onnx": ".onnx"}
 # A directory with this file is an earlier export.
 _CONTENTS = {"saved_model": "saved_model.pb", "web": "sparse.tflite"}
-_WITH_KERNELS = ("litert", "onnx", "web")
 _VALUE_BYTES = {None: 4, "float16": 2, "dynamic_int8": 1, "int8": 1}
 
 
@@ -59,8 +58,10 @@ def export(
     numbers cancel out.) What was measured is in the report.
 
     `"litert"` stores sparse kernels sparse; `"web"` is a folder with a page that runs the network
-    dense and sparse in a browser, by LiteRT.js. These and `"onnx"` are run in a fresh interpreter
-    without `rigl_tf`, and the report says for each sparse kernel what the runtime does with it.
+    dense and sparse in a browser, by LiteRT.js. Each artifact is run on the CPU in a fresh
+    interpreter without `rigl_tf`, and the report says for each sparse kernel what the runtime does
+    with it. If a SavedModel or a `.keras` file cannot be loaded there, as it holds classes of your
+    own, it is run in this process, and the report says so.
 
     Args:
         model: A built `keras.Model`, sparse or dense, without LoRA.
@@ -84,9 +85,9 @@ def export(
         representative_data: For `"int8"`: a batch of typical inputs, by which the ranges of
             activations are chosen. The outputs are compared on it unless `inputs` are given.
         sparse_storage: For `"litert"`: whether sparse kernels are stored sparse.
-        measure: Whether `"litert"`, `"onnx"` and `"web"` are measured, in batches of 1 and 32, in
-            turns with the same weights stored dense. It takes two seconds at most; a batch that
-            needs longer is left out.
+        measure: Whether it is measured, in batches of 1 and 32; if sparse kernels are stored
+            sparse, in turns with the same weights stored dense. It takes two seconds at most; a
+            batch that needs longer is left out.
 
     Returns:
         An `ExportReport`; `print` it.
@@ -113,7 +114,7 @@ def export(
     if format != "keras":
         check_shapes(specs, batch)
     masked = as_masked(model)
-    kernels = formats.sparse_arrays(masked) if format in _WITH_KERNELS else {}
+    kernels = formats.sparse_arrays(masked)
     if not kernels and (format == "web" or (format == "litert" and sparse_storage)):
         other = ", or give `sparse_storage=False`" if format == "litert" else ""
         raise ValueError(

@@ -8,13 +8,13 @@ import tensorflow as tf
 
 from rigl_tf import masks
 from rigl_tf.artifacts import (
-    keras_file,
     kernels,
     layouts,
     litert,
     litert_file,
     onnx,
     saved_model,
+    tensorflow_files,
     web,
 )
 from rigl_tf.inputs import concrete, signature
@@ -76,17 +76,27 @@ class Artifact:
 
 def write_saved_model(job):
     saved_model.save(job.model, job.path, signature(job.model, job.inputs))
-    return Artifact(saved_model.run(job.path, job.batch), job.path)
+    return _run_by_tensorflow("saved_model", job)
 
 
 def write_keras(job):
     job.plain.save(job.path)
-    return Artifact(keras_file.run(job.path, job.batch), job.path)
+    return _run_by_tensorflow("keras", job)
+
+
+def _run_by_tensorflow(format, job):
+    specs = signature(job.model, job.inputs)
+    outputs, latencies, notes = tensorflow_files.run(
+        format, job.path, specs, job.batch, job.expected, job.batch_sizes
+    )
+    reports = kernels.report_dense(job.kernels, tensorflow_files.REASON, tensorflow_files.ADVICE)
+    return Artifact(outputs, job.path, None, 0.0, reports, tuple(latencies), notes)
 
 
 def write_litert(job):
     _check_numbers(job, "litert")
-    _check_float32(job, "litert")
+    _check_stateless(job, "litert")
+    _check_precision(job, "litert", ("float16", "bfloat16"))
     specs = _specs_of_one_size(job)
     storages = ("sparse", "dense") if job.sparse_storage else ("dense",)
     files, made_with = litert.convert(
@@ -121,6 +131,8 @@ def write_litert(job):
 
 def write_onnx(job):
     _check_numbers(job, "onnx")
+    _check_stateless(job, "onnx")
+    _check_precision(job, "onnx", ("bfloat16",))
     specs = _specs_of_one_size(job)
     onnx.save(job.plain, job.path, specs)
     outputs, latencies, notes = onnx.run(job.path, specs, job.batch, job.expected, job.batch_sizes)
@@ -130,7 +142,8 @@ def write_onnx(job):
 
 def write_web(job):
     _check_numbers(job, "web")
-    _check_float32(job, "web")
+    _check_stateless(job, "web")
+    _check_precision(job, "web", ("float16", "bfloat16"))
     specs = concrete(job.model, job.inputs)
     web.check_types(specs)
     job.path.mkdir()
@@ -169,14 +182,25 @@ def _check_numbers(job, format):
             )
 
 
-def _check_float32(job, format):
-    """Raises a `ValueError` for models that compute in a lower precision."""
+def _check_precision(job, format, refused):
+    """Raises a `ValueError` for models with layers that compute in a type that is refused."""
     for layer in all_layers(job.model):
-        if layer.compute_dtype in ("float16", "bfloat16"):
+        if layer.compute_dtype in refused:
             raise ValueError(
                 f"`format={format!r}` must be of a model that computes in float32: make it again "
                 "without mixed precision, and copy the weights. "
                 f"Received: layer {layer.name!r} in {layer.compute_dtype}"
+            )
+
+
+def _check_stateless(job, format):
+    """Raises a `ValueError` for layers that keep a state from one call to the next."""
+    for layer in all_layers(job.model):
+        if getattr(layer, "stateful", False):
+            raise ValueError(
+                f"`format={format!r}` keeps no state from one call to the next: make the model "
+                "again with `stateful=False`, and copy the weights, or use "
+                f'`format="saved_model"`. Received: layer {layer.name!r} with `stateful=True`'
             )
 
 

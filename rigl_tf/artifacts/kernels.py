@@ -111,7 +111,10 @@ def _in_litert(array, used):
     advice = _advice(operation, step)
     if stored == EXPANDED:
         return stored, stored, f"LiteRT has no sparse {operation.name} for these zeros", advice
-    return stored, stored, f"it is stored dense, in {weights.dtype}", advice
+    reason = f"it is stored dense, in {weights.dtype}"
+    if operation.name == "FULLY_CONNECTED" and weights.shape[-1] % 4:
+        reason += ": LiteRT stores zeros wrong that look like blocks of 4, unless these divide it"
+    return stored, stored, reason, advice
 
 
 def _advice(operation, step):

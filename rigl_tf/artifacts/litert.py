@@ -1,6 +1,7 @@
 """A model as a LiteRT file: sparse kernels stored sparse, or all of it stored dense."""
 
 import contextlib
+import math
 import os
 import tempfile
 import warnings
@@ -9,11 +10,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from rigl_tf.artifacts import runtime, saved_model
+from rigl_tf.artifacts import litert_file, runtime, saved_model
 from rigl_tf.artifacts.comparison import in_a_line
 
 SIGNATURE = "serving_default"
 QUANTIZATIONS = ("float16", "dynamic_int8", "int8")
+# The smallest normal number: it stands for 0 while a file is converted.
+_TINY = np.float32(2.0**-126)
 # What rounding of numbers may change of the largest output.
 TOLERANCES = {None: 0.0, "float16": 0.02, "dynamic_int8": 0.25, "int8": 0.25}
 
@@ -48,6 +51,8 @@ def convert(model, specs, storages=("sparse", "dense"), quantize=None, data=None
             saved_model.save(model, directory, attempt)
             try:
                 files = [_file(directory, each, attempt, quantize, data) for each in storages]
+                if not quantize:
+                    files = [_repaired(model, attempt, each) for each in files]
             except OSError:
                 raise
             # The converter raises errors of many classes, with the listing of a graph in them.
@@ -59,6 +64,35 @@ def convert(model, specs, storages=("sparse", "dense"), quantize=None, data=None
         "The converter of LiteRT must know every operation of the model. Received: "
         f"model={model.name!r} ({in_a_line(failure)})"
     ) from failure
+
+
+def misfits(operations):
+    """Those whose weights are stored in blocks that do not divide them: LiteRT reads these wrong.
+
+    Zeros that look like blocks, as those of units without inputs do, are stored in blocks even so.
+    """
+    stored = [each for each in operations if each.weights is not None and each.weights.block]
+    return [each for each in stored if each.weights.shape[-1] % each.weights.block]
+
+
+def _repaired(model, specs, content):
+    """A file whose `misfits` are stored dense."""
+    sizes = {math.prod(each.weights.shape) for each in misfits(litert_file.read(content))}
+    if not sizes:
+        return content
+    weights = [each for each in model.weights if math.prod(each.shape) in sizes]
+    arrays = [each.numpy() for each in weights]
+    try:
+        # Without zeros they are not stored sparse.
+        for weight, array in zip(weights, arrays, strict=True):
+            weight.assign(np.where(array == 0, _TINY, array))
+        with tempfile.TemporaryDirectory(prefix="rigl_tf-") as directory:
+            saved_model.save(model, directory, specs)
+            content = _file(directory, "sparse", specs, None, None)
+    finally:
+        for weight, array in zip(weights, arrays, strict=True):
+            weight.assign(array)
+    return litert_file.replaced(content, _TINY, 0.0)
 
 
 def _of_one_example(spec):
@@ -125,6 +159,11 @@ def _known_fault(use, quantize):
     dtype, block = use.weights.dtype, use.weights.block
     if block is None:
         return ""
+    if misfits([use]):
+        return (
+            f"what looks like blocks of {block}, which do not divide its {use.weights.shape[-1]} "
+            "inputs: LiteRT reads them wrong"
+        )
     if dtype == np.float16 and block > 1:
         return "blocks, of which LiteRT computes NaN"
     if dtype == np.int8 and use.name == "FULLY_CONNECTED":

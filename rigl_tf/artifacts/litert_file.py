@@ -108,6 +108,27 @@ def read(content):
     return operations
 
 
+def replaced(content, old, new):
+    """A file in whose float32 constants one number is replaced by another.
+
+    Args:
+        content: The bytes of the file.
+        old, new: The numbers.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    content = bytearray(content)
+    model = schema.Model.GetRootAs(content, 0)
+    graph = model.Subgraphs(0)
+    for index in range(graph.TensorsLength()):
+        tensor = graph.Tensors(index)
+        buffer = model.Buffers(tensor.Buffer())
+        if tensor.Type() == schema.TensorType.FLOAT32 and buffer.DataLength():
+            values = buffer.DataAsNumpy().view("float32")  # It is the memory of `content`.
+            values[values == np.float32(old)] = new
+    return bytes(content)
+
+
 def _dtypes(schema):
     kinds = {
         "FLOAT32": "float32",
@@ -128,7 +149,10 @@ def _tensor(model, dtypes, index, tensor, is_output):
     dtype = dtypes.get(tensor.type, np.dtype("O"))
     data = model.buffers[tensor.buffer].data
     block, values = None, None
-    if data is not None and len(data) and dtype != "O":
+    # Of a sparse one without active weights nothing is stored but where they are not.
+    is_stored = data is not None and len(data) and dtype != "O"
+    if is_stored or tensor.sparsity is not None:
+        data = np.zeros(0, "uint8") if data is None else data
         values = functools.partial(_values, data, dtype, shape, tensor.sparsity)
     if tensor.sparsity is not None:
         sizes = [each.denseSize for each in tensor.sparsity.dimMetadata[len(shape) :]]

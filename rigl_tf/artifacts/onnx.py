@@ -7,6 +7,8 @@ import io
 import warnings
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from rigl_tf.artifacts import runtime
 from rigl_tf.artifacts.comparison import in_a_line
@@ -34,6 +36,7 @@ def save(model, path, specs):
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Those of `tf2onnx` about itself.
             model.export(path, format="onnx", input_signature=[specs], verbose=False)
+            _write_constants(model, path, specs)
             # It writes operations that it does not know under their names in TensorFlow.
             importlib.import_module("onnx").checker.check_model(str(path))
     except OSError:
@@ -43,6 +46,30 @@ def save(model, path, specs):
             "The exporter of ONNX must know every operation of the model. Received: "
             f"model={model.name!r} ({in_a_line(error)})"
         ) from error
+
+
+def _write_constants(model, path, specs):
+    """Gives constants their values: the exporter makes inputs of those that are no variables.
+
+    A `Normalization` has such. They are found by their names in a trace of the model.
+    """
+    onnx = importlib.import_module("onnx")
+    function = tf.function(model, input_signature=[specs], autograph=False)
+    traced = function.get_concrete_function()
+    names = [tensor.name for tensor in traced.inputs]
+    captured = traced.captured_inputs
+    constants = dict(zip(names[len(names) - len(captured) :], captured, strict=True))
+    file = onnx.load(path)
+    inputs = [each for each in file.graph.input if each.name not in constants]
+    if len(inputs) == len(file.graph.input):
+        return
+    for each in file.graph.input:
+        if each.name in constants:
+            value = np.asarray(constants[each.name])
+            file.graph.initializer.append(onnx.numpy_helper.from_array(value, each.name))
+    del file.graph.input[:]
+    file.graph.input.extend(inputs)
+    onnx.save(file, path)
 
 
 def run(path, specs, batch, expected, batch_sizes=()):

@@ -99,13 +99,22 @@ class ExportReport:
             table.add_row(f"latency, batch {latency.batch_size}", str(latency))
         table.add_row("largest output difference", f"{self.max_difference:.2g}")
         parts = [as_text(table)]
-        if self.kernels:
+        ways = {(each.kernel, each.reason) for each in self.kernels}
+        if len(ways) == 1:
+            ((kernel, reason),) = ways
+            number = len(self.kernels)
+            which = f"Each of the {number} sparse kernels" if number > 1 else "The sparse kernel"
+            parts.append(f"{which} runs {kernel!r}: {reason}.")
+        elif ways:
             parts.append(as_text(self._table_of_kernels()))
         groups = {}
         for each in self.kernels:
             if each.advice:
                 groups.setdefault(each.advice, []).append(each.path)
-        lines = [f"{', '.join(paths)}: {advice}" for advice, paths in groups.items()]
+        lines = [
+            advice if len(paths) == len(self.kernels) else f"{', '.join(paths)}: {advice}"
+            for advice, paths in groups.items()
+        ]
         parts += ["\n".join([*lines, *self.notes])] if lines or self.notes else []
         return "\n".join(parts)
 

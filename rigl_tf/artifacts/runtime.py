@@ -3,7 +3,9 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import pathlib
+import pickle
 import statistics
 import subprocess
 import sys
@@ -12,11 +14,18 @@ import tempfile
 import numpy as np
 import tensorflow as tf
 
-from rigl_tf.artifacts import programs
+from rigl_tf.artifacts.programs import run_artifact
 
 # Of each batch size, in seconds.
 _LIMIT = 0.7
-_MODULES = {"litert": ("ai_edge_litert", "ai-edge-litert"), "onnx": ("onnxruntime", "onnxruntime")}
+_MODULES = {
+    "litert": ("ai_edge_litert", "ai-edge-litert"),
+    "onnx": ("onnxruntime", "onnxruntime"),
+    "saved_model": ("tensorflow", "tensorflow"),
+    "keras": ("keras", "keras"),
+}
+# All of them run on the CPU, the memory of a GPU is taken by the process that exports.
+_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": "tensorflow"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +61,19 @@ def check_installed(runtime, why):
         raise ImportError(f"{why} needs the package {package!r}: `pip install {package}`")
 
 
-def run(runtime, path, arrays, dense=None, batch_sizes=(), size=None):
-    """Runs an artifact in a new process that imports neither `rigl_tf` nor TensorFlow.
+def run(runtime, path, arrays, dense=None, batch_sizes=(), size=None, structure=None, here=False):
+    """Runs an artifact in a new process that imports the runtime alone, without `rigl_tf`.
 
     Args:
-        runtime: `"litert"` or `"onnx"`.
-        path: The file.
+        runtime: `"litert"`, `"onnx"`, `"saved_model"` or `"keras"`.
+        path: The file or directory.
         arrays: Dictionary of its inputs by name.
         dense: Another file, to measure beside it.
-        batch_sizes: Numbers of examples to measure calls with. One that takes too long is left out.
+        batch_sizes: Numbers of examples to measure calls with. One that takes too long, or that
+            the model cannot be called with, is left out.
         size: The number of examples in a batch, if the file takes no others.
+        structure: For `"keras"`: the names of the inputs, in the structure that the model takes.
+        here: Whether it is run in this process, whose errors are then raised as they are.
 
     Returns:
         The outputs, as a dictionary by name, and a list of `Latency`.
@@ -77,35 +89,48 @@ def run(runtime, path, arrays, dense=None, batch_sizes=(), size=None):
         "size": size,
         "limit": _LIMIT,
     }
-    program = pathlib.Path(programs.__file__).with_name("run_artifact.py")
     with tempfile.TemporaryDirectory(prefix="rigl_tf-") as directory:
         directory = pathlib.Path(directory)
         (directory / "request.json").write_text(json.dumps(request))
+        if structure is not None:
+            (directory / "structure.pickle").write_bytes(pickle.dumps(structure))
         np.savez(directory / "inputs.npz", **{f"_{name}": arrays[name] for name in arrays})
-        done = subprocess.run(
-            [sys.executable, str(program), str(directory)], capture_output=True, text=True
-        )
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        failure = run_artifact.main(directory) if here else _execute(directory)
+        if failure:
             raise RuntimeError(
                 f"The artifact cannot be run by {_MODULES[runtime][1]} in a fresh interpreter, so "
-                f"it was thrown away. Received: {' '.join(lines[-1].split())[:300]}"
+                f"it was thrown away. Received: {failure}"
             )
-        with np.load(directory / "outputs.npz") as file:
+        with np.load(directory / "outputs.npz", allow_pickle=True) as file:
             outputs = {key[1:]: file[key] for key in file}
         seconds = json.loads((directory / "seconds.json").read_text())
     latencies = [_latency(int(size), each) for size, each in seconds.items() if each is not None]
     return outputs, latencies
 
 
-def run_batch(runtime, path, specs, batch, batch_sizes=(), dense=None):
+def _execute(directory):
+    """Runs the program on a directory; what it failed of, or an empty string."""
+    done = subprocess.run(
+        [sys.executable, run_artifact.__file__, str(directory)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **_ENVIRONMENT},
+    )
+    if not done.returncode:
+        return ""
+    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    return " ".join(lines[-1].split())[:300]
+
+
+def run_batch(runtime, path, specs, batch, batch_sizes=(), dense=None, here=False):
     """`run` of the inputs of a model; a file that takes one batch size is measured with that."""
     flat = list(zip(tf.nest.flatten(specs), tf.nest.flatten(batch), strict=True))
-    arrays = {spec.name: np.asarray(array) for spec, array in flat}
+    arrays = {spec.name: run_artifact.as_array(tensor) for spec, tensor in flat}
     size = next((spec.shape[0] for spec, _ in flat if spec.shape.rank), None)
     if size is not None:
         batch_sizes = [size] if batch_sizes else []
-    return run(runtime, path, arrays, dense, batch_sizes, size)
+    names = tf.nest.map_structure(lambda spec: spec.name, specs) if runtime == "keras" else None
+    return run(runtime, path, arrays, dense, batch_sizes, size, names, here)
 
 
 def _latency(batch_size, seconds):

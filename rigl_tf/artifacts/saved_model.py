@@ -51,12 +51,6 @@ def save(model, path, specs):
         ) from error
 
 
-def run(path, batch):
-    """The outputs of a SavedModel."""
-    artifact = tf.saved_model.load(str(path))  # It holds the variables.
-    return artifact.serve(batch)
-
-
 def output_names(outputs):
     """What a signature calls the outputs of a model, in the order of `keras.tree.flatten`."""
     if not tf.nest.is_nested(outputs):

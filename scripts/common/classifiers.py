@@ -38,21 +38,23 @@ def batches(x, y, batch_size, epochs, seed, first_epoch=0, augment=None):
     return indices.enumerate(first_batch).map(examples).prefetch(tf.data.AUTOTUNE)
 
 
-def shift_and_flip(images, seed):
-    """Shifts each image by up to 4 pixels and flips every second one: CIFAR's augmentation.
+def shift_and_flip(images, seed, most=4):
+    """Shifts each image by some pixels and flips every second one: CIFAR's augmentation.
 
     Args:
         images: Tensor, shape `(batch, height, width, channels)`.
         seed: Pair of integers.
+        most: Number of pixels that an image is shifted by at most, in each direction.
 
     Returns:
         Tensor of the same shape; what is shifted in is 0.
     """
     size, height, width = images.shape[0], images.shape[1], images.shape[2]
     seeds = tf.random.experimental.stateless_split(seed, 3)
-    padded = tf.pad(images, [[0, 0], [4, 4], [4, 4], [0, 0]])
-    rows = tf.random.stateless_uniform((size, 1), seeds[0], 0, 9, tf.int32) + tf.range(height)
-    columns = tf.random.stateless_uniform((size, 1), seeds[1], 0, 9, tf.int32) + tf.range(width)
+    padded = tf.pad(images, [[0, 0], [most, most], [most, most], [0, 0]])
+    limits = 0, 2 * most + 1
+    rows = tf.random.stateless_uniform((size, 1), seeds[0], *limits, tf.int32) + tf.range(height)
+    columns = tf.random.stateless_uniform((size, 1), seeds[1], *limits, tf.int32) + tf.range(width)
     flipped = tf.random.stateless_uniform((size, 1), seeds[2]) < 0.5
     columns = tf.where(flipped, columns[:, ::-1], columns)
     shifted = tf.gather(padded, rows, axis=1, batch_dims=1)

@@ -1,9 +1,11 @@
 """Tests of `rigl_tf.export`."""
 
 import collections
+import dataclasses
 import json
 import pathlib
 import shutil
+import types
 import zipfile
 
 import keras
@@ -78,10 +80,20 @@ def change_outputs(monkeypatch, change):
     def changed(call):
         return lambda *args, **kwargs: tf.nest.map_structure(change, call(*args, **kwargs))
 
+    class Changed:
+        """The default signature; what it is made of is as it was."""
+
+        def __init__(self, function):
+            self.structured_input_signature = function.structured_input_signature
+            self._call = changed(function)
+
+        def __call__(self, **inputs):
+            return self._call(**inputs)
+
     def loaded(path):
         artifact = load(path)
-        artifact.serve = changed(artifact.serve)
-        return artifact
+        signatures = {name: Changed(function) for name, function in artifact.signatures.items()}
+        return types.SimpleNamespace(artifact=artifact, signatures=signatures)
 
     monkeypatch.setattr(tf.saved_model, "load", loaded)
     monkeypatch.setattr(keras.saving, "load_model", lambda path: changed(load_model(path)))
@@ -570,7 +582,7 @@ def test_the_report(tmp_path):
     assert 0 <= report.max_difference < 1e-5
     numbers = json.loads(json.dumps(report.to_dict()))
     assert numbers == {
-        **json.loads(json.dumps(vars(report))),
+        **json.loads(json.dumps(dataclasses.asdict(report))),
         "sparsity": report.sparsity,
         "flops_ratio": report.flops_ratio,
     }
@@ -630,6 +642,80 @@ def test_a_relative_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert rigl_tf.export(sparse_mlp(), "export").path == "export"
     assert (tmp_path / "export" / "saved_model.pb").is_file()
+
+
+class Added(keras.Model):
+    """Takes a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3)
+
+    def call(self, inputs):
+        return self.dense(inputs[0] + inputs[1]["more"])
+
+
+def test_nested_inputs_of_a_subclassed_model(tmp_path):
+    inputs = [numbers((2, 4)), {"more": numbers((2, 4), 1)}]
+    model = Added()
+    model(inputs)
+    report = rigl_tf.export(rigl_tf.sparsify(model, 0.5), tmp_path / "it", inputs=inputs)
+    x, more = inputs[0], inputs[1]["more"]
+    (outputs,) = serve(report.path, arg_0=tf.constant(x), arg_1_more=tf.constant(more)).values()
+    np.testing.assert_allclose(outputs, model(inputs), atol=1e-5)
+
+
+# In a fresh interpreter.
+
+
+@pytest.mark.fresh_interpreter
+@pytest.mark.parametrize("format", ["saved_model", "keras"])
+def test_it_runs_in_a_fresh_interpreter(format, tmp_path):
+    words = keras.Input((3,), dtype="string", name="w")
+    table = layers.StringLookup(vocabulary=["a", "b"], output_mode="multi_hot")
+    x = keras.Input((4,), name="x")
+    hidden = layers.Concatenate()([table(words), x])
+    outputs = {"q": layers.Dense(3, dtype="mixed_bfloat16")(hidden), "p": hidden}
+    model = rigl_tf.sparsify(keras.Model({"w": words, "x": x}, outputs), 0.5)
+    report = rigl_tf.export(model, tmp_path / "it.keras", format)
+    assert report.max_difference < 0.05
+    assert not report.notes
+    assert [latency.batch_size for latency in report.latencies] == [1, 32]
+    assert all(latency.dense is None for latency in report.latencies)
+    assert [kernel.kernel for kernel in report.kernels] == ["dense"]
+    assert (
+        "The sparse kernel runs 'dense': TensorFlow multiplies dense matrices, zeros included"
+        in str(report)
+    )
+
+
+@keras.saving.register_keras_serializable("test_export")
+class Doubled(layers.Dense):
+    def call(self, inputs):
+        return 2 * super().call(inputs)
+
+
+@pytest.mark.fresh_interpreter
+def test_classes_of_the_user_are_known_in_this_process_only(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), Doubled(3)])
+    report = rigl_tf.export(model, tmp_path / "it.keras", "keras")
+    assert report.max_difference < 1e-6
+    (note,) = report.notes
+    assert "not run in a fresh interpreter" in note
+    assert "Doubled" in note
+
+
+@pytest.mark.fresh_interpreter
+def test_what_cannot_be_loaded_anywhere_is_thrown_away(untouched, monkeypatch):
+    save = tf.saved_model.save
+
+    def cut_off(module, path, **settings):
+        save(module, path, **settings)
+        (pathlib.Path(path) / "saved_model.pb").write_bytes(b"cut off")
+
+    monkeypatch.setattr(tf.saved_model, "save", cut_off)
+    with pytest.raises(RuntimeError, match="cannot be run by tensorflow in a fresh interpreter"):
+        rigl_tf.export(sparse_mlp(), untouched / "export")
 
 
 # What is refused. Each leaves the directory as it was.

@@ -14,6 +14,7 @@ from helpers import covers_part, numbers
 
 import rigl_tf
 from rigl_tf.artifacts import kernels, layouts, litert_file, runtime
+from rigl_tf.artifacts.programs import run_artifact
 from rigl_tf.masks import kernels_of
 
 layers = keras.layers
@@ -103,7 +104,7 @@ def test_it_predicts_what_the_model_predicts(network, exported):
 
 
 def test_the_fresh_interpreter_needs_neither_tensorflow_nor_this_library(exported, tmp_path):
-    program = runtime.programs.__path__[0] + "/run_artifact.py"
+    program = run_artifact.__file__
     _, report = exported["mlp"]
     request = {"runtime": "litert", "paths": [report.path], "batch_sizes": [], "size": None}
     (tmp_path / "request.json").write_text(json.dumps({**request, "limit": 1}))
@@ -329,6 +330,60 @@ def test_blocks_of_16_in_dynamic_int8_are_refused(tmp_path):
     model = mlp({"one": 16, "two": 16})
     with pytest.raises(ValueError, match=r"wrong outputs.*quantize='int8'"):
         rigl_tf.export(model, tmp_path / "m.tflite", "litert", quantize="dynamic_int8")
+    assert not list(tmp_path.iterdir())
+
+
+def without_inputs(num_inputs, units, num_dead):
+    """A Dense layer, some of whose units have no connections, the others have all."""
+    model = rigl_tf.sparsify(
+        keras.Sequential([keras.Input((num_inputs,), name="x"), layers.Dense(units)]), 0.5
+    )
+    masks = {path: np.zeros(mask.shape, bool) for path, mask in rigl_tf.get_masks(model).items()}
+    for mask in masks.values():
+        mask[:, num_dead:] = True
+    rigl_tf.set_masks(model, masks)
+    kernel = model.layers[0].layer.kernel
+    kernel.assign(numbers(kernel.shape) * next(iter(masks.values())))
+    return model
+
+
+@pytest.mark.parametrize(("num_inputs", "units"), [(7, 3), (30, 16), (3, 8)])
+def test_blocks_that_divide_no_kernel_are_stored_dense(num_inputs, units, tmp_path):
+    """The converter stores them in blocks of 4 even so, which LiteRT reads wrong."""
+    model = without_inputs(num_inputs, units, units // 2)
+    before = model.get_weights()
+    report = rigl_tf.export(model, tmp_path / "m.tflite", "litert", measure=False)
+    (kernel,) = report.kernels
+    assert kernel.kernel == "dense"
+    assert "look like blocks of 4" in kernel.reason
+    (operation,) = operations_of(report)
+    np.testing.assert_array_equal(operation.weights.array.T, model.layers[0].layer.kernel)
+    for array, weight in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(array, weight)
+
+
+def test_blocks_that_divide_no_kernel_are_not_quantised(tmp_path):
+    with pytest.raises(ValueError, match=r"do not divide its 30 inputs.*sparse_storage=False"):
+        rigl_tf.export(
+            without_inputs(30, 16, 8), tmp_path / "m.tflite", "litert", quantize="float16"
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_kernel_without_active_weights(tmp_path):
+    model = without_inputs(8, 4, 4)
+    report = rigl_tf.export(model, tmp_path / "m.tflite", "litert", measure=False)
+    assert report.kernels[0].sparsity == 1
+
+
+@pytest.mark.parametrize("format", ["litert", "web", "onnx"])
+def test_a_state_is_kept_by_a_saved_model_alone(format, tmp_path):
+    model = keras.Sequential(
+        [keras.Input(batch_shape=(2, 3, 4)), layers.GRU(4, stateful=True, name="memory")]
+    )
+    path = tmp_path / ("m.onnx" if format == "onnx" else "m.tflite")
+    with pytest.raises(ValueError, match=r"keeps no state.*'memory' with `stateful=True`"):
+        rigl_tf.export(rigl_tf.sparsify(model, 0.5), path, format)
     assert not list(tmp_path.iterdir())
 
 

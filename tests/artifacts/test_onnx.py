@@ -54,6 +54,23 @@ def test_several_inputs_and_outputs(structure, tmp_path):
     assert report.max_difference < 1e-5
 
 
+@has("onnx", "tf2onnx", "onnxruntime")
+def test_constants_that_are_no_variables(tmp_path):
+    normalization = layers.Normalization()
+    normalization.adapt(numbers((20, 6)))
+    model = rigl_tf.sparsify(
+        keras.Sequential([keras.Input((6,)), normalization, layers.Dense(4)]), 0.5
+    )
+    report = rigl_tf.export(model, tmp_path / "m.onnx", "onnx", measure=False)
+    assert 0 <= report.max_difference < 1e-5
+
+
+def test_bfloat16_is_refused(tmp_path):
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(4, dtype="mixed_bfloat16")])
+    with pytest.raises(ValueError, match=r"computes in float32.*in bfloat16"):
+        rigl_tf.export(rigl_tf.sparsify(model, 0.5), tmp_path / "m.onnx", "onnx")
+
+
 @has("onnx", "tf2onnx")
 def test_what_onnx_cannot_express(tmp_path):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(4, "gelu")])

@@ -117,7 +117,7 @@ def test_structures(data_dir, tmp_path, monkeypatch):
     assert all(abs(float(row["reached"]) - float(row["sparsity"])) < 0.01 for row in mnist)
     page = (tmp_path / "structures.md").read_text()
     assert "## MNIST, LeNet-300-100" in page
-    assert "## CIFAR-10, ResNet-20" in page
+    assert "## CIFAR-10 at 16 x 16 pixels, ResNet-20" in page
     assert "Not run yet" not in page
     assert (tmp_path / "structures_mnist.png").stat().st_size > 1000
     with pytest.raises(app.UsageError, match="--structures must be beginnings of"):

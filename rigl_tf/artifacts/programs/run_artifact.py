@@ -1,12 +1,14 @@
-"""Runs LiteRT and ONNX files on arrays, and measures how long they take.
+"""Runs an artifact on arrays, and measures how long that takes.
 
-`python run_artifact.py DIRECTORY` reads `request.json` and `inputs.npz` there, and writes
-`outputs.npz` and `seconds.json`. The files that are measured take turns, so that all of them see
-the same machine.
+`python run_artifact.py DIRECTORY` reads `request.json` and `inputs.npz` there, for a `.keras` file
+`structure.pickle`, too, and writes `outputs.npz` and `seconds.json`. Artifacts that are measured
+take turns, so that all of them see the same machine.
 """
 
+import functools
 import json
 import pathlib
+import pickle
 import sys
 import time
 
@@ -37,6 +39,50 @@ def onnx(path):
         return {str(number): output for number, output in enumerate(outputs)}
 
     return run
+
+
+def saved_model(path):
+    """As `litert`, by the default signature."""
+    import tensorflow as tf
+
+    artifact = tf.saved_model.load(path)
+    function = artifact.signatures["serving_default"]
+    specs = function.structured_input_signature[1]
+
+    def run(arrays, artifact=artifact):  # It holds the variables.
+        tensors = {name: as_tensor(arrays[name], specs[name].dtype) for name in specs}
+        return {name: as_array(output) for name, output in function(**tensors).items()}
+
+    return run
+
+
+def keras(path, structure):
+    """As `onnx`. The model is called with its inputs in the structure of `structure`."""
+    import keras
+
+    model = keras.saving.load_model(path)
+
+    def run(arrays):
+        inputs = keras.tree.map_structure(lambda name: as_tensor(arrays[name]), structure)
+        outputs = keras.tree.flatten(model(inputs, training=False))
+        return {str(number): as_array(output) for number, output in enumerate(outputs)}
+
+    return run
+
+
+def as_tensor(array, dtype=None):
+    """An array as a tensor of a type, if one is given."""
+    import tensorflow as tf
+
+    tensor = tf.convert_to_tensor(array)
+    return tensor if dtype is None else tf.cast(tensor, dtype)
+
+
+def as_array(tensor):
+    """A tensor as an array that a file of NumPy can hold; bfloat16 has no such form."""
+    import tensorflow as tf
+
+    return np.asarray(tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tensor)
 
 
 def in_batches(function, arrays, size):
@@ -83,9 +129,12 @@ def seconds_of(functions, arrays, limit):
 
 def main(directory):
     request = json.loads((directory / "request.json").read_text())
-    with np.load(directory / "inputs.npz") as file:
+    with np.load(directory / "inputs.npz", allow_pickle=True) as file:  # Strings are objects.
         arrays = {key[1:]: file[key] for key in file}
-    load = {"litert": litert, "onnx": onnx}[request["runtime"]]
+    load = {"litert": litert, "onnx": onnx, "saved_model": saved_model}.get(request["runtime"])
+    if load is None:
+        structure = pickle.loads((directory / "structure.pickle").read_bytes())
+        load = functools.partial(keras, structure=structure)
     outputs = in_batches(load(request["paths"][0]), arrays, request["size"])
     # With a first letter of ours, an array may have the name of an argument of `savez`.
     np.savez(directory / "outputs.npz", **{f"_{name}": outputs[name] for name in outputs})
@@ -93,7 +142,10 @@ def main(directory):
     for size in request["batch_sizes"]:
         # New ones, whose buffers have this size from the start.
         functions = [load(path) for path in request["paths"]]
-        seconds[size] = seconds_of(functions, repeated(arrays, size), request["limit"])
+        try:
+            seconds[size] = seconds_of(functions, repeated(arrays, size), request["limit"])
+        except Exception:  # Not every model takes batches of this size.
+            break
         if seconds[size] is None:
             break
     (directory / "seconds.json").write_text(json.dumps(seconds))
