@@ -58,7 +58,8 @@ class SparsityLogger(keras.callbacks.Callback):
     the last batch of an epoch.
 
     It works with masked and CSR kernels, any optimizer, and under any strategy; of several workers
-    only the chief writes for TensorBoard.
+    only the chief writes for TensorBoard. It keeps two booleans for each connection, of a CSR
+    kernel the places of the active ones.
 
     Args:
         log_dir: Path of the folder for TensorBoard, or `None` to write nothing. The package
@@ -88,8 +89,9 @@ class SparsityLogger(keras.callbacks.Callback):
     Example:
 
     >>> x, y = np.ones((32, 8), "float32"), np.ones((32, 4), "float32")
-    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="last")])
-    >>> model = rigl_tf.sparsify(model, 0.5)
+    >>> inputs = keras.Input((8,))
+    >>> dense = keras.Model(inputs, keras.layers.Dense(4, name="last")(inputs))
+    >>> model = rigl_tf.sparsify(dense, 0.5)
     >>> model.compile(rigl_tf.SET("sgd", end_step=8, update_frequency=2), "mse")
     >>> history = model.fit(x, y, epochs=8, verbose=0, callbacks=[SparsityLogger()]).history
     >>> history["sparsity"][-1], history["sparsity/last/kernel"][-1]

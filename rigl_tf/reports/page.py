@@ -108,8 +108,10 @@ def report(model, history=None, path="report.html", *, export=None, inputs=None,
     >>> model.compile(rigl_tf.SET("sgd", end_step=8, update_frequency=2), "mse")
     >>> logger = rigl_tf.callbacks.SparsityLogger()
     >>> history = model.fit(x, y, epochs=8, verbose=0, callbacks=[logger])
-    >>> report(model, history, "report.html").name
-    'report.html'
+    >>> import tempfile
+    >>> path = report(model, history, tempfile.mkdtemp() + "/report.html")
+    >>> path.read_text()[:15]
+    '<!DOCTYPE html>'
     """
     path = pathlib.Path(path).expanduser()
     _check(model, path)
