@@ -3,6 +3,7 @@
 import csv
 import itertools
 import math
+import re
 import sys
 
 import keras
@@ -19,11 +20,14 @@ from helpers import (
     ends_early,
     every_algorithm,
     half,
+    logs_of,
     mirrored,
     mlp,
     numbers,
     rigl,
+    two_workers,
     updates_only,
+    wait_for,
 )
 
 import rigl_tf
@@ -362,3 +366,34 @@ def test_wrong_arguments(arguments, message):
 def test_a_model_without_sparse_kernels(make):
     with pytest.raises(ValueError, match="needs a model with sparse kernels"):
         fit(make(), "sgd", SparsityLogger())
+
+
+PROGRAM = """
+import json, sys
+import keras, tensorflow as tf
+import rigl_tf
+
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+with strategy.scope():
+    dense = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8), keras.layers.Dense(3)])
+    model = rigl_tf.sparsify(dense, 0.5)
+    model.compile(rigl_tf.RigL("sgd", end_step=99, update_frequency=2), "mse")
+data = tf.data.Dataset.from_tensors((tf.ones((8, 6)), tf.ones((8, 3)))).repeat(4)
+folder = f"{sys.argv[1]}/{strategy.cluster_resolver.task_id}"
+logger = rigl_tf.callbacks.SparsityLogger(folder)
+history = rigl_tf.multi_worker.fit(model, data, epochs=2, callbacks=[logger], verbose=0).history
+print("HISTORY", json.dumps({name: history[name] for name in ("moved", "sparsity")}))
+"""
+
+
+@pytest.mark.slow
+def test_of_two_workers_the_chief_writes(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    with two_workers(tmp_path, str(program), str(tmp_path / "logs")) as processes:
+        codes, last = wait_for(processes, tmp_path)
+    assert codes == [0, 0], last
+    histories = [re.search("HISTORY (.*)", log).group(1) for log in logs_of(tmp_path)]
+    assert histories[0] == histories[1]
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["0"]
+    assert set(events(tmp_path / "logs")["sparsity"]) >= {3, 4, 8}
