@@ -36,11 +36,16 @@ class Board:
         if self._writer is None:
             return
         with self._writer.as_default(step=step), tf.summary.record_if(True):
-            for name, number in numbers.items():
-                tf.summary.scalar(name, number)
+            if numbers:
+                # All at once: `tf.summary.scalar` takes 0.3 ms for each.
+                summary = tf.compat.v1.Summary(value=map(_scalar, numbers, numbers.values()))
+                tf.summary.experimental.write_raw_pb(summary.SerializeToString())
             for name, matrix in (images or {}).items():
                 tf.summary.image(name, matrix[tf.newaxis, :, :, tf.newaxis])
-        self._writer.flush()
+
+    def flush(self):
+        if self._writer is not None:
+            self._writer.flush()
 
     @property
     def is_open(self):
@@ -49,3 +54,13 @@ class Board:
     def close(self):
         if self._writer is not None:
             self._writer.close()
+
+
+def _scalar(name, number):
+    """What `tf.summary.scalar` writes of a number."""
+    plugin = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
+    return tf.compat.v1.Summary.Value(
+        tag=name,
+        tensor=tf.make_tensor_proto(number, tf.float32),
+        metadata=tf.compat.v1.SummaryMetadata(plugin_data=plugin),
+    )

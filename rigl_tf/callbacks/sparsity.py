@@ -169,6 +169,7 @@ class SparsityLogger(keras.callbacks.Callback):
         numbers = self._look()
         if self._shows_masks and self._board.is_open:
             self._write_masks()
+        self._board.flush()
         if logs is not None:
             paths = list(self._watched) if self._logs_kernels else ()
             logs.update(self._of_all(numbers, sum(self._moved.values())))

@@ -1,11 +1,13 @@
 """When the optimizers of a model update masks, and how long such a step takes."""
 
+import math
 import time
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from rigl_tf.optimizers import SparseTraining
+from rigl_tf.optimizers.scheduled import ScheduledUpdates
 from rigl_tf.optimizers.slots import optimizers_within
 
 
@@ -34,23 +36,28 @@ class UpdateClock:
         self._model = model
         found = optimizers_within(model.optimizer) if model.optimizer is not None else ()
         self.optimizers = [each for each in found if isinstance(each, SparseTraining)]
+        self._updating = [each for each in self.optimizers if has_updates(each)]
         self.step = self._read()
         self.last_update = None
         self.seconds = float("nan")
-        self._batch = 0
+        self._batch = self._quiet_until = 0
         self._begun = self._before = None
         self._has_run = False
 
     def begin_epoch(self):
         self.step, self._batch = self._read(self.step), 0
+        self._quiet_until = 0  # schedules may be set anew
         self._begun = self._before = None
 
     def before_batch(self, batch):
         """Whether masks were updated in the last batch. `batch` is the first step of the next."""
         self.step += batch - self._batch
         self._batch = batch
-        is_done = self._finish(time_counts=True) if self._begun is not None else False
         size = self._model.steps_per_execution
+        if self.step + 2 * size <= self._quiet_until:  # most often there is nothing to do
+            self._has_run = True
+            return False
+        is_done = self._finish(time_counts=True) if self._begun is not None else False
         if self._updates(self.step, self.step + size):
             self.step = self._read(self.step)
             now = time.perf_counter()
@@ -60,6 +67,9 @@ class UpdateClock:
             # How long the steps beside an update take is what the execution before it takes.
             self._read(self.step)
             self._before = time.perf_counter()
+        elif self._begun is None:
+            ends = [_quiet_until(each, self.step) for each in self._updating]
+            self._quiet_until = min(ends, default=math.inf)
         self._has_run = True
         return is_done
 
@@ -86,11 +96,11 @@ class UpdateClock:
         return True
 
     def _updates(self, first, stop):
-        return [
-            step
-            for step in range(first, stop)
-            if any(each.built and bool(each.is_update_step(step)) for each in self.optimizers)
-        ]
+        """The steps with an update from `first` on and before `stop`."""
+        found = set()
+        for optimizer in self._updating:
+            found.update(_updates_of(optimizer, first, stop))
+        return sorted(found)
 
     def _read(self, otherwise=0):
         """The step of the optimizers, or a number where there is none that counts steps."""
@@ -98,6 +108,35 @@ class UpdateClock:
         if not self.optimizers and self._model.optimizer is not None:
             counts = [self._model.optimizer.iterations]
         return max((int(tf.convert_to_tensor(each)) for each in counts), default=otherwise)
+
+
+def _known_updates(optimizer, first):
+    """The updates from `first` on as a range, `None` if they must be found by trying."""
+    steps = optimizer._update_steps() if isinstance(optimizer, ScheduledUpdates) else None
+    if steps is None:
+        return None
+    start = steps.start
+    if first > start:
+        start += -((start - first) // steps.step) * steps.step
+    return range(start, steps.stop, steps.step)
+
+
+def _updates_of(optimizer, first, stop):
+    """The steps from `first` on, and before `stop`, with an update."""
+    if not optimizer.built:
+        return []
+    known = _known_updates(optimizer, first)
+    if known is None:
+        return [step for step in range(first, stop) if optimizer.is_update_step(step)]
+    return range(known.start, min(stop, known.stop), known.step)
+
+
+def _quiet_until(optimizer, first):
+    """A step up to which there is no update from `first` on, the later the better."""
+    known = _known_updates(optimizer, first) if optimizer.built else None
+    if known is None:
+        return first
+    return known.start if known else math.inf
 
 
 class _Begun(NamedTuple):

@@ -31,7 +31,8 @@ from helpers import (
 )
 
 import rigl_tf
-from rigl_tf.callbacks import SparsityLogger
+from rigl_tf.callbacks import SparsityLogger, updates
+from rigl_tf.callbacks.board import Board
 
 layers, optimizers = keras.layers, keras.optimizers
 pytestmark = [ends_early, covers_part, updates_only]
@@ -397,3 +398,48 @@ def test_of_two_workers_the_chief_writes(tmp_path):
     assert histories[0] == histories[1]
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["0"]
     assert set(events(tmp_path / "logs")["sparsity"]) >= {3, 4, 8}
+
+
+def test_numbers_are_written_as_tensorboard_writes_them(tmp_path):
+    board = Board(tmp_path / "ours")
+    board.write(7, {"one": 0.25, "two/kernel": 3})
+    board.close()
+    with tf.summary.create_file_writer(str(tmp_path / "theirs")).as_default(step=7):
+        tf.summary.scalar("one", 0.25)
+        tf.summary.scalar("two/kernel", 3)
+
+    def summaries(directory):
+        (path,) = directory.iterdir()
+        records = [record.numpy() for record in tf.data.TFRecordDataset(str(path))]
+        found = [tf.compat.v1.Event.FromString(record) for record in records]
+        return [(e.step, value) for e in found if e.step for value in e.summary.value]
+
+    ours, theirs = summaries(tmp_path / "ours"), summaries(tmp_path / "theirs")
+    assert [(step, value.tag) for step, value in ours] == [(7, "one"), (7, "two/kernel")]
+    for (_, one), (_, two) in zip(ours, theirs, strict=True):
+        assert one.tag == two.tag
+        assert tf.make_ndarray(one.tensor) == tf.make_ndarray(two.tensor)
+        assert one.tensor.dtype == two.tensor.dtype
+        assert one.metadata == two.metadata
+
+
+def test_steps_with_updates_are_those_of_the_optimizer():
+    class Own(rigl_tf.SET):
+        def is_update_step(self, step):
+            return step % 5 == 3
+
+    for optimizer in (
+        rigl("sgd", 20, 4),
+        rigl("sgd", 20, 4, begin_step=6),
+        rigl("sgd", 20, 7, begin_step=0),
+        Own("sgd", end_step=20),
+    ):
+        optimizer.build(half(mlp()).trainable_variables)
+        for first in range(25):
+            for stop in range(first, 25):
+                want = [step for step in range(first, stop) if optimizer.is_update_step(step)]
+                assert list(updates._updates_of(optimizer, first, stop)) == want
+        later = [step for step in range(100) if optimizer.is_update_step(step)]
+        for first in range(25):
+            quiet = updates._quiet_until(optimizer, first)
+            assert not [step for step in later if first <= step < quiet]
