@@ -57,6 +57,7 @@ from rigl_tf.optimizers import (
     SparseOptimizer,
     StaticSparse,
 )
+from rigl_tf.reports import report
 from rigl_tf.transforms import compact, live_units, sparsify, strip, with_execution
 
 __version__ = "0.1.0"
@@ -86,6 +87,7 @@ __all__ = [
     "multi_worker",
     "online",
     "pruning",
+    "report",
     "save_masks",
     "schedules",
     "selection",
