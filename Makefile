@@ -9,7 +9,7 @@ DATA_DIR ?=
 # The CPU build of torch, where it is not the usual one.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-web lint benchmark setup clean
+.PHONY: demo test test-web lint docs benchmark setup clean
 
 setup: $(VENV)/package
 
@@ -35,7 +35,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 
-test: lint
+# The site, in site/. A broken link, or a public name that is in no page or has no docstring, fails.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+test: lint docs
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
 # The pages of `export(..., format="web")` in headless Chromium. All of it must be there, and pass.
@@ -68,4 +72,4 @@ benchmark: setup .venv-torch/installed
 	$(BIN)/python -m scripts.benchmark.networks
 
 clean:
-	rm -rf $(VENV) .venv-torch .web demo
+	rm -rf $(VENV) .venv-torch .web demo site

@@ -14,7 +14,7 @@ of this package, around the optimizer.
 0.9
 
 `export` writes the trained model as a pruned SavedModel and compares it; `strip` makes a plain
-Keras model of it. The README has the rest.
+Keras model of it. README and `docs` have the rest.
 """
 
 import keras
