@@ -72,22 +72,27 @@ def load_package():
     return griffe.load("rigl_tf", search_paths=[str(ROOT)], allow_inspection=False)
 
 
-def public_names(package):
-    """The paths of all public names: those of `rigl_tf.__all__`, and of each module in it."""
-    for name in package.exports:
-        member = package.members[name]
+def _public(module):
+    """The public members of a module by name, and `function` for a module that is named as it."""
+    for name in module.exports or module.members:
+        member = module.members[name]
+        if not member.is_public or (member.is_alias and name not in (module.exports or ())):
+            continue
         member = member.final_target if member.is_alias else member
         if member.is_module and name in member.members:
-            member = member.members[name]  # `rigl_tf.compact`, in a module of that name
+            member = member.members[name]
+        yield name, member
+
+
+def public_names(package):
+    """The public names, and the paths they stand at: of `rigl_tf`, and of each module in it."""
+    for name, member in _public(package):
         if not member.is_module:
             yield f"rigl_tf.{name}", member.path
             continue
-        for inner, each in member.members.items():
-            if not each.is_public or (each.is_alias and inner not in (member.exports or ())):
-                continue
-            target = each.final_target if each.is_alias else each
-            if target.is_function or target.is_class:
-                yield f"{member.path}.{inner}", target.path
+        for inner, each in _public(member):
+            if each.is_function or each.is_class:
+                yield f"{member.path}.{inner}", each.path
 
 
 def on_post_build(config):

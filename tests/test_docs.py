@@ -65,6 +65,8 @@ def test_python_blocks_run_in_order(name, tmp_path, monkeypatch):
     run_blocks(name)
 
 
+# KerasTuner itself calls what Python advises against.
+@pytest.mark.filterwarnings("ignore:(currentThread|getName|setName):DeprecationWarning")
 @pytest.mark.slow
 @ends_early
 @covers_part

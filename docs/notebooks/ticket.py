@@ -42,8 +42,8 @@ def build(seed):
 
 
 def train(model, run):
-    keras.utils.set_random_seed(run.seed)
-    optimizer = keras.optimizers.SGD(run.learning_rate, momentum=0.9)
+    keras.utils.set_random_seed(run.seed or 0)  # `None` where a protocol leaves it to you
+    optimizer = keras.optimizers.SGD(run.learning_rate or 0.1, momentum=0.9)
     model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
     model.fit(x_train, y_train, epochs=10, verbose=0)
     return 100 * model.evaluate(x_test, y_test, verbose=0)[1]
