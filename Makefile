@@ -9,7 +9,7 @@ DATA_DIR ?=
 # The CPU build of torch, where it is not the usual one.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-web lint benchmark matrix setup clean
+.PHONY: demo test test-web lint docs benchmark matrix setup clean
 
 setup: $(VENV)/package
 
@@ -36,7 +36,11 @@ lint: setup
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/pyright
 
-test: lint
+# The site, in site/. A broken link, or a public name that is in no page or has no docstring, fails.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+test: lint docs
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
 # The pages of `export(..., format="web")` and of `report` in headless Chromium. All of it must be there, and pass.
@@ -73,4 +77,4 @@ matrix:
 	$(PYTHON) -m scripts.checks.matrix $(if $(CELLS),--cells=$(CELLS))
 
 clean:
-	rm -rf $(VENV) .venv-torch .venv-matrix .web demo
+	rm -rf $(VENV) .venv-torch .venv-matrix .web demo site

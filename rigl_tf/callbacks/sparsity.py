@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -102,6 +103,7 @@ class SparsityLogger(keras.callbacks.Callback):
 
     # All that is done on the end of a batch is to pass on a number, so Keras need not wait there.
     async_safe = True
+    _watched: Any
 
     def __init__(
         self, log_dir=None, every="update", masks=False, *, data=None, loss=None, kernels=True
@@ -121,7 +123,7 @@ class SparsityLogger(keras.callbacks.Callback):
         if log_dir is not None and pathlib.Path(log_dir).is_file():
             raise ValueError(f"`log_dir` must be a folder. Received: log_dir={str(log_dir)!r}")
         self._log_dir = log_dir
-        self._every = every
+        self._every: Any = every
         self._shows_masks = bool(masks)
         self._data = data
         self._loss = loss
@@ -151,7 +153,7 @@ class SparsityLogger(keras.callbacks.Callback):
             if not self.model.built:
                 return
             self._begin()
-            self._moved = dict.fromkeys(self._watched, 0)
+            self._moved = dict.fromkeys(self._watched or (), 0)
         has_updated = self._clock.before_batch(batch)
         self._has_updated |= has_updated
         if has_updated if self._every == "update" else self._clock.step >= self._next_step:
@@ -164,14 +166,14 @@ class SparsityLogger(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if self._watched is None:
             self._begin()
-            self._moved = dict.fromkeys(self._watched, 0)
+            self._moved = dict.fromkeys(self._watched or (), 0)
         self._has_updated |= self._clock.end_epoch()
         numbers = self._look()
         if self._shows_masks and self._board.is_open:
             self._write_masks()
         self._board.flush()
         if logs is not None:
-            paths = list(self._watched) if self._logs_kernels else ()
+            paths = list(self._watched or ()) if self._logs_kernels else ()
             logs.update(self._of_all(numbers, sum(self._moved.values())))
             logs.update({f"sparsity/{path}": numbers[f"sparsity/{path}"] for path in paths})
             logs.update({f"moved/{path}": self._moved[path] for path in paths})
