@@ -34,16 +34,17 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/pyright
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
-# The pages of `export(..., format="web")` in headless Chromium. All of it must be there, and pass.
+# The pages of `export(..., format="web")` and of `report` in headless Chromium. All of it must be there, and pass.
 test-web: setup .web/installed
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || { \
 	  sudo=$$(command -v sudo || true); $$sudo apt-get update && \
 	  $$sudo apt-get install --yes --no-install-recommends chromium; }
-	RIGL_TF_WEB=required $(BIN)/python -m pytest -m "not slow" tests/artifacts/test_web.py tests/scripts/test_browser.py
+	RIGL_TF_WEB=required $(BIN)/python -m pytest -m "not slow" tests/artifacts/test_web.py tests/reports tests/scripts/test_browser.py
 
 .web/installed:
 	@command -v npm > /dev/null || { echo "npm is needed: install Node.js from https://nodejs.org"; exit 1; }

@@ -13,8 +13,8 @@ of this package, around the optimizer.
 >>> round(rigl_tf.sparsity_summary(model).sparsity, 2)
 0.9
 
-`export` writes the trained model as a pruned SavedModel and compares it; `strip` makes a plain
-Keras model of it. The README has the rest.
+`export` writes the trained model to a file, runs that file, and compares its outputs with those of
+the model. `strip` turns the model into a plain Keras model. The README says more.
 """
 
 import keras
@@ -57,6 +57,7 @@ from rigl_tf.optimizers import (
     SparseOptimizer,
     StaticSparse,
 )
+from rigl_tf.reports import report
 from rigl_tf.transforms import compact, live_units, sparsify, strip, with_execution
 
 __version__ = "0.1.0"
@@ -86,6 +87,7 @@ __all__ = [
     "multi_worker",
     "online",
     "pruning",
+    "report",
     "save_masks",
     "schedules",
     "selection",

@@ -1,4 +1,4 @@
-"""The page and the plot of `scripts.benchmark.execution`, made of its rows alone."""
+"""Makes the page and the plot of `scripts.benchmark.execution` from its results."""
 
 import pathlib
 import platform

@@ -45,7 +45,9 @@ def _define_flags():
     flags.DEFINE_list("sparsities", ["0", "0.9", "0.95"], "Sparsities of the runs; 0 is dense.")
     flags.DEFINE_integer("update_frequency", 50, "Steps from one mask update to the next.", 1)
     flags.DEFINE_integer("width", 2048, "Units of a hidden layer.", lower_bound=1)
-    flags.DEFINE_list("lengths", ["1", "3"], "Times the epochs, for the sparse runs.")
+    flags.DEFINE_list(
+        "lengths", ["1", "3"], "Factors of the number of epochs, for the sparse runs."
+    )
 
 
 @functools.cache

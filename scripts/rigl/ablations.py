@@ -1,4 +1,4 @@
-"""What the settings of RigL do, on MNIST.
+"""Measures the effect of the settings of RigL, on MNIST.
 
     python -m scripts.rigl.ablations --data_dir=DATA
 

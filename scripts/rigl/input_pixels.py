@@ -1,4 +1,4 @@
-"""How many connections each input pixel keeps while a network trains, on MNIST.
+"""Counts the connections of each input pixel during training, on MNIST.
 
     python -m scripts.rigl.input_pixels --data_dir=DATA
 

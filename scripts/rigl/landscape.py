@@ -1,4 +1,4 @@
-"""What lies between a static and a pruned solution, and does RigL get from one to the other?
+"""Measures the loss between a static and a pruned solution, and whether RigL connects them.
 
     python -m scripts.rigl.landscape --data_dir=DATA
 

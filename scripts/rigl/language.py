@@ -41,7 +41,7 @@ def _define_flags():
     experiments.define_flags(epochs=40, seeds=("0",))
     flags.DEFINE_string("text", "tinyshakespeare.txt.gz", "A text file in --data_dir.")
     flags.DEFINE_list("methods", list(_METHODS), "Methods to run.")
-    flags.DEFINE_float("width", 0.5, "Width of the paper's network of 512 units.")
+    flags.DEFINE_float("width", 0.5, "Width, relative to the paper's network of 512 units.")
 
 
 def load_text(path):

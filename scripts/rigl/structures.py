@@ -1,4 +1,4 @@
-"""What structures cost: accuracy of blocks, N of M, a constant fan-in and channels.
+"""Measures the accuracy of structures: blocks, N:M, constant fan-in and channels.
 
     python -m scripts.rigl.structures --data_dir=DATA
     python -m scripts.rigl.structures --data_dir=DATA --dataset=cifar10
@@ -91,8 +91,8 @@ def _define_flags():
     experiments.define_flags(epochs=None)
     flags.DEFINE_enum("dataset", "mnist", list(NETWORKS), "Data to train on.")
     flags.DEFINE_list("methods", list(_METHODS), "Methods to run.")
-    flags.DEFINE_list("structures", [], "Structures to run, such as NM; all if none is given.")
-    flags.DEFINE_list("sparsities", [], "Sparsities to run, likewise.")
+    flags.DEFINE_list("structures", [], "Structures to run, such as NM. Default: all.")
+    flags.DEFINE_list("sparsities", [], "Sparsities to run. Default: all.")
 
 
 def train(data, run):

@@ -1,4 +1,4 @@
-"""The page on connectivity: what Frankle et al. and Maene et al. claim, and what was seen."""
+"""The page on connectivity: the claims of Frankle et al. and Maene et al., and our results."""
 
 import operator
 import statistics

@@ -1,4 +1,4 @@
-"""The page on gradient flow and on what tickets learn: what Evci et al. claim, what was seen."""
+"""The page on gradient flow and on tickets: the claims of Evci et al., and our results."""
 
 import statistics
 

@@ -1,4 +1,4 @@
-"""The page on greedy selection: what Ye et al. claim, and what was seen."""
+"""The page on greedy selection: the claims of Ye et al., and our results."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The page on the sanity checks: what Su et al. claim, and what was seen."""
+"""The page on the sanity checks: the claims of Su et al., and our results."""
 
 from rigl_tf import lottery
 from rigl_tf.lottery.sanity import CHECKS

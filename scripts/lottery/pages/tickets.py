@@ -1,4 +1,4 @@
-"""The page on tickets: what Ma et al., and Frankle and Carbin, claim, and what was seen."""
+"""The page on tickets: the claims of Ma et al. and of Frankle and Carbin, and our results."""
 
 import statistics
 
