@@ -9,7 +9,7 @@ DATA_DIR ?=
 # The CPU build of torch, where it is not the usual one.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-web lint benchmark setup clean
+.PHONY: demo test test-web lint benchmark matrix setup clean
 
 setup: $(VENV)/package
 
@@ -34,6 +34,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/pyright
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
@@ -67,5 +68,9 @@ benchmark: setup .venv-torch/installed
 	$(BIN)/python -m scripts.benchmark.execution
 	$(BIN)/python -m scripts.benchmark.networks
 
+# The core tests in other versions of Python and Keras; `CELLS=3.11:3.12,3.13:3.15` for some.
+matrix:
+	$(PYTHON) -m scripts.checks.matrix $(if $(CELLS),--cells=$(CELLS))
+
 clean:
-	rm -rf $(VENV) .venv-torch .web demo
+	rm -rf $(VENV) .venv-torch .venv-matrix .web demo

@@ -1,4 +1,4 @@
-"""Checks the files of training runs: are they whole, and are two runs the same?"""
+"""Checks the files of training runs: that they are complete, and whether two runs are equal."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""The demo: LeNet-300-100 on handwritten digits, 90 % sparse with RigL, next to its dense twin.
+"""The demo: LeNet-300-100 on handwritten digits, 90 % sparse with RigL, and dense to compare.
 
     make demo        (or: python -m scripts.demo)
 
@@ -31,7 +31,7 @@ FLAGS = flags.FLAGS
 
 
 def _define_flags():
-    flags.DEFINE_string("output_dir", "demo", "Where the exported model goes.")
+    flags.DEFINE_string("output_dir", "demo", "Directory for the exported model.")
     flags.DEFINE_integer("epochs", 60, "Epochs of each of the two models.", lower_bound=1)
 
 

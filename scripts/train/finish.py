@@ -1,4 +1,4 @@
-"""The end of a training run: saves and exports the model, and prints what came out."""
+"""The end of a training run: saves and exports the model, and prints the results."""
 
 import numpy as np
 import rich

@@ -1,4 +1,4 @@
-"""A run directory: the settings, the results, and where to go on after a `kill -9`.
+"""A run directory: the settings, the results, and the state to continue after a `kill -9`.
 
 | file | content |
 | --- | --- |

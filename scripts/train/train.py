@@ -1,4 +1,4 @@
-"""A training run: prepared from its settings, trained, stopped and continued."""
+"""A training run: it is prepared from its settings, trained, stopped and continued."""
 
 import dataclasses
 import pathlib
