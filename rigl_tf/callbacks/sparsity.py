@@ -1,6 +1,7 @@
 """What sparsity is doing while a model trains: for TensorBoard, CSV files, progress bars."""
 
 import math
+import os
 import pathlib
 from typing import Any
 
@@ -8,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from rigl_tf import multi_worker
+from rigl_tf._types import Data, Loss
 from rigl_tf.callbacks.board import Board
 from rigl_tf.callbacks.gradients import GradientNorms
 from rigl_tf.callbacks.updates import UpdateClock, has_updates
@@ -16,6 +18,7 @@ from rigl_tf.checks import check_integers
 from rigl_tf.optimizers import DNW, GradualPruning, SparseOptimizer, kernels
 
 _NAN = float("nan")
+Logs = dict[str, Any] | None
 
 
 class SparsityLogger(keras.callbacks.Callback):
@@ -106,8 +109,15 @@ class SparsityLogger(keras.callbacks.Callback):
     _watched: Any
 
     def __init__(
-        self, log_dir=None, every="update", masks=False, *, data=None, loss=None, kernels=True
-    ):
+        self,
+        log_dir: str | os.PathLike[str] | None = None,
+        every: str | int = "update",
+        masks: bool = False,
+        *,
+        data: Data | None = None,
+        loss: Loss | None = None,
+        kernels: bool = True,
+    ) -> None:
         super().__init__()
         if every != "update":
             if isinstance(every, str):
@@ -133,7 +143,7 @@ class SparsityLogger(keras.callbacks.Callback):
 
     # What Keras calls.
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         self._watched = None
         self._first_sparsity = self._sparsity = None
         strategy = self.model.distribute_strategy
@@ -143,12 +153,12 @@ class SparsityLogger(keras.callbacks.Callback):
         if self.model.built:
             self._begin()
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         if self._watched is not None:
             self._clock.begin_epoch()
         self._moved = dict.fromkeys(self._watched or (), 0)
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         if self._watched is None:
             if not self.model.built:
                 return
@@ -159,11 +169,11 @@ class SparsityLogger(keras.callbacks.Callback):
         if has_updated if self._every == "update" else self._clock.step >= self._next_step:
             self._look()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         if logs is not None and self._shows_sparsity():
             logs["sparsity"] = self._sparsity
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         if self._watched is None:
             self._begin()
             self._moved = dict.fromkeys(self._watched or (), 0)
@@ -178,7 +188,7 @@ class SparsityLogger(keras.callbacks.Callback):
             logs.update({f"sparsity/{path}": numbers[f"sparsity/{path}"] for path in paths})
             logs.update({f"moved/{path}": self._moved[path] for path in paths})
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         self._board.close()
 
     # What is known of the model.
