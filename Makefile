@@ -37,7 +37,7 @@ lint: setup
 
 # The site, in site/. A broken link, or a public name that is in no page or has no docstring, fails.
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 test: lint docs
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
