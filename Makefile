@@ -9,7 +9,7 @@ DATA_DIR ?=
 # The CPU build of torch, where it is not the usual one.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-web lint docs benchmark setup clean
+.PHONY: demo test test-web lint docs benchmark matrix setup clean
 
 setup: $(VENV)/package
 
@@ -34,6 +34,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/pyright
 
 # The site, in site/. A broken link, or a public name that is in no page or has no docstring, fails.
 docs: setup
@@ -42,12 +43,12 @@ docs: setup
 test: lint docs
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
-# The pages of `export(..., format="web")` in headless Chromium. All of it must be there, and pass.
+# The pages of `export(..., format="web")` and of `report` in headless Chromium. All of it must be there, and pass.
 test-web: setup .web/installed
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || { \
 	  sudo=$$(command -v sudo || true); $$sudo apt-get update && \
 	  $$sudo apt-get install --yes --no-install-recommends chromium; }
-	RIGL_TF_WEB=required $(BIN)/python -m pytest -m "not slow" tests/artifacts/test_web.py tests/scripts/test_browser.py
+	RIGL_TF_WEB=required $(BIN)/python -m pytest -m "not slow" tests/artifacts/test_web.py tests/reports tests/scripts/test_browser.py
 
 .web/installed:
 	@command -v npm > /dev/null || { echo "npm is needed: install Node.js from https://nodejs.org"; exit 1; }
@@ -71,5 +72,9 @@ benchmark: setup .venv-torch/installed
 	$(BIN)/python -m scripts.benchmark.execution
 	$(BIN)/python -m scripts.benchmark.networks
 
+# The core tests in other versions of Python and Keras; `CELLS=3.11:3.12,3.13:3.15` for some.
+matrix:
+	$(PYTHON) -m scripts.checks.matrix $(if $(CELLS),--cells=$(CELLS))
+
 clean:
-	rm -rf $(VENV) .venv-torch .web demo site
+	rm -rf $(VENV) .venv-torch .venv-matrix .web demo site

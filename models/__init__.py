@@ -1,4 +1,8 @@
-"""Plain Keras models to make sparse: dense builders that know nothing of `rigl_tf`."""
+"""Builders of plain dense Keras models, which do not depend on `rigl_tf`."""
+
+from typing import Any
+
+import keras
 
 from models.imagenet import mobilenet_v1, mobilenet_v2, resnet50
 from models.language import gru_language_model
@@ -22,8 +26,19 @@ BUILDERS = {
 }
 
 
-def build(name, **kwargs):
-    """Builds the model called `name`, a key of `BUILDERS`, with that builder's arguments."""
+def build(name: str, **kwargs: Any) -> keras.Model:
+    """Builds a model by name.
+
+    Args:
+        name: String, a key of `BUILDERS`.
+        **kwargs: The arguments of this builder, such as `input_shape`, `num_classes` and `width`.
+
+    Returns:
+        A `keras.Model`.
+
+    Raises:
+        ValueError: If `name` is unknown.
+    """
     if name not in BUILDERS:
         raise ValueError(f"`name` must be one of {', '.join(BUILDERS)}. Received: name={name!r}")
     return BUILDERS[name](**kwargs)

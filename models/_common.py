@@ -1,4 +1,4 @@
-"""What every builder shares: widths, the kernels' penalty, the layer of logits."""
+"""Parts that the builders share: widths, L2 penalty, convolutions, the layer of logits."""
 
 import keras
 
@@ -18,7 +18,7 @@ def kernel_regularizer(l2):
 
 
 def convolution(x, filters, size, strides, l2, name, padding="same", use_bias=False):
-    """Returns `x` after a square convolution of He et al.'s initialisation, penalised by `l2`."""
+    """Returns `x` after a square convolution with He initialisation and the L2 penalty `l2`."""
     return keras.layers.Conv2D(
         filters,
         size,
@@ -32,12 +32,12 @@ def convolution(x, filters, size, strides, l2, name, padding="same", use_bias=Fa
 
 
 def batch_norm(x, name):
-    """Returns `x` after batch normalisation, as ResNets have it."""
+    """Returns `x` after batch normalisation with the settings of ResNets."""
     return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(x)
 
 
 def classifier(num_classes, l2):
-    """Returns the layer of logits, float32 under every dtype policy so the loss is exact."""
+    """Returns the layer of logits. It computes in float32 with any dtype policy."""
     return keras.layers.Dense(
         num_classes, kernel_regularizer=kernel_regularizer(l2), dtype="float32", name="classifier"
     )

@@ -1,4 +1,4 @@
-"""ResNet-50 and MobileNets for ImageNet, with a width multiplier (Big-Sparse, small-dense)."""
+"""ResNet-50 and MobileNets for ImageNet, with a width multiplier for wider or smaller models."""
 
 import keras
 from keras import layers
@@ -6,12 +6,17 @@ from keras import layers
 from models._common import batch_norm, classifier, convolution, scaled
 
 
-def resnet50(input_shape=(224, 224, 3), num_classes=1000, width=1.0, l2=0.0):
+def resnet50(
+    input_shape: tuple[int, ...] = (224, 224, 3),
+    num_classes: int = 1000,
+    width: float = 1.0,
+    l2: float = 0.0,
+) -> keras.Model:
     """ResNet-50: 16 bottleneck blocks, 25.6 million parameters.
 
-    Convolutions without bias, each followed by batch normalisation (momentum 0.9, epsilon 1e-5);
-    a stage is halved in size by the 3x3 convolution of its first block, as in most
-    implementations (by the first 1x1 convolution in the paper).
+    The convolutions have no bias and are followed by batch normalisation (momentum 0.9, epsilon
+    1e-5). The size of a stage is halved by the 3x3 convolution of its first block, as in most
+    implementations; in the paper it is halved by the first 1x1 convolution.
 
     Reference:
 
@@ -40,7 +45,9 @@ def resnet50(input_shape=(224, 224, 3), num_classes=1000, width=1.0, l2=0.0):
     return keras.Model(inputs, classifier(num_classes, l2)(x), name="resnet50")
 
 
-def mobilenet_v1(input_shape=(224, 224, 3), num_classes=1000, width=1.0):
+def mobilenet_v1(
+    input_shape: tuple[int, ...] = (224, 224, 3), num_classes: int = 1000, width: float = 1.0
+) -> keras.Model:
     """MobileNet-v1: 13 depthwise-separable convolutions, 4.2 million parameters.
 
     Reference:
@@ -66,7 +73,9 @@ def mobilenet_v1(input_shape=(224, 224, 3), num_classes=1000, width=1.0):
     )
 
 
-def mobilenet_v2(input_shape=(224, 224, 3), num_classes=1000, width=1.0):
+def mobilenet_v2(
+    input_shape: tuple[int, ...] = (224, 224, 3), num_classes: int = 1000, width: float = 1.0
+) -> keras.Model:
     """MobileNet-v2: 17 inverted residual blocks, 3.5 million parameters.
 
     Reference:

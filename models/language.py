@@ -1,4 +1,4 @@
-"""A recurrent language model of characters."""
+"""A recurrent language model for characters."""
 
 import keras
 from keras import layers
@@ -7,13 +7,18 @@ from models._common import kernel_regularizer, scaled
 
 
 def gru_language_model(
-    vocabulary_size=256, embedding=128, units=512, readout=256, l2=0.0, width=1.0
-):
+    vocabulary_size: int = 256,
+    embedding: int = 128,
+    units: int = 512,
+    readout: int = 256,
+    l2: float = 0.0,
+    width: float = 1.0,
+) -> keras.Model:
     """A GRU that predicts the next character; 1,183,104 parameters.
 
-    An embedding, a GRU, two Dense layers that read out its state, and logits: the products of what
-    was read out with the embeddings, which input and output share, so the second of these layers
-    is as wide as the embedding. The paper names no activation; the first has a ReLU here.
+    It has an embedding, a GRU, and two Dense layers that read out the state of the GRU. The logits
+    are the products of the last layer with the embeddings, so this layer is as wide as the
+    embedding. The paper names no activation; here the first Dense layer has a ReLU.
 
     Reference:
 
@@ -24,13 +29,13 @@ def gru_language_model(
         embedding: Integer, the width of the embedding and of the second readout layer.
         units: Integer, the size of the GRU's state.
         readout: Integer, the width of the first readout layer.
-        l2: Float, adds `l2 * sum(kernel ** 2)` to the loss for each kernel, those of the GRU too.
-            The embeddings are no kernel.
+        l2: Float, adds `l2 * sum(kernel ** 2)` to the loss for each kernel, also those of the GRU,
+            but not for the embeddings.
         width: Float above 0, multiplies the widths of all layers.
 
     Returns:
-        A `keras.Model` of integer tokens, shape `(batch, time)`, whose output are logits, shape
-        `(batch, time, vocabulary_size)`, float32 under every dtype policy.
+        A `keras.Model`. Its inputs are integer tokens of shape `(batch, time)`, its outputs are
+        logits of shape `(batch, time, vocabulary_size)`, in float32 with any dtype policy.
     """
     regularizer = kernel_regularizer(l2)
     shared = layers.ReversibleEmbedding(

@@ -6,7 +6,12 @@ from keras import layers
 from models._common import classifier, kernel_regularizer, scaled
 
 
-def lenet_300_100(input_shape=(28, 28, 1), num_classes=10, l2=0.0, width=1.0):
+def lenet_300_100(
+    input_shape: tuple[int, ...] = (28, 28, 1),
+    num_classes: int = 10,
+    l2: float = 0.0,
+    width: float = 1.0,
+) -> keras.Model:
     """Two hidden layers of 300 and 100 units; 266,610 parameters on MNIST.
 
     Args:
@@ -27,11 +32,16 @@ def lenet_300_100(input_shape=(28, 28, 1), num_classes=10, l2=0.0, width=1.0):
     return keras.Model(inputs, classifier(num_classes, l2)(x), name="lenet_300_100")
 
 
-def lenet5(input_shape=(28, 28, 1), num_classes=10, l2=0.0, width=1.0):
+def lenet5(
+    input_shape: tuple[int, ...] = (28, 28, 1),
+    num_classes: int = 10,
+    l2: float = 0.0,
+    width: float = 1.0,
+) -> keras.Model:
     """Two 5x5 convolutions (6, 16) and two hidden layers (120, 84); 44,426 parameters on MNIST.
 
-    Both convolutions are unpadded, as in the Gradient Flow paper's networks, so
-    a 28x28 image reaches the hidden layers as 4 x 4 x 16 values.
+    The convolutions have no padding, as in the Gradient Flow paper. So the first hidden layer gets
+    4 x 4 x 16 values for an image of 28x28 pixels.
 
     Reference:
 

@@ -6,17 +6,32 @@ from keras import layers
 from models._common import batch_norm, classifier, convolution, scaled
 
 
-def resnet20(input_shape=(32, 32, 3), num_classes=10, width=1.0, l2=0.0):
+def resnet20(
+    input_shape: tuple[int, ...] = (32, 32, 3),
+    num_classes: int = 10,
+    width: float = 1.0,
+    l2: float = 0.0,
+) -> keras.Model:
     """ResNet-20: three blocks in each stage, 0.27 million parameters. See `resnet56`."""
     return _resnet(3, "resnet20", input_shape, num_classes, width, l2)
 
 
-def resnet32(input_shape=(32, 32, 3), num_classes=10, width=1.0, l2=0.0):
+def resnet32(
+    input_shape: tuple[int, ...] = (32, 32, 3),
+    num_classes: int = 10,
+    width: float = 1.0,
+    l2: float = 0.0,
+) -> keras.Model:
     """ResNet-32: five blocks in each stage, 0.46 million parameters. See `resnet56`."""
     return _resnet(5, "resnet32", input_shape, num_classes, width, l2)
 
 
-def resnet56(input_shape=(32, 32, 3), num_classes=10, width=1.0, l2=0.0):
+def resnet56(
+    input_shape: tuple[int, ...] = (32, 32, 3),
+    num_classes: int = 10,
+    width: float = 1.0,
+    l2: float = 0.0,
+) -> keras.Model:
     """ResNet-56: nine blocks in each stage, 0.85 million parameters.
 
     Three stages of 16, 32 and 64 filters, each block two 3x3 convolutions without
@@ -63,13 +78,13 @@ def _conv_batch_norm(inputs, filters, strides, l2, name):
 
 
 def _shortcut(x, filters, strides, name):
-    """Option A: every second pixel, and channels of zeros on both sides, without a parameter."""
+    """The shortcut of option A: every second pixel, and channels of zeros; it has no parameters."""
     if strides > 1:
         x = layers.AveragePooling2D(1, strides=strides, name=f"{name}_subsample")(x)
     missing = filters - x.shape[-1]
     if missing:
-        # Told that the tensor is channels-first, the layer pads its last two axes: here width (by
-        # nothing) and channels. A stock layer, so the saved model loads without this module.
+        # With "channels_first" the layer pads the last two axes: here the width (by 0) and the
+        # channels. It is a layer of Keras, so the saved model can be loaded without this module.
         x = layers.ZeroPadding2D(
             ((0, 0), (missing // 2, missing - missing // 2)),
             data_format="channels_first",

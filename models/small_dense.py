@@ -1,14 +1,22 @@
-"""The small-dense twin: a dense model with as many weights as a sparse one has active."""
+"""Small-dense models: dense models with as many weights as a sparse model has active ones."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
-# Fine enough that no two widths at which layers gain a unit fall into one step, up to width 1: the
-# closest, (2i + 1)/240 and (2j + 1)/168 in LeNet-5, are at least 1/1680 apart.
+import keras
+
+# Small enough for widths up to 1: two widths at which a layer gets one more unit are never in the
+# same step. The closest ones, (2i + 1)/240 and (2j + 1)/168 in LeNet-5, differ by at least 1/1680.
 _STEP = 1 / 2048
 
 
-def count_kernel_weights(model):
-    """Returns how many entries the kernels of `model` have: no biases, no normalisation."""
+def count_kernel_weights(model: keras.Model) -> int:
+    """Returns the number of weights in all kernels of a model, without biases and normalisations.
+
+    Args:
+        model: A built `keras.Model`.
+    """
     return sum(
         math.prod(weight.shape)
         for weight in model.trainable_weights
@@ -16,19 +24,20 @@ def count_kernel_weights(model):
     )
 
 
-def small_dense_width(builder, target_parameters, **kwargs):
+def small_dense_width(
+    builder: Callable[..., keras.Model], target_parameters: int, **kwargs: Any
+) -> float:
     """Finds the widest model of a family whose kernels have at most `target_parameters` weights.
 
-    Only kernels count, because only kernels are made sparse: biases and batch
-    normalisation are in the sparse model and in its twin alike. The search is a
-    bisection to 1/2048 that builds twelve models, more only if the twin turns out
-    wider than `width=1`.
+    Only kernels count, because only kernels are made sparse; the sparse model and the small dense
+    one both have biases and batch normalisation. The search is a bisection down to 1/2048 that
+    builds twelve models (more if the result is wider than `width=1`).
 
     Args:
-        builder: A builder of this package, or any function that takes `width` and
-            returns a built model whose kernels do not shrink as `width` grows.
-        target_parameters: Integer, the number of active weights to match.
-        **kwargs: Passed on to `builder`: `input_shape`, `num_classes`, ...
+        builder: A builder of this package, or any function that takes `width` and returns a built
+            model whose kernels do not become smaller for a larger `width`.
+        target_parameters: Integer, the number of active weights to reach.
+        **kwargs: More arguments of `builder`: `input_shape`, `num_classes`, ...
 
     Returns:
         The width multiplier, a float.

@@ -10,16 +10,27 @@ _VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 _VGG19 = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
 
 
-def vgg16(input_shape=(32, 32, 3), num_classes=10, width=1.0, l2=0.0):
+def vgg16(
+    input_shape: tuple[int, ...] = (32, 32, 3),
+    num_classes: int = 10,
+    width: float = 1.0,
+    l2: float = 0.0,
+) -> keras.Model:
     """VGG-16 for CIFAR: 13 convolutions, 14.7 million parameters. See `vgg19`."""
     return _vgg(_VGG16, "vgg16", input_shape, num_classes, width, l2)
 
 
-def vgg19(input_shape=(32, 32, 3), num_classes=10, width=1.0, l2=0.0):
+def vgg19(
+    input_shape: tuple[int, ...] = (32, 32, 3),
+    num_classes: int = 10,
+    width: float = 1.0,
+    l2: float = 0.0,
+) -> keras.Model:
     """VGG-19 for CIFAR: 16 convolutions, 20.0 million parameters.
 
-    3x3 convolutions, each followed by batch normalisation and ReLU, in five stages that end with
-    max pooling; the mean over the image, which 32x32 pixels leave as one position; a Dense layer.
+    There are five stages of 3x3 convolutions, each followed by batch normalisation and ReLU. A
+    stage ends with max pooling. Then follow the mean over the image, which is one pixel for images
+    of 32x32 pixels, and a Dense layer.
 
     Reference:
 

@@ -7,13 +7,19 @@ from models._common import classifier, scaled
 
 
 def vision_transformer(
-    input_shape=(224, 224, 3), num_classes=1000, patch=16, depth=12, units=384, heads=6, width=1.0
-):
+    input_shape: tuple[int, ...] = (224, 224, 3),
+    num_classes: int = 1000,
+    patch: int = 16,
+    depth: int = 12,
+    units: int = 384,
+    heads: int = 6,
+    width: float = 1.0,
+) -> keras.Model:
     """ViT-S/16, or one of another size: 22,050,664 parameters.
 
-    Patches are embedded by a convolution; a class token and learned positions are added; each of
-    the `depth` blocks has self-attention and an MLP four times as wide, layer normalisation
-    (epsilon 1e-6) before each; the logits are read from the class token.
+    Patches are embedded by a convolution. A class token and learned positions are added. Each of
+    the `depth` blocks has self-attention and an MLP that is four times as wide, with layer
+    normalisation (epsilon 1e-6) before both. The logits are computed from the class token.
 
     Reference:
 
@@ -65,7 +71,7 @@ def _layer_norm(x, name):
 
 @keras.saving.register_keras_serializable("models")
 class _Positions(layers.Layer):
-    """Puts a class token before the others, and adds a learned vector to each."""
+    """Adds a class token in front of the tokens, and a learned vector to each token."""
 
     def build(self, input_shape):
         _, tokens, units = input_shape

@@ -7,8 +7,14 @@ from models._common import batch_norm, classifier, convolution, scaled
 
 
 def wide_resnet(
-    depth=22, widen=2, input_shape=(32, 32, 3), num_classes=10, width=1.0, dropout=0.0, l2=0.0
-):
+    depth: int = 22,
+    widen: int = 2,
+    input_shape: tuple[int, ...] = (32, 32, 3),
+    num_classes: int = 10,
+    width: float = 1.0,
+    dropout: float = 0.0,
+    l2: float = 0.0,
+) -> keras.Model:
     """WRN-depth-widen: blocks of two 3x3 convolutions, each after batch normalisation and ReLU.
 
     WRN-22-2, which the RigL paper trains, has 1.1 million parameters.
@@ -30,7 +36,7 @@ def wide_resnet(
         A `keras.Model` whose output are logits, shape `(batch, num_classes)`.
 
     Raises:
-        ValueError: If `depth` is none of 10, 16, 22, 28, ...
+        ValueError: If `depth` is not one of 10, 16, 22, 28, ...
 
     Example:
 

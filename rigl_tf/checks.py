@@ -1,15 +1,21 @@
-"""Checks of arguments. Their errors are in the words of Keras."""
+"""Checks of arguments, with error messages in the style of Keras."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
+from typing import Any
 
-# A density too small for a float would round to a sparsity of 1, an empty kernel.
+# For a very small density, the sparsity would round to 1 in floats, and the kernel would be empty.
 LARGEST_SPARSITY = math.nextafter(1.0, 0.0)
 
 
-def check_integers(least=None, **values):
-    """Raises a `ValueError` that names the first value that is no integer, or below `least`.
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number. `True` and `False` are none here."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_integers(least: int | None = None, **values: Any) -> None:
+    """Raises a `ValueError` that names the first value that is not an integer, or below `least`.
 
     Example:
 
@@ -25,12 +31,12 @@ def check_integers(least=None, **values):
             raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}")
 
 
-def check_numbers(interval, **values):
-    """Raises a `ValueError` that names the first value that is no number in an interval.
+def check_numbers(interval: str, **values: Any) -> None:
+    """Raises a `ValueError` that names the first value that is not a number in an interval.
 
     Args:
-        interval: String, such as `"[0, 1)"`; a round bracket leaves its end out. With one at
-            infinity numbers must be finite.
+        interval: String, such as `"[0, 1)"`. A round bracket excludes the limit; with `inf)` or
+            `(-inf`, numbers must be finite.
         **values: The values, by the names of the arguments.
 
     Example:
@@ -46,8 +52,7 @@ def check_numbers(interval, **values):
     """
     low, high = (float(end) for end in interval[1:-1].split(","))
     for name, value in values.items():
-        is_number = isinstance(value, Real) and not isinstance(value, bool)
-        is_above = is_number and (value >= low if interval[0] == "[" else value > low)
+        is_above = is_number(value) and (value >= low if interval[0] == "[" else value > low)
         if not is_above or not (value <= high if interval[-1] == "]" else value < high):
             rule = _rule(interval, low, high)
             raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}")
@@ -61,8 +66,8 @@ def _rule(interval, low, high):
     return number if low == -math.inf else f"{number} {sign} {low:g}"
 
 
-def check_functions(**values):
-    """Raises a `ValueError` that names the first value that is no function.
+def check_functions(**values: Any) -> None:
+    """Raises a `ValueError` that names the first value that is not a function.
 
     Example:
 
@@ -76,8 +81,8 @@ def check_functions(**values):
             raise ValueError(f"`{name}` must be a function. Received: {name}={value!r}")
 
 
-def check_choice(choices, **values):
-    """Raises a `ValueError` that names the first value that is none of these strings.
+def check_choice(choices: Iterable[str], **values: Any) -> None:
+    """Raises a `ValueError` that names the first value that is not one of these strings.
 
     Example:
 
@@ -92,33 +97,48 @@ def check_choice(choices, **values):
             raise ValueError(f"`{name}` must be one of {known}. Received: {name}={value!r}")
 
 
-def check_keras_3(**values):
+def check_keras_3(**values: Any) -> None:
     """Raises a `ValueError` that names the first value that is an object of Keras 2.
 
-    These come from the package `tf_keras`; `tf.keras` is that package once `TF_USE_LEGACY_KERAS`
-    is set.
+    Keras 2 is the package `tf_keras`, and also `tf.keras` if `TF_USE_LEGACY_KERAS` is set.
     """
     for name, value in values.items():
         modules = {cls.__module__.partition(".")[0] for cls in type(value).__mro__}
         if "tf_keras" in modules:
             raise ValueError(
-                f"`{name}` must be made with Keras 3, `import keras`: this one is of Keras 2, that "
-                f"is `tf_keras`, or `tf.keras` with TF_USE_LEGACY_KERAS set. "
+                f"`{name}` must be made with Keras 3, `import keras`. This one is made with Keras "
+                f"2, which is `tf_keras`, and `tf.keras` if TF_USE_LEGACY_KERAS is set. "
                 f"Received: {name}={value!r}"
             )
 
 
-def check_sparsity(value, name="sparsity"):
-    """`value` as a float in `[0, 1)`; anything else is a `ValueError` that names it."""
-    if isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < 1:
+def check_sparsity(value: float, name: str = "sparsity") -> float:
+    """Returns a sparsity as a float, after checking it.
+
+    Args:
+        value: The sparsity.
+        name: String, its name in the error message.
+
+    Returns:
+        Float in `[0, 1)`.
+
+    Raises:
+        ValueError: If `value` is not a real number in `[0, 1)`.
+
+    Example:
+
+    >>> check_sparsity(0.9)
+    0.9
+    """
+    if is_number(value) and 0 <= value < 1:
         return min(float(value), LARGEST_SPARSITY)
     raise ValueError(f"A sparsity must be a real number in [0, 1). Received: {name}={value!r}")
 
 
-def check_shapes(shapes):
-    """`shapes` as `{path: tuple of integers}`; a `ValueError` unless they are such, and some."""
+def check_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Returns `shapes` as `{path: tuple of integers}`, after checking them (`ValueError`)."""
     if not isinstance(shapes, Mapping) or not shapes:
-        raise ValueError(f"`shapes` must map paths to shapes, one at least. Received: {shapes!r}")
+        raise ValueError(f"`shapes` must map at least one path to a shape. Received: {shapes!r}")
     for path, shape in shapes.items():
         dims = tuple(shape) if hasattr(shape, "__iter__") else ()
         if not dims or not all(isinstance(dim, Integral) and dim > 0 for dim in dims):

@@ -1,6 +1,8 @@
-"""Sparsity-aware initialisation: the variance of a weight by the connections that there are."""
+"""Sparsity-aware initialisation: the variance of weights follows the active connections."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,7 +16,7 @@ _MODES = ("fan_in", "fan_out", "fan_avg")
 _DISTRIBUTIONS = ("normal", "uniform")
 _FANS = ("neuron", "layer", "dense")
 
-# Masks are drawn with the same pairs of seed and index: the values must be other numbers.
+# Masks are drawn with the same pairs of seed and index, so the values need a different stream.
 _STREAM = 0x1217
 
 
@@ -22,14 +24,14 @@ _STREAM = 0x1217
 class SparseVarianceScaling:
     """Initial weights whose variance follows the active connections of each neuron.
 
-    `keras.initializers.VarianceScaling` counts all connections of a layer, also those that are
-    zero, so the signal fades in a sparse network. Here the weight of an active connection from
-    unit `i` to unit `j` has mean 0 and variance `scale / max(1, n)`, where `n` is the number of
-    active connections into `j`, out of `i`, or the mean of the two.
+    `keras.initializers.VarianceScaling` counts all connections of a layer, also inactive ones, so
+    the signal becomes too small in a sparse network. Here the weight of an active connection from
+    unit `i` to unit `j` has the mean 0 and the variance `scale / max(1, n)`, where `n` is the
+    number of active connections into `j`, out of `i`, or the mean of both.
 
-    It is called with a mask, not with a shape, so it is no `keras.initializers.Initializer`: use
-    it with `rigl_tf.sparsify(..., initializer=...)`, or with `initialize` for a model whose masks
-    were set later.
+    It is called with a mask instead of a shape, so it is not a `keras.initializers.Initializer`.
+    Use it with `rigl_tf.sparsify(..., initializer=...)`, or with `initialize` if the masks are set
+    later.
 
     Reference:
 
@@ -40,13 +42,14 @@ class SparseVarianceScaling:
       `fans="layer"`, convolutions with `scale=2.0, mode="fan_out", distribution="normal"`
 
     Args:
-        scale: Number > 0, the factor of the variance.
-        mode: Which connections are counted: `"fan_in"`, `"fan_out"` or `"fan_avg"`, their mean.
-        distribution: `"normal"` (not truncated) or `"uniform"`, between plus and minus
+        scale: Number > 0, a factor of the variance.
+        mode: String, which connections are counted: `"fan_in"` (into a neuron), `"fan_out"` (out of
+            a neuron) or `"fan_avg"` (the mean of both).
+        distribution: String: `"normal"` (not truncated), or `"uniform"` between plus and minus
             `sqrt(3 * variance)`.
-        fans: Whose connections are counted: `"neuron"`, the active ones of each neuron; `"layer"`,
-            the mean of these over the neurons of the layer; `"dense"`, all, active or not, for
-            comparison.
+        fans: String, how the connections are counted: `"neuron"`, the active connections of each
+            neuron; `"layer"`, their mean over the neurons of a layer; `"dense"`, all connections,
+            active or not, for comparison.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -58,7 +61,13 @@ class SparseVarianceScaling:
     >>> model = rigl_tf.sparsify(model, sparsity=0.98, initializer=he)
     """
 
-    def __init__(self, scale=1.0, mode="fan_avg", distribution="uniform", fans="neuron"):
+    def __init__(
+        self,
+        scale: float = 1.0,
+        mode: str = "fan_avg",
+        distribution: str = "uniform",
+        fans: str = "neuron",
+    ) -> None:
         check_numbers("(0, inf)", scale=scale)
         check_choice(_MODES, mode=mode)
         check_choice(_DISTRIBUTIONS, distribution=distribution)
@@ -68,27 +77,32 @@ class SparseVarianceScaling:
         self.distribution = distribution
         self.fans = fans
 
-    def __call__(self, kernel_mask, seed, axes=None):
-        """The values of one kernel.
+    def __call__(
+        self,
+        kernel_mask: np.ndarray | tf.Tensor,
+        seed: Sequence[int],
+        axes: tuple[Sequence[int], Sequence[int]] | None = None,
+    ) -> tf.Tensor:
+        """Draws the values of one kernel.
 
         Args:
-            kernel_mask: Boolean array or tensor, `True` where active.
+            kernel_mask: Boolean array or tensor, `True` where connections are active.
             seed: Pair of integers.
-            axes: Pair of tuples of integers: the axes to sum the mask over for the connections
-                into a neuron, and for those out of one. Defaults to those of Dense kernels
-                `(in, out)` and convolution kernels `(height, width, in, out)`.
+            axes: Pair of tuples of integers: the axes over which the mask is summed to count the
+                connections into a neuron, and out of a neuron. Defaults to the axes of Dense
+                kernels `(in, out)` and convolution kernels `(height, width, in, out)`.
 
         Returns:
-            Tensor of the mask's shape, in float32; zero where the mask is `False`.
+            Float32 tensor of the mask's shape, zero where the mask is `False`.
 
         Raises:
-            ValueError: If `seed` is no pair.
+            ValueError: If `seed` is not a pair.
         """
         if np.shape(seed) != (2,):
             raise ValueError(f"`seed` must be a pair of integers. Received: seed={seed!r}")
-        kernel_mask = tf.convert_to_tensor(kernel_mask, tf.bool)
-        into, out = axes or _default_axes(kernel_mask.shape.rank)
-        active = tf.cast(kernel_mask, tf.float64)
+        mask = tf.convert_to_tensor(kernel_mask, tf.bool)
+        into, out = axes or _default_axes(mask.shape.rank)
+        active = tf.cast(mask, tf.float64)
         fans = {
             "fan_in": lambda: self._fan(active, into),
             "fan_out": lambda: self._fan(active, out),
@@ -98,22 +112,22 @@ class SparseVarianceScaling:
         seed = tf.random.fold_in(tf.convert_to_tensor(seed), _STREAM, alg="philox")
         arguments = {"seed": seed, "dtype": tf.float64, "alg": "philox"}
         if self.distribution == "normal":
-            values = tf.random.stateless_normal(kernel_mask.shape, **arguments)
+            values = tf.random.stateless_normal(mask.shape, **arguments)
         else:
             limit = math.sqrt(3)
             values = tf.random.stateless_uniform(
-                kernel_mask.shape, minval=-limit, maxval=limit, **arguments
+                mask.shape, minval=-limit, maxval=limit, **arguments
             )
-        return tf.cast(masks.masked(std * values, kernel_mask), tf.float32)
+        return tf.cast(masks.masked(std * values, mask), tf.float32)
 
     def _fan(self, active, axes):
-        """The number of connections of each neuron, in a shape that broadcasts to the kernel's."""
+        """The number of connections of each neuron; its shape broadcasts to that of the kernel."""
         if self.fans == "neuron":
             return tf.reduce_sum(active, axes, keepdims=True)
         dense = tf.constant(math.prod(active.shape[axis] for axis in axes), tf.float64)
         return dense * tf.reduce_mean(active) if self.fans == "layer" else dense
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "scale": self.scale,
             "mode": self.mode,
@@ -122,26 +136,26 @@ class SparseVarianceScaling:
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "SparseVarianceScaling":
         return cls(**config)
 
 
-def initialize(model, initializer, seed=0):
-    """Gives the sparse kernels of a model new values, by the masks that they have.
+def initialize(model: keras.layers.Layer, initializer: Callable[..., Any], seed: int = 0) -> None:
+    """Gives new values to the sparse kernels of a model, which fit their masks.
 
-    Biases and dense weights stay as they are. Call it before training begins: what an optimizer
-    keeps of the weights is not reset.
+    Biases and dense weights stay as they are. Call it before training: the slots of an optimizer
+    are not reset.
 
-    What is *in* and *out* is known of Dense, EinsumDense (from its equation: those inside of
-    MultiHeadAttention too), convolutions with groups, transposed and depthwise ones; other kernels
-    are taken to be `(..., in, out)`, as Keras does. In recurrent kernels, whose columns are those
-    of several gates, a connection to each gate counts.
+    The inputs and outputs of a kernel are known for Dense, EinsumDense (by its equation, also in
+    MultiHeadAttention), and convolutions (also grouped, transposed and depthwise ones). For other
+    kernels the axes are taken to be `(..., in, out)`, as in Keras. The columns of recurrent kernels
+    belong to several gates; a connection to each gate counts.
 
     Args:
         model: A built sparse `keras.Model` or layer.
-        initializer: A `SparseVarianceScaling`, or a function of a mask, a pair of integers as the
-            seed, and axes, see its `__call__`.
-        seed: Integer. The values are a function of it and of each kernel's index and mask.
+        initializer: A `SparseVarianceScaling`, or a function with the arguments of its `__call__`:
+            a mask, a pair of integers as the seed, and axes.
+        seed: Integer. The values depend on it, and on the index and the mask of each kernel.
 
     Raises:
         ValueError: If the model has no sparse kernel, or an argument is out of its range.
@@ -171,24 +185,34 @@ def initialize(model, initializer, seed=0):
         kernel.assign(_values(initializer, layers[id(variable)], variable, (seed, index), mask))
 
 
-def check(initializer):
-    """Raises a `ValueError` unless it can be called with a mask."""
+def check(initializer: Callable[..., Any]) -> None:
+    """Raises a `ValueError` unless an initializer can be called with a mask.
+
+    Args:
+        initializer: The initializer.
+    """
     if not callable(initializer) or isinstance(initializer, (type, keras.initializers.Initializer)):
         raise ValueError(
             "`initializer` must be a `rigl_tf.initializers.SparseVarianceScaling`, or a function "
-            "of a mask, a seed and axes: initializers of Keras know no masks. "
+            "of a mask, a seed and axes; the initializers of Keras do not take masks. "
             f"Received: initializer={initializer!r}"
         )
 
 
-def draw(initializer, model, kernel, seed, kernel_mask):
-    """The values of one kernel of a model or layer, in its shape and dtype."""
+def draw(
+    initializer: Callable[..., Any],
+    model: keras.layers.Layer,
+    kernel: keras.Variable,
+    seed: tuple[int, int],
+    kernel_mask: np.ndarray | tf.Tensor,
+) -> tf.Tensor:
+    """Draws the values of one kernel of a model or layer, in its shape and dtype."""
     layers = {id(weight): around[-1] for weight, around in layers_of_weights(model)}
     return _values(initializer, layers[id(kernel)], kernel, seed, kernel_mask)
 
 
 def _values(initializer, layer, kernel, seed, kernel_mask):
-    """The values of one kernel of the layer that computes with it."""
+    """Draws the values of one kernel; `layer` is the layer that computes with it."""
     view, axes = _axes(layer, kernel)
     kernel_mask = tf.convert_to_tensor(kernel_mask)
     values = tf.convert_to_tensor(initializer(tf.reshape(kernel_mask, view), seed, axes))
@@ -202,13 +226,13 @@ def _values(initializer, layer, kernel, seed, kernel_mask):
 
 
 def _default_axes(rank):
-    """Of kernels `(..., in, out)`: the axes of what goes into a neuron, and of what comes out."""
+    """The axes to sum over for fan-in and fan-out of a kernel `(..., in, out)`."""
     receptive_field = tuple(range(rank - 2))
     return (*receptive_field, rank - 2), (*receptive_field, rank - 1)
 
 
 def _axes(layer, kernel):
-    """The shape in which to see a kernel, and the axes to sum over for fan-in and fan-out."""
+    """The shape to which a kernel is reshaped, and the axes to sum over for fan-in and fan-out."""
     shape = tuple(kernel.shape)
     rank = len(shape)
     into, out = _default_axes(rank)
@@ -225,14 +249,14 @@ def _axes(layer, kernel):
     if isinstance(layer, transposed):
         return shape, (out, into)
     if isinstance(layer, (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)):
-        # Each group of filters has inputs of its own.
+        # Each group of filters has its own inputs.
         view = (*shape[:-1], layer.groups, shape[-1] // layer.groups)
         return view, (into, (*into[:-1], rank))
     return shape, (into, out)
 
 
 def _axes_of_equation(equation):
-    """Into a neuron goes what is not in the outputs; out of one comes what is not in the inputs."""
+    """Fan-in sums over axes that the outputs do not have, fan-out over axes not in the inputs."""
     operands, outputs = equation.split("->")
     inputs, kernel = operands.split(",")
     into = tuple(axis for axis, letter in enumerate(kernel) if letter not in outputs)

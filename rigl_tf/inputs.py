@@ -1,4 +1,4 @@
-"""The inputs of a model: their shapes and types, and batches to try it on."""
+"""The inputs of a model: their shapes and types, and batches to try the model on."""
 
 import re
 
@@ -10,23 +10,23 @@ from rigl_tf.walk import all_layers
 
 
 def signature(model, inputs=None):
-    """The inputs of a built model, in the structure in which it is called.
+    """The inputs of a built model, in the structure in which the model is called.
 
     Args:
         model: A built `keras.Model`.
         inputs: A batch, or `tf.TensorSpec`s, for a model that does not know its inputs.
 
     Returns:
-        Structure of `tf.TensorSpec`s. Dimensions that may vary are `None`: those of the model's
-        own inputs, or only the first one of `inputs`.
+        Structure of `tf.TensorSpec`s. Dimensions of any size are `None`: those of the model's own
+        inputs, or only the first dimension of `inputs`.
 
     Raises:
-        ValueError: If the model is not built, its inputs are neither known nor given, or those
-            that are given have another structure.
+        ValueError: If the model is not built, its inputs are neither known nor given, or the given
+            inputs have another structure.
     """
     if not model.built:
         raise ValueError(
-            "The model must be built: call it on a batch. "
+            "The model must be built: call it on a batch first. "
             f"Received: model={model.name!r}, not built"
         )
     inputs = by_name(model, inputs)
@@ -34,23 +34,23 @@ def signature(model, inputs=None):
     if not getattr(model, "inputs", None):
         if inputs is None:
             raise ValueError(
-                "The inputs of the model must be known, as those of Sequential and Functional "
-                "models are: give a batch, `inputs=...`. "
+                "The model does not know its inputs (as Sequential and Functional models do): pass "
+                "a batch, `inputs=...`. "
                 f"Received: model={model.name!r} of class {type(model).__name__}"
             )
         return given
-    # `input` of a Sequential model is there only after it was called.
+    # A Sequential model has the attribute `input` only after it was called.
     known = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     specs = tf.nest.map_structure(_spec, known)
     if isinstance(model, keras.Sequential) and not _is_stateful(model):
-        # It may know the size of the batch that it was built with, and takes any.
+        # It may know the batch size that it was built with, but it takes any batch size.
         specs = tf.TensorSpec((None, *specs.shape[1:]), specs.dtype, specs.name)
     _check(model, specs, given)
     return specs
 
 
 def by_name(model, inputs):
-    """`inputs` in the order of a model's inputs, if they are a dictionary by the names of these."""
+    """`inputs` in the order of a model's inputs, if they are a dictionary with their names."""
     names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
     if not isinstance(inputs, dict) or isinstance(getattr(model, "input", None), dict):
         return inputs
@@ -61,14 +61,15 @@ def by_name(model, inputs):
 
 
 def concrete(model, inputs=None, batch_size=1):
-    """The inputs of a model as `signature` gives them, but every dimension is known.
+    """The inputs of a model as from `signature`, but with known dimensions.
 
     Args:
-        model, inputs: As in `signature`.
-        batch_size: Integer. The first dimension, if the model does not say what it must be.
+        model: A built `keras.Model`.
+        inputs: As in `signature`.
+        batch_size: Integer, the first dimension if the model takes any batch size.
 
     Raises:
-        ValueError: As in `signature`, and if another dimension is unknown.
+        ValueError: As `signature`; or if another dimension is unknown.
     """
     inputs = by_name(model, inputs)
     specs = signature(model, inputs)
@@ -78,7 +79,7 @@ def concrete(model, inputs=None, batch_size=1):
         shape = tuple(given.shape)
         if None in shape[1:]:
             raise ValueError(
-                "The input dimensions of the model must be known, but for the batch size: give a "
+                "The input dimensions of the model, except the batch size, must be known: pass a "
                 f"batch, `inputs=...`. Received: input {spec.name!r} of shape {shape}"
             )
         first = (spec.shape[0] or batch_size,) if shape else ()
@@ -89,13 +90,13 @@ def concrete(model, inputs=None, batch_size=1):
 
 
 def batch_of(model, inputs=None, batch_size=8):
-    """A batch to try a model on: `inputs` if these are arrays, else random numbers.
+    """A batch to try a model on: `inputs` if they are arrays, else random numbers.
 
-    Random integers are 0 or 1, and so are the random numbers when they are cut to integers: they
-    are in the range of any embedding. Random strings are "0" or "1".
+    Random numbers are in `[0, 2)`, and random integers are 0 or 1, so they are in the range of any
+    embedding. Random strings are "0" or "1".
 
     Raises:
-        ValueError: As in `concrete`, and if `inputs` are of other types, or without an example.
+        ValueError: As `concrete`; or if `inputs` have wrong types, or no example.
     """
     inputs = by_name(model, inputs)
     specs = concrete(model, inputs, batch_size)
@@ -107,7 +108,7 @@ def batch_of(model, inputs=None, batch_size=8):
         if any(tensor.shape[:1] == [0] for tensor in tensors):
             shapes = [tuple(tensor.shape) for tensor in tensors]
             raise ValueError(
-                f"`inputs` must have an example at least. Received: arrays of shapes {shapes}"
+                f"`inputs` must have at least one example. Received: arrays of shapes {shapes}"
             )
         return tf.nest.pack_sequence_as(specs, tensors)
     generator = np.random.default_rng(0)
@@ -126,17 +127,17 @@ def _is_stateful(model):
 
 
 def check_shapes(specs, batch):
-    """Raises a `ValueError` if an array is not of the shape that its `tf.TensorSpec` says."""
+    """Raises a `ValueError` if the shape of an array does not fit its `tf.TensorSpec`."""
     for spec, tensor in zip(tf.nest.flatten(specs), tf.nest.flatten(batch), strict=True):
         if not spec.shape.is_compatible_with(tensor.shape):
             raise ValueError(
-                "`inputs` must be of the shapes that the model knows. Received: an array of shape "
-                f"{tuple(tensor.shape)} as {spec.name!r}, whose shape is {tuple(spec.shape)}"
+                "`inputs` must have the shapes of the model's inputs. Received: an array of shape "
+                f"{tuple(tensor.shape)} for {spec.name!r}, whose shape is {tuple(spec.shape)}"
             )
 
 
 def _spec(tensor):
-    # A Keras name may hold blanks; those of TensorFlow's arguments may not.
+    # Names in Keras may contain spaces, names of arguments in TensorFlow may not.
     return tf.TensorSpec(tensor.shape, tensor.dtype, re.sub(r"\W", "_", tensor.name))
 
 
@@ -144,7 +145,7 @@ def _specs_of_batch(inputs):
     if inputs is None:
         return None
     flat = [_spec_of_batch(path, batch) for path, batch in keras.tree.flatten_with_path(inputs)]
-    # As they were flattened: the keys of an `OrderedDict` stay in their order, not so in `tf.nest`.
+    # With Keras, as they were flattened: it keeps the order of an `OrderedDict`, unlike `tf.nest`.
     return keras.tree.pack_sequence_as(inputs, flat)
 
 
@@ -160,7 +161,7 @@ def _spec_of_batch(path, batch):
                 "`inputs` must be a batch of arrays, as the model is called with. "
                 f"Received: inputs with a {type(batch).__name__}"
             ) from error
-        # As Keras does with numbers of NumPy.
+        # Keras converts float64 arrays in this way, too.
         dtype = keras.config.floatx() if batch.dtype == tf.float64 else batch.dtype
         batch = tf.TensorSpec(batch.shape, dtype)
     shape = (None, *batch.shape[1:]) if batch.shape.rank else batch.shape
@@ -172,7 +173,7 @@ def _tensor(array, spec):
     if (tensor.dtype == tf.string) != (spec.dtype == tf.string):
         raise ValueError(
             "`inputs` must be strings where the model takes strings, else numbers. Received: "
-            f"{tensor.dtype.name} as {spec.name!r}, whose type is {spec.dtype.name}"
+            f"{tensor.dtype.name} for {spec.name!r}, whose type is {spec.dtype.name}"
         )
     return tf.cast(tensor, spec.dtype)
 

@@ -1,6 +1,7 @@
-"""A Keras 3 model as a model of `tf_keras`, which is Keras 2: for TensorFlow Model Optimization."""
+"""Converts Keras 3 models to `tf_keras` (Keras 2), for TensorFlow Model Optimization."""
 
 import importlib.util
+from typing import Any
 
 import keras
 
@@ -12,7 +13,7 @@ _CONVOLUTION = (
 )  # fmt: skip
 _POOLING = ("pool_size", "strides", "padding", "data_format")
 _GLOBAL = ("data_format", "keepdims")
-# The layers that TensorFlow Model Optimization can quantise, and what makes each.
+# The layers that TensorFlow Model Optimization can quantise, and the arguments of each.
 _ARGUMENTS = {
     "Activation": ("activation",),
     "Add": (),
@@ -44,28 +45,28 @@ _ARGUMENTS = {
     "UpSampling2D": ("size", "data_format", "interpolation"),
     "ZeroPadding2D": ("padding", "data_format"),
 }  # fmt: skip
-# Where Keras 2 has another word.
+# Arguments with another name in Keras 2.
 _RENAMED = {("LeakyReLU", "negative_slope"): "alpha"}
-# Of Keras's activations, those that Keras 2 has under the same name, and computes the same way.
+# Activations that have the same name in Keras 2 and are computed in the same way.
 _ACTIVATIONS = ("linear", "relu", "relu6", "sigmoid", "softmax", "tanh")
 
 
-def to_tf_keras(model):
+def to_tf_keras(model: keras.Model) -> Any:
     """Builds the same model in `tf_keras`, which is Keras 2, with the same weights.
 
-    TensorFlow Model Optimization knows models of `tf_keras` only: this is the way into its
-    quantisation. Zeros stay zeros; masks are left behind.
+    TensorFlow Model Optimization works only with models of `tf_keras`, so this function is needed
+    for its quantisation. The zeros of the kernels stay, but the result has no masks.
 
     Args:
-        model: A built Sequential or Functional `keras.Model`, sparse or stripped, of layers that
-            TensorFlow Model Optimization can quantise, in float32.
+        model: A built Sequential or Functional `keras.Model` in float32, sparse or stripped, with
+            layers that TensorFlow Model Optimization can quantise.
 
     Returns:
         An uncompiled `tf_keras.Model` with the same layer names and predictions.
 
     Raises:
         ImportError: If `tf_keras` is not installed.
-        ValueError: If the model is of another kind, or a layer is.
+        ValueError: If the model is subclassed, or has a layer that is not supported.
     """
     if importlib.util.find_spec("tf_keras") is None:
         raise ImportError("`to_tf_keras` needs the package tf_keras: `pip install tf_keras`")
@@ -91,9 +92,9 @@ def to_tf_keras(model):
     keep = list(plain.inputs)
 
     def call(layer, *arguments, **settings):
-        """Runs the layer on symbols, and its twin on those that stand for them."""
+        """Calls the layer on symbolic tensors, and its copy in `tf_keras` on its own tensors."""
         outputs = layer(*arguments, **settings)
-        keep.append(outputs)  # Else another one may get its identity.
+        keep.append(outputs)  # Otherwise another tensor may get the same id.
         given = keras.tree.map_structure(lambda symbol: tensors[id(symbol)], arguments[0])
         tensors[id(outputs)] = made[id(layer)](given)
         return outputs
@@ -123,7 +124,7 @@ def _outputs(model, call):
 
 
 def _config(layer):
-    """The arguments that make the layer in Keras 2; a `ValueError` if it cannot be made."""
+    """The arguments for the layer in Keras 2; a `ValueError` if the layer is not supported."""
     kind = type(layer).__name__
     known = _ARGUMENTS.get(kind)
     if known is None or type(layer) is not getattr(keras.layers, kind, None):

@@ -1,40 +1,43 @@
-"""Sparse kernels: where layers, which hold them, and optimizers, which change them, meet.
+"""Sparse kernels and their masks: the common ground of layers (which hold them) and optimizers.
 
 The variable of a sparse kernel has a `SparseKernel` as its constraint. Keras applies constraints
-after every optimizer step, also under `tf.distribute`, so any Keras optimizer keeps a sparse kernel
-sparse; and whoever holds the variable finds the mask.
+after every optimizer step, also under `tf.distribute`. So any Keras optimizer keeps a sparse kernel
+sparse, and code that has the variable can find its mask.
 """
 
 import collections
 import contextlib
 import gc
 import math
+import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from rigl_tf import structures
+from rigl_tf._types import Masks
 
 
 class MaskVariables(keras.layers.Layer):
-    """Holds the mask variables of a layer's kernels, as a layer of its own.
+    """Holds the mask variables of a layer's kernels, in a separate layer.
 
-    Keras loads it after the kernels. A file of a dense model has no masks: they stay as they are.
-    In any case the kernels are masked then.
+    Keras loads this layer after the kernels. A file of a dense model has no masks; then the masks
+    stay as they are. In both cases the masks are applied to the kernels after loading.
     """
 
     def __init__(self, name="masks"):
         super().__init__(name=name, dtype="float32")
-        # Out of Keras's sight: the kernels are weights of another layer.
-        vars(self).update(by_kernel={}, _variables_of_kernels={})
+        # Set in this way, Keras does not track them: the kernels are weights of another layer.
+        self.__dict__.update(by_kernel={}, _variables_of_kernels={})
         self.built = True
 
     def add(self, name, kernel, initializer):
-        """A new mask variable for the kernel of this name."""
+        """Creates a mask variable for the kernel with this name."""
         *outer, layer_name, _ = ["", *kernel.path.split("/")]
         with keras.name_scope(layer_name or self.name, override_parent="/".join(outer)):
             mask = self.add_weight(
@@ -51,25 +54,25 @@ class MaskVariables(keras.layers.Layer):
         return mask
 
     def remove(self, name):
-        """Forgets the mask variable of a kernel that is stored in another way."""
+        """Removes the mask variable of a kernel that is no longer masked."""
         with cheap_deletions():
             delattr(self, f"_{self.by_kernel.pop(name).name}")
         del self._variables_of_kernels[name]
 
     def kernels(self):
-        """`{name: SparseKernel}` of the kernels with a mask variable here."""
+        """`{name: SparseKernel}` for the kernels with a mask variable in this layer."""
         return {name: kernel_of(each) for name, each in self._variables_of_kernels.items()}
 
     def have_lost(self, weights):
-        """Whether a kernel with a mask is none of these weights."""
+        """Whether a kernel with a mask is not one of these weights."""
         held = {id(weight) for weight in weights}
         return any(id(each) not in held for each in self._variables_of_kernels.values())
 
     def load_own_variables(self, store):
         if store.keys() and not self.by_kernel:
             raise ValueError(
-                "The file has masks, and this model has none, as its kernels are CSR: load it into "
-                "a masked model, and use `rigl_tf.with_execution(model, 'csr')` then. "
+                "The file has masks, but this model has none, because its kernels are CSR: load it "
+                "into a masked model, then use `rigl_tf.with_execution(model, 'csr')`. "
                 f"Received: masks of {len(store.keys())} kernels"
             )
         if store.keys():
@@ -81,13 +84,13 @@ class MaskVariables(keras.layers.Layer):
     def _check_structures(self, store):
         for index, kernel in enumerate(self.kernels().values()):
             mask = np.asarray(store[str(index)]) if str(index) in store else None
-            if mask is not None and mask.shape == kernel.shape:  # else Keras tells
+            if mask is not None and mask.shape == kernel.shape:  # else Keras raises an error
                 kernel.units.check(mask.astype(bool), kernel.path)
 
 
 @contextlib.contextmanager
 def cheap_deletions():
-    """Spares the search for garbage that Keras makes each time a layer loses a weight."""
+    """Makes the garbage collection cheap that Keras runs each time a weight is deleted."""
     gc.freeze()
     try:
         yield
@@ -96,15 +99,15 @@ def cheap_deletions():
 
 
 class SparseKernel(keras.constraints.Constraint):
-    """A kernel of which some connections are inactive, and zero: all that others know of it.
+    """A kernel with inactive connections, which are zero: the interface for all other modules.
 
-    It is the constraint of the variable that is trained. How a kernel is stored is said by the
-    subclasses: `MaskedKernel` here, and `rigl_tf.execution.csr.CSRKernel`.
+    It is the constraint of the variable that is trained. The subclasses store kernels in different
+    ways: `MaskedKernel` in this module, and `rigl_tf.execution.csr.CSRKernel`.
 
     Args:
         variable: The `keras.Variable` that an optimizer trains.
-        settle: Function to call before training starts, or `None`: it decides on a mask that is
-            still open.
+        settle: `None`, or a function that is called before training starts, and decides on the mask
+            if this is not done yet.
 
     Attributes:
         execution: String, how layers compute with it: `"masked"` or `"csr"`.
@@ -113,10 +116,10 @@ class SparseKernel(keras.constraints.Constraint):
         watchers: Boolean variables of optimizers, which become `True` when the mask is set.
     """
 
-    execution = None
+    execution: str
     mask_variables = ()
 
-    def __init__(self, variable, settle=None):
+    def __init__(self, variable: keras.Variable, settle: Callable[[], Any] | None = None) -> None:
         self.variable = variable
         self.constraint = variable.constraint
         self.settle = settle
@@ -124,48 +127,57 @@ class SparseKernel(keras.constraints.Constraint):
         self._units = None
 
     @property
-    def units(self):
-        """What is dropped and grown together, the `rigl_tf.structures.Units` of this kernel."""
+    def units(self) -> structures.Units:
+        """The `rigl_tf.structures.Units` of this kernel: what is dropped and grown together."""
         return self._units or structures.Units(self.shape)
 
     @property
-    def path(self):
+    def path(self) -> str:
+        """The path of the kernel, a string."""
         return self.variable.path
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         """The shape of the dense kernel, a tuple."""
         return tuple(self.variable.shape)
 
     @property
-    def size(self):
+    def size(self) -> int:
         """Number of connections, active or not."""
         return math.prod(self.shape)
 
     @property
-    def num_active(self):
+    def num_active(self) -> int:
         """Number of active connections, an integer."""
         raise NotImplementedError
 
     @property
-    def mask(self):
+    def mask(self) -> np.ndarray:
         """The mask, a boolean array."""
         raise NotImplementedError
 
-    def numpy(self):
+    def numpy(self) -> np.ndarray:
         """The dense kernel as an array."""
         raise NotImplementedError
 
-    def assign(self, weights):
-        """Sets the weights of the active connections, as an array or tensor of all; at once."""
+    def assign(self, weights: Any) -> None:
+        """Sets the weights of the active connections, also while a graph is traced.
+
+        Args:
+            weights: Array or tensor of the kernel's shape; inactive connections are ignored.
+        """
         raise NotImplementedError
 
-    def set_mask(self, mask):
-        """Sets the mask, and zeroes what it makes inactive; at once."""
+    def set_mask(self, mask: np.ndarray) -> None:
+        """Sets the mask, and sets inactive connections to zero, also while a graph is traced.
+
+        Args:
+            mask: Boolean array of the kernel's shape.
+        """
         raise NotImplementedError
 
-    def zero_inactive(self):
-        """Sets inactive connections to zero that other code has written into; at once."""
+    def zero_inactive(self) -> None:
+        """Sets inactive connections to zero, in case other code has changed them."""
 
     def _constrained(self, kernel):
         return kernel if self.constraint is None else self.constraint(kernel)
@@ -176,7 +188,7 @@ class SparseKernel(keras.constraints.Constraint):
 
 
 class MaskedKernel(SparseKernel):
-    """A kernel that is stored with its zeros, and has a mask beside it.
+    """A kernel that is stored as a dense variable with zeros, and a mask variable.
 
     As the constraint of its variable it keeps the inactive connections at zero.
 
@@ -205,7 +217,7 @@ class MaskedKernel(SparseKernel):
         return np.asarray(self.kernel_mask, dtype=bool)
 
     def numpy(self):
-        """The weights, those of inactive connections too, as an array."""
+        """The weights as an array, including those of inactive connections."""
         return self.variable.numpy()
 
     def assign(self, weights):
@@ -224,10 +236,15 @@ class MaskedKernel(SparseKernel):
     def __call__(self, kernel):
         return masked(self._constrained(kernel), self.kernel_mask)
 
-    # Inside a graph, on one replica: `local` is its copy of the variable, and of the mask.
+    # For use inside a graph, on one replica: `local` is its copy of the variable and of the mask.
 
     def replace(self, local, new_mask, values):
-        """Makes `new_mask` the mask: what it drops becomes zero, what it grows is in `values`.
+        """Sets a new mask: dropped connections become zero, grown ones take their values.
+
+        Args:
+            local: Pair of the kernel and its mask on this replica.
+            new_mask: Boolean tensor of the kernel's shape.
+            values: Tensor, the first values of grown connections.
 
         Returns:
             Boolean tensor, the connections that were dropped or grown.
@@ -241,42 +258,42 @@ class MaskedKernel(SparseKernel):
         return changed
 
     def put(self, local, new_mask, weights):
-        """Makes `new_mask` the mask, and `weights` those of its active connections."""
+        """Sets a new mask and the weights of its active connections."""
         kernel, mask = local
         kernel.assign(masked(weights, new_mask))
         mask.assign(new_mask)
 
 
 def masked(values, kernel_mask):
-    """`values` where the mask is `True`, else exactly zero, whatever stands there (NaN too)."""
+    """`values` where the mask is `True`, and exactly zero elsewhere, even for NaN."""
     values = tf.convert_to_tensor(values)
     return tf.where(tf.convert_to_tensor(kernel_mask), values, tf.zeros([], values.dtype))
 
 
 def link(variable, kernel_mask, settle=None, units=None):
-    """Makes a variable that of a sparse kernel; for the arguments see `MaskedKernel`."""
+    """Makes a variable a sparse kernel; for the arguments see `MaskedKernel`."""
     variable.constraint = MaskedKernel(variable, kernel_mask, settle, units)
 
 
 def unlink(variable):
-    """Makes the variable of a sparse kernel that of a dense one again."""
+    """Makes the variable of a sparse kernel dense again."""
     variable.constraint = variable.constraint.constraint
 
 
-def kernel_of(variable):
-    """The `SparseKernel` of a variable, `None` if it has no mask."""
+def kernel_of(variable: Any) -> Any:
+    """The `SparseKernel` of a variable, or `None` if the variable is not a sparse kernel."""
     constraint = getattr(variable, "constraint", None)
     return constraint if isinstance(constraint, SparseKernel) else None
 
 
-def mask_of(variable):
-    """The mask variable of a masked kernel's variable, `None` for any other variable."""
+def mask_of(variable: Any) -> Any:
+    """The mask variable of a masked kernel, or `None` for any other variable."""
     kernel = kernel_of(variable)
     return kernel.kernel_mask if isinstance(kernel, MaskedKernel) else None
 
 
 def settle(kernels):
-    """Decides on the masks that are still open, as some layers of the model were never built."""
+    """Decides on masks that wait for layers of the model that were never built."""
     for kernel in kernels:
         if kernel.settle is not None:
             kernel.settle()
@@ -288,9 +305,10 @@ def strategy_of(variable):
 
 
 def by_path(kernels):
-    """`{path: kernel}` in the order given; of equal paths, the later ones get `#2`, `#3`, ...
+    """`{path: kernel}` in the given order.
 
-    Paths are equal if models in a model have layers of the same name.
+    Paths are equal if nested models have layers with the same name. Then `#2`, `#3`, ... is added
+    to all but the first of them.
     """
     number = collections.Counter()
     result = {}
@@ -302,22 +320,22 @@ def by_path(kernels):
 
 
 def own_masks(model):
-    """The identities of the variables that say what is active in a model or layer."""
+    """The ids of the variables of a model or layer that say which connections are active."""
     kernels = kernels_of(model).values()
     return {id(variable) for kernel in kernels for variable in kernel.mask_variables}
 
 
 def without_masks(model, variables):
-    """Those of a model's variables that are no masks, in their order."""
+    """The variables of a model without its masks, in their order."""
     own = own_masks(model)
     return [variable for variable in variables if id(variable) not in own]
 
 
-def kernels_of(model):
+def kernels_of(model: keras.layers.Layer) -> "dict[str, SparseKernel]":
     """The `SparseKernel`s of a model or layer, as `{path: kernel}` in the order of its weights.
 
-    The layers of a sparse model are layers of others, too, such as the one that it was made of: in
-    a model that does not hold their masks, they are dense.
+    A sparse model shares its layers with other models, such as the dense model that it was made of.
+    In a model that does not contain their masks, the kernels count as dense.
     """
     weights = model.weights
     own = {id(weight) for weight in weights}
@@ -329,58 +347,73 @@ def kernels_of(model):
     )
 
 
-def sparse_kernels(model):
+def sparse_kernels(model: keras.layers.Layer) -> dict[str, keras.Variable]:
     """The variables of the sparse kernels of a model or layer, as `kernels_of`."""
     return {path: kernel.variable for path, kernel in kernels_of(model).items()}
 
 
-def get_masks(model):
-    """The masks of a sparse model.
+def get_masks(model: keras.layers.Layer) -> Masks:
+    """Returns the masks of a sparse model.
 
     Args:
         model: A `keras.Model` or layer.
 
     Returns:
-        Dictionary `{kernel path: mask}`, each mask a boolean array of the kernel's shape, `True`
-        where the connection is active. Empty if no kernel is sparse. Where layers of different
-        models in the model have the same name, so that paths are equal, the second is `path#2`.
+        Dictionary `{kernel path: mask}`. A mask is a boolean array of the kernel's shape, `True`
+        where a connection is active. The dictionary is empty if no kernel is sparse. If nested
+        models have layers with the same name, their paths are equal; then the second path is
+        written `path#2`.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    >>> [int(mask.sum()) for mask in get_masks(rigl_tf.sparsify(model, 0.75)).values()]
+    [8]
     """
     return {path: kernel.mask for path, kernel in kernels_of(model).items()}
 
 
-def set_masks(model, masks):
-    """Sets masks, and zeroes the connections that they make inactive.
+def set_masks(model: keras.layers.Layer, masks: Mapping[str, Any]) -> None:
+    """Sets the masks of a sparse model, and sets inactive connections to zero.
 
-    Connections that become active start at zero. Kernels without an entry in `masks` keep theirs.
-    An optimizer's slots stay as they are: a connection that was trained before, taken away and
-    given back, goes on with what is left of its momentum.
+    Connections that become active start at zero. Kernels without an entry in `masks` keep their
+    mask. The slots of an optimizer are not changed: if a connection is removed and added again
+    later, it continues with its old momentum.
 
-    Other code can write into inactive connections. Optimizers zero them in their next step; in a
-    `fit` without XLA, those of `rigl_tf` do so in its first step, every 100 steps, at mask updates,
-    and when it ends. `set_masks(model, get_masks(model))` does it at once;
-    `rigl_tf.sparsity_summary` tells of such weights.
+    Other code can write values into inactive connections. Optimizers set them to zero again in
+    their next step. (In `fit` without XLA, the optimizers of `rigl_tf` do this in the first step,
+    every 100 steps, at mask updates and at the end.) `set_masks(model, get_masks(model))` does it
+    at once, and `rigl_tf.sparsity_summary` lists such weights.
 
     Args:
         model: A sparse `keras.Model` or layer.
-        masks: Dictionary `{kernel path: mask}` as from `get_masks`. A mask has the kernel's shape
-            and holds booleans, or numbers that are 0 or 1. Masks of another model of the same
-            architecture, whose paths are others (as those of a loaded model may be), are taken in
-            their order, if there is one for each kernel and all shapes agree.
+        masks: Dictionary `{kernel path: mask}`, as `get_masks` returns it. A mask has the kernel's
+            shape, and contains booleans or the numbers 0 and 1. The masks of another model with the
+            same architecture but different paths (for example a loaded model) are used in their
+            order, if there is one for each kernel and all shapes fit.
 
     Raises:
-        ValueError: If a path is not a sparse kernel of the model, or a mask has another shape or
-            other values, or breaks the structure of its kernel. Nothing is changed then.
+        ValueError: If a path is not a sparse kernel of the model, or a mask has a wrong shape or
+            other values, or does not fit the structure of its kernel. Then nothing is changed.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="sum")])
+    >>> model = rigl_tf.sparsify(model, 0.5)
+    >>> set_masks(model, {path: [[1], [0]] for path in get_masks(model)})
+    >>> [mask.tolist() for mask in get_masks(model).values()]
+    [[[True], [False]]]
     """
     kernels = kernels_of(model)
     for path, mask in check_masks(model, masks).items():
         kernels[path].set_mask(mask)
 
 
-def check_masks(model, masks):
-    """`masks` as boolean arrays by the paths of the model's kernels.
+def check_masks(model: keras.layers.Layer, masks: Mapping[str, Any]) -> Masks:
+    """Returns `masks` as boolean arrays by the paths of the model's kernels.
 
     Raises:
-        ValueError: Unless they fit; see `set_masks`.
+        ValueError: If they do not fit the model; see `set_masks`.
     """
     masks, kernels = as_booleans(masks), kernels_of(model)
     if _is_renamed(masks, kernels):
@@ -402,7 +435,7 @@ def check_masks(model, masks):
 
 
 def _is_renamed(masks, kernels):
-    """Whether masks are those of the same kernels by other names: Keras numbers layers anew."""
+    """Whether masks belong to the same kernels under other names, as Keras numbers its layers."""
     shapes = [kernel.shape for kernel in kernels.values()]
     if masks.keys() <= kernels.keys() or [mask.shape for mask in masks.values()] != shapes:
         return False
@@ -410,12 +443,12 @@ def _is_renamed(masks, kernels):
     return not masks.keys() & kernels.keys() or plain == others
 
 
-def save_masks(model, path):
-    """Writes the masks of a sparse model into a file, for `load_masks`.
+def save_masks(model: keras.layers.Layer, path: str | os.PathLike[str]) -> None:
+    """Writes the masks of a sparse model to a file, for `load_masks`.
 
     Args:
         model: A sparse `keras.Model` or layer.
-        path: Where to write, a file that ends with `.npz`. An earlier one is replaced.
+        path: Path of the file, which must end with `.npz`. An existing file is replaced.
 
     Raises:
         ValueError: If `path` has another ending, or the model has no sparse kernel.
@@ -426,20 +459,20 @@ def save_masks(model, path):
             "`save_masks` needs a built sparse model: make one with `rigl_tf.sparsify`. "
             f"Received: model={model.name!r}, without sparse kernels"
         )
-    # Names by number: two paths may differ in more than the names of files can.
-    arrays = {f"mask_{index}": mask for index, mask in enumerate(masks.values())}
+    # The arrays have numbers as names, because paths may contain characters that names may not.
+    arrays: dict[str, Any] = {f"mask_{index}": mask for index, mask in enumerate(masks.values())}
     np.savez_compressed(path, paths=np.array(list(masks)), **arrays)
 
 
-def load_masks(model, path):
-    """Sets the masks that `save_masks` wrote, as `set_masks` does.
+def load_masks(model: keras.layers.Layer, path: str | os.PathLike[str]) -> None:
+    """Loads masks that `save_masks` has written, and sets them as `set_masks` does.
 
     Args:
-        model: A sparse `keras.Model` or layer of the same architecture.
-        path: The file.
+        model: A sparse `keras.Model` or layer with the same architecture.
+        path: Path of the file.
 
     Raises:
-        ValueError: If the file is none of `save_masks`, or its masks do not fit the model.
+        ValueError: If the file was not written by `save_masks`, or its masks do not fit the model.
     """
     with np.load(_npz(path)) as file:
         if "paths" not in file:
@@ -457,15 +490,15 @@ def _npz(path):
     return path
 
 
-def set_weights(layer, weights):
-    """As `layer.set_weights` of Keras, but the masks may be left out, and the kernels are masked.
+def set_weights(layer: keras.layers.Layer, weights: Sequence[Any]) -> None:
+    """Sets weights as `layer.set_weights` of Keras, with or without masks, and keeps the zeros.
 
     Args:
         layer: A sparse `keras.Model` or layer.
-        weights: List of arrays: those of `layer.get_weights()`, or of the dense layer.
+        weights: List of arrays: all that `layer.get_weights()` returns, or the same without masks.
 
     Raises:
-        ValueError: If their number is neither, or a shape is another. Nothing is changed then.
+        ValueError: If the number of arrays or a shape is wrong. Then nothing is changed.
     """
     variables = layer.weights
     dense = without_masks(layer, variables)
@@ -487,8 +520,8 @@ def set_weights(layer, weights):
         kernel.zero_inactive()
 
 
-def as_booleans(masks):
-    """`masks` as boolean arrays; raises a `ValueError` unless they are masks."""
+def as_booleans(masks: Mapping[str, Any]) -> Masks:
+    """Returns `masks` as boolean arrays; raises a `ValueError` if they are not masks."""
     if not isinstance(masks, Mapping):
         raise ValueError(
             "`masks` must be a dictionary `{kernel path: mask}`. "

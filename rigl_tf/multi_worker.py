@@ -1,23 +1,25 @@
-"""`fit` and `evaluate` for `MultiWorkerMirroredStrategy`, where Keras's own fail with any model.
+"""`fit` and `evaluate` for `MultiWorkerMirroredStrategy`, where those of Keras fail for any model.
 
-`model.fit` of Keras 3.12 to 3.15 cannot build a model from a batch that lies on several workers,
-nor reduce scalar logs over them. The loops here call the same `train_step`, callbacks and metrics.
-This module can go when `model.fit` trains there: `tests/test_multi_worker.py` says when.
+With this strategy, `model.fit` of Keras 3.12 to 3.15 cannot build a model from a distributed batch,
+and cannot reduce scalar logs. The loops here use the same `train_step`, callbacks and metrics. They
+will not be needed when `model.fit` works; `tests/test_multi_worker.py` checks this.
 """
+
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 
-def is_chief(strategy):
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process is the one worker that should write files.
 
     Args:
         strategy: A `tf.distribute.MultiWorkerMirroredStrategy`.
 
     Returns:
-        Boolean: whether the task in `TF_CONFIG` is the chief or, if there is none, worker 0.
+        Boolean: whether the task in `TF_CONFIG` is the chief, or worker 0 if there is no chief.
 
     Example:
 
@@ -29,15 +31,15 @@ def is_chief(strategy):
     return resolver.task_type == "chief" or (not has_chief and resolver.task_id in (None, 0))
 
 
-def value_of_chief(strategy, value):
-    """The chief's integer, on every worker. All of them must call it.
+def value_of_chief(strategy: tf.distribute.Strategy, value: int) -> int:
+    """Sends an integer from the chief to all workers. Every worker must call this function.
 
     Args:
         strategy: A `tf.distribute.MultiWorkerMirroredStrategy`.
-        value: Integer below `2**31`; that of other workers than the chief is ignored.
+        value: Integer below `2**31`. Only the value of the chief is used.
 
     Returns:
-        Integer.
+        Integer, the value of the chief.
 
     Example:
 
@@ -48,47 +50,51 @@ def value_of_chief(strategy, value):
 
 
 def fit(
-    model,
-    dataset,
+    model: keras.Model,
+    dataset: tf.data.Dataset,
     *,
-    epochs=1,
-    initial_epoch=0,
-    steps_per_epoch=None,
-    validation_data=None,
-    validation_steps=None,
-    callbacks=None,
-    verbose="auto",
-):
+    epochs: int = 1,
+    initial_epoch: int = 0,
+    steps_per_epoch: int | None = None,
+    validation_data: tf.data.Dataset | None = None,
+    validation_steps: int | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] | None = None,
+    verbose: int | str = "auto",
+) -> keras.callbacks.History:
     """Trains a model as `model.fit` does, together with the other workers in `TF_CONFIG`.
 
-    Every worker calls it with the same arguments. The weights, the optimizer's state and the first
-    epoch are those of the chief, after its callbacks' `on_train_begin`: only the chief needs a
-    backup to restore. Loss and metrics are those of all workers.
+    Every worker calls it with the same arguments. After `on_train_begin` of the callbacks, all
+    workers take the weights, the optimizer's state and the first epoch of the chief. So only the
+    chief needs a backup to restore. Loss and metrics are computed over all workers.
 
-    Callbacks run on every worker and see the same logs; when one stops training, it stops on all
-    workers. A callback that writes needs another path on each worker that `is_chief` is false for.
+    Callbacks run on every worker and get the same logs. If a callback stops training on one worker,
+    training stops on all workers. A callback that writes files needs a different path on each
+    worker that is not the chief (see `is_chief`).
 
     Args:
         model: A `keras.Model`, built and compiled in the scope of a
             `tf.distribute.MultiWorkerMirroredStrategy`. Its own `train_step` and `test_step`,
             `steps_per_execution` and `run_eagerly` are used.
-        dataset: A `tf.data.Dataset` of batches, the same on every worker. Each batch is shared
-            among the replicas; those whose size is not known beforehand may be shared unevenly,
-            and the loss is the mean of the replicas' means.
-        epochs, initial_epoch, steps_per_epoch: See `model.fit`. `steps_per_epoch` is needed if the
-            length of `dataset` is not known; the dataset then runs on from epoch to epoch.
+        dataset: A `tf.data.Dataset` of batches, the same on every worker. Each batch is divided
+            among the replicas. If its size is unknown in advance, the parts may differ; the loss is
+            the mean of the means of the replicas.
+        epochs: Integer, the number of epochs.
+        initial_epoch: Integer, the epoch to start with.
+        steps_per_epoch: Integer, needed if the length of `dataset` is unknown. If it is given, the
+            dataset is continued from epoch to epoch.
         validation_data: A `tf.data.Dataset` of batches, or `None`.
-        validation_steps: Number of its batches, needed if its length is not known.
-        callbacks: List of `keras.callbacks.Callback`.
-        verbose: See `model.fit`. `"auto"`: a progress bar on the chief, nothing elsewhere.
+        validation_steps: Integer, the number of batches of `validation_data`, needed if its length
+            is unknown.
+        callbacks: List of `keras.callbacks.Callback`, or `None`.
+        verbose: See `model.fit`. With `"auto"` there is a progress bar on the chief only.
 
     Returns:
         The `keras.callbacks.History`.
 
     Raises:
-        ValueError: If the model is none of such a strategy, is not built and compiled, or asks for
-            `jit_compile`; if a dataset has an unknown length or ends too early; if its batches are
-            known not to be divisible by the number of replicas.
+        ValueError: If the model was not made in the scope of such a strategy, is not built and
+            compiled, or uses `jit_compile`; if a dataset has an unknown length or ends too early;
+            or if its batch size is known and not divisible by the number of replicas.
 
     Example:
 
@@ -109,12 +115,12 @@ def fit(
         validate = _Loop(
             model, model.test_step, validation_data, validation_steps, "validation_steps"
         )
-    callbacks = _callback_list(model, callbacks, verbose, epochs, train.steps)
+    called = _callback_list(model, callbacks, verbose, epochs, train.steps)
     with strategy.scope():
         model.optimizer.build(model.trainable_variables)
     model.stop_training = False
-    callbacks.on_train_begin()
-    # `BackupAndRestore` leaves the epoch to go on from in this attribute, and nowhere else.
+    called.on_train_begin()
+    # `BackupAndRestore` stores the epoch to continue from only in this attribute.
     first_epoch = getattr(model, "_initial_epoch", None) or initial_epoch
     first_epoch = value_of_chief(strategy, first_epoch)
     _copy_state_of_chief(strategy, [*model.variables, *model.optimizer.variables])
@@ -122,32 +128,42 @@ def fit(
     is_stopped = _any_worker(strategy, lambda: model.stop_training)
     logs = {}
     for epoch in range(first_epoch, epochs):
-        callbacks.on_epoch_begin(epoch)
-        logs = train.run(callbacks.on_train_batch_begin, callbacks.on_train_batch_end, is_stopped)
+        called.on_epoch_begin(epoch)
+        logs = train.run(called.on_train_batch_begin, called.on_train_batch_end, is_stopped)
         if validate is not None:
-            results = _evaluate(validate, callbacks)
+            results = _evaluate(validate, called)
             logs = {**logs, **{f"val_{name}": value for name, value in results.items()}}
-        callbacks.on_epoch_end(epoch, logs)
+        called.on_epoch_end(epoch, logs)
         if is_stopped():
             break
     with strategy.scope():
         model.optimizer.finalize_variable_values(model.trainable_weights)
-    callbacks.on_train_end(logs)
+    called.on_train_end(logs)
     return model.history
 
 
-def evaluate(model, dataset, *, steps=None, callbacks=None, verbose="auto"):
-    """The loss and metrics of all workers, as `model.evaluate(..., return_dict=True)`.
+def evaluate(
+    model: keras.Model,
+    dataset: tf.data.Dataset,
+    *,
+    steps: int | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] | None = None,
+    verbose: int | str = "auto",
+) -> dict[str, float]:
+    """Computes loss and metrics over all workers, as `model.evaluate(..., return_dict=True)`.
 
     Args:
-        model, dataset, callbacks, verbose: See `fit`.
-        steps: Number of batches, needed if the length of `dataset` is not known.
+        model: See `fit`.
+        dataset: A `tf.data.Dataset` of batches, the same on every worker.
+        steps: Integer, the number of batches, needed if the length of `dataset` is unknown.
+        callbacks: List of `keras.callbacks.Callback`, or `None`.
+        verbose: See `fit`.
 
     Returns:
-        Dictionary of floats.
+        Dictionary `{name: float}` of the loss and the metrics.
 
     Raises:
-        ValueError: See `fit`.
+        ValueError: As `fit`.
     """
     _strategy_of(model)
     loop = _Loop(model, model.test_step, dataset, steps, "steps")
@@ -155,7 +171,7 @@ def evaluate(model, dataset, *, steps=None, callbacks=None, verbose="auto"):
 
 
 class _Loop:
-    """One pass over a distributed dataset with a step of the model, compiled once."""
+    """Passes over a distributed dataset with a step of the model, which is compiled once."""
 
     def __init__(self, model, step, dataset, steps, steps_name):
         self._model = model
@@ -174,8 +190,11 @@ class _Loop:
         self._execute = self._make_execute(tf.autograph.experimental.do_not_convert(step))
 
     def make_metrics(self):
-        """Makes the metrics' variables. A compiled step that makes variables is traced twice:
-        better the test step, which is short, than the step that trains."""
+        """Creates the variables of the metrics.
+
+        A compiled step that creates variables is traced twice. So this is done with the test step,
+        which is shorter than the training step.
+        """
         kind = type(self._model)
         if (kind.train_step, kind.test_step) == (keras.Model.train_step, keras.Model.test_step):
             test_step = self._model.test_step
@@ -199,7 +218,7 @@ class _Loop:
         return execute if model.run_eagerly else tf.function(execute)
 
     def run(self, on_batch_begin, on_batch_end, is_stopped=lambda: False):
-        """Takes all steps, or those until `is_stopped()`. Returns the logs of the last."""
+        """Takes all steps, or stops after a step if `is_stopped()`; returns the last logs."""
         model = self._model
         if self._iterator is None or self._starts_anew:
             self._iterator = iter(self._dataset)
@@ -231,8 +250,8 @@ def _strategy_of(model):
     strategy = model.distribute_strategy
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         raise ValueError(
-            "The model must be made in the scope of a MultiWorkerMirroredStrategy; `model.fit` "
-            f"trains others. Received: a model of {type(strategy).__name__}"
+            "The model must be made in the scope of a MultiWorkerMirroredStrategy; use `model.fit` "
+            f"for other strategies. Received: a model of {type(strategy).__name__}"
         )
     if not (model.built and model.compiled and model.optimizer is not None):
         raise ValueError(
@@ -241,8 +260,8 @@ def _strategy_of(model):
         )
     if model.jit_compile:
         raise ValueError(
-            "`jit_compile` must be False: XLA cannot compile the sums over workers on CPUs, and on "
-            f"other devices it was not tried. Received: jit_compile={model.jit_compile}"
+            "`jit_compile` must be False: XLA cannot compile the sums over workers on CPUs, and it "
+            f"was not tried on other devices. Received: jit_compile={model.jit_compile}"
         )
     return strategy
 
@@ -272,7 +291,7 @@ def _callback_list(model, callbacks, verbose, epochs, steps, history=True):
 
 
 def _any_worker(strategy, flag):
-    """A function that tells on every worker whether `flag()` is true on some of them."""
+    """A function that returns on every worker whether `flag()` is true on any worker."""
 
     @tf.function
     def count(is_true):
@@ -293,7 +312,7 @@ def _array_of_chief(strategy, array):
 
 
 def _copy_state_of_chief(strategy, variables):
-    """Gives `variables` the chief's values, bit for bit, one after another."""
+    """Copies the chief's values of `variables` to all workers, bit for bit, one after another."""
     for variable in variables:
         array = variable.numpy()
         mine = array.tobytes()

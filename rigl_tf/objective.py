@@ -1,9 +1,9 @@
-"""The mean loss of a model over data, for gradients of it; the state of the model stays."""
+"""The mean loss of a model over data, for its gradients; the state of the model is not changed."""
 
 import contextlib
 import math
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -12,26 +12,26 @@ from rigl_tf import masks, walk
 
 
 class Batch(NamedTuple):
-    """One batch of the data; targets and weights of examples (or `None`) are tensors."""
+    """One batch of the data. Targets and weights of examples (or `None`) are tensors."""
 
-    inputs: object
-    targets: object
-    sample_weight: object
+    inputs: Any
+    targets: Any
+    sample_weight: Any
     num_examples: int
 
 
 def read_batches(data):
-    """An iterator over `data` as a `Batch` each, of which one is in memory at a time.
+    """An iterator over `data` that yields a `Batch` at a time, so only one is in memory.
 
     Args:
-        data: A pair `(inputs, targets)` or triple `(inputs, targets, sample_weight)`, or an
+        data: A pair `(inputs, targets)` or a triple `(inputs, targets, sample_weight)`; or an
             iterable of such batches: a list, a `tf.data.Dataset`, a `keras.utils.PyDataset`. A
-            tuple of two or three is one batch, whatever is in it: give two batches as a list.
-            Targets of several outputs are a tuple, a dictionary, or a list of arrays.
+            tuple with two or three entries is always taken as one batch, so put two batches into a
+            list. The targets of several outputs are a tuple, a dictionary, or a list of arrays.
 
     Raises:
-        ValueError: If there is no end of them. When they are read, if there is none, or something
-            that is no such batch.
+        ValueError: If `data` is endless. When it is read: if it is empty, or not made of such
+            batches.
 
     Example:
 
@@ -46,39 +46,41 @@ def read_batches(data):
 
 
 def batches(data):
-    """The list of `read_batches(data)`, for what reads them several times: the same ones each time.
+    """The list of `read_batches(data)`, for code that reads the same batches several times.
 
     Raises:
-        ValueError: See `read_batches`. If their number is not known: they might fill the memory.
+        ValueError: As `read_batches`; or if the number of batches is unknown, because they could
+            fill the memory.
     """
     found = read_batches(data)
     if not _is_batch(data) and _length(data) is None:
         raise ValueError(
-            "`data` that is read several times is kept in memory, so its number of batches must be "
-            "known: give a list, such as `list(data.take(10))` of a data set. "
+            "`data` is read several times and kept in memory, so its number of batches must be "
+            "known: pass a list, such as `list(data.take(10))` for a data set. "
             f"Received: {type(data).__name__} of unknown length"
         )
     return list(found)
 
 
 def check_ends(data):
-    """Raises a `ValueError` if it is known that there is no end of batches."""
+    """Raises a `ValueError` if it is known that the batches never end."""
     if _length(data) == math.inf:
-        raise ValueError("`data` must end. Received: a data set that is repeated without end")
+        raise ValueError("`data` must end. Received: a data set that is repeated endlessly")
 
 
-def mean_over(some_batches, function):
-    """The mean over all examples of what a function gives for each batch.
+def mean_over(some_batches: Iterable["Batch"], function: Callable[..., Any]) -> list[Any]:
+    """The mean over all examples of a function of batches.
 
     Args:
         some_batches: Iterable of `Batch`.
-        function: Function `function(inputs, targets, sample_weight)`. It returns a list of tensors
-            or arrays, means over the examples of the batch.
+        function: Function `function(inputs, targets, sample_weight)` that returns a list of tensors
+            or arrays, which are means over the examples of the batch.
 
     Returns:
         List of tensors or arrays.
     """
-    means, num_examples = None, 0
+    means: Any = None
+    num_examples = 0
     for inputs, targets, sample_weight, size in some_batches:
         found = function(inputs, targets, sample_weight)
         num_examples += size
@@ -89,8 +91,8 @@ def mean_over(some_batches, function):
 
 
 _BATCHES = (
-    "a pair `(inputs, targets)` or triple `(inputs, targets, sample_weight)`, or batches that are "
-    "such"
+    "a pair `(inputs, targets)` or a triple `(inputs, targets, sample_weight)`, or an iterable of "
+    "such batches"
 )
 
 
@@ -99,7 +101,7 @@ def _is_batch(data):
 
 
 def _length(data):
-    """The number of batches: `math.inf` if there is no end of them, `None` if it is not known."""
+    """The number of batches: `math.inf` if they never end, `None` if it is unknown."""
     if isinstance(data, tf.data.Dataset):
         length = int(data.cardinality())
         known = {tf.data.INFINITE_CARDINALITY: math.inf, tf.data.UNKNOWN_CARDINALITY: None}
@@ -119,7 +121,7 @@ def _read(data):
         yield _batch(batch)
         is_empty = False
     if is_empty:
-        raise ValueError("`data` must have a batch at least. Received: none")
+        raise ValueError("`data` must have at least one batch. Received: none")
 
 
 def _batch(batch):
@@ -151,7 +153,7 @@ def _weights(sample_weight):
         weights = None
     if weights is None or weights.dtype == tf.string:
         raise ValueError(
-            "The weights of examples must be one array of numbers, those of all outputs. "
+            "The weights of examples must be one array of numbers, for all outputs together. "
             f"Received: sample_weight of type {type(sample_weight).__name__}"
         )
     return tf.cast(weights, keras.config.floatx())
@@ -164,27 +166,30 @@ def _num_examples(inputs, targets, sample_weight):
     sizes = {shape[0] if shape else 0 for shape in shapes}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(
-            "A batch must have an example at least, and the same number of inputs, targets and "
+            "A batch must have at least one example, and the same number of inputs, targets and "
             f"weights of examples. Received: shapes={shapes}"
         )
     return sizes.pop()
 
 
 def mean_loss(loss):
-    """A function of targets, outputs and weights of examples: the mean of `loss` over a batch.
+    """Returns a function of targets, outputs and weights of examples: the mean loss over a batch.
 
-    It is the same on a replica, where Keras divides its losses by the number of replicas, and
-    whatever the reduction of the loss is: the sum over the examples, each with its weight, divided
-    by their number. What the outputs (or the loss) mask, such as the end of a short sequence, is
-    left out, as in `model.fit`.
+    The mean is the sum over the examples, each with its weight, divided by their number. It does
+    not depend on the reduction of the loss, and is the same on a replica, where Keras divides its
+    losses by the number of replicas. As in `model.fit`, masked timesteps, such as the end of a
+    short sequence, do not count.
 
     Args:
-        loss: A Keras loss, its name, or a function of targets and outputs; or a list or dictionary
-            of one, as a model may be compiled with.
+        loss: A Keras loss, its name, or a function of targets and outputs. It may also be in a list
+            or dictionary with one entry, as a model may be compiled.
+
+    Returns:
+        Function `mean(targets, outputs, sample_weight=None)`.
 
     Raises:
-        ValueError: If it is something else. When it is called, if a Keras loss meets several
-            outputs, or weights a loss that has no value for each example.
+        ValueError: If `loss` is something else. When the result is called: if a Keras loss gets
+            several outputs, or there are weights but the loss has no value for each example.
 
     Example:
 
@@ -197,8 +202,8 @@ def mean_loss(loss):
         (loss,) = loss.values() if isinstance(loss, dict) else loss
     if not isinstance(loss, str) and not callable(loss):
         raise ValueError(
-            "`loss` must be a Keras loss, its name, or a function of targets and outputs; for "
-            f"several outputs, a function of all of them. Received: loss={loss!r}"
+            "`loss` must be a Keras loss, its name, or a function of targets and outputs (of all "
+            f"of them, if there are several outputs). Received: loss={loss!r}"
         )
     is_own = not isinstance(loss, (str, keras.losses.Loss))
     name, loss = getattr(loss, "name", loss), keras.losses.get(loss)
@@ -220,7 +225,7 @@ def mean_loss(loss):
         if sample_weight is not None:
             _check_fits(sample_weight, shape, name)
         value = _reduced("sum_over_batch_size", keras_loss, targets, outputs, sample_weight)
-        # Keras scales what it has reduced itself.
+        # Keras divides by the number of replicas if it has reduced the loss itself.
         return value * num_replicas if len(shape) else value
 
     return mean
@@ -239,7 +244,7 @@ def _check_fits(sample_weight, shape, name):
 
 
 class _Values(keras.losses.Loss):
-    """The values that a function has found, to be reduced as Keras reduces its losses."""
+    """A loss of given values, so that Keras reduces them as its own losses."""
 
     def __init__(self, values):
         super().__init__(name="values", dtype=values.dtype.name)
@@ -258,9 +263,10 @@ def _reduced(reduction, loss, *arguments):
 
 
 def on_a_replica(function, *arguments):
-    """What a function of tensors returns, tensors too; within the scope of a strategy as well.
+    """Calls a function of tensors that returns tensors, also within the scope of a strategy.
 
-    There variables have gradients only on replicas: all do the same, and the first one's counts.
+    In a scope, variables have gradients only on replicas. So all replicas compute the same, and the
+    result of the first one is returned.
     """
     if not tf.distribute.in_cross_replica_context():
         return function(*arguments)
@@ -271,7 +277,7 @@ def on_a_replica(function, *arguments):
 
 @contextlib.contextmanager
 def untouched_state(model):
-    """Gives moving statistics, seeds and the like their values back; masks never change here."""
+    """A context that restores moving statistics, random seeds and other states at its end."""
     state = masks.without_masks(model, model.non_trainable_variables)
     for layer in walk.all_layers(model):
         if getattr(layer, "stateful", False):  # the states of recurrent layers are no weights

@@ -1,14 +1,16 @@
-"""The largest gradients of a kernel, found tile by tile: the dense gradient is never there.
+"""Finds the largest gradients of a kernel tile by tile, without the whole dense gradient.
 
-RigL grows connections where the gradient of the loss is largest. Of the whole gradient it needs no
-more than the few largest entries, so a kernel too big to hold its gradient can be grown all the
-same, by what the RigL paper calls online top-k (Evci et al., 2020, section 3). The optimizers of
-`rigl_tf` cannot do that: Keras computes all gradients before it calls them. These functions are for
-training loops of one's own, with a `tf.GradientTape`.
+RigL grows connections where the gradient of the loss is largest, so it needs only the few largest
+entries of the gradient. This makes RigL possible for kernels whose gradient does not fit into
+memory; the RigL paper calls it online top-k (Evci et al., 2020, section 3). For masked kernels the
+optimizers of `rigl_tf` cannot do it, because Keras computes all gradients before it calls an
+optimizer. These functions are for your own training loops with a `tf.GradientTape`.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from numbers import Integral
+from typing import Any
 
 import tensorflow as tf
 
@@ -16,20 +18,25 @@ from rigl_tf import selection
 from rigl_tf.checks import check_integers
 
 
-def top_k_of_tiles(tile, num_tiles, k, dtype="float32"):
-    """Finds the `k` largest of many scores, of which only one tile is there at a time.
+def top_k_of_tiles(
+    tile: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
+    num_tiles: int,
+    k: int,
+    dtype: str | tf.DType = "float32",
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Finds the `k` largest of many scores, with only one tile of scores in memory at a time.
 
-    The result is that of `rigl_tf.selection.top_k_mask` for all scores at once: exact, and ties go
-    to the lower index. Memory is that of a tile and of `2 k` scores and indices. Shapes are
-    static, so that it compiles with XLA.
+    The result equals that of `rigl_tf.selection.top_k_mask` for all scores: it is exact, and ties
+    go to the lower index. It needs memory for one tile and for `2 k` scores and indices. All shapes
+    are static, so it compiles with XLA.
 
     Args:
-        tile: Gets the number of a tile, a scalar int32 tensor, and returns two tensors of a
-            constant length: the scores, floating-point without NaN, and their indices, int64.
-            Indices must increase from one score to the next and from tile to tile. Scores with a
-            negative index are left out, say those that fill up the last tile.
-        num_tiles: Integer, at least 1.
-        k: Integer, at least 1.
+        tile: Function of the number of a tile, a scalar int32 tensor. It returns two tensors of a
+            constant length: the scores (floating-point numbers without NaN) and their indices
+            (int64). Indices must increase within a tile and from tile to tile. Scores with a
+            negative index are ignored, for example to fill up the last tile.
+        num_tiles: Integer >= 1, the number of tiles.
+        k: Integer >= 1, the number of scores to find.
         dtype: Type of the scores.
 
     Returns:
@@ -49,7 +56,7 @@ def top_k_of_tiles(tile, num_tiles, k, dtype="float32"):
     check_integers(1, num_tiles=num_tiles, k=k)
 
     def merge(number, scores, indices):
-        # What was found before comes first: of equal keys, `top_k` takes the first ones.
+        # The scores found before come first: among equal keys, `top_k` takes the first ones.
         new_scores, new_indices = tile(number)
         scores = tf.concat([scores, new_scores], axis=0)
         indices = tf.concat([indices, new_indices], axis=0)
@@ -72,53 +79,54 @@ def top_k_of_tiles(tile, num_tiles, k, dtype="float32"):
 
 
 def largest_gradients(
-    inputs,
-    output_gradients,
-    kept_mask,
-    k,
-    tile_rows=None,
-    strides=1,
-    padding="valid",
-    dilation_rate=1,
-):
+    inputs: tf.Tensor,
+    output_gradients: tf.Tensor,
+    kept_mask: tf.Tensor,
+    k: int,
+    tile_rows: int | None = None,
+    strides: int | Sequence[int] = 1,
+    padding: str = "valid",
+    dilation_rate: int | Sequence[int] = 1,
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Finds the connections of a Dense layer or convolution with the largest gradients.
 
-    A tile of the kernel's gradient has `tile_rows` rows: those of so many inputs of a Dense layer,
-    or so many input channels at one position of a convolution's window. It is the product of these
-    inputs with `output_gradients`, as the whole gradient is; only the rounding of the products may
-    differ. Memory is `O(k + tile)`, and for a convolution a view of one position of its inputs. It
-    is bought with time, about ten times that with the dense gradient, and more with XLA, which
-    sorts slowly on CPUs: for kernels of which the gradient fits into memory, use `drop_and_grow`.
+    A tile has `tile_rows` rows of the kernel's gradient. For a Dense layer these rows belong to
+    inputs, for a convolution to input channels at one position of its window. The tile is the
+    product of these inputs with `output_gradients`, as the whole gradient is; only rounding errors
+    may differ. It needs memory for `k` scores and a tile, and for a convolution also a view of its
+    inputs at one position. It takes about ten times as long as with the dense gradient, and longer
+    with XLA, which sorts slowly on CPUs. If the gradient fits into memory, use
+    `rigl_tf.selection.drop_and_grow` instead.
 
     Args:
-        inputs: Floating-point tensor, the layer's inputs: `(..., inputs)`, or for a convolution
-            `(batch, *spatial shape, channels)`.
-        output_gradients: Tensor of the same dtype, the gradient of the loss with respect to the
-            layer's outputs, before an activation; their shape.
-        kept_mask: Boolean tensor of the kernel's shape: connections that are not to be found, as
-            they are active and stay. Two dimensions for a Dense layer, three to five for Conv1D,
+        inputs: Floating-point tensor, the inputs of the layer, of shape `(..., inputs)`, or for a
+            convolution `(batch, *spatial shape, channels)`.
+        output_gradients: Tensor of the same dtype, in the shape of the layer's outputs: the
+            gradient of the loss with respect to the outputs before the activation.
+        kept_mask: Boolean tensor of the kernel's shape: the active connections that are kept, which
+            must not be found. It has two dimensions for a Dense layer, three to five for Conv1D,
             Conv2D and Conv3D.
-        k: Integer, at least 1.
-        tile_rows: Integer, at least 1: the rows of the gradient that are there at a time. By
-            default a tile is about as large as `k`. Time goes into merging tiles, `k + tile` scores
-            each time, so larger tiles are faster.
-        strides, padding, dilation_rate: Those of a convolution; `padding` is `"valid"` or
-            `"same"`. Strides and dilations are integers or one for each spatial dimension.
+        k: Integer >= 1, the number of connections to find.
+        tile_rows: Integer >= 1, the number of rows in a tile. By default a tile has about `k`
+            entries. Most of the time is spent on merging a tile with the `k` best scores, so larger
+            tiles are faster.
+        strides: The strides of a convolution: an integer, or one for each spatial dimension.
+        padding: The padding of a convolution: `"valid"` or `"same"`.
+        dilation_rate: The dilation of a convolution: an integer, or one for each spatial dimension.
 
     Returns:
         `(gradients, indices)`, each of length `k`: the absolute gradients, the largest first, and
-        where they are in the flattened kernel, int64. Ties go to the lower index, NaN counts as
-        the lowest number. If fewer than `k` connections are not kept, the indices at the end
-        are -1.
+        int64 indices into the flattened kernel. Ties go to the lower index, and NaN counts as the
+        lowest number. If there are fewer than `k` connections to find, the last indices are -1.
 
     Raises:
-        ValueError: If shapes do not fit each other, as those of a grouped convolution, or an
-            argument is out of its range.
+        ValueError: If the shapes do not fit each other (for example in a grouped convolution), or
+            an argument is out of its range.
 
     Example:
 
-    A step of RigL in a loop of one's own. The tape is asked for the gradient of the layer's
-    outputs, not of its kernel:
+    A step of RigL in your own training loop. The tape computes the gradient of the layer's outputs,
+    not of its kernel:
 
     >>> x = inputs = keras.Input((8,))
     >>> x = keras.layers.Dense(6, name="hidden")(x)
@@ -156,7 +164,7 @@ def largest_gradients(
 
     def tile(number):
         position, block = number // num_blocks, number % num_blocks
-        # The last block starts early enough to be as long; those of the one before are left out.
+        # The last block starts early enough to be full. Rows of the block before are ignored.
         channel = tf.minimum(block * rows, channels - rows)
         is_left_out = tf.range(rows)[:, tf.newaxis] + channel < block * rows
         row = position * channels + channel
@@ -170,15 +178,15 @@ def largest_gradients(
     return top_k_of_tiles(tile, window.num_positions * num_blocks, k, inputs.dtype)
 
 
-def grow(kept_mask, indices, num_grow=None):
+def grow(kept_mask: tf.Tensor, indices: Any, num_grow: int | tf.Tensor | None = None) -> tf.Tensor:
     """Adds connections to a mask.
 
     Args:
-        kept_mask: Boolean tensor, the connections that stay.
-        indices: Integer tensor, the connections to grow as indices into the flattened mask, such
-            as from `largest_gradients`: none of them is in `kept_mask` or -1.
-        num_grow: Integer or scalar integer tensor. Only so many of the first indices are grown:
-            `k` is a constant, but the number of connections to grow may become less.
+        kept_mask: Boolean tensor, the connections that are kept.
+        indices: Integer tensor, the connections to grow, as indices into the flattened mask. For
+            example from `largest_gradients`. They must not be in `kept_mask` or be -1.
+        num_grow: Integer, scalar integer tensor, or `None`. Only the first `num_grow` indices are
+            grown, because `k` is a constant, but the number of connections to grow may fall.
 
     Returns:
         Boolean tensor of the shape of `kept_mask`.
@@ -198,14 +206,14 @@ def grow(kept_mask, indices, num_grow=None):
 
 
 class _Window:
-    """The window of a convolution; that of a Dense layer has no dimension and one position."""
+    """The window of a convolution. The window of a Dense layer has no dimension, one position."""
 
     def __init__(self, shape, strides, dilation_rate):
         self.shape = tuple(shape)
         self.num_positions = math.prod(self.shape)
         self._strides = self._of_each_dimension(strides=strides)
         self._dilations = self._of_each_dimension(dilation_rate=dilation_rate)
-        # From the first to the last input that it sees.
+        # The distance from the first to the last input in the window.
         self._extents = [(n - 1) * d + 1 for n, d in zip(self.shape, self._dilations, strict=True)]
 
     def _of_each_dimension(self, **argument):
@@ -221,7 +229,7 @@ class _Window:
         return values
 
     def pad(self, inputs, padding):
-        """The inputs with the zeros around them that the convolution sees."""
+        """The inputs with the zeros that the convolution adds around them."""
         if padding == "valid":
             return inputs
         if padding != "same":
@@ -245,13 +253,13 @@ class _Window:
         )
         if not fits:
             raise ValueError(
-                "The shapes of inputs and of the gradients of outputs must be those of a layer "
-                "with this kernel, channels last, not grouped. Received: inputs of shape "
+                "The shapes of inputs and output gradients must fit a layer with this kernel, with "
+                "channels last and without groups. Received: inputs of shape "
                 f"{inputs} (padded), output_gradients of shape {outputs}, a kernel of {kernel}"
             )
 
     def view(self, inputs, outputs, position, channel, num_channels):
-        """The inputs that meet one position of the kernel, for each output: a matrix.
+        """The inputs that are multiplied by one position of the kernel, for each output: a matrix.
 
         Args:
             inputs: The padded inputs.

@@ -1,8 +1,9 @@
-"""Masks from scores, once: before training (SNIP, GraSP) or after it (magnitude).
+"""Pruning in one step: masks from scores, before training (SNIP, GraSP) or after it (magnitude).
 
-Each function returns masks, `{kernel path: boolean array}`, for `rigl_tf.set_masks`; it changes
-nothing. Counts are exact. Where all kernels are ranked together, as in the papers, a kernel may
-lose all of its connections, and nothing comes through its layer any more: a warning names it.
+Each function returns masks, `{kernel path: boolean array}`, for `rigl_tf.set_masks`; it does not
+change the model. The numbers of active connections are exact. If all kernels are ranked together,
+as in the papers, a kernel may lose all of its connections, so that no signal passes its layer. A
+warning names such kernels.
 """
 
 import math
@@ -14,23 +15,28 @@ import numpy as np
 import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection, structures
+from rigl_tf._types import Data, Distribution, Loss, Masks
 from rigl_tf.checks import check_integers, check_numbers
 from rigl_tf.objective import batches, mean_loss, mean_over, read_batches, untouched_state
 
 
-def magnitude_masks(model, sparsity, distribution=None):
+def magnitude_masks(
+    model: keras.Model, sparsity: float, distribution: Distribution | None = None
+) -> Masks:
     """Keeps the connections with the largest weights.
 
     Args:
-        model: A built sparse `keras.Model`; made with `sparsify(model, 0.0)` if it is to be pruned
-            from dense. Inactive connections stay inactive where there are enough active ones.
+        model: A built sparse `keras.Model`. To prune a dense model, make it sparse with
+            `sparsify(model, 0.0)` first. Inactive connections stay inactive, as long as there are
+            enough active ones.
         sparsity: Share of zeros over all sparse kernels, in `[0, 1)`.
-        distribution: How the kernels share the sparsity, see `rigl_tf.sparsify`: each keeps one
-            connection at least. `None` ranks the connections of all kernels together, and warns if
-            none of a kernel's are left.
+        distribution: How the kernels share the sparsity, see `rigl_tf.sparsify`. Then each kernel
+            keeps at least one connection. With `None` the connections of all kernels are ranked
+            together, with a warning if a kernel loses all of its connections.
 
     Returns:
-        `{kernel path: mask}`, with exact counts; of equal scores those with the lower index stay.
+        `{kernel path: mask}` with exact numbers of active connections. Among equal scores, those
+        with the lower index stay.
 
     Raises:
         ValueError: If an argument is out of its range, the model has no sparse kernel, or an active
@@ -48,15 +54,19 @@ def magnitude_masks(model, sparsity, distribution=None):
     return _select(model, scores, sparsity, distribution)
 
 
-def random_masks(model, sparsity, distribution="erk", seed=0):
+def random_masks(
+    model: keras.Model, sparsity: float, distribution: Distribution | None = "erk", seed: int = 0
+) -> Masks:
     """Keeps connections at random.
 
     Args:
-        model, sparsity, distribution: See `magnitude_masks`.
-        seed: Integer. The masks are a function of it, of each kernel's index and of its shape.
+        model: A built sparse `keras.Model`, see `magnitude_masks`.
+        sparsity: Share of zeros over all sparse kernels, in `[0, 1)`.
+        distribution: How the kernels share the sparsity, see `magnitude_masks`.
+        seed: Integer. The masks depend on it, on the index of each kernel and on its shape.
 
     Returns:
-        `{kernel path: mask}`, with exact counts.
+        `{kernel path: mask}` with exact numbers of active connections.
 
     Raises:
         ValueError: If an argument is out of its range, or the model has no sparse kernel.
@@ -76,11 +86,17 @@ def random_masks(model, sparsity, distribution="erk", seed=0):
     return _select(model, scores, sparsity, distribution)
 
 
-def snip_masks(model, data, sparsity, loss, distribution=None):
-    """Keeps the connections whose removal would change the loss most: SNIP.
+def snip_masks(
+    model: keras.Model,
+    data: Data,
+    sparsity: float,
+    loss: Loss,
+    distribution: Distribution | None = None,
+) -> Masks:
+    """Keeps the connections whose removal would change the loss most (SNIP).
 
-    The score of a connection is `|gradient * weight|`, the gradient that of the mean loss over
-    `data`, at the weights as they are (usually the initial ones).
+    The score of a connection is `|gradient * weight|`, where the gradient is that of the mean loss
+    over `data` at the current weights, usually the initial ones.
 
     Reference:
 
@@ -88,19 +104,21 @@ def snip_masks(model, data, sparsity, loss, distribution=None):
     - [Evci et al., 2020](https://arxiv.org/abs/1911.11134): with a given distribution
 
     Args:
-        model, sparsity, distribution: See `magnitude_masks`.
-        data: A pair `(inputs, targets)` or triple `(inputs, targets, sample_weight)`, or an
-            iterable of such batches, which are read once, one after another.
-        loss: A Keras loss, its name, or a function of targets and outputs; it is averaged over the
-            examples: each counts with its weight, if it has one, as in `model.fit`. Of a model
-            with several outputs, a function of all of them.
+        model: A built sparse `keras.Model`, see `magnitude_masks`.
+        data: A pair `(inputs, targets)` or a triple `(inputs, targets, sample_weight)`; or an
+            iterable of such batches, which is read once.
+        sparsity: Share of zeros over all sparse kernels, in `[0, 1)`.
+        loss: A Keras loss, its name, or a function of targets and outputs. It is averaged over the
+            examples, each with its weight if there are weights, as in `model.fit`. For a model with
+            several outputs it must be a function of all targets and all outputs.
+        distribution: How the kernels share the sparsity, see `magnitude_masks`.
 
     Returns:
-        `{kernel path: mask}`, with exact counts.
+        `{kernel path: mask}` with exact numbers of active connections.
 
     Raises:
-        ValueError: If an argument is out of its range, `data` is empty, endless or holds no such
-            batches, the model has no sparse kernel, or the scores are not finite, or all 0.
+        ValueError: If an argument is out of its range; `data` is empty, endless or not made of such
+            batches; the model has no sparse kernel; or the scores are not finite, or all 0.
 
     Example:
 
@@ -115,28 +133,39 @@ def snip_masks(model, data, sparsity, loss, distribution=None):
     return _select(model, _check_not_all_zero(scores), sparsity, distribution)
 
 
-def grasp_masks(model, data, sparsity, loss, distribution=None, temperature=200.0):
-    """Keeps the connections whose removal would reduce the gradient flow most: GraSP.
+def grasp_masks(
+    model: keras.Model,
+    data: Data,
+    sparsity: float,
+    loss: Loss,
+    distribution: Distribution | None = None,
+    temperature: float = 200.0,
+) -> Masks:
+    """Keeps the connections whose removal would reduce the gradient flow most (GraSP).
 
-    The score of a connection is `weight * (H g)`, with `g` the gradient and `H` the Hessian of the
-    loss at the weights as they are; the highest are kept (the paper removes the highest of
-    `-weight * (H g)`).
+    The score of a connection is `weight * (H g)`, where `g` is the gradient and `H` the Hessian of
+    the loss at the current weights. The connections with the highest scores are kept. (The paper
+    removes those with the highest `-weight * (H g)`, which is the same.)
 
     Reference:
 
     - [Wang et al., 2020](https://arxiv.org/abs/2002.07376), equations 7 and 8
 
     Args:
-        model, data, sparsity, loss, distribution: See `snip_masks`. The data is read twice, so it
-            is kept in memory: the number of batches must be known.
+        model: A built sparse `keras.Model`, see `magnitude_masks`.
+        data: As in `snip_masks`. It is read twice, so it is kept in memory; its number of batches
+            must be known.
+        sparsity: Share of zeros over all sparse kernels, in `[0, 1)`.
+        loss: As in `snip_masks`.
+        distribution: How the kernels share the sparsity, see `magnitude_masks`.
         temperature: Number > 0. The outputs of the model, its logits, are divided by it, as in the
             authors' code.
 
     Returns:
-        `{kernel path: mask}`, with exact counts.
+        `{kernel path: mask}` with exact numbers of active connections.
 
     Raises:
-        ValueError: See `snip_masks`. If the number of batches is not known.
+        ValueError: As `snip_masks`; or if the number of batches is unknown.
 
     Example:
 
@@ -155,8 +184,18 @@ def grasp_masks(model, data, sparsity, loss, distribution=None, temperature=200.
     return _select(model, _check_not_all_zero(scores), sparsity, distribution)
 
 
-def check_sparse(model):
-    """The sparse kernels of a model, `{path: kernel}`; a `ValueError` if there is none."""
+def check_sparse(model: keras.layers.Layer) -> dict[str, masks.SparseKernel]:
+    """Returns the sparse kernels of a model, after checking that there are some.
+
+    Args:
+        model: A `keras.Model` or layer.
+
+    Returns:
+        `{path: SparseKernel}`.
+
+    Raises:
+        ValueError: If the model has no sparse kernel.
+    """
     is_model = isinstance(model, keras.layers.Layer)
     kernels = masks.kernels_of(model) if is_model else {}
     if not kernels:
@@ -168,7 +207,7 @@ def check_sparse(model):
 
 
 def _kernel_values(model):
-    # Of a kernel with a copy on each replica, the first.
+    # If there is a copy of a kernel on each replica, the first copy.
     return {
         path: masks.strategy_of(variable).experimental_local_results(variable.value)[0]
         for path, variable in (
@@ -178,15 +217,15 @@ def _kernel_values(model):
 
 
 def _gradients(model, kernels, data, loss, temperature=1.0, along=None):
-    """Gradients of the mean loss; with `along`, the products of its Hessian with that.
+    """Gradients of the mean loss, or with `along` the products of its Hessian with `along`.
 
-    A power of 2 makes up for the temperature, as small gradients are 0 in float16. It changes no
-    digit, and not the order of the scores.
+    The loss is multiplied by a power of 2 near the temperature, because small gradients become 0 in
+    float16. This changes neither the digits nor the order of the scores.
     """
     loss = mean_loss(loss)
     values = list(kernels.values())
     scale = 2.0 ** round(math.log2(temperature))
-    # A layer, as it hands on the masks of timesteps.
+    # A layer, because it passes on the masks of timesteps.
     cool = keras.layers.Activation(lambda outputs: outputs / temperature, autocast=False)
 
     def of_batch(inputs, targets, sample_weight):
@@ -214,7 +253,7 @@ def _gradients(model, kernels, data, loss, temperature=1.0, along=None):
 def _check_not_all_zero(scores):
     if not any(tf.reduce_any(score != 0) for score in scores.values()):
         raise ValueError(
-            "Not all scores may be 0, as they are if the loss has no (second) derivative, or one "
+            "The scores must not all be 0. They are if the loss has no (second) derivative, or one "
             "that is too small for float16. Received: 0 for every connection"
         )
     return scores
@@ -231,8 +270,8 @@ def _select(model, scores, sparsity, distribution):
     ]
     if bad:
         raise ValueError(
-            "The scores must be finite, and so must the weights, the data and the loss; after a "
-            f"training that diverged, they are not. Received: NaN or inf in {bad}"
+            "The scores must be finite, and so must the weights, the data and the loss. They are "
+            f"not after a training that diverged. Received: NaN or inf in {bad}"
         )
     lowest = float("-inf")
     scores = {path: tf.where(active[path], score, lowest) for path, score in scores.items()}
@@ -266,12 +305,12 @@ def _select(model, scores, sparsity, distribution):
 
 
 def _are_fixed(units):
-    """Whether the structures say how many connections each kernel has."""
+    """Whether the structures set the number of active connections of all kernels."""
     return all(each.structure is not None and each.structure.sparsity for each in units.values())
 
 
 def _warn_of_emptied(before, after):
-    """Warns, at the line of the user, of kernels that have lost all of their connections."""
+    """Warns, with the line of the user's code, if kernels have lost all of their connections."""
     emptied = [path for path, mask in after.items() if before[path].any() and not mask.any()]
     if not emptied:
         return
@@ -279,8 +318,8 @@ def _warn_of_emptied(before, after):
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "rigl_tf":
         level, frame = level + 1, frame.f_back
     warnings.warn(
-        "Ranked together with the others, no connection is left in some kernels, and nothing comes "
-        'through their layers any more; a `distribution`, or `scope="layerwise"` of a lottery '
-        f"ticket, leaves some in each. Received: none in {emptied}",
+        "All kernels were ranked together, and some kernels have no connection left, so no signal "
+        'passes their layers. With a `distribution` (or `scope="layerwise"` for a lottery ticket) '
+        f"each kernel keeps some. Received: none in {emptied}",
         stacklevel=level,
     )

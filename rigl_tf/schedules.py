@@ -1,19 +1,38 @@
-"""When masks are updated, and how much of them."""
+"""Schedules: when masks are updated, and how many connections an update drops."""
 
 import math
+from collections.abc import Callable
 from numbers import Real
+from typing import TYPE_CHECKING, Any, cast
 
 import keras
 import tensorflow as tf
 
 from rigl_tf.checks import check_integers, check_numbers
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-def is_update_step(step, begin_step, end_step, update_frequency):
-    """Whether masks are updated at `step`: Python integers or integer tensors.
 
-    Updates happen at steps `t > 0` with `begin_step <= t < end_step` that are a multiple of
-    `update_frequency` after `begin_step`.
+def is_update_step(
+    step: int | tf.Tensor,
+    begin_step: int | tf.Tensor,
+    end_step: int | tf.Tensor,
+    update_frequency: int | tf.Tensor,
+) -> bool | tf.Tensor:
+    """Whether masks are updated in a step.
+
+    Updates happen in steps `t > 0` with `begin_step <= t < end_step` for which `t - begin_step` is
+    a multiple of `update_frequency`.
+
+    Args:
+        step: Integer or integer tensor.
+        begin_step: Integer or integer tensor, in steps.
+        end_step: Integer or integer tensor, in steps.
+        update_frequency: Integer or integer tensor, in steps.
+
+    Returns:
+        Boolean or boolean tensor.
 
     Example:
 
@@ -24,8 +43,13 @@ def is_update_step(step, begin_step, end_step, update_frequency):
     return in_time & ((step - begin_step) % update_frequency == 0)
 
 
-def update_steps(begin_step, end_step, update_frequency):
-    """The steps at which masks are updated, as a range: see `is_update_step`.
+def update_steps(begin_step: int, end_step: int, update_frequency: int) -> range:
+    """The steps in which masks are updated, as a range; see `is_update_step`.
+
+    Args:
+        begin_step: Integer, in steps.
+        end_step: Integer, in steps.
+        update_frequency: Integer, in steps.
 
     Example:
 
@@ -35,15 +59,24 @@ def update_steps(begin_step, end_step, update_frequency):
     return range(begin_step or update_frequency, end_step, update_frequency)
 
 
-def drop_fraction_schedule(drop_fraction, begin_step, end_step):
-    """A callable of the step: a number becomes a `CosineDropFraction`, a callable stays."""
+def drop_fraction_schedule(
+    drop_fraction: float | Callable[..., Any], begin_step: int, end_step: int
+) -> Callable[..., Any]:
+    """Makes a schedule, a callable of the step, out of an argument `drop_fraction`.
+
+    Args:
+        drop_fraction: Float in `[0, 1]`, which becomes a `CosineDropFraction`; or a callable, which
+            is returned itself.
+        begin_step: Integer, in steps.
+        end_step: Integer, in steps, greater than `begin_step`.
+    """
     if callable(drop_fraction) and not isinstance(drop_fraction, type):
         return drop_fraction
-    return CosineDropFraction(drop_fraction, begin_step, end_step)
+    return CosineDropFraction(cast(float, drop_fraction), begin_step, end_step)
 
 
-def check_update_steps(begin_step, end_step, update_frequency):
-    """Raises a `ValueError` unless the three are integers that make sense together."""
+def check_update_steps(begin_step: int, end_step: int, update_frequency: int) -> None:
+    """Raises a `ValueError` unless the three are integers that fit together."""
     check_integers(0, begin_step=begin_step, end_step=end_step)
     check_integers(1, update_frequency=update_frequency)
     if end_step <= begin_step:
@@ -53,8 +86,8 @@ def check_update_steps(begin_step, end_step, update_frequency):
         )
 
 
-def check_any_update(begin_step, end_step, update_frequency):
-    """Raises a `ValueError` unless there is a step at which masks are updated."""
+def check_any_update(begin_step: int, end_step: int, update_frequency: int) -> None:
+    """Raises a `ValueError` unless there is a step in which masks are updated."""
     if not update_steps(begin_step, end_step, update_frequency):
         raise ValueError(
             "There must be a mask update before `end_step`; the first would be at step "
@@ -63,22 +96,38 @@ def check_any_update(begin_step, end_step, update_frequency):
         )
 
 
-def progress(step, begin_step, end_step):
-    """Share in `[0, 1]` of the way from `begin_step` to `end_step`; integers or tensors."""
+def progress(
+    step: int | tf.Tensor, begin_step: int | tf.Tensor, end_step: int | tf.Tensor
+) -> tf.Tensor:
+    """How far a step is on the way from `begin_step` to `end_step`.
+
+    Args:
+        step: Integer or integer tensor.
+        begin_step: Integer or integer tensor, in steps.
+        end_step: Integer or integer tensor, in steps.
+
+    Returns:
+        Float32 tensor in `[0, 1]`.
+    """
     steps = end_step - begin_step
     steps = tf.cast(steps, tf.float32) if tf.is_tensor(steps) else float(steps)
     return tf.clip_by_value(tf.cast(step - begin_step, tf.float32) / steps, 0, 1)
 
 
-def cosine(drop_fraction, progress):
-    """`drop_fraction`, a number or tensor, annealed to zero along half of a cosine."""
+def cosine(drop_fraction: float | tf.Tensor, progress: float | tf.Tensor) -> tf.Tensor:
+    """The value `drop_fraction`, annealed to zero along half of a cosine.
+
+    Args:
+        drop_fraction: Number or tensor, the value at the beginning.
+        progress: Number or tensor in `[0, 1]`.
+    """
     return drop_fraction / 2 * (1 + tf.cos(math.pi * progress))
 
 
 class _DropFraction:
-    """A share of the active connections to drop, as a callable of the step with a config."""
+    """A share of the active connections to drop: a callable of the step, with a config."""
 
-    def __init__(self, drop_fraction, **config):
+    def __init__(self, drop_fraction: float, **config: Any) -> None:
         is_number = isinstance(drop_fraction, Real) and not isinstance(drop_fraction, bool)
         if not is_number or not 0 <= drop_fraction <= 1:
             raise ValueError(
@@ -88,25 +137,25 @@ class _DropFraction:
         self.drop_fraction = float(drop_fraction)
         self._config = config
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {"drop_fraction": self.drop_fraction, **self._config}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "Self":
         return cls(**config)
 
 
 class _AnnealedDropFraction(_DropFraction):
-    """Falls from `begin_step` to `end_step`, and is flat outside."""
+    """A share that falls from `begin_step` to `end_step`, and is constant before and after."""
 
-    def __init__(self, drop_fraction, begin_step, end_step, **config):
+    def __init__(self, drop_fraction: float, begin_step: int, end_step: int, **config: Any) -> None:
         check_update_steps(begin_step, end_step, update_frequency=1)
         super().__init__(drop_fraction, begin_step=begin_step, end_step=end_step, **config)
         self.begin_step = begin_step
         self.end_step = end_step
 
     def _progress(self, step):
-        """Share in `[0, 1]` of the way from `begin_step` to `end_step`."""
+        """How far `step` is on the way from `begin_step` to `end_step`, in `[0, 1]`."""
         return progress(step, self.begin_step, self.end_step)
 
 
@@ -132,13 +181,13 @@ class CosineDropFraction(_AnnealedDropFraction):
     [0.3, 0.15, 0.0]
     """
 
-    def __call__(self, step):
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         return cosine(self.drop_fraction, self._progress(step))
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
 class PowerDropFraction(_AnnealedDropFraction):
-    """The share of active connections to drop, annealed to zero by inverse power.
+    """The share of active connections to drop, annealed to zero by an inverse power.
 
     `drop_fraction * (1 - (step - begin_step) / (end_step - begin_step)) ** power`.
 
@@ -159,12 +208,14 @@ class PowerDropFraction(_AnnealedDropFraction):
     [0.4, 0.05, 0.0]
     """
 
-    def __init__(self, drop_fraction, begin_step, end_step, power=1):
+    def __init__(
+        self, drop_fraction: float, begin_step: int, end_step: int, power: float = 1
+    ) -> None:
         check_numbers("(0, inf)", power=power)
         super().__init__(drop_fraction, begin_step, end_step, power=power)
         self.power = power
 
-    def __call__(self, step):
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         return self.drop_fraction * (1 - self._progress(step)) ** self.power
 
 
@@ -185,7 +236,7 @@ class ConstantDropFraction(_DropFraction):
     0.25
     """
 
-    def __call__(self, step):
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         return tf.constant(self.drop_fraction)
 
 
@@ -197,8 +248,8 @@ class LearningRateDropFraction(_DropFraction):
 
     Args:
         drop_fraction: Float in `[0, 1]`, the share at step 0.
-        learning_rate: The `keras.optimizers.schedules.LearningRateSchedule` of the inner optimizer;
-            positive at step 0.
+        learning_rate: The `keras.optimizers.schedules.LearningRateSchedule` of the inner optimizer.
+            It must be positive at step 0.
 
     Example:
 
@@ -207,7 +258,9 @@ class LearningRateDropFraction(_DropFraction):
     0.15
     """
 
-    def __init__(self, drop_fraction, learning_rate):
+    def __init__(
+        self, drop_fraction: float, learning_rate: keras.optimizers.schedules.LearningRateSchedule
+    ) -> None:
         if not isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
             raise ValueError(
                 "`learning_rate` must be a `keras.optimizers.schedules.LearningRateSchedule`. "
@@ -216,37 +269,37 @@ class LearningRateDropFraction(_DropFraction):
         self._first = float(learning_rate(0))
         if not self._first > 0:
             raise ValueError(
-                "`learning_rate` must be positive at step 0; it may not start with a warm-up from "
-                f"zero. Received: learning_rate(0)={self._first}"
+                "`learning_rate` must be positive at step 0, without a warm-up from zero. "
+                f"Received: learning_rate(0)={self._first}"
             )
         super().__init__(drop_fraction)
         self.learning_rate = learning_rate
 
-    def __call__(self, step):
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         share = tf.cast(self.learning_rate(step), tf.float32) / self._first
         return tf.minimum(self.drop_fraction * share, 1.0)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         learning_rate = keras.saving.serialize_keras_object(self.learning_rate)
         return {**super().get_config(), "learning_rate": learning_rate}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "Self":
         learning_rate = keras.saving.deserialize_keras_object(config["learning_rate"])
         return cls(config["drop_fraction"], learning_rate)
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
-    """A learning rate that rises from 0 on, for schedules that have no warm-up of their own.
+    """Adds a warm-up from 0 to a learning rate schedule.
 
-    `learning_rate(step) * min(1, step / warmup_steps)`: the steps of the warm-up are among those
-    of the schedule, none is put off.
+    `learning_rate(step) * min(1, step / warmup_steps)`: the schedule is not shifted; the warm-up
+    takes place in its first steps.
 
     Reference:
 
-    - [Frankle et al., 2020](https://arxiv.org/abs/1912.05671): with it, networks are stable from
-      an earlier step on, see `rigl_tf.analysis.instability`.
+    - [Frankle et al., 2020](https://arxiv.org/abs/1912.05671): with a warm-up, networks are stable
+      from an earlier step on, see `rigl_tf.analysis.instability`.
 
     Args:
         learning_rate: A `keras.optimizers.schedules.LearningRateSchedule`, or a number.
@@ -260,7 +313,11 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
     [0.0, 0.25, 0.5, 0.25]
     """
 
-    def __init__(self, learning_rate, warmup_steps):
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+        warmup_steps: int,
+    ) -> None:
         is_schedule = isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule)
         if not is_schedule and not isinstance(learning_rate, Real):
             raise ValueError(
@@ -271,16 +328,16 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         self.learning_rate = learning_rate
         self.warmup_steps = warmup_steps
 
-    def __call__(self, step):
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         rate = self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate
         share = tf.cast(step, tf.float32) / self.warmup_steps
         return tf.cast(rate, tf.float32) * tf.minimum(share, 1.0)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         learning_rate = keras.saving.serialize_keras_object(self.learning_rate)
         return {"learning_rate": learning_rate, "warmup_steps": self.warmup_steps}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "Self":
         learning_rate = keras.saving.deserialize_keras_object(config["learning_rate"])
         return cls(learning_rate, config["warmup_steps"])

@@ -1,11 +1,13 @@
-"""Which connections: tensors in, tensors out.
+"""Selects connections by scores: functions of tensors that return tensors.
 
-Every function here is exact, deterministic, free of sorting, and made of static shapes only, so it
-compiles with XLA and gives the same answer in eager mode, in a graph and on every replica.
+Every function is exact and deterministic. Most need no sorting and have static shapes only, so they
+compile with XLA and give the same result in eager mode, in a graph and on every replica.
 """
 
 import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,12 +15,12 @@ import tensorflow as tf
 _DIGIT_BITS = 16
 _NUM_DIGITS = 1 << _DIGIT_BITS
 _PAGE = 256
-_TILE = 1 << 22  # how many numbers of a large kernel are looked at together
-_DRAWS = 1 << 18  # how many numbers are drawn together, eagerly
+_TILE = 1 << 22  # how many numbers of a large kernel are processed together
+_DRAWS = 1 << 18  # how many numbers are drawn together in eager mode
 _PHILOX = 1  # the number of the algorithm in TensorFlow
 
 
-def random_mask(shape, num_active, seed):
+def random_mask(shape: Sequence[int], num_active: int, seed: Any) -> tf.Tensor:
     """A uniformly random mask with an exact number of active connections.
 
     Args:
@@ -39,16 +41,16 @@ def random_mask(shape, num_active, seed):
         mask = np.zeros(size, dtype=bool)
         mask[random_places(size, num_active, seed)] = True
         return tf.constant(mask.reshape(shape))
-    # Whole 64-bit draws: with float32's 2**23 values a large kernel would have ties.
+    # Random 64-bit integers: float32 has only 2**23 values, so large kernels would have ties.
     draws = tf.random.stateless_uniform(shape, seed, minval=None, maxval=None, dtype=tf.int64)
     return _top_k_of_keys(draws, num_active)
 
 
-def random_places(size, num_active, seed):
-    """Where `random_mask` is `True`, found in memory that follows `num_active`, not `size`.
+def random_places(size: int, num_active: int, seed: tuple[int, int]) -> np.ndarray:
+    """The places where `random_mask` is `True`, found with memory for `num_active`, not `size`.
 
-    The draws are made tile by tile, and only those that may be among the largest are kept: the
-    number of draws above a threshold is known up to a few standard deviations.
+    Random numbers are drawn tile by tile, and only those that can be among the largest are kept:
+    the number of draws above a threshold is known up to a few standard deviations.
 
     Args:
         size: Integer, the number of entries of the kernel.
@@ -56,7 +58,8 @@ def random_places(size, num_active, seed):
         seed: Pair of two integers, as for `tf.random.stateless_uniform`.
 
     Returns:
-        Sorted array of `num_active` different integers in `[0, size)`, int64. Eager only.
+        Sorted int64 array of `num_active` different integers in `[0, size)`. The function works
+        only in eager mode.
 
     Example:
 
@@ -66,7 +69,8 @@ def random_places(size, num_active, seed):
     share = num_active / size
     spread = 10 * math.sqrt(share * (1 - share) / size) + 100 / size
     while True:
-        # Signed 64-bit draws are uniform in [-2**63, 2**63): these are surely and maybe chosen.
+        # Draws are uniform in [-2**63, 2**63). Those above `surely` are chosen, those between
+        # `maybe` and `surely` may be chosen.
         surely, maybe = (_quantile(1 - share + sign * spread) for sign in (1, -1))
         places, keys = _draws_from(maybe, size, seed)
         is_sure = keys >= surely
@@ -74,7 +78,7 @@ def random_places(size, num_active, seed):
         if 0 <= num_wanted <= np.count_nonzero(~is_sure):
             break
         spread *= 10
-    # Ties go to the lower index: a stable sort of the few in between, the largest first.
+    # Ties go to the lower index: a stable sort of the few draws in between, the largest first.
     open_places = np.flatnonzero(~is_sure)
     largest = open_places[np.argsort(~keys[open_places], kind="stable")[:num_wanted]]
     is_sure[largest] = True
@@ -82,16 +86,16 @@ def random_places(size, num_active, seed):
 
 
 def _quantile(share):
-    """The integer below which a share of all signed 64-bit numbers is."""
+    """The integer below which a share of all signed 64-bit integers lies."""
     return min(max(int(share * 2**64) - 2**63, -(2**63)), 2**63 - 1)
 
 
 def _draws_from(threshold, size, seed):
-    """The places and values of those of `size` draws that are not below a threshold."""
+    """The places and values of all draws, out of `size`, that are not below a threshold."""
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=tf.constant(seed, tf.int64))
     found = []
     for start in range(0, size, _DRAWS):
-        # The generator counts in blocks of two such draws, from where it may begin anywhere.
+        # The generator's counter grows by one for each block of two draws.
         here = counter + tf.constant([start // 2, 0], tf.uint64)
         draws = tf.raw_ops.StatelessRandomUniformFullIntV2(
             shape=[min(_DRAWS, size - start)], key=key, counter=here, alg=_PHILOX, dtype=tf.int64
@@ -102,16 +106,16 @@ def _draws_from(threshold, size, seed):
     return np.concatenate(places), np.concatenate(draws)
 
 
-def top_k_mask(scores, k):
+def top_k_mask(scores: tf.Tensor | np.ndarray, k: int | tf.Tensor) -> tf.Tensor:
     """Marks the `k` largest scores; ties go to the lower index.
 
-    A radix selection: a histogram of the leading 16 bits finds the bucket of the k-th largest
-    score, a histogram of the next 16 bits inside this bucket finds the score itself. Two passes
-    over the data instead of a sort, whatever `k` is.
+    It is a radix selection: a histogram of the leading 16 bits finds the bucket of the k-th largest
+    score, and a histogram of the next 16 bits inside this bucket finds the score itself. This takes
+    two passes over the data for any `k`, and no sort.
 
     Args:
         scores: Floating-point tensor of any shape, without NaN. `-inf` is the lowest score.
-        k: Integer or scalar integer tensor; clipped to `[0, size]`.
+        k: Integer or scalar integer tensor. It is clipped to `[0, size]`.
 
     Returns:
         Boolean tensor of the shape of `scores` with exactly `k` entries `True`.
@@ -124,19 +128,20 @@ def top_k_mask(scores, k):
     return _top_k_of_keys(ordered_keys(scores), k)
 
 
-def top_k_per_row(scores, k):
+def top_k_per_row(scores: tf.Tensor | np.ndarray, k: Any) -> tf.Tensor:
     """Marks the largest scores of each row; ties go to the lower index.
 
-    A bisection on the bits of the scores, of all rows at once: as many passes over the data as a
-    score has bits.
+    It is a bisection on the bits of the scores, for all rows together. It takes as many passes over
+    the data as a score has bits.
 
     Args:
-        scores: Tensor of shape `(rows, columns)` without NaN, as in `top_k_mask`; or integers of 32
-            or 64 bits with a sign.
-        k: `int32` tensor of shape `(rows,)`, or one integer for all; clipped to `[0, columns]`.
+        scores: Tensor of shape `(rows, columns)`: floating-point numbers without NaN, or signed
+            integers of 32 or 64 bits.
+        k: `int32` tensor of shape `(rows,)`, or one integer for all rows. It is clipped to
+            `[0, columns]`.
 
     Returns:
-        Boolean tensor of the shape of `scores`, with `k` entries `True` in each row.
+        Boolean tensor of the shape of `scores` with `k` entries `True` in each row.
 
     Example:
 
@@ -151,7 +156,7 @@ def top_k_per_row(scores, k):
     lowest, width = keys.dtype.min, keys.dtype.size * 8
     threshold = _kth_largest_per_row(keys, k, lowest, width)[:, tf.newaxis]
     above, equal = keys > threshold, keys == threshold
-    # Of equal scores those at the lowest places, whose distances from the end are the largest.
+    # Among equal scores, the lowest places are chosen: their distance from the end is largest.
     places = tf.where(equal, num_columns - tf.range(num_columns), 0)
     num_wanted = k - num_true(above, axis=1)
     last = _kth_largest_per_row(places, num_wanted, 0, num_columns.bit_length())
@@ -171,23 +176,36 @@ def _kth_largest_per_row(keys, k, lowest, num_bits):
     return tf.while_loop(lambda bit, _: bit >= 0, add, start)[1]
 
 
-def drop_and_grow(mask, drop_scores, grow_scores, num_drop):
-    """Drops the weakest active connections and grows as many elsewhere.
+def drop_and_grow(
+    mask: tf.Tensor | np.ndarray,
+    drop_scores: tf.Tensor | np.ndarray,
+    grow_scores: tf.Tensor | np.ndarray,
+    num_drop: int | tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Drops the weakest active connections, and grows as many others.
 
-    A dropped connection competes with the inactive ones and may come back at once; only the
-    connections that were kept cannot be grown (Evci et al., 2020, Algorithm 1). The number of
-    active connections never changes.
+    Dropped connections can be grown again in the same update; only connections that were kept
+    cannot be grown (Evci et al., 2020, Algorithm 1). The number of active connections never
+    changes.
 
     Args:
-        mask: Boolean tensor, the connections active now.
-        drop_scores: Tensor of the same shape. The lowest active ones are dropped.
-        grow_scores: Tensor of the same shape. The highest are grown. Scores that are not
-            floating-point, such as booleans, count as float32.
+        mask: Boolean tensor, the active connections.
+        drop_scores: Tensor of the same shape. The active connections with the lowest scores are
+            dropped.
+        grow_scores: Tensor of the same shape. The connections with the highest scores are grown.
+            Scores that are not floating-point numbers, such as booleans, are converted to float32.
         num_drop: Integer or scalar integer tensor, at most the number of active connections.
 
     Returns:
         Two boolean tensors of the shape of `mask`: the new mask, and the connections that are
-        active now and were not before.
+        active now and were inactive before.
+
+    Example:
+
+    >>> mask = tf.constant([True, True, False, False])
+    >>> drop, grow = tf.constant([0.1, 3.0, 0.0, 0.0]), tf.constant([0.0, 0.0, 1.0, 2.0])
+    >>> drop_and_grow(mask, drop, grow, num_drop=1)[0].numpy().tolist()
+    [False, True, False, True]
     """
     mask = tf.convert_to_tensor(mask)
     num_active = num_true(mask)
@@ -198,13 +216,16 @@ def drop_and_grow(mask, drop_scores, grow_scores, num_drop):
     return new_mask, new_mask & ~mask
 
 
-def keep(mask, scores, num_active):
+def keep(
+    mask: tf.Tensor | np.ndarray, scores: tf.Tensor | np.ndarray, num_active: int | tf.Tensor
+) -> tf.Tensor:
     """Keeps the strongest of the active connections.
 
     Args:
-        mask: Boolean tensor, the connections active now.
-        scores: Tensor of the same shape. The highest active ones are kept.
-        num_active: Integer or scalar integer tensor; all stay if there are no more.
+        mask: Boolean tensor, the active connections.
+        scores: Tensor of the same shape. The active connections with the highest scores are kept.
+        num_active: Integer or scalar integer tensor, how many are kept. If there are fewer, all of
+            them are kept.
 
     Returns:
         Boolean tensor of the shape of `mask`.
@@ -219,26 +240,50 @@ def keep(mask, scores, num_active):
     return top_k_mask(where_eligible(mask, scores), tf.minimum(tf.cast(num_active, tf.int32), most))
 
 
-def where_eligible(eligible, scores):
-    """Scores of the eligible entries; the others rank below them, whatever the scores are."""
-    scores = tf.convert_to_tensor(scores)
-    if not scores.dtype.is_floating:
-        scores = tf.cast(scores, tf.float32)
-    # NaN and -inf, say the logarithm of a zero weight, are the lowest scores there are.
-    scores = tf.where(scores >= scores.dtype.min, scores, scores.dtype.min)
-    return tf.where(eligible, scores, tf.constant(float("-inf"), scores.dtype))
+def where_eligible(eligible: tf.Tensor | np.ndarray, scores: tf.Tensor | np.ndarray) -> tf.Tensor:
+    """Returns scores in which all entries that are not eligible rank below the eligible ones.
+
+    Args:
+        eligible: Boolean tensor.
+        scores: Tensor of the same shape.
+
+    Returns:
+        Floating-point tensor of the same shape: `-inf` where `eligible` is `False`; NaN and `-inf`
+        of eligible entries become the lowest finite number.
+    """
+    values = tf.convert_to_tensor(scores)
+    if not values.dtype.is_floating:
+        values = tf.cast(values, tf.float32)
+    # NaN and -inf, such as the logarithm of a zero weight, become the lowest finite score.
+    values = tf.where(values >= values.dtype.min, values, values.dtype.min)
+    return tf.where(eligible, values, tf.constant(float("-inf"), values.dtype))
 
 
-def num_true(mask, axis=None):
-    """How many entries are `True`, in int32, along `axis` or of all; XLA makes no copy for it."""
+def num_true(mask: tf.Tensor | np.ndarray, axis: int | None = None) -> tf.Tensor:
+    """The number of entries that are `True`, in int32.
+
+    Args:
+        mask: Boolean tensor.
+        axis: Integer, the axis to count along, or `None` for all entries.
+
+    Returns:
+        Int32 tensor.
+    """
     return tf.reduce_sum(tf.cast(mask, tf.int32), axis)
 
 
-def ordered_keys(scores):
-    """Signed integers in the order of the scores, by their IEEE 754 bits.
+def ordered_keys(scores: tf.Tensor | np.ndarray) -> tf.Tensor:
+    """Signed integers with the same order as the scores, made of their IEEE 754 bits.
 
-    A negative number's bits count away from zero; subtracted from those of -0.0, towards it. So
-    both zeros become 0 and tie. (Adding 0.0 to make them equal is optimized away in a graph.)
+    The bits of negative numbers have the reverse order, so they are subtracted from the bits of
+    -0.0. Then both zeros become 0 and are equal. (Adding 0.0 to the scores would make them equal,
+    too, but this is optimized away in a graph.)
+
+    Args:
+        scores: Floating-point tensor without NaN.
+
+    Returns:
+        Int32 tensor of the same shape, or int64 for float64 scores.
     """
     scores = tf.convert_to_tensor(scores)
     if scores.dtype != tf.float64:
@@ -272,10 +317,10 @@ def _top_k_of_rows(keys, k, is_long):
 
 @functools.cache
 def _traced_top_k(dtype, is_long):
-    """`_top_k_of_rows` as one function of a graph, which calls it for each of its kernels.
+    """`_top_k_of_rows` as one TensorFlow function that a graph calls for each kernel.
 
-    A copy for each of them would make graphs of large models slow to build. XLA compiles a call
-    with the shapes that it has.
+    With a copy for each kernel, graphs of large models would be slow to build. XLA still compiles
+    each call with its own shapes.
     """
     return tf.function(
         lambda keys, k: _top_k_of_rows(keys, k, is_long),
@@ -285,14 +330,20 @@ def _traced_top_k(dtype, is_long):
     )
 
 
-def kth_largest(histogram, dtype, k):
-    """The k-th largest key, how many keys equal to it are wanted, and how many there are.
+def kth_largest(
+    histogram: Callable[..., tf.Tensor], dtype: tf.DType, k: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Finds the k-th largest key.
 
     Args:
-        histogram: `histogram(shift, prefix)` counts the 16-bit digits of all keys, as the function
-            `histogram` of this module.
-        dtype: `tf.int32` or `tf.int64`, of the keys.
-        k: Scalar integer tensor, of the type of the counts.
+        histogram: Function `histogram(shift, prefix)` that counts the 16-bit digits of all keys, as
+            the function `histogram` of this module.
+        dtype: The type of the keys: `tf.int32` or `tf.int64`.
+        k: Scalar integer tensor with the type of the counts.
+
+    Returns:
+        Three scalar tensors: the k-th largest key, how many keys equal to it belong to the `k`
+        largest, and how many keys equal to it there are.
     """
     width = dtype.size * 8
     prefix = tf.zeros([], dtype)
@@ -300,7 +351,7 @@ def kth_largest(histogram, dtype, k):
     for shift in range(width - _DIGIT_BITS, -1, -_DIGIT_BITS):
         counts = histogram(shift, prefix if shift < width - _DIGIT_BITS else None)
         counts = tf.reshape(counts, [_PAGE, _PAGE])
-        # Pages of 256 digits first: one long running sum takes XLA minutes to compile.
+        # First pages of 256 digits, because XLA needs minutes to compile one long cumulative sum.
         page, remaining, _ = _reached(tf.reduce_sum(counts, axis=1), remaining)
         on_page = tf.where(tf.range(_PAGE)[:, tf.newaxis] == page, counts, 0)
         digit, remaining, num_equal = _reached(tf.reduce_sum(on_page, axis=0), remaining)
@@ -312,7 +363,7 @@ def kth_largest(histogram, dtype, k):
 
 
 def _reached(counts, num):
-    """The largest index from which on there are `num` counts, its share of `num`, its count."""
+    """The largest index from which the counts add up to `num`; its part of `num`; its count."""
     enough = tf.cumsum(counts, reverse=True) >= num
     index = num_true(enough) - 1
     count = tf.reduce_sum(tf.where(tf.range(_PAGE) == index, counts, 0))
@@ -320,29 +371,43 @@ def _reached(counts, num):
 
 
 def _unsigned_prefix(prefix, num_bits):
-    """Right shifts of signed integers copy the sign: let the prefix look the same."""
+    """Extends the sign of a prefix, because right shifts of signed integers copy the sign bit."""
     lost = prefix.dtype.size * 8 - num_bits
     lost = tf.constant(lost, prefix.dtype)
     return tf.bitwise.right_shift(tf.bitwise.left_shift(prefix, lost), lost)
 
 
-def histogram(keys, shift, prefix):
-    """How often each 16-bit digit occurs in the keys with a prefix.
+def histogram(keys: tf.Tensor, shift: int, prefix: tf.Tensor | None) -> tf.Tensor:
+    """Counts how often each 16-bit digit occurs in the keys with a prefix.
 
     Args:
         keys: Vector of signed integers.
-        shift: Integer, how many bits are below the digit.
-        prefix: Scalar tensor, the bits above the digit in the keys to count, or `None` for all.
+        shift: Integer, the number of bits below the digit.
+        prefix: Scalar tensor: only keys with these bits above the digit count. `None`: all keys
+            count.
+
+    Returns:
+        Int32 vector of 65,536 counts.
     """
     return _count_digits(_digits(keys, shift, prefix))
 
 
-def histogram_by_tiles(keys, shift, prefix):
-    """`histogram` of many keys, whose digits never stand all in memory."""
+def histogram_by_tiles(keys: tf.Tensor, shift: int, prefix: tf.Tensor | None) -> tf.Tensor:
+    """Counts digits as `histogram` does, but tile by tile, to save memory.
+
+    Args:
+        keys: Vector of signed integers.
+        shift: Integer, as in `histogram`.
+        prefix: Scalar tensor or `None`, as in `histogram`.
+
+    Returns:
+        Int32 vector of 65,536 counts.
+    """
     size = tf.shape(keys)[0]
 
     def add(begin, counts):
-        # The last tile ends with the keys; what was in the tile before is not counted again.
+        # The last tile ends with the keys and may overlap the tile before, which is not counted
+        # again.
         start = tf.minimum(begin, size - _TILE)
         digits = _digits(tf.slice(keys, [start], [_TILE]), shift, prefix)
         digits = tf.where(tf.range(_TILE) < begin - start, _NUM_DIGITS, digits)
@@ -354,8 +419,8 @@ def histogram_by_tiles(keys, shift, prefix):
 
 
 def _digits(keys, shift, prefix):
-    """The 16-bit digit of each key, 65,536 where the bits above it are not `prefix`."""
-    # With its sign bit flipped, a signed number is ordered as an unsigned one.
+    """The 16-bit digit of each key, or 65,536 where the bits above it are not `prefix`."""
+    # With a flipped sign bit, signed numbers have the order of unsigned ones.
     unsigned = tf.bitwise.bitwise_xor(keys, keys.dtype.min)
     digits = tf.bitwise.right_shift(unsigned, tf.constant(shift, keys.dtype))
     digits = tf.cast(tf.bitwise.bitwise_and(digits, _NUM_DIGITS - 1), tf.int32)
@@ -374,9 +439,9 @@ def _count_digits(digits):
 
 
 def _first_true(candidates, num):
-    """Of a matrix, the first `num` true entries in row-major order.
+    """The first `num` true entries of a matrix in row-major order.
 
-    Row sums find the row in which the count is reached; only this row is scanned entry by entry.
+    Sums of rows find the row in which the number is reached. Only this row is scanned by entries.
     """
     per_row = num_true(candidates, axis=1)
     up_to_row = tf.cumsum(per_row)

@@ -1,22 +1,27 @@
-"""What is dropped and grown together: one weight, a block, N of M, a fan-in, a channel.
+"""Structures: which weights are dropped and grown together.
 
-A structure is a value, an argument of `rigl_tf.sparsify` and `rigl_tf.SparseWrapper`. What it means
-for one kernel are its `Units`: how many there are, and which of them are the best by given scores.
-Without a structure each weight is a unit.
+A structure (blocks, N:M, constant fan-in, channels) is an argument of `rigl_tf.sparsify` and
+`rigl_tf.SparseWrapper`. For one kernel it defines `Units`: how many units the kernel has, and which
+of them are the best by given scores. Without a structure, each weight is a unit.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from rigl_tf import distributions, selection
+from rigl_tf._types import Distribution
 from rigl_tf.checks import check_choice, check_integers, check_numbers
 
-# So little below a whole number is rounding of a product.
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# A product that is less than this below a whole number was rounded down.
 _ROUNDING = 1e-9
 
 
@@ -25,28 +30,37 @@ _ROUNDING = 1e-9
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
-    """Which axes of a kernel are its inputs, and which its outputs.
+    """Which axes of a kernel are its inputs, and which are its outputs.
 
-    All others are positions: height and width of a convolution. In the order of the kernel's axes.
+    All other axes are positions, such as the height and width of a convolution.
+
+    Attributes:
+        inputs: Tuple of integers, the axes of the inputs in ascending order.
+        outputs: Tuple of integers, the axes of the outputs in ascending order.
     """
 
-    inputs: tuple
-    outputs: tuple
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
 
-    def positions(self, rank):
+    def positions(self, rank: int) -> tuple[int, ...]:
+        """The axes of the positions of a kernel with `rank` axes."""
         return tuple(axis for axis in range(rank) if axis not in (*self.inputs, *self.outputs))
 
 
-def last_two(rank):
-    """The `Axes` of most kernels: Dense `(in, out)`, Conv2D `(height, width, in, out)`."""
+def last_two(rank: int) -> Axes:
+    """The `Axes` of most kernels: Dense `(in, out)`, Conv2D `(height, width, in, out)`.
+
+    Args:
+        rank: Integer, the number of axes of the kernel.
+    """
     return Axes((rank - 2,), (rank - 1,))
 
 
 class _View:
-    """A kernel in another shape, and back.
+    """Converts a kernel to another shape, and back.
 
-    Its axes are put in `order`, then it gets the shape `split`, whose axes are put in the order
-    `regrouped`, and the shape `shape` in the end.
+    The axes of the kernel are transposed to `order`, and it is reshaped to `split`. Then these axes
+    are transposed to `regrouped`, and the result is reshaped to `shape`.
     """
 
     def __init__(self, kernel_shape, order, split, regrouped=None, shape=None):
@@ -71,7 +85,7 @@ def _transposed(tensor, order):
 
 
 class _Matrices:
-    """A kernel as a matrix of inputs and outputs for each position."""
+    """The order and shape to view a kernel as one matrix of inputs and outputs per position."""
 
     def __init__(self, shape, axes):
         positions = axes.positions(len(shape))
@@ -86,69 +100,87 @@ class _Matrices:
 
 
 class Units:
-    """The units of one kernel. Here, without a structure, each weight is one.
+    """The units of one kernel. In this class, without a structure, each weight is a unit.
 
-    All numbers are of units, and exact. Masks and scores have the kernel's shape; those of a
-    structure do not break it.
+    All numbers count units and are exact. Masks and scores have the shape of the kernel. All masks
+    that the methods return fit the structure.
 
     Args:
-        shape: Tuple, the kernel's shape.
+        shape: Tuple of integers, the shape of the kernel.
 
     Attributes:
         structure: The structure, or `None`.
         num_units: Integer, how many units the kernel has.
         unit_size: Integer, how many weights a unit has.
-        step: Integer, by how many weights the number of active ones can grow or shrink.
+        step: Integer, the smallest possible change of the number of active weights.
     """
 
-    structure = None
+    structure: Any = None
     unit_size = step = 1
 
-    def __init__(self, shape):
+    def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(shape)
         self.size = self.num_units = math.prod(self.shape)
 
-    def count(self, sparsity):
-        """The number of active units at a sparsity, or an array of them; one at least."""
+    def count(self, sparsity: float | np.ndarray) -> np.ndarray:
+        """The number of active units at a sparsity, at least one.
+
+        Args:
+            sparsity: Float in `[0, 1)`, or an array.
+
+        Returns:
+            Integer, or array of integers.
+        """
         num_zeros = np.floor(np.asarray(sparsity) * self.num_units)
         return self.num_units - num_zeros.astype("int64")
 
-    def check_sparsity(self, sparsity):
-        """Raises a `ValueError` if the structure has another sparsity."""
+    def check_sparsity(self, sparsity: float) -> None:
+        """Raises a `ValueError` if the structure sets another sparsity."""
 
-    def start_with(self, sparsity):
-        """Tells that the first mask has this sparsity."""
+    def start_with(self, sparsity: float) -> None:
+        """Called with the sparsity of the first mask."""
 
-    def num_active(self, mask):
-        """The number of active units, a scalar tensor."""
+    def num_active(self, mask: tf.Tensor | np.ndarray) -> tf.Tensor:
+        """The number of active units of a mask, a scalar tensor."""
         return selection.num_true(mask)
 
-    def random_mask(self, count, seed):
-        """As `selection.random_mask`."""
+    def random_mask(self, count: int, seed: tuple[int, int]) -> tf.Tensor:
+        """A random mask with `count` active units, as `selection.random_mask`."""
         return selection.random_mask(self.shape, int(count), seed)
 
-    def top(self, scores, count):
-        """The mask of the best units; connections with the score `-inf` come last."""
+    def top(self, scores: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
+        """The mask of the `count` best units; units with the score `-inf` come last."""
         return selection.top_k_mask(scores, count)
 
-    def keep(self, mask, scores, count):
-        """The best of the active units, as `selection.keep`."""
+    def keep(self, mask: tf.Tensor, scores: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
+        """The mask of the `count` best among the active units, as `selection.keep`."""
         return selection.keep(mask, scores, count)
 
-    def drop_and_grow(self, mask, drop_scores, grow_scores, num_drop):
-        """The new mask, as `selection.drop_and_grow`."""
+    def drop_and_grow(
+        self,
+        mask: tf.Tensor,
+        drop_scores: tf.Tensor,
+        grow_scores: tf.Tensor,
+        num_drop: int | tf.Tensor,
+    ) -> tf.Tensor:
+        """The mask after dropping and growing `num_drop` units, as `selection.drop_and_grow`."""
         return selection.drop_and_grow(mask, drop_scores, grow_scores, num_drop)[0]
 
-    def spread(self, scores):
-        """Scores of weights by which whole units can be compared with those of other kernels."""
+    def spread(self, scores: tf.Tensor) -> tf.Tensor:
+        """Scores of weights with which units of different kernels can be compared."""
         return scores
 
-    def check(self, mask, name):
-        """Raises a `ValueError` if a mask, a boolean array, breaks the structure."""
+    def check(self, mask: np.ndarray, name: str) -> None:
+        """Raises a `ValueError` if a mask does not fit the structure.
+
+        Args:
+            mask: Boolean array of the kernel's shape.
+            name: String, the name of the kernel in the error message.
+        """
 
 
 class _Pooled(Units):
-    """Units of several weights that are active together, and have a score together."""
+    """Units of several weights, which are active together and have a common score."""
 
     def __init__(self, structure, shape, view, block, pooling):
         super().__init__(shape)
@@ -156,7 +188,7 @@ class _Pooled(Units):
         self._view = view
         self._pooling = pooling
         self._grid = [size // each for size, each in zip(view.shape, block, strict=True)]
-        # The axes of blocks, and those within one. (TensorFlow does not have many at once.)
+        # The axes across blocks and within blocks, as few as possible: TensorFlow limits the rank.
         self._blocks, self._within, self._across = [], [], []
         for num, each in zip(self._grid, block, strict=True):
             self._blocks.append(num)
@@ -202,8 +234,8 @@ class _Pooled(Units):
         return self._expanded(kept)
 
     def drop_and_grow(self, mask, drop_scores, grow_scores, num_drop):
-        scores = (self._pooled(each) for each in (drop_scores, grow_scores))
-        return self._expanded(selection.drop_and_grow(self._active(mask), *scores, num_drop)[0])
+        drop, grow = (self._pooled(each) for each in (drop_scores, grow_scores))
+        return self._expanded(selection.drop_and_grow(self._active(mask), drop, grow, num_drop)[0])
 
     def spread(self, scores):
         pooled = self._pooled(scores)
@@ -223,10 +255,10 @@ class _Pooled(Units):
 
 
 class _Rows(Units):
-    """Weights in rows, each of which has the same number of active ones.
+    """Weights in rows with the same number of active weights in each row.
 
-    An update drops the weakest connections of the whole kernel. Then each row grows its best ones
-    until it has its number again.
+    An update drops the weakest connections of the whole kernel. Then each row grows its best
+    connections until it has this number again.
     """
 
     def __init__(self, structure, shape, view):
@@ -238,18 +270,18 @@ class _Rows(Units):
 
     @property
     def _least(self):
-        """How many active ones a row in use has at least."""
+        """The smallest number of active weights in a row that is used."""
         return 1
 
     def _per_row(self, is_used, count):
-        """How many each row has, if the rows in use share `count`."""
+        """The number of active weights of each row, if the used rows share `count` of them."""
         num_used = tf.maximum(selection.num_true(is_used), 1)
         share = tf.cast(count, tf.int32) // num_used
         share = tf.clip_by_value(share, self._least, self.num_columns)
         return tf.where(is_used, share, 0)
 
     def _regrown(self, mask, kept, grow_scores, num_drop):
-        """How many each row has after an update; arguments as rows."""
+        """The number of active weights of each row after an update; the arguments are in rows."""
         return selection.num_true(mask, axis=1)
 
     def random_mask(self, count, seed):
@@ -260,7 +292,7 @@ class _Rows(Units):
     def top(self, scores, count):
         scores = self._view.of(scores)
         is_used = tf.reduce_any(scores > float("-inf"), axis=1)
-        # All, if those with a score do not suffice.
+        # All rows, if those with a score do not have enough weights.
         is_used |= selection.num_true(is_used) * self.num_columns < tf.cast(count, tf.int32)
         return self._view.back(selection.top_k_per_row(scores, self._per_row(is_used, count)))
 
@@ -286,7 +318,7 @@ def _best(eligible, scores, num):
 
 
 class _Groups(_Rows):
-    """Groups of M inputs, of which N are active; or, in a kernel to be pruned, more than N."""
+    """Groups of M inputs with N active ones, or more than N in a kernel that will be pruned."""
 
     @property
     def _least(self):
@@ -304,13 +336,13 @@ class _Groups(_Rows):
         if len(numbers) > 1 or numbers[0] < self.structure.n:
             raise ValueError(
                 f"The mask of {name!r} must fit its structure {self.structure}: each group of "
-                f"{self.num_columns} has {self.structure.n} active connections, or all have the "
-                f"same number above it. Received: from {numbers[0]} to {numbers[-1]} in a group"
+                f"{self.num_columns} has {self.structure.n} active connections, or all groups have "
+                f"the same larger number. Received: from {numbers[0]} to {numbers[-1]} in a group"
             )
 
 
 class _FanIns(_Rows):
-    """A row for each output: those that are not ablated have the same number of active inputs."""
+    """A row for each output. Outputs that are not ablated have the same number of active inputs."""
 
     _wanted = 0
 
@@ -318,23 +350,23 @@ class _FanIns(_Rows):
         return np.maximum(super().count(sparsity) // self.num_rows, 1) * self.num_rows
 
     def start_with(self, sparsity):
-        # What does not divide by all outputs may divide by those that an ablation leaves.
+        # The number may not be divisible by all outputs, but by those that are left after ablation.
         self._wanted = int(max(super().count(sparsity), self.num_rows))
 
     def _budget(self, mask):
-        """How many connections there may be: those wanted at first, if that is where they are."""
+        """The number of connections to share: the first number, if only rounding has lowered it."""
         num_active, num_used = selection.num_true(mask), selection.num_true(tf.reduce_any(mask, 1))
         is_first = (num_active <= self._wanted) & (self._wanted < num_active + num_used)
         return tf.where(is_first, self._wanted, num_active)
 
     def _regrown(self, mask, kept, grow_scores, num_drop):
-        """Ablates the outputs of too few salient connections; the others share their part."""
+        """Ablates outputs with too few salient connections; the others share their connections."""
         budget = self._budget(mask)
         salient = kept | selection.keep(~kept, grow_scores, num_drop)
         num_salient, num_now = (selection.num_true(each, axis=1) for each in (salient, mask))
         fan_in = tf.cast(tf.reduce_max(num_now), tf.float64)
         least_salient = self.structure.min_salient * fan_in - _ROUNDING
-        # An output that is ablated comes back if it has salient connections.
+        # An ablated output comes back if it has salient connections.
         is_enough = tf.cast(num_salient, tf.float64) >= least_salient
         is_enough &= (num_now > 0) | (num_salient > 0)
         least = tf.maximum(1, -(-budget // self.num_columns))
@@ -358,56 +390,67 @@ class _FanIns(_Rows):
 # Structures.
 
 
+@dataclasses.dataclass(frozen=True)
 class Structure:
-    """Base class of the structures: values that are equal if their arguments are."""
+    """Base class of the structures. Two structures are equal if their arguments are equal.
 
-    sparsity = None  # of a structure that has but one
+    Attributes:
+        sparsity: Float, if the structure sets the sparsity, else `None`.
+    """
 
-    def units(self, shape, axes=None, name="kernel"):
+    sparsity = None
+
+    def units(self, shape: Sequence[int], axes: Axes | None = None, name: str = "kernel") -> Units:
         """The `Units` of a kernel.
 
         Args:
-            shape: Tuple of two or more integers, the kernel's shape.
+            shape: Tuple of two or more integers, the shape of the kernel.
             axes: Its `Axes`. Defaults to `last_two`.
-            name: String for messages.
+            name: String, the name of the kernel in error messages.
+
+        Returns:
+            The `Units`.
 
         Raises:
-            ValueError: If the kernel does not have this structure.
+            ValueError: If the shape does not fit this structure.
         """
         shape = tuple(shape)
         if len(shape) < 2:
             raise self._misfit("a kernel of inputs and outputs", name, shape)
         return self._units(shape, axes or last_two(len(shape)), name)
 
+    def _units(self, shape, axes, name) -> Units:
+        raise NotImplementedError
+
     def _misfit(self, needed, name, shape, received=""):
         return ValueError(
-            f"`structure` must fit each sparse kernel: {self} needs {needed}. Leave out the "
-            "layers that have none (`dense_layers` of `rigl_tf.sparsify`). "
+            f"`structure` must fit each sparse kernel: {self} needs {needed}. Keep other layers "
+            "dense (`dense_layers` of `rigl_tf.sparsify`). "
             f"Received: {name!r} of shape {shape}{received}"
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "Self":
         return cls(**config)
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
 @dataclasses.dataclass(frozen=True)
 class Block(Structure):
-    """Blocks of neighbouring weights, active or inactive as a whole.
+    """Blocks of neighbouring weights, each active or inactive as a whole.
 
-    Their weights have a score together, and the number of active blocks is exact.
+    The weights of a block have a common score, and the number of active blocks is exact.
 
     Args:
-        shape: Tuple of integers. Two, `(inputs, outputs)`: of a Dense kernel, of a convolution at
-            each position, of an EinsumDense kernel as the matrix that it is. `(4, 1)` is four
-            inputs of one output, as XNNPACK's kernels for x86 want it. Or one for each axis of the
-            kernel as Keras stores it: `(3, 3, 1, 1)` is a whole filter of 3x3 between two channels.
-            Each must divide the kernel's.
-        pooling: How the scores of a block become one: `"sum"` or `"max"`. Defaults to `"sum"`.
+        shape: Tuple of integers. Either two, `(inputs, outputs)`, for a Dense kernel, for the
+            kernel of a convolution at each position, and for an EinsumDense kernel seen as a
+            matrix: `(4, 1)` is four inputs of one output, the blocks for which XNNPACK has sparse
+            kernels on x86. Or one integer for each axis of the kernel: `(3, 3, 1, 1)` is a whole
+            3x3 filter between two channels. Each integer must divide the size of its axis.
+        pooling: String, how the scores of a block are combined: `"sum"` or `"max"`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -420,7 +463,7 @@ class Block(Structure):
     4
     """
 
-    shape: tuple
+    shape: tuple[int, ...]
     pooling: str = "sum"
 
     def __post_init__(self):
@@ -458,21 +501,21 @@ class Block(Structure):
 @keras.saving.register_keras_serializable(package="rigl_tf")
 @dataclasses.dataclass(frozen=True)
 class Channels(Structure):
-    """Whole channels: all weights of an output, such as a filter, or of an input.
+    """Whole channels: all weights of an output (such as a filter), or of an input.
 
-    What is inactive can be cut out of the network: see `rigl_tf.compact`. The last layer should be
-    left dense (`dense_layers`): its outputs are the classes.
+    Inactive channels can be removed from the network, see `rigl_tf.compact`. Keep the last layer
+    dense (`dense_layers`), because its outputs are the classes.
 
-    Behind a ReLU, a channel that was never active has no gradient, and one that is grown at zero
-    gets none: algorithms that grow by gradients seldom find other channels. `rigl_tf.SET` with
-    `grow_init="random_normal"` tries others.
+    In front of a ReLU, a channel that was never active has no gradient, and a channel that is grown
+    with zeros gets none. So algorithms that grow by gradients rarely find new channels.
+    `rigl_tf.SET` with `grow_init="random_normal"` tries new ones.
 
     Args:
-        of: `"outputs"`, the columns of a Dense kernel and the filters of a convolution, or
-            `"inputs"`, what reads one input. Defaults to `"outputs"`.
+        of: String. `"outputs"`: all weights of an output, which are the columns of a Dense kernel
+            and the filters of a convolution. `"inputs"`: all weights of an input.
 
     Raises:
-        ValueError: If `of` is another string.
+        ValueError: If `of` is another value.
 
     Example:
 
@@ -503,19 +546,20 @@ class Channels(Structure):
 @keras.saving.register_keras_serializable(package="rigl_tf")
 @dataclasses.dataclass(frozen=True)
 class NM(Structure):
-    """N of M: in each group of M consecutive inputs of an output, N weights are active.
+    """N:M sparsity: of each group of M consecutive inputs of an output, N weights are active.
 
-    The sparsity of every kernel is `1 - n / m`; `NM(2, 4)` is that of the sparse matrix units of
-    GPUs. In a convolution the groups are of input channels, at each position. An update drops the
-    weakest connections of the kernel, and each group grows its best ones. A model that is to be
-    pruned starts with sparsity 0, all M of them active.
+    The sparsity of every kernel is `1 - n / m`. The sparse matrix units of GPUs use `NM(2, 4)`. In
+    a convolution, a group consists of input channels at one position. An update drops the weakest
+    connections of the kernel, and then each group grows its best ones. A model for pruning starts
+    with the sparsity 0, with all M weights active.
 
     Reference:
 
     - [Zhou et al., 2021](https://arxiv.org/abs/2102.04010), N:M sparsity
 
     Args:
-        n, m: Integers, `1 <= n < m`. `m` must divide the number of inputs.
+        n: Integer, `1 <= n < m`, the number of active weights in a group.
+        m: Integer, the size of a group. It must divide the number of inputs.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -540,15 +584,16 @@ class NM(Structure):
         return f"NM({self.n}, {self.m})"
 
     @property
-    def sparsity(self):
+    def sparsity(self) -> float:
+        """Share of zeros, `1 - n / m`."""
         return 1 - self.n / self.m
 
-    def check_sparsity(self, sparsity):
-        """Raises a `ValueError` unless it is the structure's, or 0."""
+    def check_sparsity(self, sparsity: float) -> None:
+        """Raises a `ValueError` unless the sparsity is that of the structure, or 0."""
         if sparsity and not math.isclose(sparsity, self.sparsity, abs_tol=1e-6):
             raise ValueError(
-                f"{self} has a sparsity of {self.sparsity:g}: leave `sparsity` out, or give that "
-                f"(or 0 for a kernel that is to be pruned). Received: sparsity={sparsity:g}"
+                f"{self} has a sparsity of {self.sparsity:g}: leave `sparsity` out, or pass this "
+                f"number (or 0 for a kernel that will be pruned). Received: sparsity={sparsity:g}"
             )
 
     def _units(self, shape, axes, name):
@@ -571,25 +616,28 @@ class NM(Structure):
 @keras.saving.register_keras_serializable(package="rigl_tf")
 @dataclasses.dataclass(frozen=True)
 class ConstantFanIn(Structure):
-    """The same number of active inputs for each output (neuron, filter): SRigL.
+    """The same number of active inputs for each output (neuron or filter), as in SRigL.
 
-    The number is that of the kernel's active connections, divided by its outputs and rounded down,
-    one at least. An update drops the weakest connections of the kernel, and each output grows its
-    best ones until it has its number again. Before that, an output is ablated, that is loses all,
-    if it has fewer salient connections than `min_salient` times its number: those that are among
-    the kept ones, or among as many of the best candidates for growth as were dropped. The others
-    share its connections. An ablated output comes back when it has enough of them.
+    This number, the fan-in, is the number of active connections of the kernel divided by its
+    outputs, rounded down, and at least one. An update drops the weakest connections of the kernel.
+    Then each output grows its best connections until it has the full fan-in again.
 
-    So a kernel never has more active connections than its sparsity says, and at most one less for
-    each output in use.
+    Before that, outputs with too few salient connections are ablated: they lose all connections,
+    and the other outputs share these. A connection is salient if it is kept, or if it is among the
+    best candidates for growth, of which as many are considered as were dropped. An output is
+    ablated if it has fewer salient connections than `min_salient` times the fan-in. It comes back
+    when it has enough of them.
+
+    A kernel never has more active connections than its sparsity allows, and at most one less for
+    each output that is not ablated.
 
     Reference:
 
     - [Lasby et al., 2023](https://arxiv.org/abs/2305.02299), Structured RigL
 
     Args:
-        min_salient: Number in `[0, 1]`; 0: no output is ablated. Defaults to 0.3, as in the paper
-            for convolutional networks; it has 0.95 for vision transformers.
+        min_salient: Number in `[0, 1]`. With 0 no output is ablated. The default 0.3 is the paper's
+            value for convolutional networks; for vision transformers it uses 0.95.
 
     Raises:
         ValueError: If `min_salient` is out of its range.
@@ -618,11 +666,17 @@ class ConstantFanIn(Structure):
         return _FanIns(self, shape, _View(shape, matrices.order, matrices.shape, (2, 0, 1), rows))
 
 
-def get(identifier):
-    """The structure that `identifier` is, or of which it is the serialized form; or `None`.
+def get(identifier: Structure | Mapping[str, Any] | None) -> Structure | None:
+    """Returns a structure.
+
+    Args:
+        identifier: A structure, its serialized form, or `None`.
+
+    Returns:
+        The structure, or `None`.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If `identifier` is something else.
     """
     structure = identifier
     if isinstance(identifier, Mapping) and "class_name" in identifier:
@@ -638,14 +692,17 @@ def get(identifier):
 # Shares.
 
 
-def allocate(distribution, units, sparsity):
-    """The sparsity of each kernel, as `distributions.allocate`, in whole units.
+def allocate(
+    distribution: Distribution, units: Mapping[str, Units], sparsity: float
+) -> dict[str, float]:
+    """The sparsity of each kernel by a distribution, as `distributions.allocate`, in whole units.
 
-    Kernels with a structure have fewer possible numbers. What one of them cannot have is given to
-    those that come closest to one unit more, so that the total is as near as whole units come.
+    The number of zeros of a kernel with a structure is rounded to whole units. The zeros that are
+    lost by rounding down are given to the kernels that were nearest to one unit more. So the total
+    is as near to `sparsity` as whole units allow.
 
     Args:
-        distribution: See `rigl_tf.sparsify`. Not used for structures with a sparsity of their own.
+        distribution: See `rigl_tf.sparsify`. It is not used for structures that set the sparsity.
         units: Ordered `{path: Units}`.
         sparsity: Share of zeros over all kernels, in `[0, 1)`.
 
@@ -653,7 +710,7 @@ def allocate(distribution, units, sparsity):
         `{path: sparsity}`.
 
     Raises:
-        ValueError: As `distributions.allocate`, or if a structure has another sparsity.
+        ValueError: As `distributions.allocate`; or if a structure sets another sparsity.
     """
     fixed = {
         path: sparsity
@@ -664,18 +721,18 @@ def allocate(distribution, units, sparsity):
         units[path].check_sparsity(distributions.check_sparsity(sparsity))
     shapes = {path: each.shape for path, each in units.items() if path not in fixed}
     shares = distributions.allocate(distribution, shapes, sparsity) if shapes else {}
-    shares = {path: fixed.get(path, shares.get(path)) for path in units}
+    shares = {path: fixed[path] if path in fixed else shares[path] for path in units}
     return shares | _of_whole_units(units, shares)
 
 
 def _of_whole_units(units, shares):
-    """The shares of those kernels whose units are larger than a weight."""
+    """The shares of the kernels whose units are larger than one weight."""
     pooled = {
         path: each for path, each in units.items() if isinstance(each, _Pooled) and shares[path]
     }
     exact = {path: shares[path] * each.num_units for path, each in pooled.items()}
     zeros = {path: math.floor(number) for path, number in exact.items()}
-    # Round-off must not hide the last weight of a unit.
+    # Rounding errors must not hide the last weight of a unit.
     missing = math.floor(sum(shares[path] * each.size for path, each in pooled.items()) + 1e-6)
     missing -= sum(number * pooled[path].unit_size for path, number in zeros.items())
     for path in sorted(pooled, key=lambda path: zeros[path] - exact[path]):
@@ -688,6 +745,6 @@ def _of_whole_units(units, shares):
 
 
 def _share(num_zeros, num):
-    """A sparsity of which `Units.count` makes so many zeros among `num`."""
+    """A sparsity for which `Units.count` gives exactly `num_zeros` zeros among `num`."""
     share = num_zeros / num
     return share if math.floor(share * num) == num_zeros else math.nextafter(share, 1.0)

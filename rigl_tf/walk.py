@@ -1,10 +1,13 @@
-"""Walks the layers of any model: Sequential, Functional, subclassed, nested."""
+"""Visits the layers of any model: Sequential, Functional, subclassed or nested."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import keras
 
 
-def all_layers(layer):
-    """Every layer inside a layer or model, itself first, each once, in the order of use.
+def all_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layer or model itself, then every layer inside it, each once, in the order of use.
 
     Example:
 
@@ -25,10 +28,12 @@ def all_layers(layer):
     return list(seen.values())
 
 
-def layers_of_weights(layer):
+def layers_of_weights(
+    layer: keras.layers.Layer,
+) -> list[tuple[keras.Variable, tuple[keras.layers.Layer, ...]]]:
     """The weights of a layer or model in their order, each with the layers around it.
 
-    The outermost layer is the first, the one that computes with the weight the last.
+    The outermost layer comes first, the layer that computes with the weight comes last.
 
     Example:
 
@@ -41,9 +46,9 @@ def layers_of_weights(layer):
     around, seen = {}, set()
 
     def walk(layer, outer):
-        # From the last child to the first, inner layers before outer ones: of several layers that
-        # hold a weight, the last and innermost counts. Each layer is looked at once: those of a
-        # user hold theirs in an attribute and, as Keras tracks them, in a list as well.
+        # From the last child to the first, and inner layers before outer ones: if several layers
+        # hold a weight, the last and innermost one counts. Each layer is visited once, although a
+        # user's layer holds inner layers in an attribute and in the list where Keras tracks them.
         seen.add(id(layer))
         for child in reversed(list(_children(layer))):
             if id(child) not in seen:
@@ -63,12 +68,12 @@ def _children(layer):
 
 
 def _attributes(layer):
-    """The layers among a layer's public attributes, also inside lists, tuples and dictionaries."""
+    """The layers in a layer's attributes, also inside lists, tuples and dictionaries."""
     return layers_in([value for name, value in vars(layer).items() if not name.startswith("__")])
 
 
-def layers_in(values):
-    """The layers among values, and in lists, tuples and dictionaries of them, in their order."""
+def layers_in(values: Iterable[Any]) -> Iterator[keras.layers.Layer]:
+    """The layers among some values, also inside lists, tuples and dictionaries, in their order."""
     for value in values:
         if isinstance(value, keras.layers.Layer):
             yield value
@@ -78,6 +83,6 @@ def layers_in(values):
             yield from layers_in(value)
 
 
-def unbuilt(layer):
-    """The names of the layers inside a layer that are not built."""
+def unbuilt(layer: keras.layers.Layer) -> list[str]:
+    """The names of all layers inside a layer that are not built yet."""
     return [each.name for each in all_layers(layer)[1:] if not each.built]

@@ -1,11 +1,13 @@
-"""Which parts of a network XNNPACK runs sparse, on ARM and in WebAssembly.
+"""Says which parts of a network XNNPACK runs with sparse kernels, on ARM and in WebAssembly.
 
-XNNPACK is what LiteRT multiplies with on CPUs. Where a part of a network fulfils its conditions,
-its 1x1 convolutions skip zeros of any pattern.
+XNNPACK is the library that LiteRT uses on CPUs. In parts of a network that fulfil its conditions,
+1x1 convolutions skip zeros, whatever their pattern.
 """
 
 import dataclasses
+from typing import Any
 
+import keras
 import rich.table
 
 from rigl_tf.artifacts import kernels, layouts, litert, litert_file, xnnpack_rules
@@ -20,12 +22,12 @@ class StepCheck:
     """One operation of the converted network.
 
     Attributes:
-        layer: Name of its layer, or of the operation where that is not known.
-        operation: Its kind in a LiteRT file, `"CONV_2D"` for example.
-        part: Number of the sparse part that it is in, `None` if it is in none.
+        layer: String, the name of its layer, or of the operation if the layer is unknown.
+        operation: String, its kind in a LiteRT file, for example `"CONV_2D"`.
+        part: Integer, the number of its sparse part, or `None` if it is in no sparse part.
         is_pointwise: Whether it is a 1x1 convolution, which skips zeros in a sparse part.
-        sparsity: Share of zeros of its weights, `None` if it has none.
-        change: The one thing to change; empty if it is in a sparse part.
+        sparsity: Share of zeros of its weights, or `None` if it has no weights.
+        change: String, what must be changed first; empty if it is in a sparse part.
     """
 
     layer: str
@@ -44,21 +46,21 @@ class Check:
         steps: A `StepCheck` for each operation, in their order.
     """
 
-    steps: tuple
+    steps: tuple[StepCheck, ...]
 
     @property
-    def num_sparse(self):
+    def num_sparse(self) -> int:
         """Number of 1x1 convolutions that skip zeros."""
         return sum(step.is_pointwise and step.part is not None for step in self.steps)
 
     @property
-    def num_pointwise(self):
+    def num_pointwise(self) -> int:
         """Number of 1x1 convolutions."""
         return sum(step.is_pointwise for step in self.steps)
 
     @property
-    def changes(self):
-        """Dictionary `{layer: what to change}` of the operations in no sparse part."""
+    def changes(self) -> dict[str, str]:
+        """Dictionary `{layer: what to change}` for operations that are in no sparse part."""
         return {step.layer: step.change for step in self.steps if step.change}
 
     def __str__(self):
@@ -76,25 +78,26 @@ class Check:
         return as_text(table)
 
 
-def check(model, inputs=None):
-    """Says which parts of a network XNNPACK runs sparse, on ARM and in WebAssembly.
+def check(model: keras.Model, inputs: Any = None) -> Check:
+    """Says which parts of a network XNNPACK runs with sparse kernels, on ARM and in WebAssembly.
 
-    The model is converted to LiteRT, and the operations are held against XNNPACK's conditions: a
-    part starts with a 3x3 convolution of stride 2 on 3 channels, padded by 1 on each side; then
-    come 1x1 convolutions of stride 1, depthwise convolutions of 3x3 or 5x5 with the same padding
-    on each side, sums, products and unary functions; it ends in a mean over height and width. More
-    than two thirds of the weights of its 1x1 convolutions are zero. All is in float32.
+    The model is converted to LiteRT, and its operations are compared with the conditions of
+    XNNPACK. A sparse part starts with a 3x3 convolution of stride 2 on 3 channels, padded by 1 on
+    each side. Then follow 1x1 convolutions of stride 1, depthwise convolutions of 3x3 or 5x5 with
+    the same padding on each side, sums, products and unary functions. It ends with a mean over
+    height and width. More than two thirds of the weights of its 1x1 convolutions must be zero, and
+    everything must be in float32.
 
     Args:
         model: A built `keras.Model`, sparse or dense.
-        inputs: A batch, if the model does not know the shapes of its inputs.
+        inputs: A batch; it is needed only if the model does not know the shapes of its inputs.
 
     Returns:
         A `Check`; `print` it.
 
     Raises:
         ImportError: If `ai-edge-litert` is not installed.
-        ValueError: If the model is not built, or LiteRT cannot express it.
+        ValueError: If the model is not built, or cannot be converted to LiteRT.
 
     Example:
 
@@ -109,7 +112,7 @@ def check(model, inputs=None):
     >>> check(model).changes["stem"]
     "ZeroPadding2D(1) before it, and padding='valid'"
     """
-    strip(model)  # it says what is wrong with the model
+    strip(model)  # raises an error if the model is not right
     masked = as_masked(model)
     (content,), _ = litert.convert(masked, concrete(masked, inputs), ("dense",))
     operations = litert_file.read(content)

@@ -1,1 +1,1 @@
-"""Experiments, checks and the command that trains: a room for each, and `common` for all."""
+"""Experiments, checks and the training command, each in a package, with shared code in `common`."""

@@ -30,7 +30,7 @@ def _define_flags():
     flags.DEFINE_float("sparsity", 0.9, "Sparsity of the kernels.", 0.0, 0.99)
     flags.DEFINE_integer("epochs", 15, "Epochs of RigL.", lower_bound=1)
     flags.DEFINE_integer("fine_tuning_epochs", 5, "Epochs with simulated int8.", lower_bound=1)
-    flags.DEFINE_string("dataset", "digits", "What is trained on; see scripts.common.datasets.")
+    flags.DEFINE_string("dataset", "digits", "Data set for training, see scripts.common.datasets.")
     flags.DEFINE_string("data_dir", None, "Where its file is.")
     flags.DEFINE_string("output_dir", "results", "Where the page goes.")
 

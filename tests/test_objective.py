@@ -78,7 +78,7 @@ UNKNOWN = tf.data.Dataset.from_tensors((X, Y)).repeat().take_while(lambda x, y: 
 
 @pytest.mark.parametrize("data", [UNKNOWN, (pair for pair in [(X, Y)])])
 def test_batches_of_unknown_number_are_not_kept(data):
-    with pytest.raises(ValueError, match=r"give a list, .* Received: .* of unknown length"):
+    with pytest.raises(ValueError, match=r"pass a list, .* Received: .* of unknown length"):
         objective.batches(data)
     assert next(objective.read_batches(data)).num_examples == 4
 
@@ -115,8 +115,8 @@ ENDLESS = tf.data.Dataset.from_tensors((X, Y)).repeat()
         ((X, Y[:3]), "shapes="),
         ((X, 1.0), "shapes="),
         ((X, None), "NoneType"),
-        (ENDLESS, "a data set that is repeated without end"),
-        (Pairs(None), "a data set that is repeated without end"),
+        (ENDLESS, "a data set that is repeated endlessly"),
+        (Pairs(None), "a data set that is repeated endlessly"),
     ],
 )
 def test_data_that_is_none(data, message):

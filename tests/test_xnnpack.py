@@ -162,7 +162,7 @@ def test_a_subclassed_model():
     batch = np.ones((2, 16, 16, 3), "float32")
     model(batch)
     assert rigl_tf.xnnpack.check(model, batch).num_sparse == 1
-    with pytest.raises(ValueError, match="give a batch"):
+    with pytest.raises(ValueError, match="pass a batch"):
         rigl_tf.xnnpack.check(model)
 
 

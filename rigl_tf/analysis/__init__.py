@@ -1,4 +1,4 @@
-"""What trained sparse networks look like: plain functions on models, masks and arrays."""
+"""Functions to analyse trained sparse networks: solutions, gradients, Hessian, similarity."""
 
 from rigl_tf.analysis.connectivity import bezier, error_barrier, interpolate
 from rigl_tf.analysis.curves import train_bezier

@@ -1,23 +1,32 @@
-"""Paths between two solutions: straight lines, Bézier curves, and the barrier on the way."""
+"""Paths between two solutions (straight lines and Bézier curves), and the error barrier on them."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from rigl_tf.checks import check_choice
 
 
-def interpolate(model, start, end, evaluate, coefficients=None, control_points=()):
+def interpolate(
+    model: keras.Model,
+    start: Sequence[np.ndarray],
+    end: Sequence[np.ndarray],
+    evaluate: Callable[[keras.Model], Any],
+    coefficients: Sequence[float] | np.ndarray | None = None,
+    control_points: Sequence[Sequence[np.ndarray]] = (),
+) -> list[Any]:
     """Evaluates a model along the path from one set of weights to another.
 
-    The path is the straight line `(1 - c) * start + c * end`; with control points it is the Bézier
-    curve, see `bezier`. All floating-point weights are interpolated, the moving statistics of
-    batch normalisation too: to have them estimated anew, let `evaluate` do it. Masks and other
-    weights that are no floating-point numbers stay the model's own. They cut nothing off: what
-    either end (or a control point) has active is active on the way, so that the path between two
-    sparse solutions runs through the union of their connections.
+    The path is the straight line `(1 - c) * start + c * end`, or with control points a Bézier
+    curve, see `bezier`. All floating-point weights are interpolated, including the moving
+    statistics of batch normalisation; `evaluate` can estimate these again at each point, see
+    `estimate_statistics`. Masks and other weights that are not floating-point numbers keep the
+    model's values. The masks are not applied on the path: the path between two sparse solutions
+    uses the union of their connections.
 
     Reference:
 
@@ -25,20 +34,20 @@ def interpolate(model, start, end, evaluate, coefficients=None, control_points=(
     - [Frankle et al., 2020](https://arxiv.org/abs/1912.05671), section 2
 
     Args:
-        model: A built `keras.Model`. Its weights are afterwards what they were before, whatever
-            `evaluate` does.
+        model: A built `keras.Model`. Its weights are restored at the end.
         start: List of arrays as from `model.get_weights()`, the weights at `c = 0`.
-        end: The same, at `c = 1`.
-        evaluate: Function of the model. What it returns is in the result.
-        coefficients: The values of `c`; below 0 and above 1 the path goes on. Defaults to 30 even
-            ones from 0 to 1.
-        control_points: List of such lists of arrays as `start`, as from `train_bezier`.
+        end: List of arrays, the weights at `c = 1`.
+        evaluate: Function of the model that returns any value.
+        coefficients: List of numbers, the values of `c`. They may be below 0 and above 1. Defaults
+            to 30 evenly spaced values from 0 to 1.
+        control_points: List of control points, each a list of arrays as `start`, see
+            `train_bezier`.
 
     Returns:
-        A list of what `evaluate` returned at each coefficient.
+        List of the results of `evaluate`, one for each coefficient.
 
     Raises:
-        ValueError: If weights are not those of such a model, or coefficients are no finite numbers.
+        ValueError: If weights do not fit the model, or coefficients are not finite numbers.
 
     Example:
 
@@ -70,32 +79,31 @@ def interpolate(model, start, end, evaluate, coefficients=None, control_points=(
     return results
 
 
-def error_barrier(errors, above="mean"):
-    """The height of the barrier between two solutions: the highest error less that of the ends.
+def error_barrier(errors: Sequence[float] | np.ndarray, above: str = "mean") -> float:
+    """The height of the barrier between two solutions: the highest error minus that of the ends.
 
-    Two ends are seldom equally good, and then it matters what counts as their error:
+    If both ends are not equally good, their error can be defined in three ways:
 
-    - `"mean"`: the mean of both, as in the paper. If the error falls all the way, the barrier is
-      half of what it falls by;
-    - `"worse"`: that of the worse end. A barrier is then what is above both;
-    - `"line"`: the straight line from one end's error to the other's, at the same place.
+    - `"mean"`: the mean of both, as in the paper. If the error only falls along the path, the
+      barrier is half of the difference between the ends.
+    - `"worse"`: the error of the worse end. Then only errors above both ends are a barrier.
+    - `"line"`: at each point, the straight line from the error of one end to that of the other.
 
     Reference:
 
     - [Frankle et al., 2020](https://arxiv.org/abs/1912.05671), section 2
 
     Args:
-        errors: Errors (or losses) along the path, those of the two ends first and last; for
-            `"line"` at even distances.
-        above: `"mean"`, `"worse"` or `"line"`.
+        errors: List of errors (or losses) along the path, with the two ends first and last. For
+            `"line"` the points must be evenly spaced.
+        above: String: `"mean"`, `"worse"` or `"line"`.
 
     Returns:
-        Float, at least 0. Frankle et al. call two solutions stable (linearly connected) below 2 %
-        of error, by the mean.
+        Float, at least 0. Frankle et al. call two solutions stable (linearly connected) if the
+        barrier by the mean is below 2 %.
 
     Raises:
-        ValueError: If there are fewer than two errors, they are not finite numbers, or `above` is
-            something else.
+        ValueError: If there are fewer than two errors, they are not finite, or `above` is unknown.
 
     Example:
 
@@ -122,15 +130,15 @@ def error_barrier(errors, above="mean"):
     return float(values.max() - (sum(ends) / 2 if above == "mean" else max(ends)))
 
 
-def bezier(points, t):
-    """The point of a Bézier curve at `t`; of two points it is the straight line.
+def bezier(points: Sequence[Any], t: float | tf.Tensor) -> Any:
+    """The point of a Bézier curve at `t`. With two points, the curve is the straight line.
 
     `sum(comb(n, k) * (1 - t) ** (n - k) * t ** k * points[k])`, where `n` is the degree, one less
     than the number of points.
 
     Args:
-        points: Arrays or tensors of one shape: the start, the control points, the end.
-        t: Number or scalar tensor; 0 is the start and 1 the end.
+        points: List of arrays or tensors of the same shape: the start, the control points, the end.
+        t: Number or scalar tensor; 0 is the start and 1 is the end.
 
     Returns:
         An array or tensor of the same shape.
@@ -144,13 +152,13 @@ def bezier(points, t):
     array([1., 1.])
     """
     if len(points) < 2:
-        raise ValueError(f"`points` must be two or more. Received: {len(points)}")
+        raise ValueError(f"There must be two or more `points`. Received: {len(points)}")
     shares = bernstein(len(points) - 1, t)
     return sum(share * point for share, point in zip(shares, points, strict=True))
 
 
-def bernstein(degree, t):
-    """The Bernstein polynomials at `t`: the share of each point in a Bézier curve."""
+def bernstein(degree: int, t: Any) -> list[Any]:
+    """The Bernstein polynomials at `t`: the weight of each point in a Bézier curve."""
     return [math.comb(degree, k) * (1 - t) ** (degree - k) * t**k for k in range(degree + 1)]
 
 
@@ -158,7 +166,7 @@ def _are_finite(numbers):
     return numbers.dtype.kind in "iuf" and np.isfinite(numbers).all()
 
 
-def is_floating(variable):
+def is_floating(variable: keras.Variable) -> bool:
     return tf.as_dtype(variable.dtype).is_floating
 
 
@@ -166,8 +174,8 @@ def _numbered(control_points):
     return {f"control_points[{k}]": point for k, point in enumerate(control_points)}
 
 
-def check_weights(model, name, weights):
-    """The arrays of `weights`, which must have the shapes of the model's."""
+def check_weights(model: keras.Model, name: str, weights: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """`weights` as a list of arrays; raises a `ValueError` unless they fit the model."""
     arrays = [np.asarray(array) for array in weights] if isinstance(weights, Iterable) else []
     wanted = [tuple(variable.shape) for variable in model.weights]
     received = [array.shape for array in arrays]
@@ -175,7 +183,7 @@ def check_weights(model, name, weights):
         pairs = zip(received, wanted, strict=False)
         first = next((f"{got} for {want}" for got, want in pairs if got != want), "another number")
         raise ValueError(
-            f"`{name}` must be the weights of such a model as from `model.get_weights()`, "
+            f"`{name}` must be weights of this model as from `model.get_weights()`, "
             f"{len(wanted)} arrays. Received: {len(received)} arrays, of shape {first}"
         )
     return arrays

@@ -1,8 +1,12 @@
-"""Training the Bézier curve between two solutions along which the loss is low."""
+"""Trains a Bézier curve between two solutions, so that the loss along it is low."""
+
+from collections.abc import Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from rigl_tf._types import Loss, Masks
 from rigl_tf.analysis.connectivity import bernstein, bezier, check_weights, is_floating
 from rigl_tf.checks import check_integers
 from rigl_tf.masks import check_masks, kernels_of, masked
@@ -10,24 +14,24 @@ from rigl_tf.objective import mean_loss
 
 
 def train_bezier(
-    model,
-    start,
-    end,
-    data,
-    loss,
-    optimizer,
-    steps,
-    degree=2,
-    masks=None,
-    seed=0,
-    jit_compile=True,
-):
-    """Finds the Bézier curve between two solutions along which the loss is low.
+    model: keras.Model,
+    start: Sequence[np.ndarray],
+    end: Sequence[np.ndarray],
+    data: tf.data.Dataset,
+    loss: Loss,
+    optimizer: keras.optimizers.Optimizer | str,
+    steps: int,
+    degree: int = 2,
+    masks: Masks | None = None,
+    seed: int = 0,
+    jit_compile: bool = True,
+) -> list[list[np.ndarray]]:
+    """Finds a Bézier curve between two solutions, so that the loss along it is low.
 
-    Minimises the loss at a random point of the curve, `t` uniform in `[0, 1)`, a new one for each
-    batch. The ends stay; the control points between them are trained from the straight line on.
-    Only trainable weights leave the line: moving statistics stay on it (the model trains on those
-    of the batch), so estimate them anew in the `evaluate` of `interpolate`.
+    For each batch, the loss is minimised at a random point of the curve, with `t` uniform in
+    `[0, 1)`. The ends are fixed. The control points start on the straight line and are trained.
+    Only trainable weights leave the line. Moving statistics stay on it, because training uses the
+    statistics of each batch; so estimate them again in the `evaluate` of `interpolate`.
 
     Reference:
 
@@ -35,28 +39,28 @@ def train_bezier(
     - [Evci et al., 2020](https://arxiv.org/abs/1911.11134), section 4.3
 
     Args:
-        model: A built `keras.Model`. Its variables are afterwards what they were before.
+        model: A built `keras.Model`. Its variables are restored at the end.
         start: List of arrays as from `model.get_weights()`, the weights at `t = 0`.
-        end: The same, at `t = 1`.
+        end: List of arrays, the weights at `t = 1`.
         data: `tf.data.Dataset` of batches `(inputs, targets)`. It is repeated.
-        loss: A Keras loss, its name, or a function of targets and outputs; it is averaged over the
-            examples. The model's own losses, such as its weight decay, are left out.
+        loss: A Keras loss, its name, or a function of targets and outputs. It is averaged over the
+            examples. The model's own losses, such as weight decay, are not used.
         optimizer: A new `keras.optimizers.Optimizer`, or its name.
-        steps: Integer > 0, the number of batches to train on.
-        degree: Integer > 1: 2 for one control point, 3 for two, and so on.
-        masks: `{kernel path: mask}` as from `rigl_tf.get_masks`: where the control points may
-            differ from zero. For the union of two sparse solutions take the union of their masks.
-            Kernels without an entry are dense on the way; `None`: all are.
-        seed: Integer. The values of `t` are a function of it and of the step.
-        jit_compile: Whether XLA compiles a step.
+        steps: Integer >= 1, the number of batches to train on.
+        degree: Integer >= 2: 2 for one control point, 3 for two, and so on.
+        masks: `{kernel path: mask}` as from `rigl_tf.get_masks`: control points can differ from
+            zero only where the masks are `True`. For two sparse solutions, use the union of their
+            masks. Kernels without an entry are dense along the path; with `None`, all are.
+        seed: Integer. The values of `t` depend on it and on the step.
+        jit_compile: Boolean, whether a step is compiled by XLA.
 
     Returns:
-        List of `degree - 1` control points, each a list of arrays as `start`: the
+        List of `degree - 1` control points, each a list of arrays as `start`, for the argument
         `control_points` of `interpolate`.
 
     Raises:
-        ValueError: If an argument is out of its range, `data` is no data set or empty, weights or
-            masks are not those of such a model, or it is called within the scope of a
+        ValueError: If an argument is out of its range, `data` is not a data set or is empty,
+            weights or masks do not fit the model, or the function is called within the scope of a
             `tf.distribute.Strategy`.
 
     Example:
@@ -107,7 +111,7 @@ def train_bezier(
 
 
 class _Curve:
-    """The curve of one weight: `points` are tensors at its ends, variables between them."""
+    """The curve of one weight: `points` are tensors at the ends, and variables between them."""
 
     def __init__(self, variable, points, mask):
         self.variable = variable
@@ -124,7 +128,7 @@ class _Curve:
 
 
 def _train(model, curves, data, loss, optimizer, steps, seed, jit_compile):
-    """Moves the control points of the curves. The weights of the model are left anywhere."""
+    """Trains the control points of the curves. This changes the weights of the model, too."""
     loss = mean_loss(loss)
     optimizer = keras.optimizers.get(optimizer)
     controls = [control for curve in curves for control in curve.controls]
@@ -150,18 +154,18 @@ def _train(model, curves, data, loss, optimizer, steps, seed, jit_compile):
     def run():
         index = 0
         for inputs, targets in data.repeat().take(steps):
-            # Not in `step`: XLA draws other numbers.
+            # Not in `step`, where XLA would draw different numbers.
             step(tf.random.stateless_uniform([], (seed, index)), inputs, targets)
             index += 1
         return index
 
     num_steps = int(run())
     if num_steps < steps:
-        raise ValueError("`data` must have a batch at least. Received: none")
+        raise ValueError("`data` must have at least one batch. Received: none")
 
 
 def _line(model, start, end, t):
-    """Weights on the straight line; those that are no floating-point numbers are the start's."""
+    """Weights on the straight line; those that are not floating-point numbers are the start's."""
     return [
         bezier([first, last], t) if is_floating(variable) else first
         for variable, first, last in zip(model.weights, start, end, strict=True)

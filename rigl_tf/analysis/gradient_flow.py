@@ -1,12 +1,13 @@
-"""Gradient flow: how large the gradients of the active connections are, and how updates move it."""
+"""Gradient flow: the gradient norm of active connections, and how mask updates change it."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from rigl_tf import masks
+from rigl_tf._types import Data, Loss
 from rigl_tf.checks import check_integers
 from rigl_tf.objective import (
     batches,
@@ -25,18 +26,18 @@ class GradientNorms(NamedTuple):
 
     Attributes:
         total: Float, the norm of all gradients together.
-        by_weight: `{path: norm}` of each trainable weight.
+        by_weight: `{path: norm}` for each trainable weight.
     """
 
     total: float
-    by_weight: dict
+    by_weight: dict[str, float]
 
 
-def gradient_norms(model, data, loss):
-    """The norms of the gradients of the mean loss over `data`, active connections only.
+def gradient_norms(model: keras.Model, data: Data, loss: Loss) -> GradientNorms:
+    """Computes the norms of the gradients of the mean loss over `data`, of active connections only.
 
-    The network computes as in training (batch normalisation by the statistics of each batch), but
-    its state is afterwards what it was. Regularisation losses of the model are left out.
+    The network computes as in training (batch normalisation uses the statistics of each batch), but
+    its state is restored at the end. Regularisation losses of the model are not used.
 
     Reference:
 
@@ -45,20 +46,19 @@ def gradient_norms(model, data, loss):
 
     Args:
         model: A built `keras.Model`, sparse or dense.
-        data: A pair `(inputs, targets)` or triple `(inputs, targets, sample_weight)`, or an
-            iterable of such batches. With `mixed_float16`, small gradients of a mean over thousands
-            of examples become 0: give smaller batches.
-        loss: A Keras loss, its name, or a function of targets and outputs; it is averaged over the
-            examples: each counts with its weight, if it has one, as in `model.fit`. Of a model
-            with several outputs, a function of all of them.
+        data: A pair `(inputs, targets)` or a triple `(inputs, targets, sample_weight)`; or an
+            iterable of such batches. With `mixed_float16`, the gradients of a mean over thousands
+            of examples may become 0; then use smaller batches.
+        loss: A Keras loss, its name, or a function of targets and outputs. It is averaged over the
+            examples, each with its weight if there are weights, as in `model.fit`. For a model with
+            several outputs it must be a function of all targets and all outputs.
 
     Returns:
-        A named pair: `total`, the norm of all gradients together; `by_weight`, the norm of each
-        trainable weight, `{path: norm}`.
+        A `GradientNorms`, with `total` and `by_weight`.
 
     Raises:
-        ValueError: If `data` is empty, endless or holds no such batches, the loss is none, or the
-            model has no trainable weight.
+        ValueError: If `data` is empty, endless or not made of such batches, `loss` is not a loss,
+            or the model has no trainable weight.
 
     Example:
 
@@ -73,31 +73,32 @@ def gradient_norms(model, data, loss):
 class GradientFlow(keras.callbacks.Callback):
     """Measures the gradient norm during training, and right before and after each mask update.
 
-    All on the same data. An update step of RigL, SET and others is no gradient step, so what the
-    norm changes is the update's doing. That of `rigl_tf.GradualPruning` and `rigl_tf.DNW` is also
-    a gradient step, which is in the difference then.
+    All norms are measured on the same data. An update step of RigL, SET and others is not a
+    gradient step, so the norm changes only because of the update. An update step of
+    `rigl_tf.GradualPruning` and `rigl_tf.DNW` is also a gradient step, so the difference contains
+    both.
 
-    The last norm measured is in the logs of each epoch as `"gradient_norm"`. Nothing can be seen
-    between the steps of one execution: compile with `steps_per_execution=1`.
+    The logs of each epoch contain the last norm as `"gradient_norm"`. The model must be compiled
+    with `steps_per_execution=1`, because nothing can be measured between the steps of an execution.
 
     Reference:
 
     - [Evci et al., 2022](https://arxiv.org/abs/2010.03533), section 4
 
     Args:
-        data: See `gradient_norms`; data that is not trained on. It is kept in memory: the number of
-            batches must be known.
-        loss: See `gradient_norms`; `None` is the loss that the model was compiled with.
-        every: Integer > 0. The norm is measured before the steps that are multiples of it.
-        around_updates: Boolean, whether it is measured around mask updates.
+        data: Data that is not used for training, see `gradient_norms`. It is kept in memory, so its
+            number of batches must be known.
+        loss: See `gradient_norms`. With `None` it is the loss that the model was compiled with.
+        every: Integer >= 1. The norm is measured before each step that is a multiple of it.
+        around_updates: Boolean, whether the norm is measured before and after mask updates.
 
     Attributes:
-        history: List of pairs `(step, GradientNorms)`, at the state before that step.
-        updates: List of triples `(step, before, after)` of `GradientNorms`: before and after the
-            mask update at that step.
+        history: List of pairs `(step, GradientNorms)`, measured before that step.
+        updates: List of triples `(step, before, after)`, with the `GradientNorms` before and after
+            the mask update in that step.
 
     Raises:
-        ValueError: If an argument is out of its range; when training begins, if the model was
+        ValueError: If an argument is out of its range. When training begins: if the model was
             compiled with `steps_per_execution` above 1.
 
     Example:
@@ -114,7 +115,9 @@ class GradientFlow(keras.callbacks.Callback):
     [2, 4]
     """
 
-    def __init__(self, data, loss=None, every=100, around_updates=True):
+    def __init__(
+        self, data: Data, loss: Loss | None = None, every: int = 100, around_updates: bool = True
+    ) -> None:
         super().__init__()
         check_integers(1, every=every)
         self._data = batches(data)
@@ -125,21 +128,21 @@ class GradientFlow(keras.callbacks.Callback):
         self.history = []
         self.updates = []
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         if self.model.steps_per_execution != 1:
             raise ValueError(
-                "`GradientFlow` looks between steps: compile with `steps_per_execution=1`. "
+                "`GradientFlow` measures between steps: compile with `steps_per_execution=1`. "
                 f"Received: steps_per_execution={self.model.steps_per_execution}"
             )
         optimizers = optimizers_within(self.model.optimizer)
         self._sparse = [each for each in optimizers if isinstance(each, SparseTraining)]
         loss = self.model.loss if self._loss is None else self._loss
         self._measure = _Measure(self.model, self._data, loss)
-        self._last_step = None
+        self._last_step = -1
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         step = self._step()
-        is_new = step != self._last_step  # it stands still while gradients are accumulated
+        is_new = step != self._last_step  # it does not change while gradients are accumulated
         is_regular = is_new and not step % self._every
         is_update = self._around_updates and self._is_update(step)
         self._last_step = step
@@ -151,13 +154,13 @@ class GradientFlow(keras.callbacks.Callback):
         if is_update:
             self._before = norms
 
-    def on_train_batch_end(self, batch, logs=None):
-        # A step that overflows in float16 is no step, and its update is still to come.
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        # A step that overflows in float16 does not count, and its update will come later.
         if self._before is not None and self._step() > self._last_step:
             self.updates.append((self._last_step, self._before, self._measure()))
         self._before = None
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is not None and self.history:
             logs["gradient_norm"] = self.history[-1][1].total
 
@@ -167,8 +170,8 @@ class GradientFlow(keras.callbacks.Callback):
     def _step(self):
         if not self._sparse:
             return int(tf.convert_to_tensor(self.model.optimizer.iterations))
-        # Their iterations stand still at update steps. (Several step together; one whose variables
-        # are not in this model is never built.)
+        # Not their `iterations`, which do not count update steps. (Several sparse optimizers step
+        # together; an optimizer without variables in this model is never built.)
         steps = [int(tf.convert_to_tensor(each.step)) for each in self._sparse if each.built]
         return max(steps, default=0)
 
@@ -208,7 +211,7 @@ class _Measure:
         return [active_only(tf.convert_to_tensor(each), weight) for each, weight in pairs]
 
 
-def active_only(values, weight):
+def active_only(values: tf.Tensor, weight: keras.Variable) -> tf.Tensor:
     """`values` of a weight, zero where the connections of a sparse kernel are inactive."""
     mask = masks.mask_of(weight)
     return values if mask is None else masks.masked(values, mask)

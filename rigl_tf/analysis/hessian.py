@@ -1,39 +1,40 @@
-"""The Hessian of the loss over the trained weights of a sparse network, and its spectrum."""
+"""The Hessian of the loss with respect to the weights of a sparse network, and its spectrum."""
 
 import functools
 import math
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from rigl_tf import masks
+from rigl_tf._types import Data, Loss
 from rigl_tf.checks import check_integers
 from rigl_tf.objective import batches, mean_loss, mean_over, on_a_replica, untouched_state
 
 
 class SpectralDensity(NamedTuple):
-    """An estimate of a spectrum: eigenvalues, and which share of the spectrum each stands for.
+    """An estimate of a spectrum: eigenvalues, and the share of the spectrum that each represents.
 
     Attributes:
-        values: Array, ascending. The first and the last are good estimates of the extreme
-            eigenvalues.
-        weights: Array of the same length, not negative, of sum 1. One value stands for all that is
-            near it: on which side of zero a crowd of tiny eigenvalues is, they do not tell.
+        values: Array in ascending order. The first and the last value are good estimates of the
+            extreme eigenvalues.
+        weights: Array of the same length, not negative, with the sum 1. Each value represents all
+            eigenvalues near it. So the signs of many tiny eigenvalues are not known from it.
     """
 
     values: np.ndarray
     weights: np.ndarray
 
 
-def hessian(model, data, loss, max_size=6000):
+def hessian(model: keras.Model, data: Data, loss: Loss, max_size: int = 6000) -> np.ndarray:
     """The Hessian of the mean loss with respect to the active connections and dense weights.
 
-    The rows are those of all trainable weights in their order, such as biases, in sparse kernels
-    only those of active connections; each costs two or three gradients. To have the inactive ones
-    in it, too, make them active at zero with `rigl_tf.set_masks` before. The network computes as
-    in inference (a loss that does not change from call to call), and regularisation losses are
-    left out.
+    There is a row for each trainable weight, in their order, but in sparse kernels only for active
+    connections. A row costs as much as two or three gradients. To include inactive connections,
+    make them active with `rigl_tf.set_masks` first; they start at zero. The network computes as in
+    inference, so that the loss is the same in each call. Regularisation losses are not used.
 
     Reference:
 
@@ -41,19 +42,19 @@ def hessian(model, data, loss, max_size=6000):
 
     Args:
         model: A built `keras.Model`, sparse or dense.
-        data: A pair `(inputs, targets)` or triple `(inputs, targets, sample_weight)`, or an
-            iterable of such batches, whose number must be known: they are kept in memory.
-        loss: A Keras loss, its name, or a function of targets and outputs; it is averaged over the
-            examples: each counts with its weight, if it has one, as in `model.fit`. Of a model
-            with several outputs, a function of all of them.
-        max_size: Integer, the number of rows that is not too large.
+        data: A pair `(inputs, targets)` or a triple `(inputs, targets, sample_weight)`; or an
+            iterable of such batches, which is kept in memory, so its length must be known.
+        loss: A Keras loss, its name, or a function of targets and outputs. It is averaged over the
+            examples, each with its weight if there are weights, as in `model.fit`. For a model with
+            several outputs it must be a function of all targets and all outputs.
+        max_size: Integer >= 1, the largest allowed number of rows.
 
     Returns:
-        A symmetric array of shape `(n, n)`, in float64.
+        A symmetric float64 array of shape `(n, n)`.
 
     Raises:
-        ValueError: If the model is too large, `data` is empty, endless, of unknown length or holds
-            no such batches, or the loss is none.
+        ValueError: If the model is too large; `data` is empty, endless, of unknown length or not
+            made of such batches; or `loss` is not a loss.
 
     Example:
 
@@ -66,8 +67,8 @@ def hessian(model, data, loss, max_size=6000):
     second = _Hessian(model, data, loss)
     if second.size > max_size:
         raise ValueError(
-            f"The Hessian of a model with more than `max_size={max_size}` active weights is not "
-            "computed: use `rigl_tf.analysis.hessian_density`, or a larger `max_size`. "
+            f"The Hessian of a model with more than `max_size={max_size}` active weights is too "
+            "large: use `rigl_tf.analysis.hessian_density`, or a larger `max_size`. "
             f"Received: model={model.name!r} with {second.size}"
         )
     matrix = np.empty((second.size, second.size))
@@ -78,19 +79,24 @@ def hessian(model, data, loss, max_size=6000):
     return matrix
 
 
-def hessian_eigenvalues(model, data, loss, dense_spectrum=False, max_size=6000):
-    """The exact spectrum of `hessian`.
+def hessian_eigenvalues(
+    model: keras.Model, data: Data, loss: Loss, dense_spectrum: bool = False, max_size: int = 6000
+) -> np.ndarray:
+    """The exact eigenvalues of `hessian`.
 
     Args:
-        model, data, loss, max_size: See `hessian`.
-        dense_spectrum: Whether the inactive connections count: their rows and columns are zero,
-            as in the authors' code, which gives an eigenvalue 0 for each of them.
+        model: A built `keras.Model`, sparse or dense.
+        data: See `hessian`.
+        loss: See `hessian`.
+        dense_spectrum: Boolean, whether inactive connections count, too. As in the authors' code,
+            their rows and columns are zero, so each adds an eigenvalue 0.
+        max_size: Integer >= 1, the largest allowed number of rows.
 
     Returns:
-        Array of the eigenvalues, ascending.
+        Array of the eigenvalues in ascending order.
 
     Raises:
-        ValueError: See `hessian`.
+        ValueError: As `hessian`.
 
     Example:
 
@@ -106,30 +112,40 @@ def hessian_eigenvalues(model, data, loss, dense_spectrum=False, max_size=6000):
     return values
 
 
-def hessian_density(model, data, loss, num_steps=80, num_probes=1, seed=0):
-    """The spectrum of `hessian` for models of any size, by stochastic Lanczos quadrature.
+def hessian_density(
+    model: keras.Model,
+    data: Data,
+    loss: Loss,
+    num_steps: int = 80,
+    num_probes: int = 1,
+    seed: int = 0,
+) -> SpectralDensity:
+    """Estimates the spectrum of `hessian` for large models, by stochastic Lanczos quadrature.
 
-    Each step multiplies the Hessian with a vector, which costs two or three gradients; the
-    vectors are orthogonalised against all before them. It keeps `num_steps` vectors in memory.
+    Each step multiplies the Hessian with a vector, which costs as much as two or three gradients.
+    Each vector is orthogonalised against all vectors before it. `num_steps` vectors are kept in
+    memory.
 
     Reference:
 
     - [Ghorbani et al., 2019](https://arxiv.org/abs/1901.10159), algorithms 1 and 2
 
     Args:
-        model, data, loss: See `hessian`.
-        num_steps: Integer > 0. The extreme eigenvalues are found after some dozens of steps; as
-            many as there are different eigenvalues give them all.
-        num_probes: Integer > 0, the number of random vectors to start from: the average over more
-            of them has less noise.
-        seed: Integer. The random vectors are a function of it.
+        model: A built `keras.Model`, sparse or dense.
+        data: See `hessian`.
+        loss: See `hessian`.
+        num_steps: Integer >= 1. Some dozens of steps are enough for the extreme eigenvalues. With
+            as many steps as there are different eigenvalues, all of them are found.
+        num_probes: Integer >= 1, the number of random start vectors. An average over more vectors
+            has less noise.
+        seed: Integer. The random vectors depend on it.
 
     Returns:
-        A `SpectralDensity`, a named pair of `values`, ascending, and `weights`, their shares.
+        A `SpectralDensity`, a named pair of `values` and `weights`.
 
     Raises:
-        ValueError: If an argument is out of its range, the loss is none, or `data` is empty,
-            endless, of unknown length or holds no such batches.
+        ValueError: If an argument is out of its range; `loss` is not a loss; or `data` is empty,
+            endless, of unknown length or not made of such batches.
 
     Example:
 
@@ -154,7 +170,7 @@ def hessian_density(model, data, loss, num_steps=80, num_probes=1, seed=0):
 
 
 def _lanczos(times, start, num_steps):
-    """The tridiagonal matrix of a symmetric one in the Krylov space of `start`."""
+    """The tridiagonal form of a symmetric matrix in the Krylov space of `start`."""
     basis = np.zeros((num_steps, len(start)))
     diagonal, beside = [], []
     vector = start / np.linalg.norm(start)
@@ -163,11 +179,11 @@ def _lanczos(times, start, num_steps):
         following = times(vector)
         scale = np.linalg.norm(following)
         diagonal.append(float(vector @ following))
-        for _ in range(2):  # once leaves an error that grows
+        for _ in range(2):  # after one pass, the remaining error would grow
             following -= basis[: step + 1].T @ (basis[: step + 1] @ following)
         length = np.linalg.norm(following)
         if step == num_steps - 1 or length <= 1e-5 * max(scale, np.abs(diagonal).max()):
-            break  # What is left is the rounding of float32: the space is closed.
+            break  # Only float32 rounding errors are left: the Krylov space is complete.
         beside.append(length)
         vector = following / length
     return np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
@@ -181,7 +197,7 @@ class _Hessian:
         self._data = batches(data)
         self._mean_loss = mean_loss(loss)
         self._weights = model.trainable_variables
-        # Arguments of the product: as constants they would be in its graph.
+        # They are arguments of the product, because constants would be copied into its graph.
         self._active = [_active_indices(weight) for weight in self._weights]
         self.size = sum(
             math.prod(weight.shape) if active is None else len(active)
@@ -201,7 +217,7 @@ class _Hessian:
         def of_batch(*batch):
             return [self._product(*batch, self._active, vector).numpy().astype("float64")]
 
-        with untouched_state(self._model):  # recurrent layers may keep theirs in inference, too
+        with untouched_state(self._model):  # recurrent layers may change theirs in inference, too
             (product,) = mean_over(self._data, of_batch)
         if not np.isfinite(product).all():
             raise ValueError(
@@ -223,7 +239,7 @@ class _Hessian:
 
 
 def _flat(tensors, active):
-    """What stands at the weights that are trained, in one vector."""
+    """The entries of tensors that belong to active or dense weights, in one vector."""
     parts = [tf.reshape(tensor, [-1]) for tensor in tensors]
     parts = [
         part if indices is None else tf.gather(part, indices)
@@ -233,6 +249,6 @@ def _flat(tensors, active):
 
 
 def _active_indices(weight):
-    """The flat indices of the active connections of a sparse kernel; else all of it: `None`."""
+    """The flat indices of the active connections of a sparse kernel; `None` for other weights."""
     mask = masks.mask_of(weight)
     return None if mask is None else tf.constant(np.flatnonzero(mask.numpy()))

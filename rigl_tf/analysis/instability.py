@@ -1,11 +1,14 @@
-"""Instability analysis: whether two trainings from one state end in the same linear valley."""
+"""Instability analysis: whether two trainings from the same state end linearly connected."""
 
 import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from rigl_tf._types import Masks
 from rigl_tf.analysis.connectivity import error_barrier, interpolate
 from rigl_tf.checks import check_functions, check_integers, check_numbers
 from rigl_tf.masks import set_masks
@@ -15,43 +18,51 @@ from rigl_tf.walk import all_layers
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Instability:
-    """How unstable a network is to the noise of training, from one step on.
+    """How sensitive a network is to the noise of training, from one step on.
 
     Attributes:
-        step: Integer, the step that both trainings began at.
-        coefficients: List of floats, where the errors were taken: 0 is the first solution.
-        errors: List of floats, what `evaluate` returned there.
-        barrier: Float, the highest error less the mean of the two ends: the instability.
-        is_stable: Whether the barrier is lower than the threshold.
-        solutions: The weights of the two solutions, each as from `model.get_weights()`.
+        step: Integer, the step at which both trainings began.
+        coefficients: List of floats, the points where errors were measured: 0 is the first solution
+            and 1 the second.
+        errors: List of floats, the results of `evaluate` at these points.
+        barrier: Float, the instability: the highest error minus the mean of the two ends.
+        is_stable: Boolean, whether the barrier is lower than the threshold.
+        solutions: Pair of the two solutions, each a list of arrays as from `model.get_weights()`.
     """
 
     step: int
-    coefficients: list
-    errors: list
+    coefficients: list[float]
+    errors: list[float]
     barrier: float
     is_stable: bool
-    solutions: tuple
+    solutions: tuple[list[np.ndarray], ...]
 
 
 def instability(
-    model, train, evaluate, step=0, threshold=0.02, masks=None, data_seeds=(0, 1), num_points=30
-):
-    """Trains twice from the same state with other data orders, and looks at the line between.
+    model: keras.Model,
+    train: Callable[..., Any],
+    evaluate: Callable[[keras.Model], float],
+    step: int = 0,
+    threshold: float = 0.02,
+    masks: Masks | None = None,
+    data_seeds: tuple[Any, Any] = (0, 1),
+    num_points: int = 30,
+) -> Instability:
+    """Trains twice from the same state with different data orders, and measures the barrier.
 
-    Both trainings begin with the same variables of the model (weights, moving statistics, states
-    of random seeds, masks) and, if it is compiled, of its optimizer. The network is stable at this
-    step if the error barrier between the two solutions is lower than the threshold.
+    Both trainings start with the same variables of the model (weights, moving statistics, states of
+    random seeds, masks) and, if the model is compiled, of its optimizer. The network is stable at
+    this step if the error barrier on the line between the two solutions is lower than the
+    threshold.
 
     The paper compares 3 data orders for each of 3 initialisations. A subnetwork found by
-    `rigl_tf.lottery.find_ticket` is stable from an earlier step on than the dense network, or
-    never, and matches the accuracy of the dense one where it is stable. Training is stable from
-    earlier on with larger batches, or a warm-up such as `rigl_tf.schedules.WarmUp`: choose them in
-    `train`.
+    `rigl_tf.lottery.find_ticket` becomes stable earlier than the dense network, or never; where it
+    is stable, it reaches the accuracy of the dense network. Larger batches or a warm-up, such as
+    `rigl_tf.schedules.WarmUp`, make training stable earlier; choose them in `train`.
 
-    Moving statistics of batch normalisation are interpolated like weights, and those are not the
-    statistics of the network on the way. To have them estimated anew at each point, the ends among
-    them, call `estimate_statistics` in `evaluate`. Unconfirmed: what the paper did there.
+    The moving statistics of batch normalisation are interpolated like weights, but between the ends
+    these are not the statistics of the network. To estimate them again at each point, call
+    `estimate_statistics` in `evaluate`. (What the paper does is not confirmed.)
 
     Reference:
 
@@ -59,26 +70,26 @@ def instability(
 
     Args:
         model: A built `keras.Model` with the weights of step `step`. Its variables, and those of
-            the optimizer that it was compiled with, are afterwards what they were before.
+            its optimizer if it is compiled, are restored at the end.
         train: Function `train(model, data_seed, from_step) -> None` that trains the model in place,
-            from this step of the schedule to the end, in the data order of the seed. What it
-            returns is ignored. If it compiles the model, it must do so at each call, or the second
-            training goes on with the optimizer of the first.
-        evaluate: Function of the model, `evaluate(model) -> error`: the share of test images in the
-            wrong class, a number from 0 to 1.
-        step: Integer >= 0, handed to `train`.
+            from this step of the schedule to the end, with the data order of the seed. If it
+            compiles the model, it must do so in each call; otherwise the second training would
+            continue with the optimizer of the first.
+        evaluate: Function `evaluate(model) -> error`, where the error is the share of test examples
+            in the wrong class, a number from 0 to 1.
+        step: Integer >= 0, passed to `train`.
         threshold: Float >= 0, in the unit of the errors.
-        masks: `{kernel path: mask}`, those of a ticket: set before each training, see
-            `rigl_tf.set_masks`. Defaults to the masks that the model has, if any.
-        data_seeds: Two different seeds.
-        num_points: Integer >= 2. The errors are taken at so many even points of the line.
+        masks: `{kernel path: mask}`, for example those of a ticket, which are set before each
+            training, see `rigl_tf.set_masks`. Defaults to the current masks of the model.
+        data_seeds: Pair of different seeds.
+        num_points: Integer >= 2, the number of evenly spaced points on the line.
 
     Returns:
         An `Instability`, with `errors`, `barrier` and `is_stable`.
 
     Raises:
-        ValueError: If an argument is out of its range, masks are not the model's, a training ends
-            with weights that are not finite, or errors are no finite numbers.
+        ValueError: If an argument is out of its range, masks do not fit the model, a training ends
+            with weights that are not finite, or errors are not finite numbers.
 
     Example:
 
@@ -114,10 +125,10 @@ def instability(
             _restore(start)
             train(model, seed, step)
             solutions.append(_finite_weights(model, seed))
-            if len(solutions) == 1:  # else both trainings would be lost
+            if len(solutions) == 1:  # check `evaluate` before the second training
                 _check_error(evaluate(model))
         coefficients = np.linspace(0, 1, num_points).tolist()
-        errors = interpolate(model, *solutions, evaluate, coefficients)
+        errors = interpolate(model, solutions[0], solutions[1], evaluate, coefficients)
     finally:
         _restore(before)
     barrier = error_barrier(errors)
@@ -127,20 +138,20 @@ def instability(
     )
 
 
-def estimate_statistics(model, data):
-    """Estimates the moving statistics of batch normalisation anew, for the weights as they are.
+def estimate_statistics(model: keras.Model, data: Iterable[Any]) -> None:
+    """Estimates the moving statistics of batch normalisation again, for the current weights.
 
-    They become the plain mean over the batches of what training mode computes for each; where a
+    They become the mean over the batches of the statistics that are computed in training. If a
     layer is called several times for a batch, its last calls count more. Nothing else in the model
-    changes. Layers that are not trainable keep their statistics, as in training.
+    changes. As in training, layers that are not trainable keep their statistics.
 
     Args:
-        model: A built `keras.Model`; without BatchNormalization nothing happens.
-        data: Iterable of batches of training data, each `inputs` or `(inputs, targets)`, such as a
-            `tf.data.Dataset` that ends. Take batches as large as in training.
+        model: A built `keras.Model`. Without BatchNormalization nothing happens.
+        data: Iterable of batches of training data, each `inputs` or `(inputs, targets)`, for
+            example a finite `tf.data.Dataset`. Batches should be as large as in training.
 
     Raises:
-        ValueError: If there is no batch, or no end of them, or `data` is no iterable of batches.
+        ValueError: If `data` is empty, endless, or not an iterable of batches.
 
     Example:
 
@@ -151,7 +162,7 @@ def estimate_statistics(model, data):
     """
     if isinstance(data, (tuple, np.ndarray, tf.Tensor)):
         raise ValueError(
-            "`data` must be an iterable of batches; put a batch into a list. "
+            "`data` must be an iterable of batches; put a single batch into a list. "
             f"Received: {type(data).__name__}"
         )
     check_ends(data)
@@ -171,7 +182,7 @@ def estimate_statistics(model, data):
     try:
         for batch in data:
             for layer in normalisations:
-                # So that each batch has the same share in the end.
+                # With this momentum, each batch has the same share in the end.
                 layer.momentum = num_batches / (num_batches + 1)
             model(batch[0] if isinstance(batch, tuple) else batch, training=True)
             num_batches += 1
@@ -180,7 +191,7 @@ def estimate_statistics(model, data):
             layer.momentum = momentum
         _restore(others)
     if not num_batches:
-        raise ValueError("`data` must have one batch at least. Received: none")
+        raise ValueError("`data` must have at least one batch. Received: none")
 
 
 def _finite_weights(model, seed):
@@ -188,7 +199,7 @@ def _finite_weights(model, seed):
     if not all(np.isfinite(w).all() for w in weights if w.dtype.kind not in "OSU"):
         raise ValueError(
             "A training must end with finite weights. "
-            f"Received: NaN or inf after that with data_seed={seed!r}"
+            f"Received: NaN or inf after the training with data_seed={seed!r}"
         )
     return weights
 

@@ -1,6 +1,7 @@
-"""Whether solutions are the same: by what they predict, and by where they are."""
+"""Compares solutions by their predictions and by their weights."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import keras
@@ -12,7 +13,7 @@ from rigl_tf.analysis.connectivity import check_weights
 from rigl_tf.checks import check_numbers
 
 
-def disagreement(logits_a, logits_b):
+def disagreement(logits_a: np.ndarray, logits_b: np.ndarray) -> float:
     """The share of examples that two networks classify differently.
 
     Reference:
@@ -21,13 +22,13 @@ def disagreement(logits_a, logits_b):
 
     Args:
         logits_a: Array of shape `(examples, classes)`, the logits or probabilities of one network.
-        logits_b: The same of the other network, on the same examples.
+        logits_b: Array of the same shape, of the other network on the same examples.
 
     Returns:
         Float in `[0, 1]`.
 
     Raises:
-        ValueError: If the shapes differ or are not those of logits, or one is NaN or infinite.
+        ValueError: If the shapes differ or are not those of logits, or logits are NaN or infinite.
 
     Example:
 
@@ -38,10 +39,12 @@ def disagreement(logits_a, logits_b):
     return float(np.mean(a.argmax(axis=1) != b.argmax(axis=1)))
 
 
-def ensemble_accuracy(logits, labels, from_logits=True):
-    """The accuracy of the mean of what several networks predict.
+def ensemble_accuracy(
+    logits: Sequence[np.ndarray], labels: np.ndarray, from_logits: bool = True
+) -> float:
+    """The accuracy of the mean prediction of several networks.
 
-    The probabilities are averaged. Networks that are alike gain little over one of them.
+    The probabilities are averaged. An ensemble of similar networks is hardly better than one.
 
     Reference:
 
@@ -56,8 +59,8 @@ def ensemble_accuracy(logits, labels, from_logits=True):
         Float in `[0, 1]`.
 
     Raises:
-        ValueError: If there is no network, the shapes differ or are not those of logits and labels,
-            logits are NaN or infinite, or labels are no numbers of classes.
+        ValueError: If there is no network, shapes differ or are not those of logits and labels,
+            logits are NaN or infinite, or labels are not numbers of classes.
 
     Example:
 
@@ -77,7 +80,7 @@ def ensemble_accuracy(logits, labels, from_logits=True):
         )
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(
-            f"`labels` must be in [0, {num_classes}), as there are so many classes. "
+            f"`labels` must be in [0, {num_classes}), the number of classes. "
             f"Received: labels from {labels.min()} to {labels.max()}"
         )
     if from_logits:
@@ -97,14 +100,14 @@ def _check_logits(logits):
     is_broken = [bool((np.isnan(each) | np.isposinf(each)).any()) for each in arrays]
     if any(is_broken):
         raise ValueError(
-            "Logits must be below infinity and not NaN. Received: such of the networks "
+            "Logits must not be infinite or NaN. Received: infinite or NaN logits of the networks "
             f"{[index for index, broken in enumerate(is_broken) if broken]}"
         )
     return arrays
 
 
 class SolutionDistance(NamedTuple):
-    """How far two solutions are from each other, on the connections that both have.
+    """The distance of two solutions, on the connections that both have.
 
     Attributes:
         l2: Float, the L2 norm of the difference.
@@ -118,11 +121,13 @@ class SolutionDistance(NamedTuple):
     angle: float
 
 
-def solution_distance(model, start, end):
-    """How far two solutions of a sparse model are from each other.
+def solution_distance(
+    model: keras.Model, start: Sequence[np.ndarray], end: Sequence[np.ndarray]
+) -> SolutionDistance:
+    """The distance of two solutions of a sparse model.
 
-    All sparse kernels together, at the connections that are active in both: the masks are those
-    that the weights hold, not the model's.
+    It is computed over all sparse kernels together, on the connections that are active in both
+    solutions. The masks are taken from the given weights, not from the model.
 
     Reference:
 
@@ -132,14 +137,14 @@ def solution_distance(model, start, end):
     Args:
         model: A built sparse `keras.Model`.
         start: List of arrays as from `model.get_weights()`, one solution.
-        end: The same, the other one.
+        end: List of arrays, the other solution.
 
     Returns:
         A `SolutionDistance`, a named triple of `l2`, `cosine` and `angle`.
 
     Raises:
-        ValueError: If the model has no sparse kernel, weights are not those of such a model, or
-            one solution is zero at all connections that both have, so that there is no angle.
+        ValueError: If the model has no sparse kernel, weights do not fit the model, or one solution
+            is zero on all common connections, so that there is no angle.
 
     Example:
 
@@ -151,33 +156,35 @@ def solution_distance(model, start, end):
     2.0
     """
     kernels = _sparse_kernels(model, "solution_distance")
-    start, end = (
+    first, second = (
         dict(zip(map(id, model.weights), check_weights(model, name, weights), strict=True))
         for name, weights in (("start", start), ("end", end))
     )
     a, b = [], []
     for kernel in kernels:
         mask_id = id(masks.mask_of(kernel))
-        common = start[mask_id].astype(bool) & end[mask_id].astype(bool)
-        a.append(start[id(kernel)][common])
-        b.append(end[id(kernel)][common])
+        common = first[mask_id].astype(bool) & second[mask_id].astype(bool)
+        a.append(first[id(kernel)][common])
+        b.append(second[id(kernel)][common])
     a, b = np.concatenate(a).astype("float64"), np.concatenate(b).astype("float64")
     norms = np.linalg.norm(a), np.linalg.norm(b)
     if not all(0 < norm < math.inf for norm in norms):
         raise ValueError(
-            "Two solutions must have connections in common, where both have a finite norm above "
-            f"0. Received: norms {norms} at {len(a)} common connections"
+            "Two solutions must have common connections, on which both have a finite norm above "
+            f"0. Received: norms {norms} on {len(a)} common connections"
         )
     cosine = float(np.clip(a @ b / (norms[0] * norms[1]), -1, 1))
     return SolutionDistance(float(np.linalg.norm(a - b)), cosine, 2 * math.acos(cosine) / math.pi)
 
 
-def repel(model, solutions, weight=2.0):
-    """Adds a loss to a model that keeps training away from known solutions, or draws it to them.
+def repel(
+    model: keras.Model, solutions: Sequence[Sequence[np.ndarray]], weight: float = 2.0
+) -> None:
+    """Adds a loss to a model that repels training from known solutions, or attracts it to them.
 
-    `weight / len(solutions) * sum(cos(kernels, solution) ** 2)`: the cosine over all sparse
-    kernels together, at the connections that the model has. It is a regularisation loss of the
-    model, so `fit` adds it to any loss, and the model is saved as it would be without.
+    The loss is `weight / len(solutions) * sum(cos(kernels, solution) ** 2)`, with the cosine over
+    all sparse kernels together, on the active connections of the model. It is a regularisation loss
+    of the model, so `fit` adds it to any other loss. It is not saved with the model.
 
     Reference:
 
@@ -187,12 +194,12 @@ def repel(model, solutions, weight=2.0):
     Args:
         model: A built sparse `keras.Model`. It is changed in place; compile it afterwards.
         solutions: List of solutions, each a list of arrays as from `model.get_weights()`. They
-            take the place of those before; an empty list takes the loss away.
-        weight: Number; the paper repels with 2 and attracts with -1.
+            replace the solutions of earlier calls; an empty list removes the loss.
+        weight: Finite number. The paper repels with 2 and attracts with -1.
 
     Raises:
-        ValueError: If the model has no sparse kernel, `weight` is no finite number, or solutions
-            are not finite weights of such a model.
+        ValueError: If the model has no sparse kernel, `weight` is not a finite number, or solutions
+            are not finite or do not fit the model.
 
     Example:
 
@@ -202,7 +209,7 @@ def repel(model, solutions, weight=2.0):
     >>> round(float(model.losses[0]), 4)
     2.0
     """
-    # Keras asks only trainable weights for their losses.
+    # Keras computes the losses of trainable weights only.
     first, *others = sorted(_sparse_kernels(model, "repel"), key=lambda k: not k.trainable)
     check_numbers("(-inf, inf)", weight=weight)
     indices = {id(variable): index for index, variable in enumerate(model.weights)}
@@ -217,7 +224,7 @@ def repel(model, solutions, weight=2.0):
             raise ValueError(
                 f"Solutions must be finite. Received: NaN or inf in solutions[{index}]"
             )
-    for kernel in (first, *others):  # another may have been the first
+    for kernel in (first, *others):  # in an earlier call, another kernel may have been the first
         if isinstance(kernel.regularizer, _Repellent):
             kernel.regularizer = kernel.regularizer.regularizer
     if known:
@@ -225,11 +232,11 @@ def repel(model, solutions, weight=2.0):
 
 
 class _Repellent(keras.regularizers.Regularizer):
-    """The loss of `repel`. Keras asks the regularizer of one of the sparse kernels for it.
+    """The loss of `repel`, as the regularizer of one of the sparse kernels.
 
     Args:
         others: The other sparse kernels.
-        solutions: List of lists of arrays: that of the kernel, then those of the others.
+        solutions: List of lists of arrays: one for this kernel, then one for each other kernel.
         weight: Number.
         regularizer: The kernel's own, or `None`.
     """
@@ -251,7 +258,7 @@ class _Repellent(keras.regularizers.Regularizer):
 
 
 def _squared_cosine(values, kernels, solution):
-    """Between values and a solution where kernels are active; 0 if one of them is zero there."""
+    """The squared cosine of values and a solution on active connections; 0 if one is zero there."""
     masked = [
         masks.masked(array, masks.mask_of(kernel))
         for array, kernel in zip(solution, kernels, strict=True)

@@ -1,4 +1,4 @@
-"""How alike two sets of weights are: whether the same ones are large."""
+"""Measures how similar two sets of weights are, by their largest weights."""
 
 import dataclasses
 import math
@@ -18,22 +18,22 @@ class WeightCorrelation:
     """The correlation of two networks' weights. `print` shows a Markdown table.
 
     Attributes:
-        layers: `{kernel path: float}`, the share of each kernel's largest weights that are
-            the largest in both networks.
-        total: Float, the same over all kernels together.
-        chance: Float, what `total` would be on average if nothing linked the networks. It is `p`,
-            but for the rounding of counts.
-        tolerance: Number, how far from `chance` a correlation still is weak.
+        layers: `{kernel path: float}`, the share of the largest weights of each kernel that are the
+            largest in both networks.
+        total: Float, the same share over all kernels together.
+        chance: Float, the average of `total` for unrelated networks. It is `p`, except for rounding
+            of counts.
+        tolerance: Number, the largest distance from `chance` that still counts as weak.
     """
 
-    layers: dict
+    layers: dict[str, float]
     total: float
     chance: float
     tolerance: float
 
     @property
-    def verdict(self):
-        """`"weak"` if `total` is that of chance, else `"positive"` or `"negative"`."""
+    def verdict(self) -> str:
+        """`"weak"` if `total` is near `chance`, else `"positive"` or `"negative"`."""
         if abs(self.total - self.chance) <= self.tolerance:
             return "weak"
         return "positive" if self.total > self.chance else "negative"
@@ -44,37 +44,46 @@ class WeightCorrelation:
         return "\n".join(["| kernel | correlation |", "|---|---|", *rows, total])
 
 
-def weight_correlation(a, b, p=0.2, *, masks_a=None, masks_b=None, tolerance=0.01):
+def weight_correlation(
+    a: keras.layers.Layer | Mapping[str, np.ndarray],
+    b: keras.layers.Layer | Mapping[str, np.ndarray],
+    p: float = 0.2,
+    *,
+    masks_a: Mapping[str, np.ndarray] | None = None,
+    masks_b: Mapping[str, np.ndarray] | None = None,
+    tolerance: float = 0.01,
+) -> WeightCorrelation:
     """The share of the largest weights that two networks have in common.
 
-    `R_p = sum(|T(a) & T(b)|) / sum(|T|)` over the kernels, where `T` is the set of the positions
-    of the largest weights of a kernel, `p` of its `N`: `round(p * N)` and one at least. `N` is the
-    number of weights, or of those left in two networks with the same masks; if only one network is
-    sparse, it is the number of all. Only weights that are left are ranked; of equal magnitudes,
-    those with the lower index are the larger.
+    `R_p = sum(|T(a) & T(b)|) / sum(|T|)` over the kernels. Here `T` is the set of positions of the
+    largest weights of a kernel: the share `p` of its `N` weights, `round(p * N)` and at least one.
+    `N` is the number of all weights of the kernel. If both networks are sparse with the same masks,
+    it is the number of active weights. Only active weights are ranked; among equal magnitudes, the
+    lower index comes first.
 
     Reference:
 
-    - [Liu et al., 2021](https://arxiv.org/abs/2102.11068), section 3, who call 0.204 at `p = 0.2`
-      weak. How much more is positive is not said: `tolerance` is the choice of this library.
+    - [Liu et al., 2021](https://arxiv.org/abs/2102.11068), section 3. They call 0.204 at `p = 0.2`
+      weak, but do not say what is positive; `tolerance` is the choice of this library.
 
     Args:
         a: A built `keras.Model`, or its kernels as `{path: array}`, see `get_kernels`.
-        b: The same, of a network of the same shape. Kernels are compared in their order.
+        b: A model or kernels with the same shapes. Kernels are compared in their order.
         p: Number in `(0, 1)`. If only one of the networks is sparse, it must be below the share of
-            weights left in each kernel.
-        masks_a: `{path: mask}`, the weights of `a` that are left, for kernels that are sparse.
-            Defaults to those of a model; of arrays, what is not zero is left.
+            active weights of each kernel.
+        masks_a: `{path: mask}`, the active weights of `a`, for sparse kernels. Defaults to the
+            masks of a model, or to the weights of arrays that are not zero.
         masks_b: The same for `b`.
-        tolerance: Number >= 0, see `WeightCorrelation`. In small kernels chance alone goes further.
+        tolerance: Number >= 0, see `WeightCorrelation`. For small kernels, random differences can
+            be larger.
 
     Returns:
         A `WeightCorrelation`, with `layers`, `total`, `chance` and `verdict`.
 
     Raises:
-        ValueError: If an argument is out of its range, the kernels are not of the same shapes, or
-            not finite, both are sparse in different places, or `p` asks for more weights than are
-            left.
+        ValueError: If an argument is out of its range, the kernels have different shapes or are not
+            finite, both networks are sparse with different masks, or `p` is larger than the share
+            of active weights.
 
     Example:
 
@@ -110,14 +119,14 @@ def weight_correlation(a, b, p=0.2, *, masks_a=None, masks_b=None, tolerance=0.0
     )
 
 
-def get_kernels(model):
-    """The values of the kernels of a model, a copy to compare later ones with.
+def get_kernels(model: keras.layers.Layer) -> dict[str, np.ndarray]:
+    """Returns copies of the kernels of a model, for example to compare them with later values.
 
     Args:
         model: A built `keras.Model` or layer, dense or sparse.
 
     Returns:
-        `{path: array}` of the weights that `rigl_tf.sparsify` makes sparse, in their order.
+        `{path: array}` of all weights that `rigl_tf.sparsify` would make sparse, in their order.
 
     Example:
 
@@ -137,7 +146,7 @@ def _variables(model):
 
 
 def _kernels_and_masks(name, network, kernel_masks):
-    """The kernels of a network and, of each, which weights are left."""
+    """The kernels of a network, and for each of them which weights are active."""
     if isinstance(network, keras.layers.Layer):
         kernels = get_kernels(network)
         left = {path: np.ones(kernel.shape, bool) for path, kernel in kernels.items()}
@@ -153,7 +162,7 @@ def _kernels_and_masks(name, network, kernel_masks):
             f"Received: {type(network).__name__}"
         )
     if not kernels:
-        raise ValueError(f"`{name}` must have a kernel at least. Received: none")
+        raise ValueError(f"`{name}` must have at least one kernel. Received: none")
     kernel_masks = {} if kernel_masks is None else kernel_masks
     if not isinstance(kernel_masks, Mapping):
         raise ValueError(
@@ -169,13 +178,15 @@ def _kernels_and_masks(name, network, kernel_masks):
             )
         if not np.isin(mask, (0, 1)).all():
             raise ValueError(
-                f"`masks_{name}` must hold booleans, or numbers that are 0 or 1. "
-                f"Received: others in that of {path!r}"
+                f"`masks_{name}` must contain booleans, or the numbers 0 and 1. "
+                f"Received: other values for {path!r}"
             )
         left[path] = np.asarray(mask, dtype=bool)
     broken = [path for path, kernel in kernels.items() if not np.isfinite(kernel).all()]
     if broken:
-        raise ValueError(f"The kernels of `{name}` must be finite. Received: not in {broken}")
+        raise ValueError(
+            f"The kernels of `{name}` must be finite. Received: NaN or inf in {broken}"
+        )
     return kernels, left
 
 
@@ -185,7 +196,7 @@ def _num_ranked(path, left_a, left_b):
         return left_a.size
     if not np.array_equal(left_a, left_b):
         raise ValueError(
-            "Two sparse networks must have the same connections, or one of them must be dense. "
+            "Two sparse networks must have the same masks, or one of them must be dense. "
             f"Received: {path!r}, where the masks differ in {np.count_nonzero(left_a != left_b)} "
             "places"
         )
@@ -196,9 +207,9 @@ def _largest(path, kernel, left, count, size):
     num_left = int(np.count_nonzero(left))
     if not num_left or (num_left < size and count >= num_left):
         raise ValueError(
-            "To compare a sparse network with a dense one, `p` must be below the share of weights "
-            f"that are left in each kernel. Received: {path!r} with {num_left} of {left.size} "
-            f"left, of which the {count} largest are asked for"
+            "To compare a sparse network with a dense one, `p` must be below the share of active "
+            f"weights in each kernel. Received: {path!r} with {num_left} of {left.size} active, "
+            f"and the {count} largest were requested"
         )
     scores = tf.abs(tf.cast(kernel, tf.float32) if kernel.dtype != np.float64 else kernel)
     return selection.keep(left, scores, count).numpy()

@@ -1,4 +1,4 @@
-"""Files of trained models, each compared with the model that it was made of."""
+"""Writes trained models to files, runs the files, and compares them with the models."""
 
 from rigl_tf.artifacts.export import export
 

@@ -1,4 +1,4 @@
-"""Whether an artifact computes what its model computes, and what a model itself does."""
+"""Compares the outputs of an artifact with those of its model."""
 
 import math
 import re

@@ -1,11 +1,15 @@
-"""Export: the pruned model as a file that is checked and measured."""
+"""`export`: writes the pruned model to a file, which is checked and measured."""
 
 import math
+import os
 import pathlib
 import re
 import tempfile
 import warnings
 import zlib
+from typing import Any
+
+import keras
 
 from rigl_tf import flops
 from rigl_tf.artifacts import formats, litert, structure
@@ -31,76 +35,88 @@ _VALUE_BYTES = {None: 4, "float16": 2, "dynamic_int8": 1, "int8": 1}
 
 
 def export(
-    model,
-    path,
-    format="saved_model",
-    inputs=None,
-    check=True,
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    format: str = "saved_model",
+    inputs: Any = None,
+    check: bool = True,
     *,
-    quantize=None,
-    representative_data=None,
-    sparse_storage=True,
-    measure=True,
-):
-    """Writes the pruned model, runs what was written, and compares.
+    quantize: str | None = None,
+    representative_data: Any = None,
+    sparse_storage: bool = True,
+    measure: bool = True,
+) -> ExportReport:
+    """Writes the pruned model to a file, runs the file, and compares its outputs with the model's.
 
-    The model is traced as it is and nothing in it is changed, so every model that can be called can
-    be exported. The weights are those that it predicts with: if some are not zero outside of the
-    masks, as an average written into the kernels can be, the report says so and a warning, too.
+    The model is traced and not changed, so every model that can be called can be exported. The
+    current weights are written. If some of them are not zero outside of the masks (for example
+    because averages were copied to the kernels), there is a warning, and the report lists them.
 
-    The artifact holds plain Keras layers or plain TensorFlow, so `rigl_tf` is not needed to load
-    it. It is written beside `path` and renamed when it is complete and its outputs are right; what
-    was at `path` before stays until then.
+    The artifact contains plain Keras layers or plain TensorFlow, so `rigl_tf` is not needed to load
+    it. It is written under a temporary name, and moved to `path` when it is complete and its
+    outputs are right. Until then, an earlier export at `path` is not touched.
 
-    Outputs are right if each differs by 1e-4 of the largest of its tensor at most; if layers
-    compute in float16 by 0.0039, in bfloat16 by 0.031: four times the precision of these types. (Or
-    by ten times of what the model itself differs by between eager execution and a graph, where its
-    numbers cancel out.) What was measured is in the report.
+    The outputs are right if they differ from those of the model by at most 1e-4 of the largest
+    output. If layers compute in float16 the limit is 0.0039, in bfloat16 it is 0.031: four times
+    the precision of these types. If large numbers cancel out in the model, the outputs may differ
+    by ten times the difference between eager execution and a graph of the model itself. The report
+    contains the difference.
 
-    `"litert"` stores sparse kernels sparse; `"web"` is a folder with a page that runs the network
-    dense and sparse in a browser, by LiteRT.js. Each artifact is run on the CPU in a fresh
-    interpreter without `rigl_tf`, and the report says for each sparse kernel what the runtime does
-    with it. If a SavedModel or a `.keras` file cannot be loaded there, as it holds classes of your
-    own, it is run in this process, and the report says so.
+    With `"litert"` sparse kernels are stored sparse. `"web"` is a folder with a page that runs the
+    network dense and sparse in a browser, with LiteRT.js. Each artifact is run on the CPU in a new
+    Python process without `rigl_tf`, and the report says what the runtime does with each sparse
+    kernel. If a SavedModel or a `.keras` file cannot be loaded there, because it needs your own
+    classes, it is run in this process, and the report says so.
 
     Args:
-        model: A built `keras.Model`, sparse or dense, without LoRA.
-        path: Where to write, on this machine: a directory for `"saved_model"` and `"web"`, a file
-            that ends with `.keras`, `.tflite` or `.onnx` for `"keras"`, `"litert"` and `"onnx"`.
-            Missing parents are made. An earlier export is replaced.
-        format: `"saved_model"`, `"keras"`, `"litert"` (needs `ai-edge-litert`), `"onnx"` (needs
-            `tf2onnx` and `onnx`; compared where `onnxruntime` is installed) or `"web"`.
-        inputs: A batch of arrays as the model is called with, to compare the outputs on. It is
-            needed only where the model does not know the shapes of its inputs: if it is
-            subclassed, or takes sequences or images of any size. A SavedModel takes inputs of the
-            shapes that the model knows, dimensions of any size included; one of a subclassed model
-            takes batches of any size of what `inputs` holds. Its default signature names nested
-            outputs by their path, as `x_0`. `"litert"` and `"onnx"` take batches of any size of
-            what `inputs` holds, `"web"` one example.
-        check: Whether outputs that differ are an error. `False` is for models that are random at
-            inference.
-        quantize: For `"litert"`: `None`, `"float16"`, `"dynamic_int8"` (weights), or `"int8"`
-            (weights and activations). The outputs may then differ by 2 % of the largest, with int8
-            by 25 %.
-        representative_data: For `"int8"`: a batch of typical inputs, by which the ranges of
-            activations are chosen. The outputs are compared on it unless `inputs` are given.
-        sparse_storage: For `"litert"`: whether sparse kernels are stored sparse.
-        measure: Whether it is measured, in batches of 1 and 32; if sparse kernels are stored
-            sparse, in turns with the same weights stored dense. It takes two seconds at most; a
-            batch that needs longer is left out.
+        model: A built `keras.Model`, sparse or dense, without LoRA adapters.
+        path: Path on this machine: a directory for `"saved_model"` and `"web"`; a file that ends
+            with `.keras`, `.tflite` or `.onnx` for `"keras"`, `"litert"` and `"onnx"`. Missing
+            parent directories are created. An earlier export is replaced.
+        format: String: `"saved_model"`, `"keras"`, `"litert"` (needs `ai-edge-litert`), `"onnx"`
+            (needs `tf2onnx` and `onnx`; outputs are compared if `onnxruntime` is installed) or
+            `"web"`.
+        inputs: A batch of arrays, as the model is called with, on which outputs are compared. It is
+            needed only if the model does not know the shapes of its inputs: if it is subclassed, or
+            takes sequences or images of any size. A SavedModel takes inputs of all shapes that the
+            model takes; for a subclassed model, batches of any size of examples like those in
+            `inputs`. Its default signature names nested outputs by their path, such as `x_0`.
+            `"litert"` and `"onnx"` take batches of any size of examples like those in `inputs`,
+            `"web"` takes one example.
+        check: Boolean, whether different outputs are an error. Use `False` for models that are
+            random in inference.
+        quantize: For `"litert"`: `None`, `"float16"`, `"dynamic_int8"` (weights) or `"int8"`
+            (weights and activations). Then the outputs may differ by 2 % of the largest output,
+            with int8 by 25 %.
+        representative_data: For `"int8"`: a batch of typical inputs, from which the ranges of the
+            activations are computed. Outputs are compared on it, unless `inputs` are given.
+        sparse_storage: For `"litert"`: boolean, whether sparse kernels are stored sparse.
+        measure: Boolean, whether the time of a call is measured, with batches of 1 and 32. If
+            sparse kernels are stored sparse, it is measured in turns with the same weights stored
+            dense. This takes at most two seconds; batches that need longer are left out.
 
     Returns:
         An `ExportReport`; `print` it.
 
     Raises:
-        ValueError: If an argument is wrong, something that is no export is at `path`, the inputs
-            of the model are neither known nor given, it has LoRA enabled, its outputs are NaN, the
-            format cannot express it or has nothing to store sparse, or the combination of sparse
-            storage and `quantize` is one that LiteRT computes wrong.
+        ValueError: If an argument is wrong; there is something at `path` that is not an export; the
+            inputs of the model are neither known nor given; the model has LoRA adapters, or its
+            outputs are NaN; the model cannot be written in this format, or has nothing to store
+            sparse; or LiteRT is known to compute wrong outputs for this combination of sparse
+            storage and `quantize`.
         ImportError: If the format needs a package that is not installed.
         OSError: If `path` cannot be written.
-        RuntimeError: If the outputs of the artifact are not those of the model. Nothing is left
-            at `path` that was not there before.
+        RuntimeError: If the outputs of the artifact differ from those of the model. Then `path` is
+            not changed.
+
+    Example:
+
+    >>> import tempfile
+    >>> dense = keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     report = export(rigl_tf.sparsify(dense, 0.9), f"{folder}/model", measure=False)
+    >>> report.num_active, report.max_difference < 1e-4
+    (794, True)
     """
     path = pathlib.Path(path)
     _check(path, format)

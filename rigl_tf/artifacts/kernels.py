@@ -1,4 +1,4 @@
-"""What a runtime makes of each sparse kernel, and why; in words."""
+"""Describes in words how a runtime multiplies each sparse kernel, and why."""
 
 import dataclasses
 import platform

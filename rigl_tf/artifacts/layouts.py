@@ -1,4 +1,4 @@
-"""Which of a file's weights are which kernel of the model."""
+"""Finds the kernels of a model among the weights of a file."""
 
 import itertools
 import re

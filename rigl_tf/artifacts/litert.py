@@ -1,4 +1,4 @@
-"""A model as a LiteRT file: sparse kernels stored sparse, or all of it stored dense."""
+"""Writes models as LiteRT files, with sparse kernels stored sparse or everything stored dense."""
 
 import contextlib
 import math

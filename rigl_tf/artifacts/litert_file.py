@@ -1,7 +1,8 @@
-"""What is in a LiteRT file: its operations, and which of their weights are stored sparse."""
+"""Reads the operations of a LiteRT file, and which of their weights are stored sparse."""
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Tensor:
     block: int | None
     is_constant: bool
     is_output: bool
-    values: object = dataclasses.field(repr=False, compare=False, default=None)
+    values: Any = dataclasses.field(repr=False, compare=False, default=None)
 
     @functools.cached_property
     def array(self):
@@ -91,7 +92,7 @@ def read(content):
         code = model.operatorCodes[each.opcodeIndex]
         # Old files have the number in another field, which is too small for the newer operations.
         name = names[max(code.builtinCode, code.deprecatedBuiltinCode)]
-        inputs = tuple(tensors[i] if i >= 0 else None for i in each.inputs)
+        inputs: Any = tuple(tensors[i] if i >= 0 else None for i in each.inputs)
         outputs = tuple(tensors[i] for i in each.outputs)
         if name in _STORAGE and (inputs[0].is_constant or inputs[0].index in sources):
             sources[outputs[0].index] = sources.get(inputs[0].index, inputs[0])
@@ -149,8 +150,8 @@ def _tensor(model, dtypes, index, tensor, is_output):
     dtype = dtypes.get(tensor.type, np.dtype("O"))
     data = model.buffers[tensor.buffer].data
     block, values = None, None
-    # Of a sparse one without active weights nothing is stored but where they are not.
-    is_stored = data is not None and len(data) and dtype != "O"
+    # For a sparse tensor without active weights, only the places are stored.
+    is_stored = data is not None and len(data) and tensor.type in dtypes
     if is_stored or tensor.sparsity is not None:
         data = np.zeros(0, "uint8") if data is None else data
         values = functools.partial(_values, data, dtype, shape, tensor.sparsity)

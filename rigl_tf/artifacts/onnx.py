@@ -1,4 +1,4 @@
-"""A model as an ONNX file, by Keras's own exporter."""
+"""Writes models as ONNX files, with the exporter of Keras."""
 
 import contextlib
 import importlib

@@ -1,6 +1,7 @@
-"""What `rigl_tf.export` tells of an artifact."""
+"""The report of `rigl_tf.export`."""
 
 import dataclasses
+from typing import Any
 
 import rich.table
 
@@ -9,32 +10,33 @@ from rigl_tf.layers.summary import as_text
 
 @dataclasses.dataclass(frozen=True)
 class ExportReport:
-    """What `rigl_tf.export` wrote; `print` shows it as a table.
+    """What `rigl_tf.export` has written; `print` shows it as a table.
 
     Attributes:
-        path: Where the artifact is.
-        format: `"saved_model"`, `"keras"`, `"litert"`, `"onnx"` or `"web"`.
-        num_weights: Number of weights, zeros included.
-        num_active: Number of weights that are not masked out.
-        flops, dense_flops: FLOPs per sample, of the active connections and of all; `None` if they
-            cannot be counted.
-        file_bytes: Size of the artifact.
-        compressed_bytes: Its size compressed (zlib), as when it is downloaded: zeros cost nothing.
+        path: String, the path of the artifact.
+        format: String: `"saved_model"`, `"keras"`, `"litert"`, `"onnx"` or `"web"`.
+        num_weights: Integer, the number of weights, including zeros.
+        num_active: Integer, the number of weights without inactive connections.
+        flops, dense_flops: FLOPs per sample, of the active connections and of all connections;
+            `None` if they cannot be counted.
+        file_bytes: Size of the artifact in bytes.
+        compressed_bytes: Size of the artifact after compression (zlib), as for a download. Zeros
+            need hardly any space then.
         sparse_bytes: Size of the weights as active float32 values and a bit mask.
-        max_difference: Largest absolute difference between the outputs of the loaded artifact and
-            those of the model, on `inputs` or on random ones. Equal infinities do not differ.
-        quantize: As it was given to `rigl_tf.export`.
-        dense_file_bytes, dense_compressed_bytes: Sizes of the same weights stored dense, in the
-            same format; `None` if the format stores nothing sparse. Of `"web"` all sizes are
-            those of the `.tflite` files alone.
-        bound_bytes: The fewest bytes that the weights need with each value stored as it is: values
-            of the active ones, and the entropy of their places.
-        kernels: A `KernelReport` for each sparse kernel: what multiplies by it, and why.
-        latencies: A `Latency` for each batch size that was measured.
-        notes: Sentences on what else is to be known.
+        max_difference: Float, the largest absolute difference between the outputs of the artifact
+            and of the model, on `inputs` or on random inputs. Equal infinities do not differ.
+        quantize: The argument of `rigl_tf.export`.
+        dense_file_bytes, dense_compressed_bytes: The sizes of the same weights stored dense in the
+            same format; `None` if the format stores nothing sparse. For `"web"`, all sizes are
+            those of the `.tflite` files only.
+        bound_bytes: The smallest possible size of the weights without compressing values: the
+            active values, and the entropy of their places.
+        kernels: A `KernelReport` for each sparse kernel: how the runtime multiplies it, and why.
+        latencies: A `Latency` for each measured batch size.
+        notes: Tuple of sentences with more information.
         not_counted: Dictionary `{path of a kernel: why its FLOPs cannot be counted}`.
         outside: Dictionary `{path of a kernel: number of weights that are not zero outside of its
-            mask}`, of the kernels with such weights.
+            mask}`, for kernels with such weights.
     """
 
     path: str
@@ -51,26 +53,26 @@ class ExportReport:
     dense_file_bytes: int | None = None
     dense_compressed_bytes: int | None = None
     bound_bytes: int | None = None
-    kernels: tuple = ()
-    latencies: tuple = ()
-    notes: tuple = ()
-    not_counted: dict = dataclasses.field(default_factory=dict)
-    outside: dict = dataclasses.field(default_factory=dict)
+    kernels: tuple[Any, ...] = ()
+    latencies: tuple[Any, ...] = ()
+    notes: tuple[str, ...] = ()
+    not_counted: dict[str, str] = dataclasses.field(default_factory=dict)
+    outside: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
-    def sparsity(self):
+    def sparsity(self) -> float:
         """Share of zeros among all weights."""
         return 1 - self.num_active / self.num_weights if self.num_weights else 0.0
 
     @property
-    def flops_ratio(self):
-        """FLOPs of the active connections as a share of all; 1 if there are none."""
-        if self.not_counted:
+    def flops_ratio(self) -> float | None:
+        """FLOPs of the active connections divided by those of all; 1 if both are 0."""
+        if self.flops is None or self.dense_flops is None:
             return None
         return self.flops / self.dense_flops if self.dense_flops else 1.0
 
-    def to_dict(self):
-        """All of it as a dictionary for JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """All attributes as a dictionary that can be saved as JSON."""
         derived = {"sparsity": self.sparsity, "flops_ratio": self.flops_ratio}
         return {**dataclasses.asdict(self), **derived}
 

@@ -1,4 +1,4 @@
-"""Artifacts are run in a fresh interpreter, as their users run them."""
+"""Runs artifacts in a new Python process, as their users do, and measures them."""
 
 import dataclasses
 import importlib.util
@@ -30,27 +30,28 @@ _ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": "tensorflow"}
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """How long one call takes, in milliseconds; measured in turns, sparse and dense.
+    """The time of one call in milliseconds; sparse and dense are measured in turns.
 
     Attributes:
-        batch_size: Number of examples in a call.
-        sparse, dense: Median, smallest and largest time, of the artifact and of the same weights
-            stored dense. `dense` is `None` if the artifact is stored dense itself.
+        batch_size: Integer, the number of examples in a call.
+        sparse: Median, smallest and largest time of the artifact.
+        dense: The same for the same weights stored dense, or `None` if the artifact is stored dense
+            itself.
     """
 
     batch_size: int
-    sparse: tuple
-    dense: tuple | None
+    sparse: tuple[float, ...]
+    dense: tuple[float, ...] | None
 
     @property
-    def speedup(self):
-        """How many times as fast as dense; 1 if it is the dense one."""
+    def speedup(self) -> float:
+        """The time of dense divided by that of sparse; 1 if there is no sparse one."""
         return self.dense[0] / self.sparse[0] if self.dense else 1.0
 
     def __str__(self):
         return " against dense ".join(
             f"{median:.3g} ms ({least:.3g}–{most:.3g})"
-            for median, least, most in (self.sparse, self.dense)[: 2 if self.dense else 1]
+            for median, least, most in ((self.sparse, self.dense) if self.dense else (self.sparse,))
         )
 
 

@@ -1,4 +1,4 @@
-"""A model as a TensorFlow SavedModel, with each weight once."""
+"""Writes models as TensorFlow SavedModels, with each weight stored once."""
 
 import keras
 import tensorflow as tf

@@ -1,4 +1,4 @@
-"""The structure of a kernel's zeros, and the fewest bytes that it can be stored in."""
+"""Finds the structure of a kernel's zeros, and the smallest size in which it can be stored."""
 
 import math
 
@@ -28,7 +28,7 @@ def structure_of(mask):
     if mask.all():
         return "dense"
     matrix = mask.reshape(-1, mask.shape[-1]) if mask.ndim > 1 else mask.reshape(1, -1)
-    inputs, outputs = matrix.any(axis=1), matrix.any(axis=0)
+    inputs, outputs = np.any(matrix, axis=1), np.any(matrix, axis=0)
     if (matrix == inputs[:, np.newaxis] & outputs).all():
         return "whole channels"
     for size in _BLOCKS:
@@ -53,7 +53,8 @@ def bound_bytes(size, num_active, value_bytes=4):
     """The fewest bytes for a kernel with any active connections, values taken as they are.
 
     Args:
-        size, num_active: Numbers of connections, and of active ones.
+        size: Integer, the number of connections.
+        num_active: Integer, the number of active connections.
         value_bytes: Bytes of a value.
 
     Returns:

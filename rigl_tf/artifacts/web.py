@@ -1,4 +1,4 @@
-"""A folder with a web page that runs a model, dense and sparse, on the device of its reader."""
+"""Writes a folder with a web page that runs a model, dense and sparse, in the reader's browser."""
 
 import base64
 import dataclasses

@@ -6,6 +6,7 @@ operations between are of a few kinds (`src/subgraph.c` of XNNPACK, `rewrite_for
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class Step:
         part: Number of the sparse part that it is in, `None` if it is in none.
     """
 
-    operation: object
+    operation: Any
     inputs: tuple
     change: str = ""
     is_start: bool = False
@@ -74,7 +75,7 @@ def steps_of(operations, name=None):
         inputs = [x.index for x in computed if x is not None and not x.is_constant]
         if each.name in ("CONV_2D", "DEPTHWISE_CONV_2D") and each.options.padding != _SAME:
             pad = _padding(first)
-            if pad is not None and uses[each.inputs[0].index] == 1:
+            if first is not None and pad is not None and uses[each.inputs[0].index] == 1:
                 padding, inputs[0] = pad, first.inputs[0].index
                 fused.add(id(first))
         change, is_start = _change(each, padding)

@@ -1,10 +1,9 @@
-"""How an overall sparsity is shared out among the kernels of a model.
+"""Distributions: how the kernels of a model share an overall sparsity.
 
-A distribution is a function `fn(shapes, sparsity) -> {path: sparsity}`. `shapes` is an
-ordered, non-empty `{path: shape}` in Keras layout (Dense `(in, out)`, Conv2D `(height,
-width, in, out)`); the result has the same paths in the same order. Every sparsity is a
-share of zeros, a float in `[0, 1)`, so no kernel is ever emptied. Only kernels count:
-biases and normalisation are no part of it.
+A distribution is a function `fn(shapes, sparsity) -> {path: sparsity}`. `shapes` is an ordered,
+non-empty `{path: shape}` in Keras layout: Dense `(in, out)`, Conv2D `(height, width, in, out)`. The
+result has the same paths in the same order. A sparsity is a share of zeros, a float in `[0, 1)`, so
+each kernel keeps at least one weight. Only kernels count, not biases or normalisations.
 """
 
 from rigl_tf.checks import check_sparsity

@@ -1,9 +1,10 @@
-"""The distributions by formula, and how a sparsity is shared out by one of them."""
+"""The distributions that are given by a formula, and the choice of a distribution by name."""
 
 import collections
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+from rigl_tf._types import Distribution, Shapes
 from rigl_tf.checks import (
     LARGEST_SPARSITY,
     check_integers,
@@ -14,14 +15,17 @@ from rigl_tf.checks import (
 from rigl_tf.distributions import published
 
 
-def num_zeros(size, sparsity):
+def num_zeros(size: int, sparsity: float) -> int:
     """The number of zeros among `size` weights: `floor(sparsity * size)`.
 
-    For `size >= 1` it is below `size`: at least one weight stays active.
+    For `size >= 1` it is below `size`, so at least one weight stays active.
 
     Args:
         size: Integer >= 0, the number of weights of a kernel.
         sparsity: Share of zeros, in `[0, 1)`.
+
+    Returns:
+        Integer.
 
     Raises:
         ValueError: If `size` or `sparsity` is out of its range.
@@ -37,11 +41,17 @@ def num_zeros(size, sparsity):
     return math.floor(check_sparsity(sparsity) * int(size))
 
 
-def uniform(shapes, sparsity, *, dense_first=True, custom=None):
-    """Gives every kernel the same sparsity, except the first, which stays dense.
+def uniform(
+    shapes: Shapes,
+    sparsity: float,
+    *,
+    dense_first: bool = True,
+    custom: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """Gives every kernel the same sparsity, except the first one, which stays dense.
 
-    The others do not make up for the dense first kernel, so the sparsity of the whole
-    model is a little below `sparsity`, as in the paper.
+    As in the paper, the other kernels do not get a higher sparsity to compensate for the dense one.
+    So the sparsity of the whole model is a little below `sparsity`.
 
     Reference:
 
@@ -50,10 +60,13 @@ def uniform(shapes, sparsity, *, dense_first=True, custom=None):
     Args:
         shapes: Ordered `{path: shape}` in Keras layout.
         sparsity: Share of zeros of each kernel, in `[0, 1)`.
-        dense_first: Whether the first kernel stays dense. The only kernel of a model
-            never does, since nothing would then be sparse.
-        custom: Optional `{path: sparsity}` of kernels with a sparsity of their own, in
-            `[0, 1)`; it goes before `dense_first`.
+        dense_first: Boolean, whether the first kernel stays dense. A single kernel always becomes
+            sparse.
+        custom: `None`, or `{path: sparsity}` for kernels with their own sparsity, in `[0, 1)`. It
+            goes before `dense_first`.
+
+    Returns:
+        `{path: sparsity}`.
 
     Raises:
         ValueError: If an argument is out of its range or `custom` has an unknown path.
@@ -70,12 +83,14 @@ def uniform(shapes, sparsity, *, dense_first=True, custom=None):
     return result | _checked_custom(custom, shapes)
 
 
-def erdos_renyi(shapes, sparsity, *, custom=None):
-    """Gives kernels with many inputs and outputs the higher sparsity (Erdős-Rényi, ER).
+def erdos_renyi(
+    shapes: Shapes, sparsity: float, *, custom: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Gives a higher sparsity to kernels with more inputs and outputs (Erdős-Rényi, ER).
 
-    The density of a kernel is `epsilon * (n_in + n_out) / (n_in * n_out)`, where `n_in`
-    and `n_out` are the last two dimensions of its shape: the height and width of a
-    convolution play no part. All else is as in `erk`, which it equals on 2-D kernels.
+    The density of a kernel is `epsilon * (n_in + n_out) / (n_in * n_out)`, where `n_in` and `n_out`
+    are the last two dimensions of its shape; the height and width of a convolution are not used.
+    For kernels with two dimensions it equals `erk`, which explains `epsilon`.
 
     Reference:
 
@@ -83,9 +98,13 @@ def erdos_renyi(shapes, sparsity, *, custom=None):
     - [Evci et al., 2020](https://arxiv.org/abs/1911.11134), section 3, "Erdős-Rényi"
 
     Args:
-        shapes: Ordered `{path: shape}` in Keras layout; the fraction of a 1-D kernel is 1.
-        sparsity: Share of zeros over all kernels not in `custom`, in `[0, 1)`.
-        custom: Optional `{path: sparsity}`, left out of the budget as in `erk`.
+        shapes: Ordered `{path: shape}` in Keras layout. For a kernel with one dimension, the
+            fraction is 1.
+        sparsity: Share of zeros over all kernels that are not in `custom`, in `[0, 1)`.
+        custom: `None`, or `{path: sparsity}` for kernels with their own sparsity, as in `erk`.
+
+    Returns:
+        `{path: sparsity}`.
 
     Raises:
         ValueError: If an argument is out of its range or `custom` has an unknown path.
@@ -101,12 +120,19 @@ def erdos_renyi(shapes, sparsity, *, custom=None):
     return _share_out(shapes, sparsity, ratios, _checked_custom(custom, shapes))
 
 
-def erk(shapes, sparsity, *, power=1.0, custom=None):
-    """Gives large kernels the higher sparsity (Erdős-Rényi-Kernel, ERK).
+def erk(
+    shapes: Shapes,
+    sparsity: float,
+    *,
+    power: float = 1.0,
+    custom: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """Gives a higher sparsity to larger kernels (Erdős-Rényi-Kernel, ERK).
 
-    The density of a kernel is `epsilon * (sum(shape) / prod(shape)) ** power`, `epsilon`
-    such that all kernels together have `sparsity`. Where that would exceed 1 the kernel
-    is dense and the others make up for it. Whole weights add at most one per kernel.
+    The density of a kernel is `epsilon * (sum(shape) / prod(shape)) ** power`. `epsilon` is chosen
+    so that all kernels together have the share `sparsity` of zeros. If this density exceeds 1, the
+    kernel is dense and the others become sparser. Because of rounding to whole weights, a kernel
+    may have one active weight more.
 
     Reference:
 
@@ -114,15 +140,17 @@ def erk(shapes, sparsity, *, power=1.0, custom=None):
 
     Args:
         shapes: Ordered `{path: shape}` in Keras layout.
-        sparsity: Share of zeros over all kernels not in `custom`, in `[0, 1)`.
-        power: Finite real number >= 0: 0 gives all the same sparsity, 1 is the paper's.
-        custom: Optional `{path: sparsity}` of kernels with a sparsity of their own, in
-            `[0, 1)`. They are left out of the budget: the others have `sparsity` among
-            themselves, whatever `custom` says.
+        sparsity: Share of zeros over all kernels that are not in `custom`, in `[0, 1)`.
+        power: Finite real number >= 0. With 0 all kernels have the same sparsity; the paper uses 1.
+        custom: `None`, or `{path: sparsity}` for kernels with their own sparsity, in `[0, 1)`. They
+            do not count in `sparsity`, which all other kernels reach together.
+
+    Returns:
+        `{path: sparsity}`.
 
     Raises:
-        ValueError: If an argument is out of its range, `custom` has an unknown path, or
-            `power` is so large that the densities cannot be written as floats.
+        ValueError: If an argument is out of its range, `custom` has an unknown path, or `power` is
+            so large that the densities cannot be written as floats.
 
     Example:
 
@@ -135,13 +163,13 @@ def erk(shapes, sparsity, *, power=1.0, custom=None):
     return _share_out(shapes, sparsity, ratios, _checked_custom(custom, shapes))
 
 
-def str_resnet50(shapes, sparsity):
+def str_resnet50(shapes: Shapes, sparsity: float) -> dict[str, float]:
     """Gives the kernels of ResNet-50 the sparsities that STR learned on ImageNet.
 
-    Sixteen lists, each with an overall sparsity; there is nothing in between. Each kernel, the
-    first and the last too, gets its own sparsity. Kernels of one shape are taken in their order;
-    only in the first block this matters beyond the order of the blocks: there the shortcut has the
-    shape of the last convolution, and comes after it.
+    There are sixteen lists, each for one overall sparsity; other sparsities are not possible. Each
+    kernel has its own sparsity, also the first and the last one. Kernels with the same shape are
+    taken in their order. In the first block, the shortcut has the same shape as the last
+    convolution, and must come after it.
 
     Reference:
 
@@ -151,10 +179,13 @@ def str_resnet50(shapes, sparsity):
         shapes: Ordered `{path: shape}` in Keras layout: the 54 kernels of ResNet-50 for ImageNet.
         sparsity: One of 0.7955, 0.8127, 0.877, 0.9023, 0.9055, 0.948, 0.9503, 0.9515, 0.9611,
             0.9653, 0.9778, 0.9805, 0.9822, 0.9879, 0.9898, 0.991. It is the published share of
-            zeros over all kernels; that of the list differs by less than 0.0001.
+            zeros over all kernels; the share by the list differs by less than 0.0001.
+
+    Returns:
+        `{path: sparsity}`.
 
     Raises:
-        ValueError: If `sparsity` is none of these, or `shapes` are not those of ResNet-50.
+        ValueError: If `sparsity` is not one of these, or `shapes` are not those of ResNet-50.
     """
     shapes = check_shapes(shapes)
     if check_sparsity(sparsity) not in published.LISTS:
@@ -162,7 +193,7 @@ def str_resnet50(shapes, sparsity):
             f"STR's lists have an overall `sparsity` of {list(published.LISTS)}. "
             f"Received: sparsity={sparsity!r}"
         )
-    missing = collections.Counter(published.SHAPES)
+    missing: collections.Counter[tuple[int, ...]] = collections.Counter(published.SHAPES)
     missing.subtract(shapes.values())
     if any(missing.values()):
         difference = {shape: -count for shape, count in missing.items() if count}
@@ -184,10 +215,15 @@ _BY_NAME = {
 }
 
 
-def get(identifier):
-    """The distribution called `"uniform"`, `"erdos_renyi"`, `"erk"` or `"str_resnet50"`.
+def get(identifier: Distribution) -> Callable[..., Mapping[str, float]]:
+    """Returns the distribution with a name.
 
-    A callable is returned as it is.
+    Args:
+        identifier: `"uniform"`, `"erdos_renyi"`, `"erk"` or `"str_resnet50"`, or a callable, which
+            is returned itself.
+
+    Returns:
+        A callable `fn(shapes, sparsity) -> {path: sparsity}`.
 
     Raises:
         ValueError: If `identifier` is neither one of these names nor callable.
@@ -202,14 +238,20 @@ def get(identifier):
     )
 
 
-def allocate(identifier, shapes, sparsity):
-    """Calls `get(identifier)(shapes, sparsity)` and checks the result, maybe a user's.
+def allocate(identifier: Distribution, shapes: Shapes, sparsity: float) -> dict[str, float]:
+    """Calls a distribution, and checks its result.
 
-    It comes back as `{path: sparsity}` with Python floats, in the order of `shapes`.
+    Args:
+        identifier: The name of a distribution, or a callable, see `get`.
+        shapes: Ordered `{path: shape}` in Keras layout.
+        sparsity: Share of zeros over all kernels, in `[0, 1)`.
+
+    Returns:
+        `{path: sparsity}` with Python floats, in the order of `shapes`.
 
     Raises:
-        ValueError: If an argument is out of its range, or the result is no mapping, lacks
-            a path, has an unknown one or holds a value that is no number in `[0, 1)`.
+        ValueError: If an argument is out of its range; or if the result is not a mapping, lacks a
+            path, has an unknown path, or has a value that is not a number in `[0, 1)`.
 
     Example:
 
@@ -227,7 +269,7 @@ def allocate(identifier, shapes, sparsity):
 
 
 def _ratio(shape, power):
-    """`(sum / prod) ** power`, refused near the ends of the float range."""
+    """`(sum / prod) ** power`, with a `ValueError` near the limits of floats."""
     check_numbers("[0, inf)", power=power)
     ratio = sum(shape) / math.prod(shape)
     if abs(math.log10(ratio)) * power > 200:
@@ -238,15 +280,15 @@ def _ratio(shape, power):
 def _share_out(shapes, sparsity, ratios, custom):
     """Solves `sum(min(1, epsilon * ratio) * size) = budget` for `epsilon`.
 
-    All kernels at the largest ratio become dense in one pass, until no density exceeds 1.
-    The budget left for the others stays positive: they would have got a part of it.
+    In each pass, the kernels with the largest ratio become dense, until no density exceeds 1. The
+    rest of the budget stays positive, because the other kernels have a part of it.
     """
     sparsity = check_sparsity(sparsity)
     sizes = {path: math.prod(shape) for path, shape in shapes.items() if path not in custom}
     zeros = sum(num_zeros(size, sparsity) for size in sizes.values())
     budget = sum(sizes.values()) - zeros
     result = dict.fromkeys(shapes, 0.0) | custom
-    # With no zero to place all are dense; round-off in `epsilon` could leave none to scale.
+    # Without a zero, all kernels are dense. (Rounding of `epsilon` could make the loop fail then.)
     rest = list(sizes) if zeros else []
     while rest:
         divisor = 0.0  # not `sum`, whose rounding changed with Python 3.12

@@ -1,19 +1,19 @@
 """The sparsities that STR found for the layers of ResNet-50 on ImageNet.
 
-Soft Threshold Reparameterization (STR) learns how sparse each layer is. Its paper lists the outcome
-of sixteen runs, and the RigL paper trains with these lists.
+Soft Threshold Reparameterization (STR) learns the sparsity of each layer. Its paper lists the
+results of sixteen runs, and the RigL paper trains with these lists.
 
 Reference:
 
 - [Kusupati et al., 2020](https://arxiv.org/abs/2002.03231), tables of sparsities by layer
 """
 
-# In percent: of all kernels, one column for each run.
+# Sparsity over all kernels in percent, one column for each run.
 _OVERALL = """
 79.55 81.27 87.70 90.23 90.55 94.80 95.03 95.15 96.11 96.53 97.78 98.05 98.22 98.79 98.98 99.10
 """
 
-# In percent: of each kernel. A block's shortcut comes after its last convolution.
+# Sparsity of each kernel in percent. The shortcut of a block comes after its last convolution.
 _LAYERS = """
 51.46 51.40 63.02 59.80 59.83 64.87 67.36 66.96 72.11 69.46 73.29 73.47 72.05 75.12 76.12 77.75
 69.36 73.24 87.57 83.28 85.18 89.60 91.41 91.11 92.38 91.75 94.46 94.51 94.60 95.95 96.53 96.51
@@ -88,7 +88,7 @@ def _shapes():
 
 def _lists():
     columns = zip(*(line.split() for line in _LAYERS.split("\n") if line), strict=True)
-    # Decimals become the floats that a user writes: "79.55" must be 0.7955, not 79.55 / 100.
+    # "79.55" must become the float that a user writes, 0.7955, and not 79.55 / 100.
     return {
         float(f"{overall}e-2"): tuple(float(f"{value}e-2") for value in column)
         for overall, column in zip(_OVERALL.split(), columns, strict=True)

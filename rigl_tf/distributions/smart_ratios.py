@@ -1,11 +1,12 @@
-"""The distribution of random tickets: densities that fall with the depth of a layer."""
+"""The distribution of random tickets: the deeper a layer, the lower its density."""
 
 import math
 from fractions import Fraction
 
+from rigl_tf._types import Shapes
 from rigl_tf.checks import check_choice, check_numbers, check_shapes, check_sparsity
 
-# The density of a layer, up to a factor, by its number from the first layer and from the last.
+# The density of a layer, up to a factor, by its number counted from the first and the last layer.
 _DECAYS = {
     "quadratic": lambda first, last: last**2 + last,
     "linear": lambda first, last: last,
@@ -15,20 +16,27 @@ _DECAYS = {
 }
 
 
-def smart_ratio(shapes, sparsity, residual, linear_density=0.3, *, decay="quadratic"):
-    """Gives deeper convolutions the higher sparsity (smart ratio), linear layers a fixed one.
+def smart_ratio(
+    shapes: Shapes,
+    sparsity: float,
+    residual: bool,
+    linear_density: float | None = 0.3,
+    *,
+    decay: str = "quadratic",
+) -> dict[str, float]:
+    """Gives a higher sparsity to deeper convolutions (smart ratio), a fixed one to linear layers.
 
-    Of `n` layers, the density of convolution `l = 1 ... n` is proportional to
-    `(n - l + 1) ** 2 + (n - l + 1)`; in a network without residual connections it is divided by
-    `l ** 2`. Linear layers keep `linear_density`, which counts as part of the whole.
+    In a network of `n` layers, the density of convolution `l = 1 ... n` is proportional to
+    `(n - l + 1) ** 2 + (n - l + 1)`. In a network without residual connections it is divided by
+    `l ** 2`. Linear layers have the density `linear_density`; their weights count in `sparsity`.
 
-    A layer whose density would exceed 1 is dense. As in the authors' code, what it cannot take
-    goes to the next convolutions only if this begins with the first layer, and only up to the
-    first layer that is not filled by it; what is left over later is lost, and the model sparser
-    than asked for. The numbers of weights are those of the code, but in exact arithmetic instead
-    of float32, and a kernel keeps one weight at least.
+    A layer whose density would exceed 1 is dense. As in the authors' code, the weights that such a
+    layer cannot take are passed on to the next convolutions, if the first layer is such a layer,
+    until a layer is not filled. Later ones are not passed on, so the model may become sparser than
+    `sparsity`. The numbers of weights are those of the code, but computed exactly instead of in
+    float32, and a kernel keeps at least one weight.
 
-    `residual` must be said: `distribution=functools.partial(smart_ratio, residual=True)`.
+    `residual` has no default: use `distribution=functools.partial(smart_ratio, residual=True)`.
 
     Reference:
 
@@ -36,14 +44,18 @@ def smart_ratio(shapes, sparsity, residual, linear_density=0.3, *, decay="quadra
 
     Args:
         shapes: Ordered `{path: shape}` in Keras layout, in the order of the forward pass. Kernels
-            of one or two dimensions are those of linear layers, all others of convolutions.
+            with one or two dimensions belong to linear layers, all others to convolutions.
         sparsity: Share of zeros over all kernels, in `[0, 1)`.
         residual: Boolean, whether the network has residual connections (ResNet) or not (VGG).
-        linear_density: Share of the weights that each linear layer keeps, in `(0, 1]`. `None`
-            treats them as convolutions, for networks that have none (not in the paper).
-        decay: `"quadratic"`; or one of the paper's ablations: `"linear"` (`n - l + 1`), `"cubic"`
-            (its third power), `"ascending"` (`l ** 2 + l`), `"uniform"` (one density for all
-            convolutions, `residual` or not).
+        linear_density: Share of the weights that each linear layer keeps, in `(0, 1]`. With `None`
+            linear layers are treated as convolutions. (This is not in the paper; it is for networks
+            without convolutions.)
+        decay: `"quadratic"`, or one of the paper's ablations: `"linear"` (`n - l + 1`), `"cubic"`
+            (its third power), `"ascending"` (`l ** 2 + l`), or `"uniform"` (the same density for
+            all convolutions; `residual` is not used).
+
+    Returns:
+        `{path: sparsity}`.
 
     Raises:
         ValueError: If an argument is out of its range, there is no convolution, or the linear
@@ -66,12 +78,12 @@ def smart_ratio(shapes, sparsity, residual, linear_density=0.3, *, decay="quadra
         for path, shape in shapes.items()
         if linear_density is not None and len(shape) <= 2
     }
-    # As in the code, not quite the sum of theirs.
+    # As in the authors' code; it can differ a little from the sum over the linear layers.
     num_linear = int(density * sum(sizes[path] for path in linear))
     num_active = int(sum(sizes.values()) * (1 - _decimal(sparsity)))
     _check_budget(shapes, linear, num_linear, num_active, sparsity, linear_density)
     raw = _raw_densities(sizes, residual, decay)
-    # A whole number for each kernel, as in the code. (With tiny kernels only, it could be 0.)
+    # As in the authors' code, each term is a whole number. (For tiny kernels the sum can be 0.)
     total = sum(int(raw[path] * size) for path, size in sizes.items() if path not in linear)
     scale = Fraction(num_active - num_linear, max(total, 1))
     densities = {path: raw[path] * scale for path in sizes}
@@ -82,7 +94,7 @@ def smart_ratio(shapes, sparsity, residual, linear_density=0.3, *, decay="quadra
 
 
 def _decimal(value):
-    """The number that is written: in floats `1 - 0.9` is below 0.1."""
+    """The exact decimal number that is written: in floats, `1 - 0.9` is below 0.1."""
     return Fraction(repr(float(value)))
 
 
@@ -97,9 +109,10 @@ def _raw_densities(sizes, residual, decay):
 
 
 def _pass_on(densities, sizes, linear):
-    """Fills the first layers, as the authors' code does it; it stops as soon as nothing is left.
+    """Fills the first layers as the authors' code does; it stops as soon as nothing is left over.
 
-    Nothing is left after a first layer below 1, so a later one above 1 passes nothing on.
+    If the density of the first layer is below 1, nothing is left over at once. So nothing is passed
+    on if the density of a later layer is above 1.
     """
     extra = 0
     for path, size in sizes.items():
@@ -116,7 +129,7 @@ def _pass_on(densities, sizes, linear):
 
 
 def _share_of_zeros(size, zeros):
-    """A share of which `floor(share * size)` are exactly `zeros`, all but one at most."""
+    """A share with `floor(share * size) == zeros`, but at least one weight stays active."""
     zeros = min(zeros, size - 1)
     share = zeros / size
     return share if math.floor(share * size) == zeros else math.nextafter(share, 1.0)

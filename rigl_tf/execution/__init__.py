@@ -1,1 +1,1 @@
-"""Kernels whose zeros do not exist: what holds them, and products that cost what is active."""
+"""CSR kernels: only active values are stored, and products cost as much as there are values."""

@@ -1,8 +1,8 @@
 """Convolutions whose kernels are stored as CSR.
 
-A kernel of shape `[*kernel_size, channels, outputs]` is a matrix `[prod(kernel_size) * channels,
-outputs]`. A convolution multiplies it with patches: the row of an output pixel holds what its
-kernel sees.
+A kernel of shape `[*kernel_size, channels, outputs]` is seen as a matrix of shape
+`[prod(kernel_size) * channels, outputs]`. A convolution multiplies patches with it: there is a row
+for each output pixel, with all inputs that the kernel covers at this pixel.
 """
 
 import math
@@ -13,16 +13,16 @@ import tensorflow as tf
 
 from rigl_tf.execution import engine
 
-# Floats of the patches that exist at a time, where TensorFlow's own operations make them.
+# The largest number of floats in patches at a time, if TensorFlow's own operations make them.
 _MOST_FLOATS = 1 << 24
-# Of the operation in C++.
+# Spatial dimensions of the operation in C++.
 _DIMENSIONS = 3
 
 
 class Geometry(NamedTuple):
     """How a convolution of channels-last images moves over their pixels.
 
-    Args:
+    Attributes:
         kernel_size: Tuple of 1 to 3 integers.
         strides: Tuple of as many integers.
         dilations: Tuple of as many integers.
@@ -36,7 +36,7 @@ class Geometry(NamedTuple):
 
     @property
     def is_plain(self):
-        """Whether each output pixel sees the input pixel in its place, and no other."""
+        """Whether each output pixel depends only on the input pixel at the same place."""
         return set(self.kernel_size) == {1} and set(self.strides) == {1}
 
     def reach(self):
@@ -48,8 +48,8 @@ class Geometry(NamedTuple):
 def convolve(x, values, structure, outputs, geometry):
     """Convolves images with a sparse kernel.
 
-    Differentiable once, with respect to `x` and `values`; the gradient of the values is computed
-    at their places alone.
+    It can be differentiated once, with respect to `x` and `values`. The gradient of the values is
+    computed only at their places.
 
     Args:
         x: float32 tensor of shape `[batch, *pixels, channels]`; batch and pixels may be unknown.
@@ -85,7 +85,7 @@ def convolve(x, values, structure, outputs, geometry):
 @tf.RegisterGradient("RiglConv")
 def _gradient_of_conv(operation, dy):
     x, values, row_splits, columns, *_ = operation.inputs
-    # A tape says which gradients nobody wants: that of the data, in a first layer.
+    # A tape says which gradients are not needed, such as that of the data in the first layer.
     unwanted = getattr(operation, "skip_input_indices", None) or ()
     dx, dvalues = engine.native().rigl_conv_grad(
         x=x,
@@ -103,7 +103,7 @@ def _gradient_of_conv(operation, dy):
 
 
 def _patches(x, geometry):
-    """What the kernel sees at each output pixel.
+    """The inputs that the kernel covers at each output pixel.
 
     Args:
         x: Tensor of shape `[batch, *pixels, channels]`.
@@ -137,8 +137,8 @@ def _patches(x, geometry):
 def rows(x, dy, geometry):
     """Two matrices whose product `a^T b` is the gradient of the dense kernel as a matrix.
 
-    There would be as many patches as there are pixels. So this is the gradient itself, computed as
-    a dense convolution does it, and the identity.
+    Patches would need too much memory. So the matrices are the (transposed) gradient itself, which
+    a dense convolution computes, and the identity.
 
     Args:
         x: float32 tensor of shape `[batch, *pixels, channels]`.
@@ -152,7 +152,7 @@ def rows(x, dy, geometry):
 
 @tf.function(autograph=False)
 def _dense_gradient(x, dy, geometry):
-    # Its values do not matter, and what it gives is not computed.
+    # Its values do not matter, because the output of the convolution is not used.
     kernel = tf.zeros([*geometry.kernel_size, x.shape[-1], dy.shape[-1]])
     padding = geometry.padding.upper()
     if padding == "CAUSAL":
@@ -172,7 +172,7 @@ def _output_pixels(pixels, geometry):
 
 
 def _padding(pixels, out, geometry):
-    """Zeros before and behind the pixels in each dimension."""
+    """The numbers of zeros before and after the pixels in each dimension."""
     reach = tf.constant(geometry.reach())
     missing = tf.maximum((out - 1) * geometry.strides + reach - pixels, 0)
     if geometry.padding == "causal":
@@ -186,7 +186,7 @@ def _as_rows(x):
 
 
 def _by_patches(x, values, structure, shape, geometry):
-    """The convolution, with the patches of a part of the batch at a time."""
+    """The convolution, with patches for a part of the batch at a time."""
 
     def product(x, values):
         seen = _patches(x, geometry)
@@ -216,10 +216,10 @@ def _by_patches(x, values, structure, shape, geometry):
 
 
 def _for_parts(x, width, geometry, function):
-    """Calls a function with slices of the batch, not too large ones.
+    """Calls a function for parts of the batch, slices that are not too large.
 
     Returns:
-        What it gives first, put together, and the sum of what it gives second.
+        The first results of the function, concatenated, and the sum of its second results.
     """
     batch = tf.shape(x)[0]
     out = _output_pixels(tf.shape(x)[1:-1], geometry)

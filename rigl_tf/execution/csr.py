@@ -1,7 +1,7 @@
-"""CSR kernels: only the values of the active connections, and where these are.
+"""CSR kernels: they store only the values of the active connections and their places.
 
-CSR, "compressed sparse rows", is the usual name of such a matrix. Nothing here has the shape of the
-dense kernel, except what is asked for.
+CSR, "compressed sparse rows", is the usual name of this format. No variable has the shape of the
+dense kernel; the dense kernel is computed only on request.
 """
 
 import functools
@@ -16,26 +16,27 @@ from rigl_tf.execution import convolutions, engine
 
 
 class CSRStorage(keras.layers.Layer):
-    """Stands in a layer in the place of its kernel, and holds the active values.
+    """Replaces the kernel variable of a layer, and holds the active values.
 
-    Where a tensor or an array is wanted it gives the dense kernel, made at that time: a layer that
-    knows nothing of it computes what it did, and its gradient reaches the values.
+    Where a tensor or an array is needed, it is converted to the dense kernel. So code that does not
+    know CSR kernels still computes the right result, and the gradient reaches the values.
 
     Args:
         path: String, the path of the dense kernel.
         shape: Tuple of integers, the shape of the dense kernel.
-        num_inputs: Integer. As a matrix the kernel has so many rows.
-        places: Sorted array of `n` integers: where the active connections are in the flat kernel.
+        num_inputs: Integer, the number of rows of the kernel as a matrix.
+        places: Sorted array of `n` integers, the indices of the active connections in the flattened
+            kernel.
         initial_values: Array of `n` numbers.
-        dtype: String, of the values.
+        dtype: String, the type of the values.
         trainable: Boolean, whether the values are trained.
         regularizer: `keras.regularizers.Regularizer` of the values, or `None`.
         constraint: The user's own constraint of each value, or `None`.
 
     Attributes:
         values: Trainable `keras.Variable` of shape `(n,)`.
-        collect: Boolean variable: whether a backward pass keeps what the gradient of the dense
-            kernel is made of, as the next step is a mask update.
+        collect: Boolean variable, whether a backward pass must store the parts of the dense
+            gradient, because the step is a mask update.
     """
 
     def __init__(
@@ -52,8 +53,8 @@ class CSRStorage(keras.layers.Layer):
     ):
         super().__init__(name=path.rpartition("/")[2], dtype=dtype)
         size = math.prod(shape)
-        vars(self).update(dense_path=path, shape=tuple(shape))
-        vars(self)["matrix_shape"] = (num_inputs, size // num_inputs)
+        self.__dict__.update(dense_path=path, shape=tuple(shape))
+        self.__dict__["matrix_shape"] = (num_inputs, size // num_inputs)
         structure = engine.structure(tf.constant(places, tf.int64), self.matrix_shape)
         *outer, layer_name, _ = ["", *path.split("/")]
         with keras.name_scope(layer_name or self.name, override_parent="/".join(outer)):
@@ -78,29 +79,29 @@ class CSRStorage(keras.layers.Layer):
                 setattr(self, name, variable)
         self.supports_jit = False
         self.built = True
-        vars(self)["stash"] = Stash(self.matrix_shape)
+        self.__dict__["stash"] = Stash(self.matrix_shape)
         self.values.constraint = CSRKernel(self, constraint)
 
     @property
     def constraint(self):
-        """The `CSRKernel`, as the constraint of a dense kernel's variable is its `SparseKernel`."""
+        """The `CSRKernel`, in the same attribute as for the variable of a masked kernel."""
         return self.values.constraint
 
     @property
     def structure_variables(self):
-        """The integer variables that say where the values are: an `engine.Structure` of them."""
+        """The integer variables with the places of the values, as an `engine.Structure`."""
         return engine.Structure(*(getattr(self, name) for name in engine.Structure._fields))
 
     def structure(self):
-        """The `engine.Structure` of tensors."""
+        """The places of the values, as an `engine.Structure` of tensors."""
         return engine.Structure(*map(tf.convert_to_tensor, self.structure_variables))
 
     def places(self):
-        """Where the active connections are in the flat dense kernel, a sorted int64 tensor."""
+        """The places of the active connections in the flattened kernel, a sorted int64 tensor."""
         return self.places_of(self.structure_variables)
 
     def places_of(self, structure):
-        """The same of the copies of the variables that a replica has."""
+        """As `places`, for the copies of `structure_variables` on a replica."""
         structure = engine.Structure(*map(tf.convert_to_tensor, structure))
         ends = tf.range(tf.shape(structure.columns, tf.int64)[0])
         rows = tf.searchsorted(structure.row_splits, ends, side="right") - 1
@@ -109,13 +110,13 @@ class CSRStorage(keras.layers.Layer):
         return tf.ensure_shape(places, self.values.shape)
 
     def put(self, places, values):
-        """Sets places and values, arrays of as many entries as there are."""
+        """Sets places and values: arrays with as many entries as before."""
         structure = engine.structure(tf.constant(places, tf.int64), self.matrix_shape)
         for variable, tensor in zip(self.structure_variables, structure, strict=True):
             variable.assign(tensor)
         self.values.assign(values)
 
-    # As a dense kernel.
+    # Use as a dense kernel.
 
     def dense(self):
         """The dense kernel as a tensor of the dtype of the values."""
@@ -124,7 +125,7 @@ class CSRStorage(keras.layers.Layer):
 
     @property
     def _unique_id(self):
-        # By which optimizers know a variable that is named to them, as not to decay.
+        # Optimizers identify a variable by it, for example to exclude it from weight decay.
         return self.values.value._unique_id
 
     def __tf_tensor__(self, dtype=None, name=None):
@@ -145,26 +146,26 @@ class CSRStorage(keras.layers.Layer):
         self.constraint.assign(weights)
 
     def load_dense(self, weights):
-        """The same, of a file: there is nothing else in it for this layer then."""
+        """Sets the active values from a dense kernel in a file, which has no CSR data."""
         self.assign(weights)
-        vars(self)["is_loaded"] = True
+        self.__dict__["is_loaded"] = True
 
-    # In files there are the values, and the places as rows of columns.
+    # Files contain the values, and their places as rows of columns.
 
     def save_own_variables(self, store):
         for name in _SAVED:
             store[name] = getattr(self, name).numpy()
 
     def load_own_variables(self, store):
-        if not store.keys() and vars(self).pop("is_loaded", False):
+        if not store.keys() and self.__dict__.pop("is_loaded", False):
             return
-        # (What fails is tried again where a file may have nothing: no shape is known then.)
+        # (After an error, Keras tries again with an empty store; then there is no shape.)
         shape = tuple(store["values"].shape) if "values" in store else None
         if shape != tuple(self.values.shape):
             raise ValueError(
-                f"The file must have {self.values.shape[0]:,} active values of {self.dense_path!r} "
-                "and their places, as a model of the same sparsity with `execution='csr'` writes "
-                f"them. Received: an array of shape {shape}"
+                f"The file must contain {self.values.shape[0]:,} active values of "
+                f"{self.dense_path!r} and their places, as saved by a model of the same sparsity "
+                f"with `execution='csr'`. Received: an array of shape {shape}"
             )
         splits, columns = (np.asarray(store[name], np.int64) for name in _SAVED[1:])
         rows = np.repeat(np.arange(self.matrix_shape[0]), np.diff(splits))
@@ -179,9 +180,9 @@ def _constant(value):
 
 
 class Stash:
-    """What a layer got, and what its outputs' gradients were, in the step of a mask update.
+    """The inputs of a layer and the gradients of its outputs, stored in the step of a mask update.
 
-    Their product, `x^T dy`, is the gradient of the dense kernel. Each use of the layer is a block
+    Their product `x^T dy` is the gradient of the dense kernel. Each use of the layer adds a block
     of rows.
     """
 
@@ -206,7 +207,7 @@ class Stash:
     def _variables(self):
         return self.inputs, self.gradients, self.blocks
 
-    # On one replica.
+    # For use on one replica.
 
     def add(self, inputs, gradients):
         """Adds the rows of one use of the layer."""
@@ -216,7 +217,7 @@ class Stash:
             variable.assign(tf.concat([variable.read_value(), rows], axis=0))
 
     def read(self):
-        """The rows of all uses, and the number of the use of each."""
+        """The rows of all uses (inputs and gradients), and the block number of each row."""
         return tuple(variable.read_value() for variable in self._variables)
 
     def clear(self):
@@ -225,15 +226,14 @@ class Stash:
 
 
 def matmul(storage, inputs):
-    """Inputs times a CSR kernel, as matrices.
+    """Multiplies inputs with a CSR kernel, both as matrices.
 
     Args:
         storage: A `CSRStorage`.
         inputs: Floating-point tensor of shape `[batch, num_inputs]`.
 
     Returns:
-        Tensor of shape `[batch, num_outputs]` and the dtype of the inputs. It is computed in
-        float32.
+        Tensor of shape `[batch, num_outputs]`, computed in float32, with the dtype of the inputs.
     """
     x = tf.cast(inputs, tf.float32)
     values = tf.cast(tf.convert_to_tensor(storage.values), tf.float32)
@@ -250,8 +250,8 @@ def convolve(storage, inputs, geometry):
         geometry: A `convolutions.Geometry`.
 
     Returns:
-        Tensor of shape `[batch, *pixels, outputs]` and the dtype of the inputs. It is computed in
-        float32.
+        Tensor of shape `[batch, *pixels, outputs]`, computed in float32, with the dtype of the
+        inputs.
     """
     x = tf.cast(inputs, tf.float32)
     values = tf.cast(tf.convert_to_tensor(storage.values), tf.float32)
@@ -262,9 +262,9 @@ def convolve(storage, inputs, geometry):
 
 
 def _collected(storage, x, y, as_rows):
-    """`y`, in whose backward pass the stash of a kernel gets its rows, if they are asked for.
+    """Returns `y`; its backward pass adds rows to the stash of a kernel, if `collect` is true.
 
-    `as_rows` makes matrices of `x` and the gradient of `y`.
+    `as_rows` converts `x` and the gradient of `y` to matrices.
     """
 
     @tf.custom_gradient
@@ -275,7 +275,7 @@ def _collected(storage, x, y, as_rows):
 
 
 def _collected_dense(storage, dense):
-    """The same of a dense kernel, that other code computes with: as if its inputs were units."""
+    """As `_collected`, for a kernel that was made dense: its rows are the identity."""
 
     @tf.custom_gradient
     def pass_on(dense):
@@ -289,7 +289,7 @@ def _collected_dense(storage, dense):
 
 
 def _kept(storage, gradient, rows):
-    """A gradient, after the stash got the pair of matrices that `rows` makes, if it is asked to."""
+    """Returns a gradient, and adds the matrices of `rows` to the stash if `collect` is true."""
 
     def add():
         storage.stash.add(*rows())
@@ -301,7 +301,7 @@ def _kept(storage, gradient, rows):
 
 
 class CSRKernel(masks.SparseKernel):
-    """A kernel of which only the active values are stored.
+    """A sparse kernel of which only the active values are stored.
 
     Args:
         storage: The `CSRStorage` in its layer.
@@ -346,8 +346,8 @@ class CSRKernel(masks.SparseKernel):
         places = np.flatnonzero(mask)
         if len(places) != self.num_active:
             raise ValueError(
-                "A CSR kernel keeps its number of active connections: use "
-                "`rigl_tf.with_execution(model, 'masked')` before. Received: a mask of "
+                "The number of active connections of a CSR kernel cannot change: use "
+                "`rigl_tf.with_execution(model, 'masked')` first. Received: a mask with "
                 f"{len(places):,} for {self.path!r}, which has {self.num_active:,}"
             )
         with tf.init_scope():
@@ -356,8 +356,8 @@ class CSRKernel(masks.SparseKernel):
             self._tell_watchers()
 
     def __call__(self, values):
-        # Another optimizer trains it now, which would never empty the stash. (Those of `rigl_tf`
-        # say anew after each step what is to be collected.)
+        # An optimizer of Keras trains it now, which would never empty the stash. (The optimizers of
+        # `rigl_tf` set `collect` again after each step.)
         if not tf.distribute.has_strategy():
             self.storage.collect.assign(False)
         return self._constrained(values)

@@ -1,13 +1,13 @@
-"""The arithmetic of kernels of which only the active values exist.
+"""The arithmetic of CSR kernels, which consist of their active values only.
 
 A kernel of shape `[inputs, outputs]` is a vector of its active values, sorted by their places, and
-a `Structure`, which says where they are. The place of a value is `input * outputs + output`. The
-kernel is never made dense, nor is its gradient.
+a `Structure` with these places. The place of a value is `input * outputs + output`. Neither the
+kernel nor its gradient is ever made dense.
 
-The work is done by operations for the CPU in C++, `engine.cc`, which are compiled when they are
-first needed, in about ten seconds, and kept in the user's cache folder. Where there is no compiler,
-TensorFlow's own operations do the same, more slowly. `RIGL_TF_NATIVE=0` in the environment asks for
-these.
+The operations are written in C++ for CPUs, in `engine.cc`. They are compiled when they are first
+needed, which takes about ten seconds, and stored in the user's cache folder. Without a compiler,
+TensorFlow's own operations are used, which are slower. They are also used if the environment
+variable `RIGL_TF_NATIVE` is `0`.
 """
 
 import functools
@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import threading
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -28,23 +28,23 @@ import tensorflow as tf
 _SOURCE = pathlib.Path(__file__).with_name("engine.cc")
 _FLAGS = ("-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-w")
 _LOADING = threading.Lock()
-# Floats of one tile of a dense gradient, where TensorFlow's own operations do the work.
+# The number of floats in a tile of a dense gradient, if TensorFlow's own operations are used.
 _TILE = 1 << 22
 
 
 class Structure(NamedTuple):
-    """Where the `n` active values of a kernel of shape `[inputs, outputs]` are.
+    """The places of the `n` active values of a kernel of shape `[inputs, outputs]`.
 
     All are tensors, or all NumPy arrays.
 
-    Args:
+    Attributes:
         row_splits: int64, `[inputs + 1]`. The values of input `c` are those from `row_splits[c]` to
             `row_splits[c + 1]`.
         columns: int32, `[n]`, the output of each value.
-        column_splits: int64, `[outputs + 1]`, as `row_splits`, if the values were sorted by outputs
-            first.
-        rows: int32, `[n]`, in this other order: the input of each value.
-        order: int32, `[n]`, in this other order: which value it is.
+        column_splits: int64, `[outputs + 1]`, as `row_splits`, but for the values in another order:
+            sorted by outputs first.
+        rows: int32, `[n]`: the input of each value, in this other order.
+        order: int32, `[n]`: the index of each value, in this other order.
     """
 
     row_splits: tf.Tensor
@@ -55,12 +55,12 @@ class Structure(NamedTuple):
 
 
 def is_native():
-    """Whether the operations in C++ do the work; compiles them if they are not there yet."""
+    """Whether the operations in C++ are used; compiles them if this is not done yet."""
     return native() is not None
 
 
-def native():
-    """The module of the operations in C++; None if they are not to be had, or not wanted."""
+def native() -> Any:
+    """The module of the operations in C++, or `None` if they are not available or not wanted."""
     if os.environ.get("RIGL_TF_NATIVE", "1") == "0":
         return None
     with _LOADING:
@@ -68,19 +68,19 @@ def native():
 
 
 def structure(places, shape):
-    """Says where active values are, for products.
+    """Makes the `Structure` of active values, which products need.
 
     Args:
-        places: int64 tensor or NumPy array, `[n]`: `input * outputs + output` of each active value.
-            They must ascend.
+        places: int64 tensor or NumPy array, `[n]`: `input * outputs + output` of each active value,
+            in ascending order.
         shape: Pair of integers, `(inputs, outputs)`, each at least 1.
 
     Returns:
-        `Structure` of tensors; of NumPy arrays, if `places` is one.
+        `Structure` of tensors, or of NumPy arrays if `places` is a NumPy array.
 
     Raises:
-        ValueError: NumPy places do not ascend, or are outside of the kernel. For tensors it is
-            `tf.errors.InvalidArgumentError`, when the operation runs.
+        ValueError: If NumPy places do not ascend, or are outside of the kernel. For tensors, a
+            `tf.errors.InvalidArgumentError` is raised when the operation runs.
 
     Example:
 
@@ -116,22 +116,23 @@ def structure(places, shape):
 def matmul(x, values, structure, shape):
     """Multiplies a batch with a sparse kernel: `x @ kernel`.
 
-    Differentiable once, with respect to `x` and `values`; the gradient of the values is computed
-    at their places alone. Sums are in float32. They do not depend on the number of threads.
+    It can be differentiated once, with respect to `x` and `values`. The gradient of the values is
+    computed only at their places. Sums are computed in float32 and do not depend on the number of
+    threads.
 
     Args:
-        x: Floating-point tensor, `[batch, inputs]`; the batch may be unknown, or 0.
+        x: Floating-point tensor, `[batch, inputs]`; the batch size may be unknown or 0.
         values: Floating-point tensor, `[n]`: the active values, sorted by place.
         structure: The `Structure` of their places.
         shape: Pair of integers, `(inputs, outputs)`.
 
     Returns:
-        Tensor of shape `[batch, outputs]` and of the dtype of `x`.
+        Tensor of shape `[batch, outputs]` with the dtype of `x`.
 
     Raises:
-        ValueError: A shape does not fit.
-        tf.errors.InvalidArgumentError: The structure does not fit, found out when it runs. Without
-            the operations in C++ not all of this is checked.
+        ValueError: If a shape does not fit.
+        tf.errors.InvalidArgumentError: When it runs, if the structure does not fit. Without the
+            operations in C++, not all of this is checked.
     """
     inputs, outputs = _checked_shape(shape)
     x = tf.convert_to_tensor(x)
@@ -145,29 +146,28 @@ def matmul(x, values, structure, shape):
 
 
 def largest_inactive(x, dy, structure, shape, k, excluded=None):
-    """Finds where the gradient `x^T @ dy` of a dense kernel is largest, among the inactive places.
+    """Finds the inactive places where the gradient `x^T @ dy` of a dense kernel is largest.
 
-    The dense gradient is computed tile by tile and never held. The result is exact: ties go to the
-    lower place. If the gradient is not finite somewhere, NaN counts as larger than infinity, and
-    the result should not be used.
+    The dense gradient is computed tile by tile and never stored. The result is exact; ties go to
+    the lower place. The result must not be used if the gradient is not finite everywhere.
 
     Args:
         x: Floating-point tensor, `[batch, inputs]`.
         dy: Floating-point tensor, `[batch, outputs]`, the gradient of the layer's output.
         structure: The `Structure` of the active places.
         shape: Pair of integers, `(inputs, outputs)`.
-        k: Integer or scalar integer tensor, how many are wanted: at most as many as there are to
-            choose from.
-        excluded: int64 tensor of places that ascend. If it is given, all places but these are
-            eligible, instead of all but the active ones.
+        k: Integer or scalar integer tensor, how many places are wanted, at most the number of
+            eligible places.
+        excluded: `None`, or an ascending int64 tensor of places. If it is given, all places except
+            these are eligible, instead of all except the active ones.
 
     Returns:
         Three tensors: the places, int64, `[k]`, ascending; the gradient there, float32, `[k]`; and
         a boolean scalar, whether the whole gradient is finite.
 
     Raises:
-        ValueError: A shape does not fit.
-        tf.errors.InvalidArgumentError: There are fewer than `k` eligible places.
+        ValueError: If a shape does not fit.
+        tf.errors.InvalidArgumentError: If there are fewer than `k` eligible places.
     """
     inputs, outputs = _checked_shape(shape)
     x = tf.cast(tf.convert_to_tensor(x), tf.float32)
@@ -252,7 +252,7 @@ def _matmul(x, values, *structure):
 @tf.RegisterGradient("RiglMatmul")
 def _gradient_of_matmul(operation, dy):
     x, values, row_splits, columns, *_ = operation.inputs
-    # A tape says which gradients nobody wants: that of the data, in a first layer.
+    # A tape says which gradients are not needed, such as that of the data in the first layer.
     unwanted = getattr(operation, "skip_input_indices", None) or ()
     dx, dvalues = native().rigl_matmul_grad(
         x=x,
@@ -269,7 +269,7 @@ def _gradient_of_matmul(operation, dy):
 def _gradient_of_gradient(operation, *gradients):
     raise NotImplementedError(
         "Products with CSR kernels have no second derivatives: use "
-        "`rigl_tf.with_execution(model, 'masked')` before."
+        "`rigl_tf.with_execution(model, 'masked')` first."
     )
 
 
@@ -304,15 +304,16 @@ def _matmul_of_tensorflow(x, values, row_splits, columns, column_splits, rows, o
 
 
 def _repeated(splits, dtype):
-    """The row of each entry, from the borders of the rows."""
+    """The row of each entry, given the limits of the rows."""
     rows = tf.range(tf.size(splits) - 1)
     return tf.cast(tf.repeat(rows, splits[1:] - splits[:-1]), dtype)
 
 
 def _for_tiles_of_gradient(x, dy, function):
-    """What `function` makes of the dense gradient, some inputs at a time, in one vector.
+    """Calls a function for tiles of the dense gradient, and concatenates its results in a vector.
 
-    It gets the first of these inputs, and the gradient `[inputs of the tile, outputs]`.
+    The function gets the index of the first input of a tile, and the gradient of the tile, of shape
+    `[inputs of the tile, outputs]`.
     """
     inputs, outputs = tf.shape(x)[1], tf.shape(dy)[1]
     height = tf.maximum(_TILE // tf.maximum(outputs, 1), 1)
@@ -349,7 +350,7 @@ def _largest_inactive(x, dy, row_splits, columns, k, inputs, outputs):
         magnitude = tf.tensor_scatter_nd_update(magnitude, left_out, tf.fill([last - first], -1.0))
         first_place = tf.cast(start, tf.int64) * outputs
         new_places = first_place + tf.range(tf.size(gradient, tf.int64), dtype=tf.int64)
-        # What was found before has the lower places, and comes first: it wins ties.
+        # Places found before are lower and come first, so they win ties.
         magnitudes, chosen = tf.math.top_k(
             tf.concat([magnitudes, tf.reshape(magnitude, [-1])], axis=0), k
         )
@@ -357,7 +358,7 @@ def _largest_inactive(x, dy, row_splits, columns, k, inputs, outputs):
         places = tf.gather(tf.concat([places, new_places], axis=0), chosen)
         return end, is_finite, magnitudes, gradients, places
 
-    # Of lower magnitude than any place.
+    # First values with a lower magnitude than any place.
     start = (0, True, tf.fill([k], -2.0), tf.zeros([k]), tf.zeros([k], tf.int64))
     vector = tf.TensorShape([None])
     _, is_finite, _, gradients, places = tf.while_loop(
@@ -371,7 +372,7 @@ def _largest_inactive(x, dy, row_splits, columns, k, inputs, outputs):
 
 
 def _operations(check):
-    """As a list, for control dependencies; in eager mode a check has run already."""
+    """A check as a list, for control dependencies. In eager mode, it has run already."""
     return [] if check is None else [check]
 
 
@@ -384,9 +385,9 @@ def _loaded():
         return tf.load_op_library(str(_library()))
     except (OSError, RuntimeError, tf.errors.OpError) as error:
         warnings.warn(
-            "Sparse kernels are computed with TensorFlow's own operations: training will be slower "
-            "than it could be. For faster ones install a C++ compiler, such as the package `g++`, "
-            "or set the environment variable CXX to one; RIGL_TF_NATIVE=0 silences this warning. "
+            "Sparse kernels are computed with TensorFlow's own operations, so training is slower "
+            "than it could be. Install a C++ compiler, such as the package `g++`, or set the "
+            "environment variable CXX to one; RIGL_TF_NATIVE=0 silences this warning. "
             f"Reason: {error}",
             stacklevel=4,
         )
@@ -394,7 +395,7 @@ def _loaded():
 
 
 def _library():
-    """The path of the compiled operations; compiles them if there are none."""
+    """The path of the compiled operations; compiles them if this is not done yet."""
     prebuilt = _SOURCE.with_name(f"engine-tf{tf.__version__}-{platform.machine()}.so")
     if prebuilt.exists():
         return prebuilt
@@ -409,16 +410,16 @@ def _library():
 
 
 def build(path):
-    """Compiles the operations in C++ into a library for the TensorFlow that is installed.
+    """Compiles the operations in C++ to a library for the installed version of TensorFlow.
 
-    Next to `engine.cc`, under the name `engine-tf<version>-<machine>.so`, such as
-    `engine-tf2.21.0-x86_64.so`, it is found by all users of an installation without a compiler.
+    A library next to `engine.cc` with the name `engine-tf<version>-<machine>.so`, such as
+    `engine-tf2.21.0-x86_64.so`, is used by all users of an installation, without a compiler.
 
     Args:
-        path: Path of the library; what is there is replaced in one go.
+        path: Path of the library. An existing file is replaced when the new one is complete.
 
     Raises:
-        RuntimeError: There is no compiler, or it fails.
+        RuntimeError: If there is no compiler, or it fails.
     """
     compiler = _compiler()
     if compiler is None:
@@ -438,7 +439,7 @@ def build(path):
 
 
 def _compiler():
-    """The command of a C++ compiler as a list, or None."""
+    """The command of a C++ compiler as a list, or `None`."""
     wanted = os.environ.get("CXX", "").split()
     for command in filter(None, (wanted, ["g++"], ["clang++"])):
         if shutil.which(command[0]):
@@ -452,7 +453,7 @@ def _cache_folder():
 
 
 def _key():
-    """Names what a compiled library depends on."""
+    """A key for all that a compiled library depends on."""
     binary = [flag for flag in tf.sysconfig.get_compile_flags() if not flag.startswith("-I")]
     said = [tf.version.VERSION, tf.version.GIT_VERSION, platform.system(), platform.machine()]
     said += [*(_compiler() or ["none"]), *_FLAGS, *binary]

@@ -1,9 +1,10 @@
-"""Which layers multiply their inputs with a kernel as a matrix, and how they do it in CSR."""
+"""Decides which kernels can be stored as CSR, and makes their layers compute with CSR kernels."""
 
 import contextlib
 import functools
 import inspect
 import math
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -14,7 +15,8 @@ from rigl_tf.execution import convolutions, csr
 # Kernels with more weights than this are never made dense: they take 256 MB in float32.
 LARGEST_DENSE = 1 << 26
 
-# What treats each weight by itself, and leaves zeros alone: it has the same effect on values only.
+# Constraints and regularizers that treat each weight by itself and keep zeros. So they can be
+# applied to the active values only.
 _FREE_OF_OTHERS = (
     keras.constraints.NonNeg,
     keras.regularizers.L1,
@@ -32,14 +34,14 @@ _OF_EACH_WEIGHT = (
 
 
 def refusal(layer, variable):
-    """Why a kernel cannot be stored as CSR, in a few words; `None` if it can.
+    """Why a kernel cannot be stored as CSR, in a few words, or `None` if it can.
 
     Args:
-        layer: The built layer that holds the kernel, the innermost one.
-        variable: The `keras.Variable`, a masked kernel.
+        layer: The innermost built layer that holds the kernel.
+        variable: The `keras.Variable` of a masked kernel.
     """
     if _attribute(layer, variable) is None:
-        return "held by a layer in another way than as an attribute"
+        return "not an attribute of its layer"
     if variable.dtype == "float64":
         return "float64"
     kernel = masks.kernel_of(variable)
@@ -65,14 +67,14 @@ def refusal(layer, variable):
 
 
 def _is_free(each):
-    """Whether a constraint or a regularizer, or `None`, does the same to the values alone."""
+    """Whether a constraint or regularizer (or `None`) can be applied to the active values only."""
     return each is None or type(each) in _FREE_OF_OTHERS
 
 
 def attach(layer, kernel):
-    """Makes the masked kernel of a layer, which `refusal` has nothing against, a CSR kernel.
+    """Makes a masked kernel, for which `refusal` is `None`, a CSR kernel.
 
-    From then on the layer computes with it, wherever it is used.
+    After that, the layer computes with the CSR kernel, wherever the layer is used.
 
     Returns:
         The `csr.CSRKernel`.
@@ -101,7 +103,7 @@ def attach(layer, kernel):
 
 
 def _compute_with(layer, storage):
-    """Lets a layer use a CSR kernel in its calls and in files."""
+    """Makes a layer use a CSR kernel in its calls and in files."""
     layer.supports_jit = False
     vars(layer).update(
         call=_call(layer, storage),
@@ -112,14 +114,14 @@ def _compute_with(layer, storage):
 
 @contextlib.contextmanager
 def born_sparse(layer, choose):
-    """Lets a layer that is built in this context make its kernel as CSR, if it is large.
+    """A context in which a layer is built, and creates its kernel as CSR if the kernel is large.
 
-    There is no dense kernel at any time. The values are drawn from the distribution of the layer's
+    The kernel is never dense. Its values are drawn from the distribution of the layer's
     initializer.
 
     Args:
-        layer: The layer. If it is none that can have a CSR kernel, it is built as ever.
-        choose: Function of the kernel's shape that gives the sorted places of the active
+        layer: The layer. If it cannot have a CSR kernel, it is built as usual.
+        choose: Function of the kernel's shape that returns the sorted places of the active
             connections.
     """
     add_weight = layer.add_weight
@@ -161,17 +163,17 @@ def born_sparse(layer, choose):
 
 
 def drawn_values(initializer, shape, num):
-    """So many weights, drawn as an initializer draws those of a kernel of this shape.
+    """Draws `num` weights as an initializer draws those of a kernel of this shape.
 
     Raises:
-        ValueError: If the initializer makes weights that depend on each other, or is not known.
+        ValueError: If the weights of this initializer depend on each other, or it is unknown.
     """
     if isinstance(initializer, keras.initializers.VarianceScaling):
         receptive = math.prod(shape[:-2])
         fans = {"fan_in": shape[-2] * receptive, "fan_out": shape[-1] * receptive}
         fans["fan_avg"] = sum(fans.values()) / 2
         config = keras.initializers.VarianceScaling.get_config(initializer)
-        # As a kernel of one unit with `num` inputs, whose variance is to be that of the other.
+        # Drawn as a kernel of one unit with `num` inputs, scaled to the variance of the kernel.
         config["scale"] *= num / max(1.0, fans[config["mode"]])
         config["mode"] = "fan_in"
         return keras.initializers.VarianceScaling.from_config(config)((num, 1))[:, 0]
@@ -179,13 +181,13 @@ def drawn_values(initializer, shape, num):
         return initializer((num,))
     raise ValueError(
         f"A kernel of {math.prod(shape):,} weights is too large to be made dense, so its "
-        "initializer must draw each weight by itself: a `VarianceScaling` (such as GlorotUniform), "
+        "initializer must draw each weight alone: a `VarianceScaling` (such as GlorotUniform), "
         f"or one of {[each.__name__ for each in _OF_EACH_WEIGHT]}. Received: {initializer!r}"
     )
 
 
 def detach(layer, storage):
-    """Makes a CSR kernel of a layer a dense variable again, in its old place among the weights.
+    """Makes a CSR kernel a dense variable again, at its old place among the layer's weights.
 
     Returns:
         The `keras.Variable`, without a mask.
@@ -215,7 +217,7 @@ def detach(layer, storage):
 
 
 def _put_last(layer, name):
-    """Puts a variable behind the kernel, in the list of a layer's weights."""
+    """Moves a variable to the end of the list of a layer's weights, after the kernel."""
     variable = getattr(layer, name)
     if variable is not None:
         delattr(layer, name)
@@ -224,7 +226,7 @@ def _put_last(layer, name):
 
 @contextlib.contextmanager
 def unlocked(layer):
-    """Lets a built layer have another variable, for which Keras has no public way."""
+    """A context in which variables can be added to a built layer; Keras has no public way."""
     tracker = vars(layer)["_tracker"]
     tracker.unlock()
     try:
@@ -234,8 +236,8 @@ def unlocked(layer):
         tracker.lock()
 
 
-def _attribute(layer, value):
-    """The name of the attribute in which a layer holds a kernel, if it holds it in one."""
+def _attribute(layer, value) -> Any:
+    """The name of the attribute in which a layer holds a kernel, or `None`."""
     names = [name for name, each in vars(layer).items() if each is value]
     return names[0] if len(names) == 1 else None
 
@@ -244,7 +246,7 @@ _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 
 
 def is_convolution(layer):
-    """Whether what a layer computes is Keras's own convolution."""
+    """Whether a layer computes the convolution of Keras."""
     own = type(layer)
     return any(
         _computes_as(layer, each) and own.convolution_op is each.convolution_op
@@ -253,9 +255,9 @@ def is_convolution(layer):
 
 
 def _num_summed_of(layer):
-    """Over how many of the first dimensions of its kernel a layer sums.
+    """The number of first dimensions of the kernel over which a layer sums.
 
-    `None` if what it computes is neither a product of matrices nor a convolution.
+    It is `None` if the layer computes neither a matrix product nor a convolution.
     """
     if _computes_as(layer, keras.layers.Dense):
         return 1
@@ -265,13 +267,15 @@ def _num_summed_of(layer):
 
 
 def _computes_as(layer, kind):
-    """Whether a layer is of a class of Keras and computes as that does."""
+    """Whether a layer is of a class of Keras, without changing what this class computes."""
     own = type(layer)
     return isinstance(layer, kind) and own.call is kind.call and own.kernel is kind.kernel
 
 
 def _num_summed(equation):
-    """Over how many of the last dimensions an equation sums, `None` if it does something else.
+    """The number of last dimensions of the inputs over which an equation sums.
+
+    It is `None` if the equation is not a matrix product.
 
     >>> _num_summed("abc,cde->abde"), _num_summed("...x,xy->...y"), _num_summed("abc,dc->abd")
     (1, 1, None)
@@ -292,13 +296,13 @@ def _num_summed(equation):
 
 
 def _call(layer, storage):
-    """What stands in the place of a layer's `call`."""
+    """The function that replaces the `call` of a layer."""
     compute = _convolution(layer, storage) if is_convolution(layer) else _product(layer, storage)
 
     @functools.wraps(layer.call)
     def call(inputs, training=None):
         if isinstance(inputs, keras.KerasTensor):
-            return type(layer).call(layer, inputs)  # shapes and types alone
+            return type(layer).call(layer, inputs)  # only shapes and types
         x = compute(tf.convert_to_tensor(inputs))
         if layer.bias is not None:
             x = keras.ops.add(x, layer.bias)
@@ -306,7 +310,7 @@ def _call(layer, storage):
             x = layer.activation(x)
         return x
 
-    call.__signature__ = inspect.signature(layer.call)
+    vars(call)["__signature__"] = inspect.signature(layer.call)
     return call
 
 
@@ -338,7 +342,7 @@ def _convolution(layer, storage):
 
 
 def _save_own_variables(layer, store):
-    # The kernel has a place of its own, as it is in a layer of its own.
+    # The kernel is saved by its own layer, the `CSRStorage`.
     if layer.bias is not None:
         store["1"] = layer.bias.numpy()
 
@@ -346,5 +350,5 @@ def _save_own_variables(layer, store):
 def _load_own_variables(layer, storage, store):
     if layer.bias is not None:
         layer.bias.assign(store["1"])
-    if "0" in store:  # that of a dense or a masked kernel
+    if "0" in store:  # the file has a dense or a masked kernel
         storage.load_dense(store["0"])

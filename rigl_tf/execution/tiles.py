@@ -1,4 +1,4 @@
-"""A CSR kernel a few rows at a time, as dense tiles: for what needs all places in little memory."""
+"""Dense tiles of a CSR kernel, a few rows at a time, to visit all places with little memory."""
 
 import dataclasses
 import functools
@@ -7,17 +7,20 @@ import tensorflow as tf
 
 from rigl_tf import selection
 
-# How many connections a tile has at most, if a row is not longer.
+# The largest number of connections in a tile, unless one row has more.
 _TILE = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """Some rows of a kernel, its mask and its gradient: tensors of one shape, `[rows, outputs]`.
+    """Some rows of a kernel, its mask and its gradient: tensors of the same shape, two-dimensional.
 
     Attributes:
-        start: Scalar int64 tensor, the place of its first connection in the flat kernel. It is a
+        start: Scalar int64 tensor, the index of the first connection in the flattened kernel, a
             multiple of 4.
+        kernel: Tensor of shape `[rows, outputs]`.
+        mask: Boolean tensor of the same shape.
+        gradient: Tensor of the same shape.
     """
 
     start: tf.Tensor
@@ -33,10 +36,10 @@ class Tiles:
         places: Sorted int64 tensor of shape `[n]`, the active connections.
         values: Tensor of shape `[n]`, their weights.
         matrix_shape: Pair of integers, the shape of the dense kernel as a matrix.
-        rows: `(x, dy)`, matrices whose product `x^T dy` is the gradient of the dense kernel; or
-            `None`, if it is not wanted: then it is zero in all tiles.
-        gradient: Tensor of shape `[n]`, the gradient of the active connections where it is not that
-            of the rows, as they are regularized; or `None`.
+        rows: Matrices `(x, dy)` whose product `x^T dy` is the gradient of the dense kernel. With
+            `None` the gradient is zero in all tiles.
+        gradient: Tensor of shape `[n]`, the gradient of the active connections if it differs from
+            that product because of a regularizer, or `None`.
     """
 
     def __init__(self, places, values, matrix_shape, rows=None, gradient=None):
@@ -49,7 +52,7 @@ class Tiles:
         self._num_tiles = -(-matrix_shape[0] // self.height)
 
     def tile(self, index):
-        """The tile of a number, a scalar integer tensor."""
+        """The tile with an index, a scalar integer tensor."""
         num_rows, width = self.matrix_shape
         first = index * self.height
         last = tf.minimum(first + self.height, num_rows)
@@ -85,10 +88,10 @@ class Tiles:
         return tf.reshape(flat, shape)
 
     def scores_of_active(self, score):
-        """A vector of the scores of the active connections.
+        """The scores of the active connections, a vector.
 
         Args:
-            score: A function of a `Tile` that gives a tensor of its shape.
+            score: Function of a `Tile` that returns a tensor of its shape.
         """
 
         def of_tile(index):
@@ -98,14 +101,14 @@ class Tiles:
         return tf.ensure_shape(self._concatenated(of_tile, [tf.float32])[0], self.places.shape)
 
     def largest(self, score, excluded, k, least=None):
-        """Where a score is largest, of all connections but some; ties go to the lower place.
+        """The places where a score is largest; ties go to the lower place.
 
         Args:
-            score: A function of a `Tile` that gives a tensor of its shape. It counts as float32.
-            excluded: Sorted int64 tensor, the places that are left out.
-            k: Scalar integer tensor, how many are wanted.
-            least: Scalar tensor, a score that the wanted ones most likely reach: then one pass over
-                the tiles finds them. It changes no result. `None` if nothing is known.
+            score: Function of a `Tile` that returns a tensor of its shape, used as float32.
+            excluded: Sorted int64 tensor of places that cannot be chosen.
+            k: Scalar integer tensor, how many places are wanted.
+            least: `None`, or a scalar tensor: a score that at least `k` places probably reach. Then
+                one pass over the tiles is usually enough. The result is the same.
 
         Returns:
             Sorted int64 tensor of shape `[k]`.
@@ -148,7 +151,7 @@ class Tiles:
         return tf.reshape(keys, [-1]), tile.start
 
     def _reaching(self, score, excluded, least):
-        """The places whose score is `least` or more, and their keys."""
+        """The places whose score is at least `least`, and their keys."""
         least = selection.ordered_keys(tf.cast(least, tf.float32))
 
         def of_tile(index):
@@ -159,7 +162,7 @@ class Tiles:
         return self._concatenated(of_tile, (tf.int64, tf.int32))
 
     def _concatenated(self, function, dtypes):
-        """The vectors that a function gives for each tile, one behind the other."""
+        """The vectors that a function returns for each tile, concatenated."""
 
         def add(index, *arrays):
             vectors = function(index)
@@ -179,7 +182,7 @@ class Tiles:
 
 
 def _largest_of(places, keys, k):
-    """The places, in their order, of the `k` largest keys; ties go to the first."""
+    """The places of the `k` largest keys, in ascending order; ties go to the first place."""
     histogram = functools.partial(selection.histogram, keys)
     threshold, num_wanted, _ = selection.kth_largest(histogram, keys.dtype, tf.cast(k, tf.int32))
     equal = tf.boolean_mask(places, keys == threshold)
@@ -187,7 +190,7 @@ def _largest_of(places, keys, k):
 
 
 def merged(first, second):
-    """The sorted union of two sorted vectors that have no entry in common."""
+    """The sorted union of two sorted vectors without common entries."""
     places = [
         tf.range(tf.size(one)) + tf.searchsorted(other, one)
         for one, other in ((first, second), (second, first))

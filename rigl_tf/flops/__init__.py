@@ -1,4 +1,4 @@
-"""What a model costs, and its training: FLOPs, weights and bytes."""
+"""Counts what a model and its training cost: FLOPs, weights and bytes."""
 
 from rigl_tf.flops.counting import Cost, KernelCost, count, estimate, training_flops
 

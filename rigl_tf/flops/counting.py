@@ -1,9 +1,11 @@
-"""What a model costs: multiplications, additions, weights and bytes, dense and sparse."""
+"""Counts multiplications, additions, weights and bytes of a model, dense and sparse."""
 
 import dataclasses
 import fractions
 import math
+from typing import Any
 
+import keras
 import rich.table
 import tensorflow as tf
 
@@ -22,14 +24,17 @@ _FLOAT_BYTES = 4
 
 @dataclasses.dataclass(frozen=True)
 class KernelCost(KernelSummary):
-    """What one kernel costs per sample.
+    """The cost of one kernel per sample.
 
     Attributes:
-        path, shape, num_active: As in `KernelSummary`.
+        path: String, the path of the kernel.
+        shape: Tuple of integers, its shape.
+        num_active: Integer, how many of its connections are active.
         num_uses: How often each connection is used for one sample, on average: 1 in a Dense layer,
-            once for each output position in a convolution, once for each timestep in an LSTM. A
-            fraction if some are used more often than others. `None` if it is not known.
-        unknown: Why it is not known, else `None`.
+            once for each output position in a convolution, once for each timestep in an LSTM. It is
+            a fraction if some connections are used more often than others, and `None` if it is
+            unknown.
+        unknown: String, why it is unknown, or `None`.
 
     Example:
 
@@ -44,40 +49,46 @@ class KernelCost(KernelSummary):
     unknown: str | None = None
 
     @property
-    def dense_multiply_adds(self):
-        """One for each use of each connection, active or not."""
-        return None if self.unknown else round(self.size * self.num_uses)
+    def dense_multiply_adds(self) -> int | None:
+        """Number of uses of all connections, active or not; `None` if it is unknown."""
+        return None if self.num_uses is None else round(self.size * self.num_uses)
 
     @property
-    def multiply_adds(self):
-        return None if self.unknown else round(self.num_active * self.num_uses)
+    def multiply_adds(self) -> int | None:
+        """Number of uses of the active connections; `None` if it is unknown."""
+        return None if self.num_uses is None else round(self.num_active * self.num_uses)
 
     @property
-    def dense_flops(self):
-        """A multiplication and an addition for each use of each connection."""
-        return None if self.unknown else round(2 * self.size * self.num_uses)
+    def dense_flops(self) -> int | None:
+        """A multiplication and an addition for each use of all connections; `None` if unknown."""
+        return None if self.num_uses is None else round(2 * self.size * self.num_uses)
 
     @property
-    def flops(self):
-        return None if self.unknown else round(2 * self.num_active * self.num_uses)
+    def flops(self) -> int | None:
+        """A multiplication and an addition for each use of active connections, or `None`."""
+        return None if self.num_uses is None else round(2 * self.num_active * self.num_uses)
 
     @property
-    def dense_bytes(self):
-        """Float32 values of all connections."""
+    def dense_bytes(self) -> int:
+        """Bytes of the float32 values of all connections."""
         return _FLOAT_BYTES * self.size
 
     @property
-    def num_bytes(self):
-        """Float32 values of the active connections, and one bit for each if some are inactive."""
+    def num_bytes(self) -> int:
+        """Bytes of the float32 values of the active connections and of a bit mask.
+
+        There is no bit mask if all connections are active.
+        """
         bits = self.size if self.num_active < self.size else 0
         return _FLOAT_BYTES * self.num_active + math.ceil(bits / 8)
 
     @property
-    def num_bytes_indexed(self):
-        """Float32 values of the active connections, and the position of each if some are inactive.
+    def num_bytes_indexed(self) -> int:
+        """Bytes of the float32 values of the active connections and of their positions.
 
-        A position counts through the flat kernel, in the smallest unsigned integer of 8, 16, 32 or
-        64 bits that holds the last one.
+        A position is an index into the flattened kernel, in the smallest unsigned integer of 8, 16,
+        32 or 64 bits that can hold all of them. There are no positions if all connections are
+        active.
         """
         index_bytes = next(width for width in (1, 2, 4, 8) if self.size <= 256**width)
         indices = self.num_active if self.num_active < self.size else 0
@@ -86,72 +97,73 @@ class KernelCost(KernelSummary):
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a model costs per sample, see `rigl_tf.flops.count`; `print` shows it as a table.
+    """The cost of a model per sample, see `rigl_tf.flops.count`; `print` shows it as a table.
 
     Attributes:
-        kernels: A `KernelCost` for each kernel that is used, and for each sparse one.
-        num_other_weights: Number of all other weights, masks excluded: biases, normalisations,
-            embeddings, kernels that are not used.
+        kernels: A `KernelCost` for each kernel that is used, and for each sparse kernel.
+        num_other_weights: Integer, the number of all other weights, without masks: biases,
+            normalisations, embeddings, kernels that are not used.
     """
 
-    kernels: tuple
+    kernels: tuple[KernelCost, ...]
     num_other_weights: int
 
     @property
-    def unknown(self):
+    def unknown(self) -> dict[str, str]:
         """`{path: reason}` of the kernels whose FLOPs cannot be counted."""
         return {kernel.path: kernel.unknown for kernel in self.kernels if kernel.unknown}
 
     @property
-    def dense_multiply_adds(self):
+    def dense_multiply_adds(self) -> int | None:
         """Multiply-adds of all connections; `None` if they cannot be counted."""
         return self._sum_known("dense_multiply_adds")
 
     @property
-    def multiply_adds(self):
+    def multiply_adds(self) -> int | None:
         """Multiply-adds of the active connections; `None` if they cannot be counted."""
         return self._sum_known("multiply_adds")
 
     @property
-    def dense_flops(self):
+    def dense_flops(self) -> int | None:
         """FLOPs of all connections; `None` if they cannot be counted."""
         return self._sum_known("dense_flops")
 
     @property
-    def flops(self):
+    def flops(self) -> int | None:
         """FLOPs of the active connections; `None` if they cannot be counted."""
         return self._sum_known("flops")
 
     @property
-    def flops_ratio(self):
-        """FLOPs of the sparse model as a share of the dense model's; 1 if neither has any."""
-        if self.unknown:
+    def flops_ratio(self) -> float | None:
+        """FLOPs of the sparse model divided by those of the dense model; 1 if both are 0."""
+        flops, dense_flops = self.flops, self.dense_flops
+        if flops is None or dense_flops is None:
             return None
-        return self.flops / self.dense_flops if self.dense_flops else 1.0
+        return flops / dense_flops if dense_flops else 1.0
 
     @property
-    def num_weights(self):
-        """Number of all weights, masks excluded."""
+    def num_weights(self) -> int:
+        """Number of all weights, without masks."""
         return self._sum("size") + self.num_other_weights
 
     @property
-    def num_active(self):
-        """Number of weights that are not masked out."""
+    def num_active(self) -> int:
+        """Number of all weights, without masks and inactive connections."""
         return self._sum("num_active") + self.num_other_weights
 
     @property
-    def dense_bytes(self):
+    def dense_bytes(self) -> int:
         """Bytes of all weights as float32."""
         return _FLOAT_BYTES * self.num_weights
 
     @property
-    def num_bytes(self):
-        """Bytes of float32 weights, each sparse kernel stored as its values and a bit mask."""
+    def num_bytes(self) -> int:
+        """Bytes of float32 weights, with each sparse kernel stored as its values and a bit mask."""
         return self._sum("num_bytes") + _FLOAT_BYTES * self.num_other_weights
 
     @property
-    def num_bytes_indexed(self):
-        """Bytes of float32 weights, each sparse kernel stored as its values and their positions."""
+    def num_bytes_indexed(self) -> int:
+        """Bytes of float32 weights, with each sparse kernel stored as values and positions."""
         return self._sum("num_bytes_indexed") + _FLOAT_BYTES * self.num_other_weights
 
     def _sum(self, name):
@@ -183,7 +195,7 @@ def _cells(cost):
 
 
 def _short(number):
-    """A count in four digits, as `8.178 G`; `?` if it is not known."""
+    """A count with four digits, such as `8.178 G`; `?` if it is unknown."""
     if number is None:
         return "?"
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -195,30 +207,30 @@ def _short(number):
 _WITH_FIXED_MASKS = ("small_dense", "snip", "grasp")
 
 
-def count(model, inputs=None):
-    """Counts what a built model costs for one sample.
+def count(model: keras.Model, inputs: Any = None) -> Cost:
+    """Counts the cost of a built model for one sample.
 
-    FLOPs are the multiplications by the model's kernels, its weights of two and more dimensions,
-    and as many additions: those of every layer, a user's own too, since they are found in the
-    traced graph (`rigl_tf.flops.graph`). Biases, normalisations and activations are left out, as in
-    the paper (appendix H). So are products of activations with each other, such as the scores of an
-    attention layer; and to look up an embedding multiplies nothing.
+    FLOPs are the multiplications by kernels (weights with two or more dimensions), and as many
+    additions. They are found in the traced graph, so every layer is counted, also a user's own.
+    As in the paper (appendix H), biases, normalisations and activations are not counted. Products
+    of two activations are not counted either, such as the scores of an attention layer. An
+    embedding is only looked up, so it has no FLOPs.
 
-    Bytes are those of float32 weights, a sparse kernel stored as its active values and either a bit
-    mask (`num_bytes`, the sizes of the paper) or the position of each (`num_bytes_indexed`: in the
-    smallest unsigned integer of 8, 16, 32 or 64 bits that holds the kernel's last position).
+    Bytes are those of float32 weights. A sparse kernel is stored as its active values and either a
+    bit mask (`num_bytes`, as in the paper) or the positions of the values (`num_bytes_indexed`, in
+    the smallest unsigned integer of 8, 16, 32 or 64 bits that can hold them).
 
     Args:
         model: A built `keras.Model`, sparse or dense.
         inputs: A batch of arrays or `tf.TensorSpec`s, as the model is called with. It is needed
-            only where the model does not know the shapes of its inputs: if it is subclassed, or
-            takes sequences or images of any size. FLOPs are those of one sample of this shape.
+            only if the model does not know the shapes of its inputs: if it is subclassed, or takes
+            sequences or images of any size. FLOPs are counted for one sample of this shape.
 
     Returns:
-        A `rigl_tf.flops.Cost`; `print` it. Its `kernels` and the whole have `multiply_adds`,
-        `flops`, `num_active` (weights), `num_bytes`, `num_bytes_indexed`; and of the dense model
-        `dense_multiply_adds`, `dense_flops`, `dense_bytes`, and `size` (`num_weights` of the
-        whole).
+        A `rigl_tf.flops.Cost`; `print` it. It has the properties `multiply_adds`, `flops`,
+        `num_active` (weights), `num_bytes` and `num_bytes_indexed`, and for the dense model
+        `dense_multiply_adds`, `dense_flops`, `dense_bytes` and `num_weights`. Each of its `kernels`
+        has the same properties (but `size` instead of `num_weights`).
 
     Raises:
         ValueError: If the model is not built, its input shapes are neither known nor given, or it
@@ -236,14 +248,26 @@ def count(model, inputs=None):
     cost = estimate(model, inputs)
     if cost.unknown:
         raise ValueError(
-            "FLOPs can be counted if each kernel meets the inputs in matrix products, convolutions "
-            f"and loops of known length. Received: model={model.name!r} with {cost.unknown}"
+            "FLOPs can be counted if each kernel is used in matrix products, convolutions and "
+            f"loops of known length. Received: model={model.name!r} with {cost.unknown}"
         )
     return cost
 
 
-def estimate(model, inputs=None):
-    """As `count`, but what cannot be counted is `unknown` in the result."""
+def estimate(model: keras.Model, inputs: Any = None) -> Cost:
+    """Counts the cost of a model as `count` does, but without errors for unknown FLOPs.
+
+    Args:
+        model: A built `keras.Model`, sparse or dense.
+        inputs: As in `count`.
+
+    Returns:
+        A `rigl_tf.flops.Cost`. Its `unknown` says which kernels cannot be counted, and why; then
+        its FLOPs are `None`.
+
+    Raises:
+        ValueError: If the model is not built, or its input shapes are neither known nor given.
+    """
     specs = concrete(model, inputs)
     model = as_masked(model)
     weights = masks.without_masks(model, model.weights)
@@ -255,7 +279,7 @@ def estimate(model, inputs=None):
         and dense_reason(layers[-1], weight) not in ("bias", "normalisation", "activation")
     ]
     used = graph.trace(model, kernels, specs)
-    # A model that takes batches of one size only is traced with that.
+    # A model with a fixed batch size is traced with this size.
     batch_size = next(iter(tf.nest.flatten(specs))).shape[0]
     costs = []
     for index, kernel in enumerate(kernels):
@@ -267,11 +291,11 @@ def estimate(model, inputs=None):
     return Cost(tuple(costs), num_weights - sum(cost.size for cost in costs))
 
 
-def training_flops(dense, sparse, method, update_frequency=100):
-    """FLOPs of training, for one sample and step, on average over the steps.
+def training_flops(dense: float, sparse: float, method: str, update_frequency: int = 100) -> float:
+    """The FLOPs of training for one sample and step, on average over the steps.
 
-    A backward pass is as much again for the gradients of the activations, and as much again for
-    those of the weights. Methods differ in which of these are dense:
+    The forward pass, the gradients of the activations and the gradients of the weights cost the
+    same. Methods differ in which of these three parts are dense:
 
     | method | FLOPs |
     | --- | --- |
@@ -283,19 +307,22 @@ def training_flops(dense, sparse, method, update_frequency=100):
 
     Reference:
 
-    - [Evci et al., 2020](https://arxiv.org/abs/1911.11134), appendix H; DNW, which is not in it,
-      computes the dense gradient of the weights in every step, as SNFS does
+    - [Evci et al., 2020](https://arxiv.org/abs/1911.11134), appendix H. DNW is not in the paper; it
+      computes the dense gradient of the weights in every step, as SNFS does.
 
     Args:
-        dense: FLOPs of the dense model's inference, as `count(model).dense_flops`.
-        sparse: FLOPs of the sparse (or small dense) model's inference, as `count(model).flops`. In
-            `"pruning"`, whose sparsity rises, their mean over the steps of training.
+        dense: FLOPs of inference with the dense model, `count(model).dense_flops`.
+        sparse: FLOPs of inference with the sparse (or small dense) model, `count(model).flops`. For
+            `"pruning"`, where the sparsity rises, their mean over the steps of training.
         method: String, see the table.
-        update_frequency: Integer, the number of steps from one update of `"rigl"` or
-            `"rigl_inverted"` to the next.
+        update_frequency: Integer >= 1, the number of steps between updates of `"rigl"` or
+            `"rigl_inverted"`. Other methods do not use it.
+
+    Returns:
+        Number of FLOPs, a float or an integer.
 
     Raises:
-        ValueError: If an argument is none of these, or a number is negative.
+        ValueError: If `method` is unknown, or a number is negative.
 
     Example:
 

@@ -1,22 +1,24 @@
-"""How often a model uses each of its weights: the products in its traced graph.
+"""Counts how often a model uses each of its weights, by the products in its traced graph.
 
-A weight is followed from where the model reads it, through casts, reshapes, slices and whatever
-else happens to weights alone, to the matrix products and convolutions in which it meets the inputs.
-That is the same for every layer, a user's own included. How often a connection is used is the
-number of multiplications in these products, shared out evenly among the weight's connections.
+A weight is followed from the place where the model reads it, through operations on weights alone
+such as casts, reshapes and slices, to the matrix products and convolutions where it is multiplied
+with values that depend on the inputs. This works for every layer, also a user's own. The number of
+multiplications is divided evenly among the connections of the weight.
 
-First what each operation of TensorFlow does with weights, then the walk through the graph.
+The first part of this module says what each operation of TensorFlow does with weights. The second
+part follows the weights through the graph.
 """
 
 import collections
 import dataclasses
 import fractions
 import math
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-# A weight that meets the inputs in these is not multiplied: it is added, compared, looked up.
+# In these operations a weight is not multiplied: it is added, compared or looked up.
 _WITHOUT_PRODUCT = (
     *("Add", "AddV2", "AddN", "BiasAdd", "Sub", "Maximum", "Minimum", "Select", "SelectV2"),
     *("Concat", "ConcatV2", "Pack", "Gather", "GatherV2", "GatherNd"),
@@ -24,7 +26,7 @@ _WITHOUT_PRODUCT = (
 _LOOKUPS = ("Gather", "GatherV2", "GatherNd")
 _JOINS = ("Concat", "ConcatV2", "Pack")
 
-# Their results do not depend on the values of their inputs.
+# The results of these operations do not depend on the values of their inputs.
 _OF_SHAPES = ("Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike")
 
 
@@ -34,7 +36,7 @@ class Value:
 
     Attributes:
         shape: Tuple of its dimensions, `None` where unknown; `None` if nothing is known.
-        elements: `{weight: how many of its elements are in the tensor}`.
+        elements: `{weight: number of its elements that are in the tensor}`.
         of_inputs: Whether it depends on the model's inputs.
     """
 
@@ -44,11 +46,10 @@ class Value:
 
     @property
     def size(self):
-        known = self.shape is not None and None not in self.shape
-        return math.prod(self.shape) if known else None
+        return None if self.shape is None or None in self.shape else math.prod(self.shape)
 
     def merge(self, other):
-        """What is known of a tensor that is this one or another one."""
+        """What is known of a tensor that is either this one or the other one."""
         elements = collections.Counter(self.elements) | collections.Counter(other.elements)
         shape = self.shape if self.shape == other.shape else None
         return Value(shape, dict(elements), self.of_inputs or other.of_inputs)
@@ -72,7 +73,7 @@ class Uses:
         self.unknown.update(other.unknown)
 
     def merge(self, other):
-        """Either these uses or those, whichever are more."""
+        """Takes the larger number of uses for each weight."""
         self.multiplications |= other.multiplications
         self.unknown.update(other.unknown)
 
@@ -82,11 +83,11 @@ def _follow_operation(node, inputs, shapes):
 
     Args:
         node: A `NodeDef` with an operation that calls no function.
-        inputs: List of the values that it takes.
+        inputs: List of its input values.
         shapes: List of the shapes of its results.
 
     Returns:
-        The values that it gives, and the `Uses` in it.
+        The values of its results, and the `Uses` in it.
     """
     of_inputs = any(value.of_inputs for value in inputs) and node.op not in _OF_SHAPES
     results = [Value(shape, {}, of_inputs) for shape in shapes]
@@ -98,7 +99,7 @@ def _follow_operation(node, inputs, shapes):
         results = [_carried(node, inputs, result) for result in results]
         number = 0 if all(result.size is not None for result in results) else None
     elif node.op in _PRODUCTS:
-        # Of a constant, too, a product with a kernel is an activation.
+        # A product of a kernel and a constant counts as an activation, too.
         results = [dataclasses.replace(result, of_inputs=True) for result in results]
         number = _multiplications(node, inputs, weights, results[0])
     else:
@@ -124,7 +125,7 @@ def _why_unknown(node, inputs, weights, results):
 
 
 def _carried(node, inputs, result):
-    """The result of an operation on weights and constants alone, which holds weights."""
+    """The result of an operation on weights and constants only; it contains elements of weights."""
     elements = collections.Counter()
     for value in inputs:
         if not value.elements or not value.size or result.size is None:
@@ -139,7 +140,7 @@ def _carried(node, inputs, result):
 
 
 def _multiplications(node, inputs, weights, result):
-    """How many multiplications an operation makes by one of its inputs, `None` if not known."""
+    """The number of multiplications with one of the inputs, or `None` if it is unknown."""
     if len(weights) > 1 or any(value.size is None for value in (*inputs, result)):
         return None
     return _PRODUCTS[node.op](node, inputs, weights[0], result)
@@ -159,7 +160,7 @@ def _einsum(node, inputs, index, result):
     for term, value in zip(terms, inputs, strict=True):
         before, dots, after = term.partition("...")
         num_dots = len(value.shape) - len(before) - len(after) if dots else 0
-        # What the dots stand for is aligned at its end, as in broadcasting.
+        # The axes of the dots are aligned at their end, as in broadcasting.
         labels = [*before, *range(num_dots, 0, -1), *after]
         for label, size in zip(labels, value.shape, strict=True):
             sizes[label] = max(size, sizes.get(label, 1))
@@ -172,7 +173,7 @@ def _convolution(node, inputs, index, result):
 
 
 def _transposed_convolution(node, inputs, index, result):
-    """The kernel is used at each position of what it is applied to."""
+    """The kernel is used at each position of the input."""
     return _positions(node, inputs[2]) * inputs[1].size if index == 1 else None
 
 
@@ -187,7 +188,7 @@ def _elementwise(node, inputs, index, result):
 
 
 def _recurrent(node, inputs, index, result):
-    """The kernel of a GPU: all weights of a layer in one vector, used at each timestep."""
+    """The operation of GPUs: all weights of a layer are in one vector, used at each timestep."""
     timesteps, batch, _ = inputs[0].shape
     return timesteps * batch * inputs[3].size if index == 3 else None
 
@@ -230,7 +231,7 @@ def trace(model, weights, specs):
 
     @tf.function(autograph=False)
     def infer(values, inputs):
-        # The weights come in as arguments, which can be followed.
+        # The weights are arguments of the graph, so they can be followed.
         with keras.StatelessScope(state_mapping=list(zip(weights, values, strict=True))):
             return model(inputs, training=False)
 
@@ -239,7 +240,7 @@ def trace(model, weights, specs):
     graph_def = concrete.graph.as_graph_def(add_shapes=True)
     library = {function.signature.name: function for function in graph_def.library.function}
     arguments = {}
-    # First the arguments, then other variables and tables that the model reads.
+    # The inputs of the graph: the arguments, then other variables and tables that the model reads.
     num_arguments = len(weights) + len(tf.nest.flatten(specs))
     for index, tensor in enumerate(concrete.inputs):
         shape = _shape(tensor.shape.as_proto())
@@ -259,14 +260,15 @@ class _Graph:
         self._arguments = arguments
         self._results = results
         self._library = library
-        # TensorFlow may dilate an image, its positions put into several images, which are padded.
+        # For a dilated convolution, TensorFlow may split an image into several padded images. Their
+        # positions are counted after they are put together again.
         self._dilated = {}
         for node in nodes:
             if node.op == "BatchToSpaceND":
                 self._dilated.update(dict.fromkeys(self._before(node), node))
 
     def _before(self, node):
-        """The convolution that gives a node its images, and what only changes their rank."""
+        """The names of the convolution before a node, and of the nodes between them."""
         name = _parse(node.input[0])[0]
         while name in self._nodes:
             yield name
@@ -275,10 +277,14 @@ class _Graph:
             name = _parse(self._nodes[name].input[0])[0]
 
     def follow(self, arguments):
-        """Follows weights through the graph: the values that it returns, and the `Uses` in it.
+        """Follows weights through the graph.
 
-        `arguments` are the values of its arguments. Only nodes that matter for the results are
-        looked at.
+        Args:
+            arguments: The values of its arguments.
+
+        Returns:
+            The values of its results, and the `Uses` in it. Nodes that no result depends on are
+            ignored.
         """
         values = {name: [value] for name, value in zip(self._arguments, arguments, strict=True)}
         uses = Uses()
@@ -291,7 +297,7 @@ class _Graph:
         return [_get(values, tensor) for tensor in self._results], uses
 
     def _in_order(self, tensors):
-        """Names of the nodes and arguments behind tensors, each after what it depends on."""
+        """Names of the nodes and arguments that tensors depend on, each after its own inputs."""
         order = {}
         waiting = [(_parse(tensor)[0], False) for tensor in tensors]
         while waiting:
@@ -323,7 +329,7 @@ class _Graph:
         return _Graph(function.node_def, arguments, results, self._library)
 
     def _follow_branches(self, names, inputs):
-        """Functions of which one runs; what a weight costs is the most it may cost."""
+        """Follows several functions of which one runs; the most expensive one counts."""
         results, uses = self._function(names[0]).follow(inputs)
         for name in names[1:]:
             others, used = self._function(name).follow(inputs)
@@ -333,10 +339,10 @@ class _Graph:
 
     def _follow_loop(self, node, inputs):
         body = self._function(node.attr["body"].func.name)
-        # What is known comes from one variable to the next in each pass. A weight that is still in
-        # more and more places after that, as in a queue, may never come to an end.
+        # Each pass carries what is known from one loop variable to the next. If it still changes
+        # after this many passes, for example in a queue, it may change without end.
         for _ in range(2 * len(inputs) + 2):
-            # What holds for a variable must hold at every iteration.
+            # A value must be right for every iteration.
             results, used = body.follow(inputs)
             merged = [one.merge(other) for one, other in zip(inputs, results, strict=True)]
             if merged == inputs:
@@ -344,7 +350,7 @@ class _Graph:
             grown = [new for one, new in zip(inputs, merged, strict=True) if one != new]
             inputs = merged
         else:
-            reason = f"in the loop {node.name!r} it comes to more and more places"
+            reason = f"in the loop {node.name!r} it is copied to more and more variables"
             used.unknown.update({weight: reason for value in grown for weight in value.elements})
         uses = Uses()
         num_iterations = self._num_iterations(node, body)
@@ -356,9 +362,9 @@ class _Graph:
         return results, uses
 
     def _num_iterations(self, node, body):
-        """Counts the iterations of a loop, `None` if they depend on more than constants.
+        """Counts the iterations of a loop; `None` if they depend on more than constants.
 
-        Only those loop variables are run that have a part in its condition.
+        Only the loop variables that its condition depends on are computed.
         """
         condition = self._function(node.attr["cond"].func.name)
         needed = condition.arguments_behind(condition._results)
@@ -386,17 +392,17 @@ class _Graph:
         return [self._results[index] for index in sorted(indices)]
 
     def arguments_behind(self, tensors):
-        """The set of indices of arguments on which tensors depend."""
+        """The indices of the arguments that tensors depend on, a set."""
         names = set(self._in_order(tensors))
         return {index for index, name in enumerate(self._arguments) if name in names}
 
     def _can_run(self, tensors):
-        """Whether no function is called on the way to these tensors."""
+        """Whether these tensors can be computed without calling a function."""
         nodes = [self._nodes[name] for name in self._in_order(tensors) if name in self._nodes]
         return not any(node.op in _LOOPS or _branches(node) for node in nodes)
 
     def _run(self, tensors, indices=(), arguments=()):
-        """Computes tensors from those of the arguments that have these indices."""
+        """Computes tensors from the arguments with these indices."""
         names = [f"{self._arguments[index]}:0" for index in sorted(indices)]
         given = dict(zip(names, arguments, strict=True))
         graph_def = tf.compat.v1.GraphDef()
@@ -417,7 +423,7 @@ class _Graph:
 
 
 def _branches(node):
-    """The functions of which an operation calls one."""
+    """The names of the functions of which an operation calls one."""
     if node.op in _CALLS:
         return [node.attr["f"].func.name]
     if node.op in ("If", "StatelessIf"):
@@ -428,7 +434,7 @@ def _branches(node):
 
 
 def _inputs(node):
-    """The tensors on which a node depends, without its control dependencies."""
+    """The input tensors of a node, without control dependencies."""
     return [tensor for tensor in node.input if not tensor.startswith("^")]
 
 
@@ -439,7 +445,7 @@ def _parse(tensor):
 
 
 def _full_name(tensor):
-    """The name of a tensor outside of functions, index and all."""
+    """The name of a tensor with its index, as it is used outside of functions."""
     return "{}:{}".format(*_parse(tensor))
 
 
@@ -448,7 +454,7 @@ def _get(values, tensor):
     return values[name][index]
 
 
-def _shape(proto):
+def _shape(proto) -> Any:
     if proto.unknown_rank:
         return None
     return tuple(None if dim.size < 0 else dim.size for dim in proto.dim)

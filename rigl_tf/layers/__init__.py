@@ -1,4 +1,4 @@
-"""Sparse layers: the wrapper that holds the masks, which weights it takes, the first masks."""
+"""Sparse layers: the wrapper that holds the masks, and the choice of kernels and first masks."""
 
 from rigl_tf.layers.wrapper import SparseWrapper
 

@@ -1,4 +1,4 @@
-"""Which axes of a kernel are inputs and outputs: what a structure needs to know of its layer."""
+"""Which axes of a kernel are inputs and which are outputs, for the structures of masks."""
 
 import keras
 
@@ -16,7 +16,7 @@ def axes_of(layer, kernel):
     """The `Axes` of a kernel.
 
     Args:
-        layer: The built layer that holds it, the innermost one.
+        layer: The innermost built layer that holds it.
         kernel: Its variable.
     """
     rank = len(kernel.shape)
@@ -25,13 +25,13 @@ def axes_of(layer, kernel):
     if isinstance(layer, _TRANSPOSED):
         return Axes((rank - 1,), (rank - 2,))
     if isinstance(layer, _DEPTHWISE) or "depthwise_kernel" in kernel.name:
-        # Each output channel reads one input channel only, at several positions.
+        # Each output channel reads a single input channel, at several positions.
         return Axes(tuple(range(rank - 2)), (rank - 2, rank - 1))
     return last_two(rank)
 
 
 def _of_equation(equation):
-    """What is summed is an input; what the inputs do not have, an output."""
+    """Summed axes are inputs; axes that the inputs of the layer do not have are outputs."""
     operands, outputs = equation.replace(" ", "").split("->")
     inputs, kernel = operands.split(",")
     summed = tuple(axis for axis, letter in enumerate(kernel) if letter not in outputs)

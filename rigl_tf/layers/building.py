@@ -1,6 +1,7 @@
-"""Builds any layer: by its `build`, or by a call that computes nothing."""
+"""Builds any layer, by its `build` or by a call with symbolic inputs."""
 
 import inspect
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,7 +15,7 @@ def builds_by_call(layer):
 
 
 def build_signature(layer):
-    """The signature of a layer's `build`: the names of the shapes that it wants."""
+    """The signature of a layer's `build`: the names of the shapes that it takes."""
     if not builds_by_call(layer):
         return inspect.signature(layer.build)
     several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
@@ -28,22 +29,23 @@ def build_signature(layer):
 
 
 class _Traced(keras.layers.Layer):
-    """A function of tensors as a layer, whose output Keras finds without computing it."""
+    """Makes a layer of a function, so that Keras infers its outputs without computing them."""
 
     def __init__(self, function):
         super().__init__()
-        vars(self)["call"] = function  # which Keras is not to track
+        self.__dict__["call"] = function  # set like this, Keras does not track it
 
     def call(self, *args, **kwargs):
         raise NotImplementedError
 
 
 def build_by_call(function, args, kwargs):
-    """Builds the layers that a function calls, a layer for one, without computing anything.
+    """Builds the layers that a function (or a layer) calls, without computing anything.
 
     Args:
-        function: The function. Python in it runs once.
-        args, kwargs: Its arguments. Only the shapes and types of tensors and arrays in it matter.
+        function: The function. Its Python code runs once.
+        args: Its positional arguments. Of tensors and arrays, only shapes and types are used.
+        kwargs: Its keyword arguments, likewise.
     """
 
     def symbolic(value):
@@ -57,7 +59,7 @@ def build_by_call(function, args, kwargs):
 
 
 def symbolic_arguments(layer, shapes):
-    """Symbolic inputs of these shapes, `{name of the argument of call: tensors}`."""
+    """Symbolic inputs of these shapes, as `{name of an argument of call: tensors}`."""
     missing = [
         str(parameter)
         for name, parameter in inspect.signature(layer.call).parameters.items()
@@ -67,8 +69,8 @@ def symbolic_arguments(layer, shapes):
     ]
     if missing:
         raise ValueError(
-            "A layer without a `build` must take in `call` only named tensors and arguments with a "
-            f"default; give it a `build` that builds {unbuilt(layer)}. "
+            "The `call` of a layer without `build` must take only named tensors, and arguments "
+            f"with a default; or give the layer a `build` that builds {unbuilt(layer)}. "
             f"Received: layer={layer.name!r} with {missing} in `call`"
         )
 
@@ -82,10 +84,11 @@ def symbolic_arguments(layer, shapes):
     }
 
 
-def without_build_configs(config):
-    """The config of a layer, such that layers inside it are not built when it is made from it.
+def without_build_configs(config: Any) -> Any:
+    """The config of a layer without the shapes to build it with.
 
-    Keras builds them at once, so that their weights are not in the paths of the layers around.
+    With these shapes, `from_config` would build inner layers at once. Then the paths of their
+    weights would lack the names of the layers around them.
     """
     if isinstance(config, dict):
         return {

@@ -1,4 +1,4 @@
-"""Which weights of a layer can be sparse, and how a user overrides that."""
+"""Decides which weights of a layer can be sparse; users can override it."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from rigl_tf.layers.weight_names import meaning
 from rigl_tf.masks import mask_of
 from rigl_tf.walk import layers_of_weights
 
-# Weights of two and more dimensions that are no connections between units, by parts of their name.
+# Weights with two or more dimensions that do not connect units, by a part of their name.
 _DENSE_BY_NAME = {
     "lora_kernel": "LoRA adapter",
     "lora_embeddings": "LoRA adapter",
@@ -18,7 +18,7 @@ _DENSE_BY_NAME = {
     "beta": "normalisation",
 }
 
-# Built-in layers whose weights are none either, of whatever shape.
+# Built-in layers whose weights never connect units.
 _NORMALISATIONS = (
     keras.layers.BatchNormalization,
     keras.layers.GroupNormalization,
@@ -26,7 +26,7 @@ _NORMALISATIONS = (
     keras.layers.RMSNormalization,
 )
 
-# Reasons that `sparse_layers` does not override.
+# Reasons that `sparse_layers` cannot override.
 _FIRM = ("fewer than two dimensions", *_DENSE_BY_NAME.values(), "activation")
 
 # Built-in layers with kernels, for layers that are not built yet.
@@ -57,13 +57,13 @@ _OPTIONAL_LAYERS = (
 
 
 def dense_reason(layer, weight):
-    """Why a weight of a layer stays dense by the rule, `None` if it can be sparse.
+    """Why a weight of a layer stays dense by default, or `None` if it can be sparse.
 
-    Sparse can be the trainable weights of two and more dimensions, except biases, the scale and
-    offset of normalisations, the slopes of activations, LoRA adapters, embeddings, depthwise
-    kernels (which connect each channel with itself only, and hold few weights), and what is no
-    kernel by its name or shape, see `rigl_tf.layers.weight_names`: positions, tokens, learned
-    queries.
+    Trainable weights with two or more dimensions can be sparse. The exceptions are biases, scale
+    and offset of normalisations, slopes of activations, LoRA adapters, embeddings, depthwise
+    kernels (each channel is connected only with itself, and they hold few weights), and weights
+    that are no kernels by their name or shape: positions, tokens, learned queries (see
+    `rigl_tf.layers.weight_names`).
     """
     if len(weight.shape) < 2:
         return "fewer than two dimensions"
@@ -75,7 +75,7 @@ def dense_reason(layer, weight):
     if isinstance(layer, _NORMALISATIONS):
         return "normalisation"
     if not weight.trainable:
-        # What a layer keeps for itself, the vector of a `SpectralNormalization` say, or frozen.
+        # A state of the layer, such as the vector of a `SpectralNormalization`; or it is frozen.
         return meaning(layer, weight) or "not trainable" if layer.trainable else "frozen"
     if isinstance(layer, keras.layers.Embedding) or "embed" in weight.name:
         return "embedding"
@@ -85,11 +85,11 @@ def dense_reason(layer, weight):
 
 
 def reason_within(layers, weight):
-    """`dense_reason` of a weight with these layers around it, one of which may be frozen.
+    """`dense_reason` of a weight inside these layers, one of which may be frozen.
 
-    Keras trains what is trainable in itself: a layer in a frozen model, if it was set to be
-    trainable after that, as in fine-tuning. It also trains what a frozen layer makes when it is
-    built, which nobody wants.
+    In Keras the `trainable` of the weight itself counts. So a layer in a frozen model is trained if
+    it was made trainable after the model was frozen, as in fine-tuning. Weights that a frozen layer
+    creates when it is built are trainable, too; these count as frozen here.
     """
     reason = dense_reason(layers[-1], weight)
     inside = [layer for layer in layers[1:] if not isinstance(layer, keras.Model)]
@@ -99,15 +99,15 @@ def reason_within(layers, weight):
 
 
 class Choice:
-    """A user's choice of kernels: the rule of `dense_reason`, and the exceptions from it.
+    """A user's choice of kernels: the rule of `dense_reason`, and the exceptions to it.
 
     Args:
-        dense_layers: Layers that stay dense, given as in `rigl_tf.layers.named`.
-        sparse_layers: Layers of which also those weights are sparse that the rule takes for
-            embeddings, depthwise kernels, positions and the like; likewise.
-        sparsity: A dictionary `{layers, given likewise: sparsity}`: what it does not name stays
-            dense; where several keys name a kernel, the first one counts. Anything else leaves
-            the sparsity of kernels to a distribution.
+        dense_layers: Layers that stay dense, written as described in `rigl_tf.layers.named`.
+        sparse_layers: Layers whose embeddings, depthwise kernels, positions and so on are sparse,
+            too; written in the same way.
+        sparsity: A dictionary `{layers: sparsity}` with keys written in the same way. Kernels that
+            no key names stay dense; if several keys name a kernel, the first one counts. With any
+            other value, a distribution decides the sparsity of the kernels.
     """
 
     def __init__(self, dense_layers=(), sparse_layers=(), sparsity=None):
@@ -117,11 +117,11 @@ class Choice:
         self._reasons = {}
 
     def select(self, layer, containers=()):
-        """For each of `layer.weights`, whether it is to be sparse.
+        """For each of `layer.weights`, whether it becomes sparse.
 
         Args:
             layer: A built layer.
-            containers: The models that the layer is in.
+            containers: The models around the layer.
         """
         return [
             self._is_sparse(weight, (*containers, *inner))
@@ -129,7 +129,7 @@ class Choice:
         ]
 
     def _is_sparse(self, weight, layers):
-        # All are asked, so that each remembers what it met.
+        # Both are always called, because each remembers the layers that it has seen.
         is_sparse = self._sparse.selects(layers, weight)
         is_dense = self._dense.selects(layers, weight)
         reason = reason_within(layers, weight)
@@ -147,7 +147,7 @@ class Choice:
         return self._shares is None or self._shares.selects(layers, weight)
 
     def may_have_kernels(self, layer, containers=()):
-        """Whether a layer that is not built yet may get such kernels when it is."""
+        """Whether a layer that is not built yet may get sparse kernels when it is built."""
         if self._dense.selects((*containers, layer)) or not layer.trainable:
             return False
         if isinstance(layer, (keras.layers.Wrapper, keras.layers.Bidirectional)):
@@ -160,14 +160,14 @@ class Choice:
             return is_sparse
         if type(layer).__module__.partition(".")[0] == "keras":
             return isinstance(layer, _WITH_KERNELS)
-        # A user's layer makes weights in `build`, or in the layers that it holds.
+        # A user's layer may create weights in `build`, or hold layers with weights.
         return not isinstance(layer, keras.layers.InputLayer)
 
     def sparsities(self, kernels):
-        """The sparsity of each kernel by the dictionary `sparsity`, `None` if there is none.
+        """The sparsity of each kernel by the dictionary `sparsity`, or `None` without a dictionary.
 
         Args:
-            kernels: `{path: kernel}`, kernels that `select` said are sparse.
+            kernels: `{path: kernel}` of the kernels that `select` has selected.
 
         Returns:
             `{path: sparsity}` in the same order.
@@ -177,7 +177,7 @@ class Choice:
         return {path: self._shares.of(kernel) for path, kernel in kernels.items()}
 
     def advice(self):
-        """What to do if nothing was selected: which weights `sparse_layers` would make sparse."""
+        """A sentence on what to do if nothing was selected, for error messages."""
         left = [
             f"{path} ({reason})"
             for path, reason in self._reasons.items()
@@ -188,11 +188,11 @@ class Choice:
         if left:
             advice += f"To make these sparse, name their layers in `sparse_layers`: {left}. "
         if frozen:
-            advice += f"These are frozen, set `trainable` of their layers before: {frozen}. "
+            advice += f"These are frozen; set `trainable` of their layers first: {frozen}. "
         return advice
 
     def check_all_met(self):
-        """Raises a `ValueError` for an entry that fits nothing in the model: a typing error."""
+        """Raises a `ValueError` for an entry that fits nothing in the model, such as a typo."""
         self._dense.check_all_met()
         self._sparse.check_all_met()
         if self._shares is not None:

@@ -1,11 +1,13 @@
-"""The first masks of a model, and the sparsities they have, which may be known late.
+"""The first masks of a model, and the sparsity of each of them.
 
-A kernel may be there before it is known how sparse it is to be: that depends on all kernels of the
-model, the last of which is built later.
+The sparsity of a kernel may be known only after the kernel was created, because it depends on all
+kernels of the model, and some of them may be built later.
 """
 
 import contextlib
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -14,23 +16,26 @@ from rigl_tf import initializers, masks, structures
 
 
 class MaskChoice:
-    """The first mask of a kernel: random, of a sparsity that may be known later than the mask.
+    """The first mask of a kernel: a random one, whose sparsity may be decided later.
 
-    It is the mask variable's initializer. A model that is built inside `fit` gets its variables
-    only after all of its layers are built; then the sparsity is known when Keras asks for the
-    mask, and the kernel, which comes before its mask, is there to be zeroed.
+    It is the initializer of the mask variable. If a model is built inside `fit`, Keras gives values
+    to its variables only after all layers are built. By then the sparsity is known. The kernel gets
+    its value before its mask, so its inactive connections can be set to zero.
     """
 
     def __init__(self, kernel):
         self.kernel = kernel
         self._sparsity = None
-        self._seed = None
+        self._seed: Any = None
         self._draw = None
 
     def choose(self, sparsity, seed, draw=None):
-        """Decides on a random mask with `floor(sparsity * size)` zeros, in whole units.
+        """Chooses a random mask with `floor(sparsity * size)` zeros, in whole units.
 
-        With `draw`, a function of the mask, the kernel gets the values that it returns.
+        Args:
+            sparsity: Share of zeros, in `[0, 1)`.
+            seed: Pair of integers.
+            draw: `None`, or a function of the mask that returns new values for the kernel.
         """
         units = masks.kernel_of(self.kernel).units
         units.check_sparsity(sparsity)
@@ -61,15 +66,15 @@ class MaskChoice:
 
 
 def is_initialized(variable):
-    """Whether a Keras variable has its value; until then Keras gives a tensor as a stand-in."""
+    """Whether a Keras variable has its value. (Until then, its `value` is only a tensor.)"""
     return isinstance(variable.value, tf.Variable)
 
 
 def when_initialized(variables, act):
-    """Calls `act` as soon as Keras variables, and all that were made before now, have values.
+    """Calls `act` as soon as these Keras variables, and all variables created before, have values.
 
-    In `fit` Keras may build a model whose variables get their values later, in the order in which
-    they were made: this makes one more, whose value nobody reads.
+    When `fit` builds a model, its variables get their values later, in the order of their creation.
+    In this case one more variable is created here, and its initializer calls `act`.
     """
     if all(map(is_initialized, variables)):
         act()
@@ -90,21 +95,25 @@ NO_KERNEL = (
 
 
 class Allocation:
-    """Shares the sparsity out once the last of the wrapped layers is built.
+    """Distributes the sparsity among the kernels, when the last of the wrapped layers is built.
 
-    If training starts before that, the layers that are built share it; others get the overall
-    sparsity when they are built.
+    If training starts earlier, the sparsity is distributed among the layers that are built. Layers
+    that are built later get the overall sparsity.
 
     Args:
-        distribution, sparsity, seed, initializer, execution: See `rigl_tf.sparsify`.
-        choice: The `Choice` of kernels. Names in it that no layer had are errors.
+        distribution: See `rigl_tf.sparsify`.
+        sparsity: See `rigl_tf.sparsify`.
+        seed: See `rigl_tf.sparsify`.
+        choice: The `Choice` of kernels. A name in it that fits no layer is an error.
+        initializer: See `rigl_tf.sparsify`.
+        execution: See `rigl_tf.sparsify`.
 
     Attributes:
-        on_shared_out: Function to call when the sparsity was shared out, or `None`.
+        on_shared_out: Function that is called after the sparsity was distributed, or `None`.
     """
 
     def __init__(self, distribution, sparsity, seed, choice, initializer=None, execution="masked"):
-        self.on_shared_out = None
+        self.on_shared_out: Callable[[], Any] | None = None
         self._distribution = distribution
         self._sparsity = sparsity
         self._seed = seed
@@ -113,17 +122,17 @@ class Allocation:
         self._execution = execution
         self._num_layers = 0
         self._wrappers = []  # those that are built
-        self._choices = []  # (choice, its wrapper), until the sparsity is shared out
+        self._choices = []  # (choice, its wrapper), until the sparsity is distributed
         self._num_chosen = 0
         self._is_shared_out = False
         self._num_holds = 0
 
     def expect(self, num_layers):
-        """Tells of so many more layers to be built."""
+        """Announces that `num_layers` more layers will be built."""
         self._num_layers += num_layers
 
     def add(self, wrapper, choices):
-        """Called by a wrapper when it is built, with a `MaskChoice` for each of its kernels."""
+        """Adds the kernels of a wrapper that was just built, a `MaskChoice` for each."""
         if self._is_shared_out:
             kernels = masks.by_path(choice.kernel for choice in choices)
             by_layer = self._choice.sparsities(kernels)
@@ -139,7 +148,7 @@ class Allocation:
             self._share_out_if_complete()
 
     def hold(self):
-        """Waits with the sharing until `release`: more layers may come."""
+        """Delays the distribution until `release`, because more layers may follow."""
         self._num_holds += 1
 
     def release(self):
@@ -147,7 +156,7 @@ class Allocation:
 
     @contextlib.contextmanager
     def held(self):
-        """Waits with the sharing until the end of this context."""
+        """Delays the distribution until the end of this context."""
         self.hold()
         try:
             yield
@@ -161,7 +170,7 @@ class Allocation:
             self._share_out()
 
     def settle(self):
-        """Decides on the sparsity of all kernels that there are, if it is still open."""
+        """Distributes the sparsity among the kernels that exist now, if this is not done yet."""
         if self._is_shared_out:
             return
         if self._execution != "masked":
@@ -177,7 +186,7 @@ class Allocation:
             return
         self._is_shared_out = True
         self._choice.check_all_met()
-        choices, self._choices = self._choices, []  # which hold kernels that may be replaced
+        choices, self._choices = self._choices, []  # do not keep kernels that may be replaced
         kernels = masks.by_path(choice.kernel for choice, _ in choices)
         if not kernels:
             raise ValueError(
@@ -191,7 +200,7 @@ class Allocation:
         shares = shares.values()
         first = {}
         for index, ((choice, wrapper), share) in enumerate(zip(choices, shares, strict=True)):
-            # A network and its clone, a target network say, have the same paths and masks.
+            # A network and its clone (a target network, for example) get the same masks.
             twin = first.setdefault((choice.kernel.path, tuple(choice.kernel.shape)), index)
             self._choose(choice, wrapper, share, twin)
         self._num_chosen = len(choices)
@@ -212,7 +221,7 @@ class Allocation:
         choice.choose(sparsity, seed, draw)
 
     def take_zeros(self):
-        """Masks of what is not zero, in all kernels that there are."""
+        """Sets the masks of all kernels to `True` where the weights are not zero."""
         kernels = [each for one in self._wrappers for each in masks.kernels_of(one).values()]
         values = [kernel.numpy() != 0 for kernel in kernels]
         for kernel, mask in zip(kernels, values, strict=True):

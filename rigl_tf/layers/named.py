@@ -1,8 +1,9 @@
 """Finds the layers that an argument such as `dense_layers` names.
 
-A layer is given by its name, or that of a nested model around it; by the whole path of a kernel, or
-a compiled regular expression that is searched in it; by the layer itself or its class; or by a
-predicate, a function of a layer. What is inside a layer goes with it.
+An entry is the name of a layer or of a nested model around it; the whole path of a kernel; a
+compiled regular expression, which is searched in the paths of kernels; a layer; a class of layers;
+or a predicate (a function of a layer that returns a boolean). All layers inside a named layer are
+included.
 """
 
 import re
@@ -13,11 +14,11 @@ from rigl_tf.checks import check_sparsity
 
 
 class Selection:
-    """The layers that an argument stands for.
+    """The layers that an argument names.
 
     Args:
-        argument: Its name, for errors.
-        layers: Its value: one of what the module names, or a list of them.
+        argument: The name of the argument, for error messages.
+        layers: Its value: an entry as described at the top of this module, or a list of entries.
     """
 
     def __init__(self, argument, layers):
@@ -30,15 +31,15 @@ class Selection:
         self._seen = _Names()
 
     def selects(self, layers, weight=None):
-        """Whether one of the layers around a weight, from the outside in, is meant."""
+        """Whether an entry fits a weight, or one of the layers around it (outermost first)."""
         self._seen.add(layers, weight)
         met = [each for each in self._layers if _is_meant(each, layers, weight)]
-        # By identity: `==` of a layer may be anything.
+        # By identity, because a layer may define `==` in any way.
         self._waiting = [each for each in self._waiting if not any(each is one for one in met)]
         return bool(met)
 
     def check_all_met(self):
-        """Raises a `ValueError` for entries that fit nothing that was asked for."""
+        """Raises a `ValueError` for entries that no layer or weight has fitted."""
         if self._waiting:
             raise ValueError(
                 f"`{self._argument}` must be {self._seen}. "
@@ -47,9 +48,9 @@ class Selection:
 
 
 class Shares:
-    """The sparsities that a dictionary `{layer: sparsity}` gives to kernels.
+    """The sparsities of kernels by a dictionary `{layer: sparsity}`.
 
-    What no key names has none. Where several keys name a kernel, the first one counts.
+    Kernels that no key names stay dense. If several keys name a kernel, the first one counts.
     """
 
     def __init__(self, sparsity):
@@ -68,18 +69,18 @@ class Shares:
         self._refused = {}
 
     def selects(self, layers, weight):
-        """Whether an entry names a weight that can be sparse; the first one counts."""
+        """Whether a key names this weight, which can be sparse; the first such key counts."""
         self._seen.add(layers, weight)
         for each, share in self._entries:
             if _is_meant(each, layers, weight):
                 self._waiting = [other for other in self._waiting if other is not each]
-                # The weight is kept with it, as the identity of one that is gone is used again.
+                # The weight is stored, too: otherwise its id could be used again.
                 self._chosen[id(weight)] = weight, float(share)
                 return True
         return False
 
     def refuse(self, layers, weight, reason):
-        """Remembers a weight that stays dense for this reason, for errors."""
+        """Remembers that a weight stays dense for this reason, for error messages."""
         if any(_is_meant(each, layers, weight) for each, _ in self._entries):
             self._refused[weight.path] = reason
 
@@ -88,11 +89,11 @@ class Shares:
         return self._chosen[id(weight)][1]
 
     def check_all_met(self):
-        """Raises a `ValueError` for keys that decided on nothing."""
+        """Raises a `ValueError` for keys that have selected no kernel."""
         if self._waiting:
             raise ValueError(
-                "Each key of `sparsity` must name a kernel that can be sparse and that no key "
-                f"before it names; keys must be {self._seen}. {self._advice()}"
+                "Each key of `sparsity` must name a kernel that can be sparse and that no earlier "
+                f"key names; keys must be {self._seen}. {self._advice()}"
                 f"Received: {[_shown(each) for each in self._waiting]}"
             )
 
@@ -104,7 +105,7 @@ class Shares:
 
 
 class _Names:
-    """What could have been named: for error messages."""
+    """All names that were possible, for error messages."""
 
     def __init__(self):
         self._layers = {}
@@ -137,7 +138,7 @@ def _is_predicate(each):
 
 
 def _is_meant(each, layers, weight):
-    """Whether an entry means one of the layers around a weight, or its path."""
+    """Whether an entry fits one of the layers around a weight, or its path."""
     if isinstance(each, str):
         return any(layer.name == each for layer in layers) or each in _paths(layers, weight)
     if isinstance(each, re.Pattern):
@@ -150,9 +151,9 @@ def _is_meant(each, layers, weight):
 
 
 def _paths(layers, weight):
-    """The path of a weight, and the same from the names of the layers around it.
+    """The path of a weight, and a path made of the names of the layers around it.
 
-    The first forgets nested models when the model is saved and loaded.
+    They differ after a model was saved and loaded: the first one then lacks nested models.
     """
     if weight is None:
         return ()

@@ -1,4 +1,4 @@
-"""How the kernels of a wrapped layer are stored: with their zeros and a mask, or as CSR."""
+"""Stores the kernels of a wrapped layer as dense kernels with a mask, or as CSR kernels."""
 
 import tensorflow as tf
 
@@ -9,30 +9,31 @@ from rigl_tf.walk import layers_of_weights
 
 EXECUTIONS = ("masked", "csr", "auto")
 
-# What `"auto"` stores as CSR: where it is faster than a dense product, on CPUs that were measured.
+# The limits of `"auto"`: above them CSR was faster than a dense product, on the measured CPUs.
 _LEAST_SIZE = 1 << 16
 _LEAST_SPARSITY = 0.8
-# A convolution uses its kernel at each pixel, so a small one pays, if there is enough to compute
-# for each channel that is read and written. At 90 %, in batches of 8 and on a machine with other
-# work, training steps were 2.3 to 3.7 times as fast as the best dense ones with 3x3 kernels (64
-# channels and 56 pixels to 512 and 7), and 1.9 to 3.2 times with 1x1 kernels of 128 channels and
-# more; but hardly faster with 64. At 80 % forward and backward were twice as fast.
+# A convolution uses its kernel at each pixel, so CSR can be faster for a small kernel as well, if
+# there are enough multiplications for each channel that is read and written. At 90 % sparsity, in
+# batches of 8 and on a busy machine, training steps were 2.3 to 3.7 times as fast as the best dense
+# ones with 3x3 kernels (from 64 channels and 56 pixels to 512 channels and 7 pixels), and 1.9 to
+# 3.2 times as fast with 1x1 kernels of 128 or more channels, but hardly faster with 64 channels.
+# At 80 %, forward and backward passes were twice as fast.
 _LEAST_WORK_PER_CHANNEL = 64
 
 
 def check_execution(execution):
-    """Raises a `ValueError` unless it is one of those that there are."""
+    """Raises a `ValueError` unless `execution` is `"masked"`, `"csr"` or `"auto"`."""
     check_choice(EXECUTIONS, execution=execution)
 
 
 def store(layer, mask_variables, execution, tied=()):
-    """Stores the sparse kernels of a layer as an execution wants it, those that can be.
+    """Stores the sparse kernels of a layer for an `execution`, where that is possible.
 
     Args:
         layer: The built layer.
         mask_variables: Its `rigl_tf.masks.MaskVariables`.
         execution: `"masked"`, `"csr"` or `"auto"`.
-        tied: The identities of variables that other layers hold, too: they stay as they are.
+        tied: The ids of variables that other layers hold, too. They are not changed.
     """
     with tf.init_scope():
         if execution == "masked":
@@ -42,10 +43,10 @@ def store(layer, mask_variables, execution, tied=()):
 
 
 def reason_for_masked(layers, kernel):
-    """Why a kernel is masked, though its wrapper was to store it as CSR; else an empty string.
+    """Why a kernel stayed masked although CSR was asked for, or an empty string.
 
     Args:
-        layers: The layers around the kernel, from the outside in.
+        layers: The layers around the kernel, the outermost first.
         kernel: The `SparseKernel`.
     """
     wanted = {getattr(layer, "execution", "masked") for layer in layers}
@@ -55,7 +56,7 @@ def reason_for_masked(layers, kernel):
         return "has a structure"
     reason = products.refusal(layers[-1], kernel.variable)
     if reason is None and wanted >= {"csr"}:
-        return "other layers hold it, too"
+        return "other layers use it, too"
     return reason or "too small, or not sparse enough, to be faster as CSR"
 
 
@@ -93,7 +94,7 @@ def _to_masked(layer, mask_variables):
 
 
 def csr_storages(layer):
-    """The `(CSRStorage, layer that holds it)` in a layer, each once."""
+    """All pairs `(CSRStorage, layer that holds it)` inside a layer, each once."""
     found = {}
     for _, around in layers_of_weights(layer):
         if isinstance(around[-1], csr.CSRStorage):

@@ -1,9 +1,10 @@
-"""What is sparse in a model, what is not, and why."""
+"""Lists what is sparse in a model, what is dense, and why."""
 
 import dataclasses
 import io
 import math
 
+import keras
 import numpy as np
 import rich.console
 import rich.table
@@ -17,30 +18,41 @@ from rigl_tf.walk import layers_of_weights
 
 @dataclasses.dataclass(frozen=True)
 class KernelSummary:
-    """One kernel: its path, shape, and how many of its connections are active."""
+    """One kernel of a model.
+
+    Attributes:
+        path: String, the path of the kernel.
+        shape: Tuple of integers, its shape.
+        num_active: Integer, how many of its connections are active.
+    """
 
     path: str
-    shape: tuple
+    shape: tuple[int, ...]
     num_active: int
 
     @property
-    def size(self):
+    def size(self) -> int:
+        """Number of connections, active or not."""
         return math.prod(self.shape)
 
     @property
-    def sparsity(self):
+    def sparsity(self) -> float:
         """Share of zeros, in `[0, 1)`."""
         return 1 - self.num_active / self.size
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredKernel(KernelSummary):
-    """One kernel of a model, and how it is stored.
+    """One sparse kernel of a model, and how it is stored.
 
     Attributes:
+        path: String, the path of the kernel.
+        shape: Tuple of integers, its shape.
+        num_active: Integer, how many of its connections are active.
         execution: How it is stored and multiplied: `"masked"` or `"csr"`.
-        reason: Why it is masked, though its layer was to be CSR; else an empty string.
-        structure: What is active together, such as `"Block((4, 1))"`; empty for single weights.
+        reason: Why it stayed masked although CSR was asked for, or an empty string.
+        structure: Which weights are active together, such as `"Block((4, 1))"`; an empty string if
+            each weight stands alone.
     """
 
     execution: str = "masked"
@@ -50,30 +62,37 @@ class StoredKernel(KernelSummary):
 
 @dataclasses.dataclass(frozen=True)
 class DenseWeights:
-    """Weights that are not sparse, and why."""
+    """Weights that are not sparse, and why.
+
+    Attributes:
+        path: String, the path of the weights.
+        shape: Tuple of integers, their shape.
+        reason: String, why they stay dense.
+    """
 
     path: str
-    shape: tuple
+    shape: tuple[int, ...]
     reason: str
 
     @property
-    def size(self):
+    def size(self) -> int:
+        """Number of weights."""
         return math.prod(self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-    """What the sparsity is a share of; `str` tells it in a sentence.
+    """Which part of a model's weights the sparsity applies to; `str` says it in a sentence.
 
     Attributes:
-        num_weights: Number of all weights of the model, masks excluded.
-        num_in_kernels: How many of them are in sparse kernels, active or not.
-        num_dense: How many are in other weights of two and more dimensions that stay dense by the
-            rule, not by the choice of the user.
-        num_frozen: How many of these stay dense as they are not trained.
-        num_embeddings: How many of these are embeddings.
-        num_copied: How many of the frozen ones have the path and shape of a sparse kernel: they
-            are those of its clone, in a target network for example.
+        num_weights: Integer, the number of all weights of the model, without masks.
+        num_in_kernels: Integer, how many of them are in sparse kernels, active or not.
+        num_dense: Integer, how many are in other weights with two or more dimensions that stay
+            dense by default, not by the user's choice.
+        num_frozen: Integer, how many of these are dense because they are frozen.
+        num_embeddings: Integer, how many of these are embeddings.
+        num_copied: Integer, how many of the frozen ones have the path and shape of a sparse kernel.
+            They belong to a clone of the sparse layers, for example in a target network.
     """
 
     num_weights: int
@@ -84,8 +103,8 @@ class Coverage:
     num_copied: int = 0
 
     @property
-    def is_surprising(self):
-        """Whether kernels are frozen, or more than in sparse kernels is dense by the rule."""
+    def is_surprising(self) -> bool:
+        """Whether weights are frozen, or more are dense by default than in sparse kernels."""
         return self.num_frozen > 0 or self.num_in_kernels < self.num_dense
 
     def __str__(self):
@@ -118,32 +137,33 @@ class SparsitySummary:
 
     Attributes:
         kernels: A `StoredKernel` for each sparse kernel.
-        dense: A `DenseWeights` for each weight of two and more dimensions that is not sparse.
-        num_weights: Number of all weights of the model, masks excluded.
-        outside: `{path: number}` of the kernels that are not zero outside of their masks, as
-            other code wrote there (`model.set_weights`, an average of weights), and of how many
-            weights. `rigl_tf.set_masks(model, rigl_tf.get_masks(model))` zeroes these.
+        dense: A `DenseWeights` for each weight with two or more dimensions that is not sparse.
+        num_weights: Integer, the number of all weights of the model, without masks.
+        outside: `{path: number}` of kernels with weights that are not zero although their masks are
+            `False`, and how many. Other code has written them, for example a callback that
+            averages weights. `rigl_tf.set_masks(model, rigl_tf.get_masks(model))` sets them to
+            zero.
     """
 
-    kernels: tuple
-    dense: tuple
+    kernels: tuple[StoredKernel, ...]
+    dense: tuple[DenseWeights, ...]
     num_weights: int
-    outside: dict
+    outside: dict[str, int]
 
     @property
-    def sparsity(self):
+    def sparsity(self) -> float:
         """Share of zeros in all sparse kernels together."""
         size = sum(kernel.size for kernel in self.kernels)
         return 1 - sum(kernel.num_active for kernel in self.kernels) / size if size else 0.0
 
     @property
-    def num_active(self):
-        """Number of weights of the model that are not masked out."""
+    def num_active(self) -> int:
+        """Number of weights of the model, without the inactive ones."""
         return self.num_weights - sum(kernel.size - kernel.num_active for kernel in self.kernels)
 
     @property
-    def coverage(self):
-        """The `Coverage`: what `sparsity` is a share of."""
+    def coverage(self) -> Coverage:
+        """The `Coverage`: which part of the weights `sparsity` applies to."""
         return _coverage(self.kernels, self.dense, self.num_weights)
 
     def __str__(self):
@@ -185,12 +205,12 @@ class SparsitySummary:
 
 def as_text(table):
     """A `rich` table as text, at most 100 characters wide."""
-    console = rich.console.Console(file=io.StringIO(), width=100, markup=False, emoji=False)
-    console.print(table)
-    return console.file.getvalue().rstrip()
+    text = io.StringIO()
+    rich.console.Console(file=text, width=100, markup=False, emoji=False).print(table)
+    return text.getvalue().rstrip()
 
 
-def sparsity_summary(model):
+def sparsity_summary(model: keras.layers.Layer) -> SparsitySummary:
     """Lists the sparse kernels of a model, and the dense weights with the reason.
 
     Args:
@@ -230,8 +250,8 @@ def sparsity_summary(model):
     return SparsitySummary(kernels, *_others(model), num_outside(model))
 
 
-def num_outside(model):
-    """`{path: number}` of the kernels that are not zero outside of their masks."""
+def num_outside(model: keras.layers.Layer) -> dict[str, int]:
+    """`{path: number}` of kernels with weights that are not zero outside of their masks."""
     numbers = {
         path: np.count_nonzero(kernel.numpy()[~kernel.mask])
         for path, kernel in masks.kernels_of(model).items()
@@ -240,8 +260,8 @@ def num_outside(model):
     return {path: int(number) for path, number in numbers.items() if number}
 
 
-def coverage(model):
-    """The `Coverage` of a built model. It reads no values."""
+def coverage(model: keras.layers.Layer) -> Coverage:
+    """The `Coverage` of a built model. No values of weights are read for it."""
     kernels = masks.kernels_of(model).items()
     kernels = [DenseWeights(path, kernel.shape, "sparse") for path, kernel in kernels]
     return _coverage(kernels, *_others(model))
@@ -269,7 +289,7 @@ def _coverage(kernels, dense, num_weights):
 
 
 def _others(model):
-    """The `DenseWeights` of two and more dimensions, and the number of all weights but masks."""
+    """The `DenseWeights` with two or more dimensions, and the number of all weights but masks."""
     own_kernels = {id(each.variable): each.size for each in masks.kernels_of(model).values()}
     own_masks = masks.own_masks(model)
     weights = [

@@ -1,8 +1,8 @@
-"""What the names of a weight and of its layer say: is it a kernel, or something else?
+"""Decides by the names of a weight and of its layer whether the weight is a kernel.
 
-A kernel connects units. Other weights of two and more dimensions are vectors that a network adds,
-attends to or looks up: positions, tokens, learned queries, codebooks. Keras knows no difference,
-but those who name weights do.
+A kernel connects units. Other weights with two or more dimensions are vectors that a network adds,
+attends to or looks up: positions, tokens, learned queries, codebooks. Keras does not tell them
+apart, but their names usually do.
 """
 
 import re
@@ -10,7 +10,7 @@ import re
 # A weight with one of these words is a kernel: `query_kernel`, `token_proj`.
 _KERNEL = {"kernel", "proj", "projection", "matrix"}
 _POSITION = {"pos", "position", "positions", "positional", "pe", "ape", "rpe"}
-# So is one with these, `W_query`; but `rel_pos_w` is for the positions along a width.
+# A weight with one of these words is a kernel, too: `W_query`. But `rel_pos_w` is a position.
 _WEIGHT = {"w", "weight", "weights"}
 
 _OTHERS = {
@@ -21,28 +21,28 @@ _OTHERS = {
     "table": {"table", "tables"},
 }
 
-# The words of a user's class or of the name of such a layer, whose weights are called anything.
+# Words in the class or name of a user's layer. Its weights may have any name.
 _LAYERS = {
     "position": re.compile(r"\b(pos|position|positional) (emb|enc)"),
     "token": re.compile(r"\btokens?$"),
     "codebook": re.compile(r"\b(codebook|(vector )?quanti[sz]er)\b"),
 }
 
-# What Keras calls a weight that was given no name.
+# The name that Keras gives a weight without a name.
 _AUTOMATIC = re.compile(r"variable(_\d+)?")
 
 
 def meaning(layer, weight):
-    """What a weight is by the names, `None` if these say nothing else than that it is a kernel.
+    """What a weight is by its name and its layer, or `None` if it is a kernel.
 
     Args:
-        layer: The layer that made the weight. If the weight has no name, that of the layer's
-            attribute counts.
-        weight: A `keras.Variable` of two or more dimensions.
+        layer: The layer that created the weight. If the weight has no name, the name of the
+            layer's attribute counts.
+        weight: A `keras.Variable` with two or more dimensions.
 
     Returns:
-        `"position"`, `"token"`, `"query"`, `"embedding"`, `"codebook"`, `"table"`; `"vector"` if
-        one dimension at most is above 1 and the weight is not called a kernel; or `None`.
+        `"position"`, `"token"`, `"query"`, `"embedding"`, `"codebook"` or `"table"`; `"vector"` if
+        at most one dimension is above 1 and the weight is not named a kernel; or `None`.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""SparseWrapper: a Keras layer whose kernels are sparse."""
+"""`SparseWrapper`, a Keras layer that makes the kernels of another layer sparse."""
 
 import contextlib
 import functools
@@ -6,8 +6,11 @@ import inspect
 import math
 import random
 import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection, structures
@@ -21,15 +24,15 @@ from rigl_tf.layers.building import (
     without_build_configs,
 )
 from rigl_tf.layers.eligibility import Choice
-from rigl_tf.layers.first_masks import MaskChoice, when_initialized
+from rigl_tf.layers.first_masks import Allocation, MaskChoice, when_initialized
 from rigl_tf.layers.storage import check_execution, csr_storages, store
 from rigl_tf.walk import all_layers, layers_of_weights, unbuilt
 
-# Where the masks stand among the attributes of a wrapper: Keras loads these in alphabetical order,
-# and the masks must come after the kernels.
+# The attribute of a wrapper with the masks. Keras loads attributes in alphabetical order, and the
+# masks must come after the kernels.
 _MASKS = "~masks"
 
-# The default sparsity, told by its identity from a 0.0 that is given.
+# The default sparsity. It is compared by identity, so it differs from a 0.0 given by the user.
 _LEFT_OUT = float("0")
 
 
@@ -37,39 +40,42 @@ _LEFT_OUT = float("0")
 class SparseWrapper(keras.layers.Wrapper):
     """Makes the kernels of a layer sparse.
 
-    The wrapped layer computes as ever: its kernel *is* the sparse kernel, with zeros where the
-    mask is `False`. The wrapper only holds the masks. They change when an optimizer of `rigl_tf`
-    or `rigl_tf.set_masks` changes them; any other optimizer keeps the zeros where they are.
+    The wrapped layer computes as before: its kernel *is* the sparse kernel, with zeros where the
+    mask is `False`. The wrapper only holds the masks. They are changed by the optimizers of
+    `rigl_tf` and by `rigl_tf.set_masks`; any other optimizer keeps the zeros where they are.
 
-    It is used as the layer is: it takes the same arguments, and public attributes that are not its
-    own are the layer's, so `wrapper.units` works, and so does setting `wrapper.activation`. Its
-    weights are those of the layer, in their order, then the masks. In files of weights the layer's
-    stand where they would stand without the wrapper, so that such a file fits the sparse and the
-    dense model.
+    The wrapper is used like the layer. It takes the same inputs. Public attributes that the wrapper
+    does not have are those of the layer: `wrapper.units` works, and so does setting
+    `wrapper.activation`. Its weights are the weights of the layer in the same order, then the
+    masks. In a file, the weights of the layer have the same place with and without the wrapper, so
+    the file of a sparse model can be loaded into the dense model, and the other way round.
 
     Args:
-        layer: The `keras.layers.Layer` to wrap, built or not. See `rigl_tf.layers.eligibility`.
-        sparsity: Share of zeros, in `[0, 1)`, of each of the layer's kernels; or a list with an
-            entry for each of `layer.weights`, `None` for those that stay dense. Defaults to that
-            of the structure, if it has but one, else to 0.
-        seed: Integer, or `None` for a random one, as in Keras's initializers:
-            `keras.utils.set_random_seed` makes it the same in every run. The masks are a function
-            of it and of the kernel's index in the layer.
-        name: String. Defaults to the layer's name, so that a sparse model has the same layer
+        layer: The `keras.layers.Layer` to wrap, built or not. Which of its weights are kernels is
+            described in `rigl_tf.sparsify`.
+        sparsity: Share of zeros of each kernel of the layer, in `[0, 1)`. Or a list with an entry
+            for each of `layer.weights`, `None` for those that stay dense. Defaults to the sparsity
+            of the structure if it sets one (as `NM` does), else to 0.
+        seed: Integer, or `None` for a random one. As for the initializers of Keras,
+            `keras.utils.set_random_seed` makes a random seed the same in every run. The masks
+            depend on it and on the index of the kernel in the layer.
+        name: String. Defaults to the name of the layer, so that the sparse model has the same layer
             names as the dense one.
-        structure: What is active or inactive together, a value of `rigl_tf.structures`, or `None`
-            for single weights. Such kernels are always masked.
-        execution: String, how the kernels are stored and multiplied: `"masked"` (with their
-            zeros), `"csr"` (only their active values, see `rigl_tf.execution`), or `"auto"`. Those
-            that cannot be CSR stay masked; `rigl_tf.sparsity_summary` says why. Defaults to
-            `"masked"`. A CSR kernel of more than 67 million weights is never made dense, also not
-            when it is built; its values are then drawn from the distribution of the layer's
-            initializer, but are not those of the dense kernel.
+        execution: String, how the kernels are stored and multiplied: `"masked"` (with their zeros),
+            `"csr"` (only their active values) or `"auto"`, see `rigl_tf.sparsify`. Kernels that
+            cannot be stored as CSR stay masked; `rigl_tf.sparsity_summary` says why. Defaults to
+            `"masked"`. A CSR kernel with more than 67 million weights is never made dense, not
+            even when it is built. Its first values are drawn from the distribution of the layer's
+            initializer, but they are not the values of the dense kernel.
+        structure: A value of `rigl_tf.structures` that says which weights are active or inactive
+            together, or `None`: then each weight stands alone. Kernels with a structure are always
+            masked.
+        **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
-        ValueError: If `sparsity` is outside `[0, 1)`, the layer has LoRA adapters, or (when it is
-            built) it has no kernel that can be sparse; or (when it is called) if it makes kernels
-            that neither its `build` nor its first call made.
+        ValueError: If `sparsity` is outside of `[0, 1)` or the layer has LoRA adapters. When the
+            layer is built: if it has no kernel that can be sparse. When it is called: if it
+            creates kernels that neither its `build` nor its first call has created.
 
     Example:
 
@@ -81,20 +87,20 @@ class SparseWrapper(keras.layers.Wrapper):
 
     @property
     def __class__(self):
-        # By the name of this class, Keras finds the place of a layer's weights in a file.
+        # Keras finds the place of a layer's weights in a file by the name of this class.
         layer = vars(self).get("layer")
         return SparseWrapper if layer is None else _class_named(type(layer).__name__)
 
     def __init__(
         self,
-        layer,
-        sparsity=_LEFT_OUT,
-        seed=None,
-        name=None,
-        execution="masked",
-        structure=None,
-        **kwargs,
-    ):
+        layer: keras.layers.Layer,
+        sparsity: float | list[float | None] | tuple[float | None, ...] = _LEFT_OUT,
+        seed: int | None = None,
+        name: str | None = None,
+        execution: str = "masked",
+        structure: structures.Structure | None = None,
+        **kwargs: Any,
+    ) -> None:
         if isinstance(layer, SparseWrapper):
             raise ValueError(f"A layer can be wrapped only once. Received: layer={layer}")
         if "go_backwards" in kwargs:
@@ -119,21 +125,21 @@ class SparseWrapper(keras.layers.Wrapper):
             _check_no_lora(layer)
             self._take_signatures(layer)
         super().__init__(layer, name=name, **kwargs)
-        self.sparsity = sparsity
+        self.sparsity: Any = sparsity
         self.seed = random.randint(0, 2**31 - 1) if seed is None else seed
         self.execution = execution
         self.structure = structure
         self.supports_masking = layer.supports_masking
         setattr(self, _MASKS, masks.MaskVariables(name="masks"))
-        self._chosen = None  # until all that the layer makes is there
+        self._chosen: Any = None  # until the layer has created all of its weights
         self._build_shapes = None
         self._is_called = False
-        self._allocation = None  # what decides on the first masks, if the wrapper does not
-        self._select = None
+        self._allocation: Any = None  # decides on the first masks, or `None`: the wrapper does
+        self._select: Any = None
         self._is_constructed = True
 
     def _take_signatures(self, layer):
-        """Keras reads in a signature which arguments are inputs, masks, or shapes to build with."""
+        """Takes the layer's signatures: there Keras reads which inputs and shapes it takes."""
 
         @functools.wraps(layer.call)
         def call(*args, **kwargs):
@@ -143,7 +149,7 @@ class SparseWrapper(keras.layers.Wrapper):
             return outputs
 
         self.call = call
-        self.build.__signature__ = build_signature(layer)
+        vars(self.build)["__signature__"] = build_signature(layer)
 
     def __getattr__(self, name):
         layer = vars(self).get("layer")
@@ -153,7 +159,7 @@ class SparseWrapper(keras.layers.Wrapper):
         return getattr(layer, name)
 
     def __dir__(self):
-        # Keras saves the layers in the attributes that it finds here: those inside the layer.
+        # Keras saves the layers in these attributes: so those inside the wrapped layer are saved.
         own = set(super().__dir__())
         layer = vars(self).get("layer")
         return sorted(own if layer is None else own - {"layer"} | set(dir(layer)))
@@ -169,19 +175,20 @@ class SparseWrapper(keras.layers.Wrapper):
             setattr(self.layer, name, value)
 
     @property
-    def kernel_masks(self):
-        """`{kernel name: boolean mask variable}`; empty until the layer is built.
+    def kernel_masks(self) -> dict[str, keras.Variable]:
+        """`{kernel name: boolean mask variable}`, empty until the layer is built.
 
-        A CSR kernel has no such variable: `rigl_tf.get_masks` makes its mask.
+        A CSR kernel has no such variable; `rigl_tf.get_masks` returns its mask.
         """
         return dict(getattr(self, _MASKS).by_kernel)
 
-    def use_execution(self, execution, tied=()):
-        """Stores the kernels in another way, which the layer computes with from then on.
+    def use_execution(self, execution: str, tied: Collection[int] = ()) -> None:
+        """Changes how the kernels are stored and multiplied.
 
         Args:
-            execution: As the argument of this class.
-            tied: The identities of variables that layers outside hold, too: they stay as they are.
+            execution: `"masked"`, `"csr"` or `"auto"`, as the argument of this class.
+            tied: The ids of variables that layers outside of this one hold, too. These kernels are
+                not changed.
         """
         check_execution(execution)
         self.execution = execution
@@ -193,17 +200,17 @@ class SparseWrapper(keras.layers.Wrapper):
             )
 
     @property
-    def kernel_mask(self):
-        """The mask variable of a layer with one kernel."""
+    def kernel_mask(self) -> keras.Variable:
+        """The mask variable of a built layer with one kernel; else an `AttributeError`."""
         if len(self.kernel_masks) != 1:
             raise AttributeError(
-                "`kernel_mask` is there for a built layer with one kernel; see `kernel_masks`. "
+                "`kernel_mask` needs a built layer with one masked kernel; see `kernel_masks`. "
                 f"Received: kernels={list(self.kernel_masks)}"
             )
         return next(iter(self.kernel_masks.values()))
 
-    def masked_copy(self):
-        """A copy of this built layer with masked kernels: other variables of the same values."""
+    def masked_copy(self) -> "SparseWrapper":
+        """A copy of this built layer with masked kernels: new variables with the same values."""
         layer = type(self.layer).from_config(self.layer.get_config())
         parent = self.layer.path.rpartition("/")[0]
         with keras.name_scope(layer.name, caller=layer, override_parent=parent):
@@ -223,13 +230,13 @@ class SparseWrapper(keras.layers.Wrapper):
         return copy
 
     @property
-    def has_csr(self):
+    def has_csr(self) -> bool:
         """Whether a kernel is stored as CSR."""
         return bool(csr_storages(self.layer))
 
-    def build(self, *args, **kwargs):
+    def build(self, *args: Any, **kwargs: Any) -> None:
         shapes = inspect.signature(self.build).bind(*args, **kwargs).arguments
-        # A model may be built while `fit` traces its step: variables belong outside of that.
+        # `fit` may build a model while it traces its step; variables must not be in that graph.
         with tf.init_scope():
             if not self.layer.built or unbuilt(self.layer):
                 self._build_layer(shapes)
@@ -237,8 +244,8 @@ class SparseWrapper(keras.layers.Wrapper):
                 self._add_masks()
         self._build_shapes = dict(shapes)
 
-    def take_built(self):
-        """Gives the layer, which is built, its masks, as `build` does without shapes."""
+    def take_built(self) -> None:
+        """Adds the masks if the layer is built already; like `build`, but without shapes."""
         with tf.init_scope():
             self._add_masks()
         self.built = True
@@ -253,7 +260,7 @@ class SparseWrapper(keras.layers.Wrapper):
                 build_by_call(self.layer, (), symbolic_arguments(self.layer, shapes))
 
     def _born_sparse(self):
-        """Where it is known how sparse a kernel is to be that is too large to be made dense."""
+        """A context in which a kernel that is too large to be made dense is created as CSR."""
         is_masked = self.execution == "masked" or self.structure is not None
         if is_masked or self._allocation is not None:
             return contextlib.nullcontext()
@@ -268,17 +275,17 @@ class SparseWrapper(keras.layers.Wrapper):
         return born_sparse(self.layer, places)
 
     def _layer_scope(self):
-        # The kernels keep the paths that they have in the dense model: without the wrapper's name.
-        # (A layer that calls its inner one by `call`, without `build`, has opened no scope for it.)
+        # The kernels have the same paths as in the dense model, without the name of the wrapper.
+        # (An outer layer that only calls the wrapper, without `build`, has opened no name scope.)
         parent = (self.path or self.layer.path or "").rpartition("/")[0]
         return keras.name_scope(self.layer.name, caller=self.layer, override_parent=parent)
 
-    def __call__(self, *args, **kwargs):
-        self._is_called = True  # what its `build` leaves open comes with the arguments
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._is_called = True  # what `build` cannot build will be built with these arguments
         return super().__call__(*args, **kwargs)
 
     def _complete(self, args, kwargs):
-        """Builds what only a call of the layer makes or builds, before the first one computes."""
+        """Builds, before the first call, what only a call of the layer creates or builds."""
         if self._chosen is None:
             with tf.init_scope():
                 with self._layer_scope():
@@ -286,7 +293,7 @@ class SparseWrapper(keras.layers.Wrapper):
                 self._add_masks()
 
     def _add_masks(self):
-        if self.has_csr:  # it was born sparse
+        if self.has_csr:  # its kernel was created as CSR
             weights = masks.without_masks(self.layer, self.layer.weights)
             self._chosen = [masks.kernel_of(weight) is not None for weight in weights]
             return
@@ -308,7 +315,7 @@ class SparseWrapper(keras.layers.Wrapper):
         self.use_execution(self.execution)
 
     def _units(self, kernels):
-        """`{identity of a kernel: its units}`, if they have a structure."""
+        """`{id of a kernel: its units}`, empty without a structure."""
         if self.structure is None:
             return {}
         owners = {id(weight): layers[-1] for weight, layers in layers_of_weights(self.layer)}
@@ -337,25 +344,25 @@ class SparseWrapper(keras.layers.Wrapper):
         return chosen
 
     def _check_complete(self):
-        """Raises an error if a call made kernels that are not sparse, as they came too late.
+        """Raises a `ValueError` if a later call has created kernels, which are not sparse.
 
-        Warns if the layer has other kernels than those with the masks.
+        Warns if the kernels with masks are no longer weights of the layer.
         """
         weights = self.layer.weights
         if getattr(self, _MASKS).have_lost(weights):
             warnings.warn(
-                f"The masks of layer {self.name!r} hold for kernels that it no longer has, as "
-                "`quantize` takes their place: use `rigl_tf.strip` on the model before that.",
+                f"The masks of layer {self.name!r} belong to kernels that it no longer has: "
+                "`quantize` has replaced them: use `rigl_tf.strip` on the model before that.",
                 stacklevel=2,
             )
             return
         is_listed = self._allocation is None and isinstance(self.sparsity, list)
         if self.has_csr:
-            return  # in the place of kernels that were there
+            return  # it replaced a kernel that was there before
         if len(weights) == len(self._chosen) or is_listed:
             return
         chosen = [] if self._allocation is None else self._select(self.layer)
-        if len(chosen) != len(weights):  # chosen by position, among those that there were
+        if len(chosen) != len(weights):  # chosen by position, among fewer weights
             chosen = Choice().select(self.layer)
         late = [
             weight.path
@@ -364,8 +371,8 @@ class SparseWrapper(keras.layers.Wrapper):
         ]
         if late:
             raise ValueError(
-                "A sparse layer must make all of its kernels in its `build` or its first call. "
-                f"Received: layer={self.layer.name!r}, whose later call made {late}"
+                "A sparse layer must create all of its kernels in its `build` or its first call. "
+                f"Received: layer={self.layer.name!r}, where a later call has created {late}"
             )
 
     def _shares(self):
@@ -374,51 +381,59 @@ class SparseWrapper(keras.layers.Wrapper):
             return [share for share in self.sparsity if share is not None]
         return [self.sparsity] * sum(self._chosen)
 
-    def leave_masks_to(self, allocation, select):
-        """Leaves to others which kernels are sparse, and how sparse.
+    def leave_masks_to(
+        self, allocation: Allocation, select: Callable[[keras.layers.Layer], list[bool]]
+    ) -> None:
+        """Lets `rigl_tf.sparsify` decide which kernels are sparse, and how sparse they are.
 
         Args:
-            allocation: A `rigl_tf.layers.first_masks.Allocation`, which is told of the kernels when
+            allocation: A `rigl_tf.layers.first_masks.Allocation`. The kernels are added to it when
                 they are built.
-            select: Gets the built layer, returns for each of its weights whether it is sparse.
+            select: Function of the built layer that returns for each of its weights whether it is
+                sparse.
         """
         self._allocation = allocation
         self._select = select
 
-    def keep_sparsity(self, shares, seed):
-        """Remembers the sparsity of each kernel with a mask, for copies made from the config."""
+    def keep_sparsity(self, shares: Iterable[float], seed: int) -> None:
+        """Stores the sparsity of each kernel with a mask, for copies made from the config.
+
+        Args:
+            shares: The sparsity of each kernel, in their order.
+            seed: Integer, the seed of the masks.
+        """
         shares = iter(shares)
         self.sparsity = [next(shares) if chosen else None for chosen in self._chosen]
         self.seed = seed
 
-    def enable_lora(self, *args, **kwargs):
-        """Refuses what would make the kernels dense: use it on the result of `rigl_tf.strip`."""
+    def enable_lora(self, *args: Any, **kwargs: Any) -> None:
+        """Raises a `ValueError`, as LoRA needs dense kernels: use `rigl_tf.strip` first."""
         raise ValueError(
             "`enable_lora` needs a layer that is not sparse: use `rigl_tf.strip` on the model "
             f"first. Received: layer={self.name!r}"
         )
 
-    def compute_output_spec(self, *args, **kwargs):
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         self._complete(args, kwargs)
         outputs = self.layer.compute_output_spec(*args, **kwargs)
         self._check_complete()
         return outputs
 
-    def compute_output_shape(self, *args, **kwargs):
+    def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
         return self.layer.compute_output_shape(*args, **kwargs)
 
-    def compute_mask(self, *args, **kwargs):
+    def compute_mask(self, *args: Any, **kwargs: Any) -> Any:
         return self.layer.compute_mask(*args, **kwargs)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         if self._allocation is not None and self._chosen is None:
             raise ValueError(
-                "The sparsity of a layer is known when its model is built: build the model before "
-                f"it is saved or cloned. Received: layer={self.name!r}, not built"
+                "The sparsity of a layer is known only after its model is built: build the model "
+                f"before it is saved or cloned. Received: layer={self.name!r}, not built"
             )
         sparsity = self.sparsity
         if self._chosen is not None:
-            # By position: the rule could choose others, if weights were frozen meanwhile.
+            # By position: if weights were frozen since, the rule would choose other ones.
             kernels = masks.kernels_of(self).values()
             shares = map(_share, kernels, self._shares())
             sparsity = [next(shares) if chosen else None for chosen in self._chosen]
@@ -432,27 +447,31 @@ class SparseWrapper(keras.layers.Wrapper):
             "structure": structure,
         }
 
-    def set_weights(self, weights):
-        """Sets the weights of the layer, and its masks if they are there; keeps the zeros."""
+    def set_weights(self, weights: Sequence[np.ndarray]) -> None:
+        """Sets the weights of the layer, and keeps inactive connections at zero.
+
+        Args:
+            weights: List of arrays: the weights of the layer, with or without the masks.
+        """
         masks.set_weights(self, weights)
 
-    # In files the layer's variables stand at the wrapper's place, the masks in one of their own.
+    # In a file, the layer's variables are at the place of the wrapper, the masks at another place.
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         self.layer.save_own_variables(store)
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Mapping[str, Any]) -> None:
         self.layer.load_own_variables(store)
 
-    def get_build_config(self):
+    def get_build_config(self) -> dict[str, Any] | None:
         return {"shapes": self._build_shapes} if self.built and self._build_shapes else None
 
-    def build_from_config(self, config):
+    def build_from_config(self, config: dict[str, Any]) -> None:
         self.build(**config["shapes"])
 
 
 def _share(kernel, sparsity):
-    """The sparsity with which a kernel is made again: of CSR its exact number of zeros."""
+    """The sparsity for the config; that of a CSR kernel gives its exact number of zeros."""
     if kernel.execution == "masked":
         return sparsity
     num_zeros = kernel.size - kernel.num_active
@@ -474,12 +493,12 @@ def _check_no_lora(layer):
 def _class_named(name):
     """A subclass of `SparseWrapper` with the name of a class of layers.
 
-    Keras writes the weights of a layer in a list to a place that it names by the class. So those of
-    a sparse layer stand where a dense model looks for them, and the other way around.
+    If layers are in a list, Keras names the places of their weights in a file by their classes. So
+    a sparse layer has the same place as the dense layer.
     """
     named = type(name, (SparseWrapper,), {"__module__": __name__, "__doc__": SparseWrapper.__doc__})
     registered = keras.saving.get_registered_name(SparseWrapper)
     package, _, registered_name = registered.partition(">")
     keras.saving.register_keras_serializable(package=package, name=registered_name)(named)
-    keras.saving.get_custom_objects()[registered] = SparseWrapper  # it stays what is loaded
+    keras.saving.get_custom_objects()[registered] = SparseWrapper  # files still load this class
     return named

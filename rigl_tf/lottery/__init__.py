@@ -1,4 +1,4 @@
-"""Lottery tickets: how to find one, and whether it is a winner."""
+"""Lottery tickets: find them, and test whether they win; pruning and fine-tuning; selection."""
 
 from rigl_tf.lottery.corruption import (
     corrupt_labels,

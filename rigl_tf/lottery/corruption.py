@@ -1,16 +1,22 @@
-"""Damaged data, masks and weights for the sanity checks; random and hybrid tickets."""
+"""Corrupted data, masks and weights for the sanity checks; random and hybrid tickets."""
 
 import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import keras
 import numpy as np
 
 from rigl_tf import distributions, pruning
+from rigl_tf._types import Masks
 from rigl_tf.checks import check_integers, check_numbers
 from rigl_tf.masks import as_booleans, kernels_of
 
 
-def corrupt_labels(labels, probability, num_classes, seed=0):
-    """Replaces labels by random ones.
+def corrupt_labels(
+    labels: np.ndarray, probability: float, num_classes: int, seed: int = 0
+) -> np.ndarray:
+    """Replaces labels by random labels.
 
     Reference:
 
@@ -18,10 +24,10 @@ def corrupt_labels(labels, probability, num_classes, seed=0):
 
     Args:
         labels: Array of integers in `[0, num_classes)`.
-        probability: Number in `[0, 1]`. Each label is replaced with this probability, by any of
-            the classes with equal probability, its own class too.
-        num_classes: Integer >= 1. The dtype of the labels must hold `num_classes - 1`.
-        seed: Integer >= 0. The result is a function of it.
+        probability: Number in `[0, 1]`, the probability that a label is replaced. The new label is
+            any class with equal probability, also the old one.
+        num_classes: Integer >= 1. The dtype of the labels must be able to hold `num_classes - 1`.
+        seed: Integer >= 0. The result depends on it.
 
     Returns:
         A new array of the same shape and dtype.
@@ -64,8 +70,8 @@ def corrupt_labels(labels, probability, num_classes, seed=0):
     return np.where(chosen, drawn, labels).astype(labels.dtype)
 
 
-def shuffle_pixels(images, seed=0):
-    """Permutes the entries of each image, channels and all, each image in a way of its own.
+def shuffle_pixels(images: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Permutes the entries of each image, including channels, in a different way for each image.
 
     Reference:
 
@@ -73,7 +79,7 @@ def shuffle_pixels(images, seed=0):
 
     Args:
         images: Array of shape `(number, ...)`.
-        seed: Integer >= 0. The permutations are a function of it.
+        seed: Integer >= 0. The permutations depend on it.
 
     Returns:
         A new array of the same shape and dtype.
@@ -96,17 +102,17 @@ def shuffle_pixels(images, seed=0):
     return np.random.default_rng(seed).permuted(rows, axis=1).reshape(images.shape)
 
 
-def half_dataset(data):
-    """The first half of the examples.
+def half_dataset(data: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Returns the first half of the examples.
 
     Args:
-        data: Tuple or list of arrays of one length, such as `(inputs, labels)`.
+        data: Tuple or list of arrays of the same length, such as `(inputs, labels)`.
 
     Returns:
-        Tuple of arrays, `floor(length / 2)` long.
+        Tuple of arrays of length `floor(length / 2)`.
 
     Raises:
-        ValueError: If the data is something else.
+        ValueError: If `data` is something else.
 
     Example:
 
@@ -124,10 +130,10 @@ def half_dataset(data):
     return tuple(array[: len(array) // 2] for array in arrays)
 
 
-def rearrange_masks(masks, seed=0):
-    """Permutes each mask: the counts stay, everything else that was found is gone.
+def rearrange_masks(masks: Mapping[Any, np.ndarray], seed: int = 0) -> Masks:
+    """Permutes each mask, so only the number of active connections of each kernel is kept.
 
-    A random ticket with the counts of another ticket is the same.
+    This gives a random ticket with the same counts as the given one.
 
     Reference:
 
@@ -135,13 +141,13 @@ def rearrange_masks(masks, seed=0):
 
     Args:
         masks: `{kernel path: mask}` as from `rigl_tf.get_masks`.
-        seed: Integer >= 0. The permutations are a function of it and of the index of the mask.
+        seed: Integer >= 0. The permutations depend on it and on the index of the mask.
 
     Returns:
         New masks, for `rigl_tf.set_masks`.
 
     Raises:
-        ValueError: If an argument is no mask, or out of its range.
+        ValueError: If masks are not masks, or `seed` is out of its range.
 
     Example:
 
@@ -156,7 +162,7 @@ def rearrange_masks(masks, seed=0):
     }
 
 
-def shuffle_weights(model, seed=0):
+def shuffle_weights(model: keras.Model, seed: int = 0) -> None:
     """Permutes the active weights of each sparse kernel among themselves, in place.
 
     Masks, biases and dense weights stay as they are.
@@ -167,7 +173,7 @@ def shuffle_weights(model, seed=0):
 
     Args:
         model: A built sparse `keras.Model`.
-        seed: Integer >= 0. The permutations are a function of it and of the kernel's index.
+        seed: Integer >= 0. The permutations depend on it and on the index of the kernel.
 
     Raises:
         ValueError: If the model has no sparse kernel, or the seed is out of its range.
@@ -181,7 +187,7 @@ def shuffle_weights(model, seed=0):
     kernels = kernels_of(model)
     if not kernels:
         raise ValueError(
-            "Weights are shuffled among the active connections of a sparse model. "
+            "`shuffle_weights` needs a sparse model, as it permutes active weights. "
             f"Received: model={model.name!r}, without sparse kernels"
         )
     check_integers(0, seed=seed)
@@ -191,8 +197,16 @@ def shuffle_weights(model, seed=0):
         kernel.assign(values)
 
 
-def random_ticket(model, sparsity, residual, linear_density=0.3, seed=0):
-    """Masks that nothing was learned for: random ones, with the counts of the smart ratio.
+def random_ticket(
+    model: keras.Model,
+    sparsity: float,
+    residual: bool,
+    linear_density: float | None = 0.3,
+    seed: int = 0,
+) -> Masks:
+    """Returns random masks with the numbers of active connections of the smart ratio.
+
+    Nothing is learned for them.
 
     Reference:
 
@@ -200,8 +214,11 @@ def random_ticket(model, sparsity, residual, linear_density=0.3, seed=0):
 
     Args:
         model: A built sparse `keras.Model`, made with `sparsify(model, 0.0)`.
-        sparsity, residual, linear_density: See `rigl_tf.distributions.smart_ratio`. For a ticket
-            with other counts there is `rigl_tf.pruning.random_masks`.
+        sparsity: Share of zeros, see `rigl_tf.distributions.smart_ratio`. For random masks with
+            other counts, use `rigl_tf.pruning.random_masks`.
+        residual: Boolean, whether the network has residual connections.
+        linear_density: Share of the weights that each linear layer keeps, see
+            `rigl_tf.distributions.smart_ratio`.
         seed: Integer. See `rigl_tf.pruning.random_masks`.
 
     Returns:
@@ -219,8 +236,10 @@ def random_ticket(model, sparsity, residual, linear_density=0.3, seed=0):
     return pruning.random_masks(model, sparsity, distribution, seed)
 
 
-def hybrid_ticket(model, sparsity, residual, linear_density=0.3):
-    """Masks of the largest weights of a trained model, with the counts of the smart ratio.
+def hybrid_ticket(
+    model: keras.Model, sparsity: float, residual: bool, linear_density: float | None = 0.3
+) -> Masks:
+    """Returns masks of the largest weights, with the numbers of connections of the smart ratio.
 
     Reference:
 
@@ -228,8 +247,11 @@ def hybrid_ticket(model, sparsity, residual, linear_density=0.3):
       the learning rate is rewound
 
     Args:
-        model: A built sparse `keras.Model`, trained.
-        sparsity, residual, linear_density: See `rigl_tf.distributions.smart_ratio`.
+        model: A built and trained sparse `keras.Model`.
+        sparsity: Share of zeros, see `rigl_tf.distributions.smart_ratio`.
+        residual: Boolean, whether the network has residual connections.
+        linear_density: Share of the weights that each linear layer keeps, see
+            `rigl_tf.distributions.smart_ratio`.
 
     Returns:
         `{kernel path: mask}`, for `rigl_tf.set_masks`.

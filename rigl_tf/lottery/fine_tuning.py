@@ -3,12 +3,16 @@
 import dataclasses
 import functools
 import math
+import os
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection
+from rigl_tf._types import Distribution
 from rigl_tf.checks import check_choice, check_integers, check_numbers
 from rigl_tf.lottery.levels import Records, restore, shapes_of, trained_state
 from rigl_tf.lottery.run import Run, check_train
@@ -18,73 +22,75 @@ from rigl_tf.pruning import check_sparse, magnitude_masks
 
 @dataclasses.dataclass(frozen=True)
 class FineTuned:
-    """What `prune_and_fine_tune` did.
+    """The result of `prune_and_fine_tune`.
 
     Attributes:
-        masks: `{kernel path: mask}`.
-        metrics: `{name: what train returned}`, in the order of the trainings.
+        masks: `{kernel path: mask}`, the final masks.
+        metrics: `{name: result of train}`, in the order of the trainings.
     """
 
-    masks: dict
-    metrics: dict
+    masks: dict[str, np.ndarray]
+    metrics: dict[str, Any]
 
 
 def prune_and_fine_tune(
-    model,
-    train,
-    sparsity,
-    pruning="iterative",
+    model: keras.Model,
+    train: Callable[[keras.Model, Run], Any],
+    sparsity: float,
+    pruning: str = "iterative",
     *,
-    distribution="uniform",
-    prune_fraction=0.2,
-    num_updates=10,
-    rho=1e-3,
-    directory=None,
-):
-    """Trains, prunes the smallest weights, and goes on from the trained weights: P&F.
+    distribution: Distribution = "uniform",
+    prune_fraction: float = 0.2,
+    num_updates: int = 10,
+    rho: float = 1e-3,
+    directory: str | os.PathLike[str] | None = None,
+) -> FineTuned:
+    """Trains, prunes the smallest weights, and continues with the trained weights (P&F).
 
-    A lottery ticket goes back to its initial weights instead. Compare them with the same `pruning`,
-    and with as many epochs in all.
+    A lottery ticket is trained from its initial weights again instead. Compare both with the same
+    `pruning` and the same total number of epochs. There are three ways of pruning, with these
+    trainings:
 
-    - `"one_shot"`: `"dense"`, pruning to `sparsity`, `"fine_tune"`;
-    - `"iterative"`: `"dense"`, pruning of `prune_fraction` of the weights that are left,
-      `"iterative_1"`, pruning, `"iterative_2"` and so on; the last training, after pruning to
-      `sparsity`, is `"fine_tune"`. The counts of `find_ticket`, which rounds at each level, may
-      differ by a few;
-    - `"admm"`: `"dense"`, then `"admm_1"` to `"admm_<num_updates>"` with the penalty of `ADMM`,
-      updated after each; pruning to `sparsity`, `"fine_tune"`.
+    - `"one_shot"`: `"dense"`; pruning to `sparsity`; `"fine_tune"`.
+    - `"iterative"`: `"dense"`; pruning of the share `prune_fraction` of the active weights;
+      `"iterative_1"`; pruning again; `"iterative_2"` and so on. The last pruning reaches
+      `sparsity`, and the training after it is `"fine_tune"`. The numbers of active connections may
+      differ a little from those of `find_ticket`, which rounds at each level.
+    - `"admm"`: `"dense"`; `"admm_1"` to `"admm_<num_updates>"` with the penalty of `ADMM`, which is
+      updated after each; pruning to `sparsity`; `"fine_tune"`.
 
-    If the model is compiled, the optimizer starts each training as it was when this function was
-    called.
+    If the model is compiled, the optimizer starts each training in the state that it had when this
+    function was called.
 
     Reference:
 
-    - [Liu et al., 2021](https://arxiv.org/abs/2102.11068): `"fine_tune"` takes the epochs and the
-      learning rates of `"dense"`. How many epochs the trainings between them take is not said.
+    - [Liu et al., 2021](https://arxiv.org/abs/2102.11068): `"fine_tune"` uses the epochs and the
+      learning rates of `"dense"`. The paper does not say how many epochs the trainings between them
+      have.
 
     Args:
-        model: A built sparse `keras.Model`, made with `sparsify(model, 0.0)`; no kernel is sparser
-            than what is pruned first. In the end it has the fine-tuned weights.
-        train: Function `train(model, run)`, see `rigl_tf.lottery.Run`; it may return any metrics.
-            `run.name` is one of the names above: the trainings with other names than `"dense"` and
+        model: A built sparse `keras.Model`, made with `sparsify(model, 0.0)`. No kernel may be
+            sparser than after the first pruning. At the end it has the fine-tuned weights.
+        train: Function `train(model, run)`, see `rigl_tf.lottery.Run`. It may return any metrics.
+            `run.name` is one of the names above. Trainings with other names than `"dense"` and
             `"fine_tune"` may be shorter.
         sparsity: Share of zeros, in `(0, 1)`, see `rigl_tf.sparsify`.
-        pruning: `"iterative"`, `"one_shot"` or `"admm"`.
-        distribution: See `rigl_tf.sparsify`. In the paper, as with `"uniform"`, all layers but the
-            first have the same sparsity.
+        pruning: String: `"iterative"`, `"one_shot"` or `"admm"`.
+        distribution: See `rigl_tf.sparsify`. In the paper, as with `"uniform"`, all layers except
+            the first have the same sparsity.
         prune_fraction: Number in `(0, 1)`, for `"iterative"`.
-        num_updates: Integer >= 1, for `"admm"`.
-        rho: Number > 0, for `"admm"`, see `ADMM`.
-        directory: Path, or `None`. The weights after each training are kept there, and a training
-            is not done again.
+        num_updates: Integer >= 1, the number of updates of the penalty, for `"admm"`.
+        rho: Number > 0, the strength of the penalty, for `"admm"`, see `ADMM`.
+        directory: Path, or `None`. The weights after each training are saved there, and finished
+            trainings are not repeated.
 
     Returns:
         A `FineTuned`, with `masks` and `metrics`.
 
     Raises:
-        ValueError: If an argument is out of its range, the model has no sparse kernel or is sparser
-            already, a training ends with weights that are not finite, or `directory` has results of
-            other settings.
+        ValueError: If an argument is out of its range, the model has no sparse kernel or is too
+            sparse already, a training ends with weights that are not finite, or `directory` has
+            results of other settings.
 
     Example:
 
@@ -100,7 +106,7 @@ def prune_and_fine_tune(
     _check(model, sparsity, pruning, prune_fraction, num_updates, rho)
     check_train(train)
     levels = _levels(sparsity, prune_fraction) if pruning == "iterative" else []
-    # Of each kernel, in the order of the prunings.
+    # The sparsity of each kernel, in the order of the prunings.
     shares = [_shares(model, distribution, level) for level in (*levels, sparsity)]
     settings = {
         "pruning": pruning,
@@ -115,7 +121,7 @@ def prune_and_fine_tune(
     metrics = {}
 
     def trained(name):
-        if name == "dense":  # not before: of a run that goes on, the masks are on file
+        if name == "dense":  # only then, because a continued run loads its masks from files
             _check_density(model, shares[0])
         returned = train(model, Run(name))
         return {**trained_state(model, repr(name)), "metrics": returned}
@@ -144,23 +150,23 @@ def prune_and_fine_tune(
 
 
 class ADMM:
-    """Draws weights to a sparse network while they are trained.
+    """A penalty that pulls weights towards a sparse network during training.
 
-    As long as it is open, it adds `rho / 2 * sum((W - Z + U) ** 2)` of each sparse kernel `W` to
-    the model's losses, which `model.fit` and `model.evaluate` add to their own; a custom loop must
-    add `model.losses`. `update` is the other half of the method: `Z` becomes what is left of
-    `W + U` when it is pruned, and `U` grows by `W - Z`. At first `Z` is the pruned `W`, and `U` is
-    0. After it, prune with `rigl_tf.pruning.magnitude_masks`.
+    It is a context manager. Inside the context, it adds `rho / 2 * sum((W - Z + U) ** 2)` for each
+    sparse kernel `W` to the model's losses. `model.fit` and `model.evaluate` use these losses; a
+    custom loop must add `model.losses`. `update` is the second half of the method: `Z` becomes
+    `W + U`, pruned, and `W - Z` is added to `U`. At first, `Z` is the pruned `W`, and `U` is 0.
+    After the context, prune with `rigl_tf.pruning.magnitude_masks`.
 
     Reference:
 
-    - [Zhang et al., 2018](https://arxiv.org/abs/1804.03294). The authors' code for LeNet-5 takes
+    - [Zhang et al., 2018](https://arxiv.org/abs/1804.03294). The authors' code for LeNet-5 uses
       `rho=1e-4` and Adam, with an update every few epochs.
 
     Args:
-        model: A built sparse `keras.Model`. Its masks stay as they are.
+        model: A built sparse `keras.Model`. Its masks are not changed.
         sparsity: Share of zeros of `Z`, in `[0, 1)`.
-        distribution: How the kernels share the sparsity, see `rigl_tf.sparsify`. Kernels of
+        distribution: How the kernels share the sparsity, see `rigl_tf.sparsify`. Kernels with the
             sparsity 0 have no penalty.
         rho: Number > 0, the strength of the penalty.
 
@@ -179,7 +185,13 @@ class ADMM:
     >>> rigl_tf.set_masks(model, rigl_tf.pruning.magnitude_masks(model, 0.75))
     """
 
-    def __init__(self, model, sparsity, distribution="uniform", rho=1e-3):
+    def __init__(
+        self,
+        model: keras.Model,
+        sparsity: float,
+        distribution: Distribution = "uniform",
+        rho: float = 1e-3,
+    ) -> None:
         kernels = check_sparse(model)
         check_numbers("(0, inf)", rho=rho)
         shares = _shares(model, distribution, sparsity)
@@ -190,26 +202,27 @@ class ADMM:
             if shares[path]
         ]
 
-    def __enter__(self):
+    def __enter__(self) -> "ADMM":
         for split in self._splits:
             split.kernel.regularizer = split
         self._trace_anew()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         for split in self._splits:
             split.kernel.regularizer = split.regularizer
         self._trace_anew()
 
-    def update(self):
-        """Moves `Z` and `U`, once the weights were trained for a while."""
+    def update(self) -> None:
+        """Updates `Z` and `U`, after the weights were trained for a while."""
         for split in self._splits:
             split.update()
 
-    def gap(self):
-        """How far the weights are from being sparse: `norm(W - Z) / norm(W)`.
+    def gap(self) -> float:
+        """The relative distance of the weights from a sparse network: `norm(W - Z) / norm(W)`.
 
-        Over all kernels with a penalty together; 0 if there is none.
+        Returns:
+            Float, over all kernels with a penalty together; 0 if there are none.
         """
         pairs = [(split.values(), split.sparse) for split in self._splits]
         far = sum(np.sum((values - sparse) ** 2, dtype="float64") for values, sparse in pairs)
@@ -217,13 +230,13 @@ class ADMM:
         return math.sqrt(far / whole) if far else 0.0
 
     def _trace_anew(self):
-        # A step that was traced before knows nothing of a penalty that came or went.
+        # Steps that were traced before do not know that the penalty was added or removed.
         self._model.train_function = None
         self._model.test_function = None
 
 
 class _Split(keras.regularizers.Regularizer):
-    """The variables of one kernel, `Z` and `U`; its regularizer while they are in use."""
+    """The variables `Z` and `U` of one kernel; it is the regularizer of the kernel."""
 
     def __init__(self, kernel, sparsity, rho):
         self.kernel = kernel
@@ -261,8 +274,7 @@ def _shares(model, distribution, sparsity):
 
 
 def _levels(sparsity, prune_fraction):
-    """The sparsities before the last one, each of which leaves `1 - prune_fraction` of the one
-    before."""
+    """The sparsities before the last one; each keeps `1 - prune_fraction` of the one before."""
     levels = []
     share = prune_fraction
     while share < sparsity * (1 - 1e-9):  # `1 - 0.8**2` is less than 0.36
@@ -282,13 +294,13 @@ def _check(model, sparsity, pruning, prune_fraction, num_updates, rho):
 
 
 def _check_density(model, shares):
-    """Pruning to more connections than there are would give some back, at 0."""
+    """Raises a `ValueError` if a kernel has fewer connections than pruning would leave."""
     for path, mask in masks.get_masks(model).items():
         num_active = np.count_nonzero(mask)
         num_left = mask.size - distributions.num_zeros(mask.size, shares[path])
         if num_active < num_left:
             raise ValueError(
-                "`model` must not be sparser than what is pruned first: make it with "
+                "`model` must not be sparser than after the first pruning: make it with "
                 f"`rigl_tf.sparsify(model, 0.0)`. Received: {path!r} with {num_active} active "
-                f"connections, of which {num_left} are to stay"
+                f"connections, but pruning would leave {num_left}"
             )

@@ -1,54 +1,57 @@
-"""Greedy forward selection: which units of a trained layer are enough."""
+"""Greedy forward selection: selects the units of a trained layer that are enough."""
+
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from rigl_tf._types import Loss
 from rigl_tf.checks import check_choice, check_integers, check_numbers
 from rigl_tf.lottery.imitation import GlobalImitation, LocalImitation
 from rigl_tf.lottery.units import Selection, link_of
 
 
 def select_units(
-    model,
-    layer,
-    inputs,
-    num_units=None,
-    tolerance=None,
-    imitate="local",
-    repetition=True,
-    targets=None,
-    loss=None,
-    score="taylor",
-    num_candidates=None,
-    max_steps=None,
-    seed=0,
-):
-    """Selects units of a layer one after another, so that they do what all of them did.
+    model: keras.Model,
+    layer: str,
+    inputs: Any,
+    num_units: int | None = None,
+    tolerance: float | None = None,
+    imitate: str = "local",
+    repetition: bool = True,
+    targets: np.ndarray | None = None,
+    loss: Loss | None = None,
+    score: str = "taylor",
+    num_candidates: int | None = None,
+    max_steps: int | None = None,
+    seed: int = 0,
+) -> Selection:
+    """Selects units of a layer one by one, so that a few units replace all units of the layer.
 
-    A layer of `N` units sends the mean of `N` contributions to the next layer's outputs: that of
-    unit `i` is `N` times what goes through it. Selected units send a weighted mean instead, of
-    weights `a` that sum to 1. From the best single unit on, each step takes the unit `i` and the
-    rate `r` in `[-a[i] / (1 - a[i]), 1]` that lower the discrepancy most, and sets
-    `a = (1 - r) * a`, `a[i] += r`. So a step adds a unit, or adjusts the weight of one, or deletes
-    it, at the lower end; the discrepancy never rises. It is:
+    The contributions of the `N` units of a layer to the next layer are seen as a mean: the
+    contribution of unit `i` is `N` times its part of the next layer's outputs. The selected units
+    form a weighted mean instead, with weights `a` whose sum is 1. The first step selects the best
+    single unit. Each further step takes the unit `i` and the rate `r` in
+    `[-a[i] / (1 - a[i]), 1]` that lower the discrepancy most, and sets `a = (1 - r) * a`, then
+    `a[i] += r`. So a step adds a unit, changes the weight of a unit, or (at the lowest rate)
+    removes a unit. The discrepancy never rises. It is one of these:
 
-    - `imitate="local"`, the squared norm of the change in the next layer's outputs, before its
-      bias and activation: mean over the examples, sum over units and pixels. The best rate of each
-      unit has a closed form.
-    - `imitate="global"`, the loss of the whole network. A first-order (Taylor) approximation ranks
-      the units, at rates of `1 / (n + 1)` with `n` selected ones; the best few, with
-      `score="exact"` all, are then evaluated at four rates up and down, and at the lower end.
+    - `imitate="local"`: the squared norm of the change of the next layer's outputs, before bias and
+      activation; the mean over the examples, the sum over units and pixels. The best rate of each
+      unit is given by a formula.
+    - `imitate="global"`: the loss of the whole network. A first-order (Taylor) approximation ranks
+      the units at the rate `1 / (n + 1)`, where `n` units are selected. The best few of them (with
+      `score="exact"`, all units) are evaluated at four rates up and down, and at the lowest rate.
 
-    Without repetition each step adds another unit at a rate of `1 / (n + 1)`: all weights are
-    `1 / n`. The discrepancy may rise for a while; of all units it is that of the layer.
+    With `repetition=False`, each step adds a new unit at the rate `1 / (n + 1)`, so all weights are
+    `1 / n`. The discrepancy may rise for a while.
 
-    Unconfirmed: the paper was not at hand in full. The local imitation, its range of rates and
-    the idea of the global one are from notes of it; the rates and the exact evaluations of the
-    global one, and that it may delete, are our choice. The steps without repetition and the random
-    candidates (50 a step there) are those of the public code for the authors' earlier paper, which
-    fine-tunes after each layer as well. To select in several layers, do it from the first to the
-    last, each time in the model that `keep_units` gave, fine-tuned or not.
+    Not confirmed by the paper, which was not available in full: the rates and exact evaluations of
+    the global imitation, and that it may remove units. The steps without repetition and the random
+    candidates (50 in each step) follow the public code of the authors' earlier paper, which also
+    fine-tunes after each layer. To select units in several layers, go from the first layer to the
+    last, each time with the model that `keep_units` has returned, fine-tuned or not.
 
     References:
 
@@ -56,36 +59,38 @@ def select_units(
     - [Ye et al., 2020](https://arxiv.org/abs/2003.01794), the earlier paper
 
     Args:
-        model: A built Sequential or Functional `keras.Model` without sparse wrappers, a chain or
-            not. It is not changed.
-        layer: Name of a Dense or Conv2D layer whose outputs go to one other such layer. Between
-            them may stand layers that treat each unit alike (activations, pooling, Dropout),
-            BatchNormalization, DepthwiseConv2D and Flatten: so the expansions of MobileNetV2 are
-            such layers, too.
-        inputs: Array of inputs, or a tuple or dictionary of arrays, as the model takes them. The
-            global imitation evaluates all at once; the local one needs memory for the square of
-            the rows of the next kernel.
-        num_units: Integer >= 1, at most the units of the layer. Stops with so many units.
-        tolerance: Float >= 0. Stops at this discrepancy. `num_units`, `tolerance` or both.
-        imitate: `"local"` or `"global"`.
-        repetition: Whether a unit that was selected may be selected again.
-        targets: Of the global imitation: array, the targets of `loss`, by default the model's own
-            outputs.
-        loss: Of the global imitation: a Keras loss, its name, or a function of targets and outputs;
-            it is averaged over the examples. Defaults to the squared norm of the difference.
-        score: Of the global imitation: `"taylor"` or `"exact"`.
-        num_candidates: Integer >= 1: each step considers so many random units at first, and others
-            only if none of them lowers the discrepancy. Defaults to all.
-        max_steps: Integer >= 1. Defaults to 10 for each unit of the layer.
-        seed: Integer >= 0, of the random candidates.
+        model: A built Sequential or Functional `keras.Model` without sparse wrappers. It is not
+            changed.
+        layer: String, the name of a Dense or Conv2D layer whose outputs go to one other Dense or
+            Conv2D layer. Between them there may be layers that treat each unit in the same way
+            (activations, pooling, Dropout), BatchNormalization, DepthwiseConv2D and Flatten. So it
+            also works for the expansions of MobileNetV2.
+        inputs: Array, or a tuple or dictionary of arrays, as the model takes them. The global
+            imitation evaluates all of them at once. The local imitation needs memory for a square
+            matrix with as many rows as the next kernel.
+        num_units: Integer >= 1, at most the number of units of the layer: selection stops with this
+            number of units. `num_units`, `tolerance` or both must be given.
+        tolerance: Float >= 0: selection stops at this discrepancy.
+        imitate: String: `"local"` or `"global"`.
+        repetition: Boolean, whether a unit may be selected several times.
+        targets: Array, the targets of `loss`, for the global imitation. Defaults to the outputs of
+            the model.
+        loss: A Keras loss, its name, or a function of targets and outputs, for the global
+            imitation. It is averaged over the examples. Defaults to the squared norm of the
+            difference.
+        score: String, for the global imitation: `"taylor"` or `"exact"`.
+        num_candidates: Integer >= 1, the number of random units that each step tries first. It
+            tries others only if none of these lowers the discrepancy. Defaults to all units.
+        max_steps: Integer >= 1. Defaults to 10 steps for each unit of the layer.
+        seed: Integer >= 0, for the random candidates.
 
     Returns:
-        A `Selection`, for `keep_units`. It stops short of `num_units` and `tolerance` if no step
-        lowers the discrepancy, or after `max_steps`.
+        A `Selection`, for `keep_units`. It may stop before `num_units` and `tolerance` are reached:
+        if no step lowers the discrepancy, or after `max_steps`.
 
     Raises:
-        ValueError: If an argument is out of its range, the layer is not followed as above, the loss
-            does not take the targets, or a discrepancy is not finite.
+        ValueError: If an argument is out of its range, other layers follow the layer, the loss does
+            not take the targets, or a discrepancy is not finite.
 
     Example:
 
@@ -143,7 +148,7 @@ def _select(objective, size, is_enough, repetition, num_candidates, max_steps, g
             some = np.sort(candidates[start : start + num_candidates])
             new_shares, new_value = objective.best(shares, some, fixed_rate)
             _check_finite(new_value)
-            # Less is rounding.
+            # A smaller difference is rounding.
             if fixed_rate is not None or new_value < value * (1 - 1e-9):
                 break
         else:
@@ -170,7 +175,7 @@ def _check_end(num_units, tolerance):
         check_numbers("[0, inf]", tolerance=tolerance)
     if num_units is None and tolerance is None:
         raise ValueError(
-            "When to stop must be given: `num_units`, `tolerance` or both. Received: neither"
+            "`num_units`, `tolerance` or both must say when to stop. Received: neither"
         )
 
 
@@ -182,7 +187,7 @@ def _arrays(inputs):
             f"Received: {type(inputs).__name__}"
         )
     if not all(len(each) for each in tf.nest.flatten(arrays)):
-        raise ValueError("`inputs` must have one example at least. Received: none")
+        raise ValueError("`inputs` must have at least one example. Received: none")
     return arrays
 
 
@@ -197,7 +202,7 @@ def _check_size(num_units, layer, link):
 def _check_local(targets, loss):
     if targets is not None or loss is not None:
         raise ValueError(
-            '`targets` and `loss` are those of the global imitation: `imitate="global"`. '
+            '`targets` and `loss` can be used only for the global imitation, `imitate="global"`. '
             "Received: imitate='local'"
         )
 

@@ -1,6 +1,6 @@
-"""What selected units of a layer are to imitate: the layer itself, or the whole network.
+"""The discrepancies of `select_units`: selected units imitate their layer, or the whole network.
 
-Units have shares, which sum to 1; in the layer as it is, each has the same. See `select_units`.
+The weights of the units are called shares here. Their sum is 1; in the given layer all are equal.
 """
 
 import math
@@ -12,9 +12,9 @@ import tensorflow as tf
 from rigl_tf.objective import mean_loss, on_a_replica
 from rigl_tf.transforms.rebuild import calls_of
 
-# Of the units that a first-order approximation ranks highest, so many are evaluated exactly.
+# How many of the units that the first-order approximation ranks highest are evaluated exactly.
 _NUM_EXACT = 5
-# Of the inputs of the next kernel, so many numbers are in memory at once.
+# How many inputs of the next kernel are in memory at the same time.
 _MAX_SIZE = 2**24
 
 
@@ -133,7 +133,7 @@ class GlobalImitation:
 
 
 def _checked_targets(targets, outputs, loss):
-    """Targets as a tensor: as many as outputs, and of their shape if no loss is given."""
+    """Targets as a tensor, after checking their number, and their shape if no loss is given."""
     targets = np.asarray(targets)
     shape = tuple(outputs.shape)
     if loss is None and targets.shape != shape:
@@ -143,7 +143,7 @@ def _checked_targets(targets, outputs, loss):
         )
     if targets.shape[:1] != shape[:1]:
         raise ValueError(
-            f"`targets` must be one for each of the {shape[0]} inputs. "
+            f"There must be one of the `targets` for each of the {shape[0]} inputs. "
             f"Received: shape={targets.shape}"
         )
     return tf.convert_to_tensor(targets.astype("float32") if loss is None else targets)
@@ -162,12 +162,12 @@ def _check_loss(loss, targets, outputs):
 def _step(shares, unit, rate):
     new_shares = (1 - rate) * shares
     new_shares[unit] += rate
-    new_shares[new_shares < 1e-7] = 0  # what rounding leaves of a unit that is deleted
+    new_shares[new_shares < 1e-7] = 0  # a removed unit may keep a rounding error
     return new_shares / new_shares.sum()
 
 
 def _lowest_rates(shares):
-    """The rates that delete units; a unit alone stays."""
+    """The rates that remove units; the only unit cannot be removed."""
     is_alone = shares >= 1
     return np.where(is_alone, 0, -shares / np.where(is_alone, 1, 1 - shares))
 
@@ -177,10 +177,10 @@ def _usual_rate(shares):
 
 
 def _rates(shares, unit):
-    """Rates to try: around the usual one, up and down, and the one that deletes the unit.
+    """The rates to try: around the usual rate, up and down, and the rate that removes the unit.
 
-    A unit that is alone has `N` times its weight, so that small rates move far, too: they go on
-    to a quarter of `1 / N`.
+    If only a few units are selected, their weights are large, so small rates change much, too. The
+    smallest rate is below `1 / N`.
     """
     rates = [2, 1, 0.5, 0.25]
     while rates[-1] * _usual_rate(shares) > 1 / len(shares):

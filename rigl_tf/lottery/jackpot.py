@@ -8,8 +8,9 @@ Reference:
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 
@@ -24,11 +25,11 @@ class Condition:
 
     Attributes:
         number: Integer, 1 to 5, as in the paper.
-        text: String, what `value` is.
-        value: Float, of the learning rate where it is highest.
-        threshold: Float, what `value` must be above, or at least.
-        strict: Whether it must be above.
-        learning_rate: That learning rate, `None` if none plays a part.
+        text: String, the meaning of `value`.
+        value: Float, the highest value over the learning rates.
+        threshold: Float. The condition holds if `value` is above it, or equal if not `strict`.
+        strict: Boolean, whether `value` must be above the threshold.
+        learning_rate: The learning rate of `value`, or `None` if it does not depend on it.
     """
 
     number: int
@@ -36,15 +37,16 @@ class Condition:
     value: float
     threshold: float
     strict: bool
-    learning_rate: object = None
+    learning_rate: Any = None
 
     @property
-    def holds(self):
+    def holds(self) -> bool:
+        """Whether the condition holds."""
         return self.margin > 0 or (self.margin == 0 and not self.strict)
 
     @property
-    def margin(self):
-        """By how much the condition holds, below 0 if it does not."""
+    def margin(self) -> float:
+        """The distance of `value` from the threshold, below 0 if the condition does not hold."""
         return _difference(self.value, self.threshold)
 
     def __str__(self):
@@ -58,54 +60,63 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What `judge_ticket` returns; `print` shows the conditions with their margins.
+    """The result of `judge_ticket`; `print` shows the conditions with their margins.
 
     Attributes:
-        verdict: `"jackpot"`, `"secondary"` or `"none"`.
-        sparsity: Float.
+        verdict: String: `"jackpot"`, `"secondary"` or `"none"`.
+        sparsity: Float, the sparsity of the ticket.
         conditions: The five `Condition`s in their order, with `holds`, `value` and `margin`.
     """
 
     verdict: str
     sparsity: float
-    conditions: tuple
+    conditions: tuple[Condition, ...]
 
     def __str__(self):
         lines = [f"{self.verdict} at sparsity {self.sparsity:.4g}", *map(str, self.conditions)]
         return "\n".join(lines)
 
 
-def judge_ticket(results, sparsity, small_dense, similar=0.5, clear=0.5, min_sparsity=0.6):
-    """Tells whether a ticket wins the jackpot, the secondary prize or nothing.
+def judge_ticket(
+    results: Mapping[float, Sequence[Any]],
+    sparsity: float,
+    small_dense: float | Sequence[float],
+    similar: float = 0.5,
+    clear: float = 0.5,
+    min_sparsity: float = 0.6,
+) -> Verdict:
+    """Decides whether a ticket wins the jackpot, the secondary prize or nothing.
+
+    There are five conditions:
 
     1. The sparsity is not trivial: at least `min_sparsity`.
     2. The ticket is clearly better than the small dense network.
-    3. The ticket is clearly better than the reinitialised one at any learning rate.
+    3. The ticket is clearly better than the reinitialised network at any learning rate.
     4. The ticket is similar to the dense network at the same learning rate, or better.
     5. The ticket is similar to the best dense network, or better.
 
-    All five are the jackpot, all but the last the secondary prize. Each condition may hold at a
-    learning rate of its own. A drop of exactly `similar` is still similar, a gap of exactly `clear`
-    is not yet clear. That all networks were trained long enough is for you to see to.
+    If all five hold, it is the jackpot; without the last one, it is the secondary prize. Each
+    condition may hold at a different learning rate. A drop of exactly `similar` is still similar; a
+    gap of exactly `clear` is not clear yet. Make sure that all networks were trained long enough.
 
     Args:
-        results: `{learning rate: (dense, ticket, random reinitialisation)}`, test accuracies in
-            percent; each is a number, or a list of one for each seed, of which the mean counts.
+        results: `{learning rate: (dense, ticket, random reinitialisation)}`, the test accuracies in
+            percent. Each is a number, or a list with a number for each seed, whose mean is used.
         sparsity: Share of zeros of the ticket, in `[0, 1)`.
-        small_dense: Accuracy, or list of such, of the dense network with as many parameters as the
-            ticket, at its best learning rate.
-        similar: Number >= 0, in percentage points. The paper has 0.5 for CIFAR-10, 1 for CIFAR-100
-            and Tiny-ImageNet, 1.5 for ImageNet.
-        clear: Number >= 0, in percentage points. The paper has 0.5 for condition 3 and gives none
-            for condition 2; here it is the same.
-        min_sparsity: Number in `[0, 1)`. The paper speaks of about 60 %.
+        small_dense: Accuracy in percent (or a list with one for each seed) of the dense network
+            with as many parameters as the ticket, at its best learning rate.
+        similar: Number >= 0, in percentage points. The paper uses 0.5 for CIFAR-10, 1 for CIFAR-100
+            and Tiny-ImageNet, and 1.5 for ImageNet.
+        clear: Number >= 0, in percentage points. The paper uses 0.5 for condition 3 and gives no
+            number for condition 2; here both use the same number.
+        min_sparsity: Number in `[0, 1)`. The paper says about 60 %.
 
     Returns:
         A `Verdict`, with `verdict` and `conditions`.
 
     Raises:
-        ValueError: If there are no results, an argument is out of its range, or none of `results`
-            or of `small_dense` is above 1, as if they were shares of 1.
+        ValueError: If there are no results, an argument is out of its range, or all accuracies of
+            `results` or `small_dense` are at most 1, so that they are probably not in percent.
 
     Example:
 
@@ -123,7 +134,7 @@ def judge_ticket(results, sparsity, small_dense, similar=0.5, clear=0.5, min_spa
 
 
 def decide(results, sparsity, small, similar, clear, min_sparsity):
-    """The `Verdict` on means over seeds, unchecked; see `judge_ticket`."""
+    """The `Verdict` for means over seeds, without checks; see `judge_ticket`."""
     dense, ticket, random = zip(*results.values(), strict=True)
     rates = list(results)
     best = int(np.argmax(ticket))
@@ -154,15 +165,15 @@ def _name(conditions):
 
 
 def _difference(a, b):
-    # 92.3 - 92.0 is 0.3, not the 0.29999999999999716 that floats make of it.
+    # 92.3 - 92.0 must be 0.3; in floats it is 0.29999999999999716.
     return round(a - b, 9)
 
 
 def _check_results(results):
     if not isinstance(results, Mapping) or not results:
         raise ValueError(
-            "`results` must map learning rates to (dense, ticket, random reinitialisation), one at "
-            f"least. Received: results={results!r}"
+            "`results` must map at least one learning rate to (dense, ticket, random "
+            f"reinitialisation). Received: results={results!r}"
         )
     for rate, row in results.items():
         if not isinstance(row, (tuple, list, np.ndarray)) or len(row) != 3:
@@ -185,14 +196,14 @@ def _mean(name, accuracy):
     in_range = values.ndim <= 1 and values.size and ((values >= 0) & (values <= 100)).all()
     if not in_range:
         raise ValueError(
-            "An accuracy must be a number from 0 to 100, in percent, or a list of such, one for "
-            f"each seed. Received: {name}={accuracy!r}"
+            "An accuracy must be a number from 0 to 100, in percent, or a list of such numbers, "
+            f"one for each seed. Received: {name}={accuracy!r}"
         )
     return float(values.mean())
 
 
 def check_thresholds(similar, clear, min_sparsity):
-    """Raises a `ValueError` unless these are what `judge_ticket` takes."""
+    """Raises a `ValueError` unless these are arguments for `judge_ticket`."""
     check_numbers("[0, inf)", similar=similar, clear=clear)
     distributions.check_sparsity(min_sparsity, "min_sparsity")
 

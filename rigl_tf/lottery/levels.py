@@ -1,4 +1,4 @@
-"""The state of a model, and results of trainings in files, so that each runs only once."""
+"""Saves the results of trainings in files, so that each training runs only once."""
 
 import dataclasses
 import json
@@ -6,6 +6,7 @@ import os
 import pathlib
 import uuid
 import zipfile
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,25 +19,26 @@ class Level:
     """One training of a network that was pruned `number` times.
 
     Attributes:
-        number: Integer, 0 for the network before pruning.
-        num_active: Integer, the active connections of all sparse kernels together.
+        number: Integer, how often the network was pruned; 0 before pruning.
+        num_active: Integer, the number of active connections of all sparse kernels together.
         sparsity: Float, the share of zeros over all sparse kernels.
         masks: `{kernel path: mask}`, for `rigl_tf.set_masks`.
-        metrics: What `train` returned.
-        weights: What the training started from, as from `model.get_weights()`, before the masks
-            were applied: a partially trained ticket for `sanity_check`, if it was rewound.
+        metrics: The result of `train`.
+        weights: The weights at the start of the training, before the masks were applied: a list of
+            arrays as from `model.get_weights()`. If weights are rewound to a later step, this is a
+            partially trained ticket for `sanity_check`.
     """
 
     number: int
     num_active: int
     sparsity: float
-    masks: dict
-    metrics: object
-    weights: list
+    masks: dict[str, np.ndarray]
+    metrics: Any
+    weights: list[np.ndarray]
 
 
 def state_of(model):
-    """The values of all variables of a model but its masks; random seeds are among them."""
+    """The values of all variables of a model (including random seeds), and its masks."""
     return {
         "weights": [_array(variable) for variable in _variables(model)],
         "masks": list(masks.get_masks(model).values()),
@@ -44,34 +46,34 @@ def state_of(model):
 
 
 def trained_state(model, where):
-    """`state_of` a model after a training; a `ValueError` if that diverged."""
+    """`state_of` a model after a training; raises a `ValueError` if the training diverged."""
     weights = [*model.trainable_weights, *masks.kernels_of(model).values()]
     broken = [each.path for each in weights if not np.isfinite(_array(each)).all()]
     if broken:
         raise ValueError(
-            "A training must end with finite weights, and nothing is kept of a training that "
-            f"diverged. Received: NaN or inf in {list(dict.fromkeys(broken))} after {where}"
+            "A training must end with finite weights. A training that diverged is not saved. "
+            f"Received: NaN or inf in {list(dict.fromkeys(broken))} after {where}"
         )
     return state_of(model)
 
 
 def weights_of(model, weights):
-    """The weights that `state_of` gave in the order of `model.get_weights()`."""
+    """The weights from `state_of`, in the order of `model.get_weights()`."""
     values = dict(zip(map(id, _variables(model)), weights, strict=True))
     return [values[id(each)] if id(each) in values else each.numpy() for each in model.weights]
 
 
 def without_masks(model, weights):
-    """What `model.get_weights()` gave as `state_of` has it: the opposite of `weights_of`.
+    """Converts `model.get_weights()` to the form of `state_of`; the reverse of `weights_of`.
 
-    Nothing is set, so weights that are masked out keep their values. Of variables that are no
-    weights, such as the states of random seeds, it has the model's own values.
+    The model is not changed, so inactive weights keep their values. Variables that are not weights,
+    such as the states of random seeds, have the model's values.
 
     Returns:
         The weights, a list, and the masks, `{kernel path: mask}`.
 
     Raises:
-        ValueError: If they are not weights of such a model.
+        ValueError: If the weights do not fit the model.
     """
     shapes = [tuple(each.shape) for each in model.weights]
     received = [np.shape(array) for array in weights]
@@ -87,14 +89,14 @@ def without_masks(model, weights):
 
 
 def restore(model, weights, kernel_masks):
-    """Sets what `state_of` gave; the masks have the last word."""
+    """Sets weights from `state_of`, then masks, which set inactive connections to zero."""
     for variable, value in zip(_variables(model), weights, strict=True):
         variable.assign(value)
     masks.set_masks(model, dict(zip(masks.kernels_of(model), kernel_masks, strict=True)))
 
 
 def shapes_of(model):
-    """The shapes of what `state_of` gives: two models of different ones are not the same."""
+    """The shapes of the weights from `state_of`, to tell different models apart."""
     return [list(variable.shape) for variable in _variables(model)]
 
 
@@ -104,20 +106,22 @@ def _variables(model):
 
 def _array(variable):
     value = variable.numpy()
-    # bfloat16 is no type of NumPy's files; float32 holds all its numbers.
+    # NumPy cannot save bfloat16 in files; float32 can hold all of its numbers.
     return value.astype("float32") if value.dtype.kind == "V" else np.array(value)
 
 
 class Records:
-    """Results by name, each computed once: those in the directory are read.
+    """Results by name. Each is computed once and saved in a directory.
 
-    A record is a dictionary with lists of arrays, and `metrics`, which JSON can hold. It is one
-    file, written under a temporary name and renamed when it is complete. Several processes may
-    share a directory: of two that compute the same, all go on with what the first has finished.
+    A record is a dictionary with lists of arrays, and `metrics`, which can be saved as JSON. It is
+    saved in one file, which is written under a temporary name and renamed when it is complete.
+    Several processes may use the same directory: if two compute the same result, both continue with
+    the one that was finished first.
 
     Args:
-        directory: Path, made if it is not there. `None` keeps nothing.
-        settings: Dictionary for JSON. A directory with other settings is refused.
+        directory: Path, which is created if it does not exist. With `None` nothing is saved.
+        settings: Dictionary that can be saved as JSON. They must equal the settings in an existing
+            directory.
 
     Raises:
         ValueError: If `directory` is a file or has other settings, or a file in it is damaged.
@@ -133,26 +137,25 @@ class Records:
             self._path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(
-                "`directory` must be a directory, or a path where one can be made, not a file or "
-                f"in one. Received: directory={str(self._path)!r} ({error.strerror})"
+                "`directory` must be a directory, or a path where a directory can be created. "
+                f"Received: directory={str(self._path)!r} ({error.strerror})"
             ) from error
-        self._check_settings(json.loads(json.dumps(settings)))
+        self._check_settings(self._path / "settings.json", json.loads(json.dumps(settings)))
 
     def once(self, name, compute):
-        """The record of this name; `compute()` makes it if there is none."""
+        """The record with this name; `compute()` is called if it does not exist yet."""
         path = None if self._path is None else self._path / f"{name}.npz"
         if path is not None and path.exists():
             return read(path)
         record = compute()
         record = {**record, "metrics": plain(record.get("metrics"))}
         if path is not None:
-            if path.exists():  # by now: another process was faster
+            if path.exists():  # another process has finished it in the meantime
                 return read(path)
             replace_file(path, lambda file: _write(file, record))
         return record
 
-    def _check_settings(self, settings):
-        path = self._path / "settings.json"
+    def _check_settings(self, path, settings):
         if not path.exists():
             text = json.dumps(settings, indent=2) + "\n"
             replace_file(path, lambda file: file.write(text.encode()))
@@ -165,7 +168,7 @@ class Records:
                 for name in other
             )
             raise ValueError(
-                "`directory` must be new, or hold results of the same settings. "
+                "`directory` must be new, or have results of the same settings. "
                 f"Received: directory={str(self._path)!r}, {difference}"
             )
 
@@ -177,16 +180,16 @@ def _settings_in(path):
         found = None
     if not isinstance(found, dict):
         raise ValueError(
-            "The settings of a directory must be as they were written, a dictionary in JSON: take "
-            f"another directory if they are lost. Received: {path}"
+            "The settings of a directory are damaged (they must be a dictionary in JSON): use "
+            f"another directory. Received: {path}"
         )
     return found
 
 
 def replace_file(path, write):
-    """Writes a file under a temporary name, `write(file)`, and renames it when it is complete.
+    """Writes a file with `write(file)` under a temporary name, and renames it when it is complete.
 
-    The name is its own: two processes may write the same file, and the later one counts.
+    Temporary names are unique. So two processes may write the same file; the last one counts.
     """
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
     try:
@@ -198,9 +201,9 @@ def replace_file(path, write):
 
 
 def plain(metrics):
-    """`metrics` as JSON gives them back, so that a result is the same when it is read again.
+    """`metrics` as they are after saving and loading with JSON, so that both are the same.
 
-    Of what `model.fit` returns, the history.
+    The result of `model.fit` is replaced by its history.
     """
     if isinstance(metrics, keras.callbacks.History):
         metrics = metrics.history
@@ -208,7 +211,7 @@ def plain(metrics):
         return json.loads(json.dumps(metrics, default=lambda value: np.asarray(value).tolist()))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            "`train` must return metrics that JSON can hold: numbers, in lists or dictionaries. "
+            "`train` must return metrics that JSON can save: numbers, in lists or dictionaries. "
             f"Received: {metrics!r}"
         ) from error
 
@@ -229,7 +232,7 @@ def _write(file, record):
 
 
 class _Record(dict):
-    """A record that was read; it is an error of its file if something is missing."""
+    """A record from a file. A missing entry is an error of the file."""
 
     def __init__(self, path):
         super().__init__()
@@ -241,14 +244,14 @@ class _Record(dict):
 
 def _damaged(path, why):
     return ValueError(
-        "What is finished must be as it was written: delete the file, and those of later levels, "
-        "to have them run again. "
+        "A file with a finished result is damaged: delete it and the files of later levels, to run "
+        "them again. "
         f"Received: {path} ({why})"
     )
 
 
 def read(path):
-    """The record in a file of `Records`."""
+    """Reads a record from a file of `Records`."""
     record = _Record(path)
     try:
         with np.load(path) as arrays:

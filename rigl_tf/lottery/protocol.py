@@ -1,10 +1,12 @@
-"""The jackpot protocol: trains a ticket and its rivals, judges them, writes a report."""
+"""The jackpot protocol: trains a ticket and the networks to compare, and writes a report."""
 
 import functools
 import math
 import os
 import pathlib
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,9 +15,9 @@ from rigl_tf import masks
 from rigl_tf.checks import check_choice, check_functions
 from rigl_tf.lottery.corruption import rearrange_masks
 from rigl_tf.lottery.jackpot import check_different, check_thresholds, decide
-from rigl_tf.lottery.levels import Records, read, replace_file, restore, shapes_of, state_of
+from rigl_tf.lottery.levels import Level, Records, read, replace_file, restore, shapes_of, state_of
 from rigl_tf.lottery.report import has_residual, report
-from rigl_tf.lottery.run import Run, accuracy_of, check_percent, check_train
+from rigl_tf.lottery.run import RewindPoint, Run, accuracy_of, check_percent, check_train
 from rigl_tf.lottery.tickets import (
     check_arguments,
     find_ticket,
@@ -29,68 +31,76 @@ _KINDS = ("LT-IMP", "LT-OMP", "RR-IMP", "RR-OMP")
 
 
 def jackpot_protocol(
-    build,
-    train,
-    small_dense,
-    learning_rates,
-    directory,
+    build: Callable[[int], keras.Model],
+    train: Callable[[keras.Model, Run], float],
+    small_dense: Callable[[float, int], keras.Model],
+    learning_rates: Sequence[float],
+    directory: str | os.PathLike[str],
     *,
-    levels=10,
-    prune_fraction=0.2,
-    scope="global",
-    seeds=(0, 1, 2),
-    rewind_step=0,
-    judged_levels=None,
-    residual=None,
-    large_dataset=False,
-    similar=0.5,
-    clear=0.5,
-    min_sparsity=0.6,
-):
-    """Trains all that a verdict needs, judges each sparsity, and writes the report.
+    levels: int = 10,
+    prune_fraction: float = 0.2,
+    scope: str = "global",
+    seeds: Sequence[int] = (0, 1, 2),
+    rewind_step: int = 0,
+    judged_levels: Sequence[int] | None = None,
+    residual: bool | None = None,
+    large_dataset: bool = False,
+    similar: float = 0.5,
+    clear: float = 0.5,
+    min_sparsity: float = 0.6,
+) -> list[dict[str, Any]]:
+    """Trains all networks for a verdict, judges each sparsity, and writes a report.
 
-    At each learning rate and with each seed these are trained: the dense network; tickets from the
-    initial weights, by iterative (LT-IMP) and by one-shot pruning (LT-OMP); the same masks with
-    other initial weights (RR-IMP, RR-OMP); and a narrower dense network (small dense). With
-    `rewind_step` there are also tickets whose weights are rewound to that step. These take no part
-    in the verdict, as they do not start from the initialisation. For `n` levels of which `j` are
-    judged that is `n + 1 + 4j` trainings, or `2n + 2 + 4j`.
+    For each learning rate and seed, these networks are trained: the dense network; tickets with the
+    initial weights, by iterative pruning (LT-IMP) and by one-shot pruning (LT-OMP); the same masks
+    with other initial weights (RR-IMP, RR-OMP); and a narrower dense network (small dense). With
+    `rewind_step` there are also tickets whose weights are rewound to that step. They do not start
+    from the initialisation, so they do not count in the verdict. For `n` levels, `j` of which are
+    judged, there are `n + 1 + 4j` trainings, or `2n + 2 + 4j` with rewinding.
 
     Reference:
 
     - [Ma et al., 2021](https://arxiv.org/abs/2107.00166), sections 2 and 3
 
     Args:
-        build: Function `build(seed)`, the built sparse model made with `sparsify(model, 0.0)`;
-            another seed gives other initial weights. Reinitialised networks have those of
-            `build(seed + 1_000_000)`.
+        build: Function `build(seed)` that returns a built sparse model, made with
+            `sparsify(model, 0.0)`. Different seeds must give different initial weights.
+            Reinitialised networks have the weights of `build(seed + 1_000_000)`.
         train: Function `train(model, run) -> accuracy` in percent, see `rigl_tf.lottery.Run`. It
-            compiles the model, with `run.learning_rate`. The names are `"dense"` and those above;
-            with `rewind_step` it is `"rewinding"`, too, with `run.rewind`.
-        small_dense: Function `small_dense(width, seed)`, the built dense network with that share of
-            its units in each hidden layer, `width` in `(0, 1)`. Taken is the widest with at most
-            as many trainable parameters as the ticket; frozen ones count on neither side.
+            compiles the model with `run.learning_rate`. `run.name` is `"dense"` or one of the names
+            above; with `rewind_step` also `"rewinding"`, and then `run.rewind` is given.
+        small_dense: Function `small_dense(width, seed)` that returns a built dense network with the
+            share `width`, in `(0, 1)`, of the units of each hidden layer. The widest network with
+            at most as many trainable parameters as the ticket is used. Frozen parameters do not
+            count.
         learning_rates: List of the learning rates to compare.
-        directory: Path. Every training is kept there and never done again; `report.md` is written
-            in the end.
-        levels, prune_fraction, scope, rewind_step: See `find_ticket`.
-        seeds: Integers >= 0. With one there is no spread, and the report says so. More of them can
-            be trained later, in the same directory.
-        judged_levels: Levels to judge, integers. Defaults to all that have `min_sparsity` or more.
-        residual: Whether the network has residual connections. `None` looks for additions, and
-            cannot tell for subclassed models and layers.
-        large_dataset: Whether the data is of the kind of Tiny-ImageNet and ImageNet: the paper's
-            guideline is another then.
-        similar, clear, min_sparsity: See `judge_ticket`.
+        directory: Path. All results are saved there, so no training is repeated. At the end,
+            `report.md` is written there.
+        levels: Integer >= 1, how many times to prune, see `find_ticket`.
+        prune_fraction: Share of the active connections that a level removes, in `(0, 1)`.
+        scope: `"global"` or `"layerwise"`, see `find_ticket`.
+        rewind_step: Integer >= 0, see `find_ticket`.
+        seeds: List of integers >= 0. With one seed there is no standard deviation, and the report
+            says so. More seeds can be added later, with the same directory.
+        judged_levels: List of the levels to judge, integers. Defaults to all levels with a sparsity
+            of at least `min_sparsity`.
+        residual: Boolean, whether the network has residual connections. With `None`, additions in
+            the model are looked for; this does not work for subclassed models and layers.
+        large_dataset: Boolean, whether the data set is as large as Tiny-ImageNet or ImageNet. The
+            paper's guideline differs for such data sets.
+        similar: Number >= 0, in percentage points, see `judge_ticket`.
+        clear: Number >= 0, in percentage points, see `judge_ticket`.
+        min_sparsity: Number in `[0, 1)`, see `judge_ticket`.
 
     Returns:
-        A dictionary for each judged level, in a list: `"level"`, `"sparsity"`, `"verdicts"`
-        (`{"IMP": Verdict, "OMP": Verdict}`), `"accuracies"` (`{kind: {learning rate: [one for each
-        seed]}}`), and `"num_parameters"` of the ticket and the small dense network, a pair.
+        List with a dictionary for each judged level: `"level"`, `"sparsity"`, `"verdicts"`
+        (`{"IMP": Verdict, "OMP": Verdict}`), `"accuracies"`
+        (`{kind: {learning rate: [accuracy for each seed]}}`), and `"num_parameters"`, a pair for
+        the ticket and the small dense network.
 
     Raises:
         ValueError: If an argument is out of its range, no level is sparse enough to be judged,
-            `build` does not heed its seed, `train` returns no accuracy in percent, or `directory`
+            `build` ignores its seed, `train` does not return an accuracy in percent, or `directory`
             has results of other settings.
 
     Example:
@@ -164,21 +174,27 @@ def jackpot_protocol(
 
 
 class Contest:
-    """A ticket and its rivals, of one seed. Each is trained when it is asked for, and only once.
+    """A ticket and the networks to compare it with, for one seed.
+
+    The tickets are trained when the object is created. Every other network is trained when its
+    accuracy is requested. Results are saved, so no training is repeated.
 
     Args:
-        build, train: See `jackpot_protocol`.
-        directory: Path. Every training is kept there.
-        levels, prune_fraction, scope: See `find_ticket`. All levels of pruning are trained at once.
-        seed: Integer, of the initial weights; `train` gets it, too.
-        other_seed: Integer, of the other initial weights.
-        learning_rate: Number for `train`, or `None`.
-        known: Accuracies of dense networks trained before, in percent.
+        build: Function `build(seed)`, see `jackpot_protocol`.
+        train: Function `train(model, run) -> accuracy` in percent, see `rigl_tf.lottery.Run`.
+        directory: Path, where all results are saved.
+        levels: Integer >= 1, how many times to prune, see `find_ticket`.
+        prune_fraction: Share of the active connections that a level removes, in `(0, 1)`.
+        scope: `"global"` or `"layerwise"`, see `find_ticket`.
+        seed: Integer, the seed of the initial weights. It is passed to `train`, too.
+        other_seed: Integer, the seed of the other initial weights.
+        learning_rate: Number, passed to `train`, or `None`.
+        known: Accuracies in percent of dense networks that were trained before.
 
     Attributes:
         seed: Integer, as given.
-        model: The sparse model; what it holds changes with every training.
-        levels: List of `Level`, the dense network and the tickets by iterative pruning.
+        model: The sparse model. Its weights and masks change with every training.
+        levels: List of `Level`: the dense network and the tickets by iterative pruning.
 
     Example:
 
@@ -201,18 +217,18 @@ class Contest:
 
     def __init__(
         self,
-        build,
-        train,
-        directory,
-        levels,
-        prune_fraction,
-        scope="global",
+        build: Callable[[int], keras.Model],
+        train: Callable[[keras.Model, Run], float],
+        directory: str | os.PathLike[str],
+        levels: int,
+        prune_fraction: float,
+        scope: str = "global",
         *,
-        seed=0,
-        other_seed=_OTHER_START,
-        learning_rate=None,
-        known=(),
-    ):
+        seed: int = 0,
+        other_seed: int = _OTHER_START,
+        learning_rate: float | None = None,
+        known: Sequence[float] = (),
+    ) -> None:
         self._build, self._train, self._known = build, train, known
         self.seed, self._other_seed, self._learning_rate = seed, other_seed, learning_rate
         self._directory = pathlib.Path(directory)
@@ -226,15 +242,18 @@ class Contest:
         settings = {**self._pruning, "levels": None, "shapes": shapes_of(self.model)}
         self._records = Records(self._directory / "others", settings)
 
-    def accuracy(self, kind, level):
-        """The test accuracy in percent.
+    def accuracy(self, kind: str, level: int) -> float:
+        """The test accuracy of a network, which is trained if this is not done yet.
 
         Args:
-            kind: `"LT-IMP"` or `"LT-OMP"`, a ticket by iterative or one-shot pruning, of level 0
-                the dense network; `"RR-IMP"` or `"RR-OMP"`, the same masks with other initial
-                weights; `"random"`, the initial weights with the ticket's connections permuted
-                within each kernel.
+            kind: String. `"LT-IMP"` or `"LT-OMP"`: a ticket by iterative or one-shot pruning (at
+                level 0 the dense network). `"RR-IMP"` or `"RR-OMP"`: the same masks with other
+                initial weights. `"random"`: the initial weights, with the masks of the ticket
+                permuted within each kernel.
             level: Integer, how many times to prune.
+
+        Returns:
+            Float, the accuracy in percent.
         """
         check_choice((*_KINDS, "random"), kind=kind)
         if kind == "LT-IMP":
@@ -244,22 +263,55 @@ class Contest:
         compute = functools.partial(self._train_masked, kind, level, weights, kernel_masks)
         return self.once(kind, level, compute)
 
-    def once(self, kind, level, compute):
-        """What `compute()` returns, kept under this name and level."""
+    def once(self, kind: str, level: int, compute: Callable[[], Any]) -> Any:
+        """Calls `compute()` once, and saves its result.
+
+        Args:
+            kind: String, the name of the result.
+            level: Integer, the level of the result.
+            compute: Function without arguments; its result must be one that JSON can save.
+
+        Returns:
+            The result, computed or loaded.
+        """
         name = f"{kind.lower().replace(' ', '-')}-{level:03d}"
         return self._records.once(name, lambda: {"metrics": compute()})["metrics"]
 
-    def train(self, model, kind, level, rewind=None):
-        """Trains a model as the others are, and returns its accuracy."""
+    def train(
+        self, model: keras.Model, kind: str, level: int, rewind: RewindPoint | None = None
+    ) -> float:
+        """Trains a model with the settings of all trainings.
+
+        Args:
+            model: The `keras.Model` to train.
+            kind: String, the name of the training.
+            level: Integer, how many times the network was pruned.
+            rewind: A `RewindPoint`, or `None`.
+
+        Returns:
+            Float, the accuracy in percent.
+        """
         run = Run(kind, level, self.seed, self._learning_rate, rewind)
         return accuracy_of(self._train, model, run)
 
-    def num_parameters(self, level):
-        """The trainable parameters of the ticket that are not masked out."""
+    def num_parameters(self, level: int) -> int:
+        """The number of trainable parameters of a ticket, without inactive connections.
+
+        Args:
+            level: Integer, how many times the network was pruned.
+        """
         return _num_parameters(self.model, self._masks("LT-OMP", level))
 
-    def rewinding(self, levels, rewind_step):
-        """As `levels`, of tickets whose weights are rewound to a step."""
+    def rewinding(self, levels: int, rewind_step: int) -> list[Level]:
+        """Finds tickets whose weights are rewound to a step.
+
+        Args:
+            levels: Integer, how many times to prune.
+            rewind_step: Integer, the step to rewind to.
+
+        Returns:
+            List of `Level`.
+        """
         restore(self.model, self._start["weights"], self._start["masks"])
 
         def train(model, run):
@@ -277,7 +329,7 @@ class Contest:
     def _train_level(self, model, run):
         accuracy = self.train(model, "LT-IMP" if run.level else "dense", run.level)
         if run.level == 0:
-            # Before it is kept. At chance less than 1 % is right: others may be above that.
+            # Checked before it is saved. At chance it may be below 1 %, so others count, too.
             check_percent([accuracy, *self._known])
         return accuracy
 
@@ -300,10 +352,10 @@ class Contest:
         model = self._build(self._other_seed)
         weights, kernels = state_of(model)["weights"], _kernels(model)
         restore(model, self._start["weights"], self._start["masks"])
-        # Other variables differ in any case: Dropout keeps the state of its random seed.
+        # Only kernels: other variables may differ anyway, such as the random seed of Dropout.
         if all(np.array_equal(a, b) for a, b in zip(kernels, _kernels(model), strict=True)):
             raise ValueError(
-                "`build` must give other initial weights for another seed. "
+                "`build` must return different initial weights for different seeds. "
                 f"Received: the same for seeds {self.seed} and {self._other_seed}"
             )
         return weights
@@ -314,9 +366,9 @@ def _kernels(model):
 
 
 def _outcomes(contest, judged, train_small, rewind_step):
-    """What was seen, as triples `(kind, level, accuracy)`.
+    """Yields the results, as triples `(kind, level, accuracy)`.
 
-    Among them is the size of the ticket and of the small network, as `"num_parameters"`.
+    One kind is `"num_parameters"`, with the sizes of the ticket and of the small network.
 
     Args:
         contest: A `Contest`.
@@ -347,7 +399,7 @@ def _small(small_dense, width_of, contest, level, num_parameters):
 
 
 def _small_network(small_dense, width, seed):
-    """The small dense network; one that is not built would count as one without parameters."""
+    """The small dense network, after checking that it is built and has parameters."""
     model = small_dense(width, seed)
     if not isinstance(model, keras.Model) or not model.built or not model.trainable_weights:
         raise ValueError(
@@ -358,7 +410,7 @@ def _small_network(small_dense, width, seed):
 
 
 def _width_of(small_dense, seed, num_parameters):
-    """The largest width with at most so many parameters, by bisection; else one near 0."""
+    """The largest width with at most `num_parameters`, by bisection; a width near 0 if none is."""
     low, high = 0.0, 1.0
     for _ in range(12):
         width = (low + high) / 2
@@ -370,11 +422,11 @@ def _width_of(small_dense, seed, num_parameters):
 
 
 def _num_parameters(model, kernel_masks=()):
-    """The trainable parameters that are not masked out."""
+    """The number of trainable parameters, without inactive connections."""
     sizes = {id(weight): math.prod(weight.shape) for weight in model.trainable_weights}
     for kernel, mask in zip(masks.kernels_of(model).values(), kernel_masks, strict=False):
         if id(kernel.variable) in sizes:
-            sizes[id(kernel.variable)] = np.count_nonzero(mask)
+            sizes[id(kernel.variable)] = int(np.count_nonzero(mask))
     return int(sum(sizes.values()))
 
 
@@ -391,8 +443,8 @@ def _judged(model, levels, pruning, judged_levels, min_sparsity):
         judged_levels = check_different("judged_levels", judged_levels, Integral)
     if not judged_levels or not set(judged_levels) <= set(sparsities):
         raise ValueError(
-            f"`judged_levels` must be among 1 to {levels}, one at least; by default those with "
-            f"`min_sparsity` are. Received: judged_levels={judged_levels}, min_sparsity="
+            f"`judged_levels` must be one or more levels from 1 to {levels}; by default, those "
+            f"with `min_sparsity`. Received: judged_levels={judged_levels}, min_sparsity="
             f"{min_sparsity}, the highest sparsity is {max(sparsities.values(), default=0):.3g}"
         )
     return {level: sparsities[level] for level in judged_levels}

@@ -8,11 +8,11 @@ from rigl_tf.walk import all_layers
 
 
 def has_residual(model):
-    """Whether a network has residual connections: it adds what two layers give.
+    """Whether a network has residual connections: it adds the outputs of two layers.
 
     Returns:
-        `True`, `False`, or `None` where it cannot be seen: in subclassed models, in layers of
-        classes that are not Keras's own, and in `Lambda`.
+        `True`, `False`, or `None` if it is unknown: for subclassed models, `Lambda` layers, and
+        layers of classes that are not part of Keras.
     """
     if not is_clonable(model):
         return None
@@ -29,10 +29,10 @@ def _adds(operation):
     kind = type(operation)
     package = kind.__module__.split(".")[0]
     if package == "rigl_tf":
-        return False  # what a wrapper holds is looked at by itself
+        return False  # the layer inside a wrapper is checked by itself
     if package != "keras" or kind is keras.layers.Lambda:
         return None
-    # `keras.layers.Add`, and the operation that `x + y` makes; `x + 1.0` has one tensor.
+    # `keras.layers.Add`, and the operation of `x + y`. (`x + 1.0` has only one tensor.)
     tensors = keras.tree.flatten(getattr(operation, "input", []))  # none if it was never called
     return kind.__name__ == "Add" and len(set(map(id, tensors))) > 1
 
@@ -125,7 +125,7 @@ def _verdicts(rows):
 
 
 def guideline_table(rows, facts):
-    """The paper's five rules beside what was seen: a table."""
+    """A table of the paper's five rules and of the results here."""
     best = {kind: _best_rates(rows, kind) for kind in ("dense", "LT-IMP")}
     table = [
         ["rule", "for this network", "seen here", "agrees"],

@@ -1,28 +1,36 @@
-"""What every protocol asks of `train`, and what it gets: one shape, described at `Run`."""
+"""The interface of the `train` function of all protocols, see `Run`."""
 
 import dataclasses
 import inspect
-from numbers import Real
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
-from rigl_tf.checks import check_functions
+from rigl_tf.checks import check_functions, is_number
 
 
 class RewindPoint(keras.callbacks.Callback):
-    """Where later trainings start: a callback for `model.fit`, if weights are rewound to a step.
+    """The step to which weights are rewound: a callback for `model.fit`.
 
-    In the first training it takes the weights after `step` steps. It is among the callbacks of
-    `model.fit`, or a custom loop calls `record` after each step.
+    In the first training it copies the weights after `step` steps; later trainings start from them.
+    Add it to the callbacks of `model.fit`, or call `record` after each step of a custom loop.
+
+    Args:
+        step: Integer, the step to rewind to.
+        start_step: Integer, the step from which this training starts.
+        take: Function that returns the state of the model, or `None` if no weights are rewound.
 
     Attributes:
         step: Integer, the step to rewind to.
-        start_step: Integer, the step that this training starts from: 0 in the first, `step` after
-            it.
-        num_steps: Integer, the steps that this training was seen to do.
+        start_step: Integer, the step from which this training starts: 0 in the first training,
+            `step` in all others.
+        num_steps: Integer, the number of steps of this training so far.
     """
 
-    def __init__(self, step, start_step, take):
+    def __init__(
+        self, step: int, start_step: int, take: Callable[[], dict[str, Any]] | None
+    ) -> None:
         super().__init__()
         self.step = step
         self.start_step = start_step
@@ -31,8 +39,15 @@ class RewindPoint(keras.callbacks.Callback):
         self._num_before = 0
         self.num_steps = 0
 
-    def record(self, num_steps):
-        """Tells that the first training has done `num_steps` steps by now."""
+    def record(self, num_steps: int) -> None:
+        """Records the progress of the first training; a custom loop calls it after each step.
+
+        Args:
+            num_steps: Integer, the number of steps that are done.
+
+        Raises:
+            ValueError: If the step to rewind to was skipped.
+        """
         self.num_steps = num_steps
         if self._take is None or self.start_step or self.state is not None:
             return
@@ -40,37 +55,37 @@ class RewindPoint(keras.callbacks.Callback):
             self.state = self._take()
         elif num_steps > self.step:
             raise ValueError(
-                "The first training must stop over at `rewind_step`; with `steps_per_execution`, "
-                "choose a multiple of it. Received: rewind_step="
+                "The first training must not skip `rewind_step`; with `steps_per_execution`, use a "
+                "multiple of it. Received: rewind_step="
                 f"{self.step}, steps done={num_steps}"
             )
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._num_before = self.num_steps
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.record(self._num_before + batch + 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Which training a protocol asks for: every `train` is called as `train(model, run)`.
+    """Describes one training of a protocol: a protocol calls `train(model, run)`.
 
-    It trains the model in place and to the end, from the weights and with the masks that the model
-    has, and returns the test accuracy in percent, a number from 0 to 100. `find_ticket` and
-    `prune_and_fine_tune` judge nothing: they keep what it returns, if JSON can hold it (numbers,
-    in lists or dictionaries). `print(run)` shows name and seed.
+    `train` must train the model in place to the end of the schedule, starting with the current
+    weights and masks. It returns the test accuracy in percent, a number from 0 to 100.
+    `find_ticket` and `prune_and_fine_tune` only save the result, so it may be anything that JSON
+    can save (numbers, in lists or dictionaries). `print(run)` shows name and seed.
 
     Attributes:
-        name: String, what is trained, such as `"dense"`, `"LT-IMP"` or `"half data"`; each protocol
-            says which names it has.
+        name: String, what is trained, such as `"dense"`, `"LT-IMP"` or `"half data"`. Each protocol
+            lists its names.
         level: Integer, how many times the network was pruned.
-        seed: Integer, or `None` if the protocol has none. The order of the data should depend on
-            it, and the like; the initial weights do already.
-        learning_rate: Number, or `None` if the protocol leaves it to you.
-        rewind: A `RewindPoint`, or `None` if no step is rewound to. Hand it to
+        seed: Integer, or `None` if the protocol has no seeds. The data order and other random
+            choices of `train` should depend on it. The initial weights already do.
+        learning_rate: Number, or `None` if `train` chooses it.
+        rewind: A `RewindPoint`, or `None` if weights are not rewound to a later step. Pass it to
             `model.fit(..., callbacks=[run.rewind])`, or call `run.rewind.record(num_steps)` after
-            each step of your own loop; begin at `run.rewind.start_step`.
+            each step of your own loop. Start at step `run.rewind.start_step`.
 
     Example:
 
@@ -101,7 +116,7 @@ def check_train(train):
     check_functions(train=train)
     try:
         signature = inspect.signature(train)
-    except ValueError:  # it is not known what it takes
+    except ValueError:  # its arguments are unknown
         return
     try:
         signature.bind(None, None)
@@ -112,9 +127,9 @@ def check_train(train):
 
 
 def accuracy_of(train, model, run):
-    """What `train` returns, as a float; a `ValueError` if it is no accuracy in percent."""
+    """Calls `train`, and returns the accuracy as a float; a `ValueError` if it is not one."""
     accuracy = train(model, run)
-    if not isinstance(accuracy, Real) or not 0 <= accuracy <= 100:
+    if not is_number(accuracy) or not 0 <= accuracy <= 100:
         raise ValueError(
             "`train` must return the test accuracy, a number from 0 to 100 in percent. "
             f"Received: {accuracy!r} for {str(run)!r}"

@@ -1,11 +1,14 @@
-"""Sanity checks of a pruner: something is taken away from it, and does that matter?"""
+"""Sanity checks: does a pruning method need the data, the connections and the weights it has?"""
 
 import dataclasses
 import functools
+import os
 import statistics
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral
+from typing import Any
 
+import keras
 import numpy as np
 
 from rigl_tf import masks
@@ -28,33 +31,40 @@ _TICKET = "ticket"
 
 @dataclasses.dataclass(frozen=True)
 class SanityTable:
-    """Which checks a pruner passes. `print` shows a Markdown table.
+    """Which sanity checks a pruning method passes. `print` shows a Markdown table.
 
     Attributes:
-        accuracies: `{run: [accuracy in percent, of each seed]}`; the first run is `"ticket"`.
+        accuracies: `{run: [accuracy in percent for each seed]}`; the first run is `"ticket"`.
         threshold: Number, in percentage points.
     """
 
-    accuracies: dict
+    accuracies: dict[str, list[float]]
     threshold: float
 
-    def drop(self, check):
-        """By how much the accuracy is below the ticket's: mean, and standard deviation or `None`.
+    def drop(self, check: str) -> tuple[float, float | None]:
+        """By how much the accuracy is lower than that of the ticket with the same seed.
 
-        Of each seed the ticket and the check are compared, then the mean is taken.
+        Args:
+            check: String, the name of the check.
+
+        Returns:
+            The mean over the seeds, and the standard deviation or `None` if there is one seed.
         """
         return _mean_and_spread(self._drops(check))
 
-    def passed(self, check):
-        """Whether the accuracy drops clearly.
+    def passed(self, check: str) -> bool:
+        """Whether the accuracy drops clearly, so that the method passes the check.
 
-        By more than `threshold` for each seed; or in the mean by more than it, and than the
-        standard deviation of the drop.
+        The drop is clear if it is above `threshold` for each seed; or if its mean is above
+        `threshold` and above its standard deviation.
+
+        Args:
+            check: String, the name of the check.
         """
         drops = self._drops(check)
         mean, spread = _mean_and_spread(drops)
-        # A network that does not train at all for one seed makes the deviation larger than drops
-        # that are all clear.
+        # If a network does not train at all for one seed, the standard deviation may be larger than
+        # all drops, even if all of them are clear.
         return min(drops) > self.threshold or mean > max(self.threshold, spread or 0.0)
 
     def _drops(self, check):
@@ -74,74 +84,76 @@ class SanityTable:
             rule += f" for each of {number} seeds, or in the mean and by more than its "
             rule += "standard deviation."
         else:
-            rule += ". One seed: how far another would be from it is not known."
+            rule += ". There is only one seed, so the standard deviation is unknown."
         return "\n".join([*lines, "", rule])
 
 
 def sanity_check(
-    build,
-    prune,
-    train,
-    data,
-    num_classes,
+    build: Callable[[int], keras.Model],
+    prune: Callable[[keras.Model, tuple[np.ndarray, np.ndarray]], Any],
+    train: Callable[[keras.Model, Run], float],
+    data: Sequence[np.ndarray],
+    num_classes: int,
     *,
-    checks=CHECKS,
-    seeds=(0, 1, 2),
-    threshold=0.5,
-    directory=None,
-):
-    """Tells whether a pruner needs the data, the connections and the weights that it has.
+    checks: Sequence[str] = CHECKS,
+    seeds: Sequence[int] = (0, 1, 2),
+    threshold: float = 0.5,
+    directory: str | os.PathLike[str] | None = None,
+) -> SanityTable:
+    """Tests whether a pruning method needs the data, the connections and the weights that it has.
 
-    A ticket is found and trained; then again with something of it destroyed. If the accuracy drops
-    clearly the pruner passes the check: it had made use of that. The checks:
+    A ticket is found and trained. Then something of it is destroyed, and it is trained again. If
+    the accuracy drops clearly, the method passes the check, because it had used this information.
+    The checks are:
 
-    - `"corrupted labels"`: the pruner, not the training after it, sees random labels;
-    - `"corrupted pixels and labels"`: and images with shuffled pixels;
-    - `"half data"`: the pruner sees the first half of the examples;
-    - `"rearranged masks"`: the mask of each kernel is permuted;
-    - `"shuffled weights"`: the active weights of each kernel are permuted;
-    - `"random ticket"`: a random ticket with the same counts, from the initial weights.
+    - `"corrupted labels"`: the method gets random labels for pruning (not for training).
+    - `"corrupted pixels and labels"`: it also gets images with shuffled pixels.
+    - `"half data"`: it gets only the first half of the examples.
+    - `"rearranged masks"`: the mask of each kernel is permuted.
+    - `"shuffled weights"`: the active weights of each kernel are permuted.
+    - `"random ticket"`: random masks with the same numbers of connections, and the initial weights.
 
-    The authors find that initial tickets (the masks of SNIP, GraSP or the lottery ticket, with
-    initial weights) fail, and partially trained ones (with weights rewound to a later step, or
-    with the learning rate rewound) pass. For an initial ticket `"rearranged masks"` and `"random
-    ticket"` are two draws of the same.
+    The authors find that initial tickets fail (masks of SNIP, GraSP or the lottery ticket, with
+    initial weights). Partially trained tickets pass (weights or learning rate rewound to a later
+    step). For an initial ticket, `"rearranged masks"` and `"random ticket"` are the same check with
+    different random numbers.
 
     Reference:
 
-    - [Su et al., 2020](https://arxiv.org/abs/2009.11094). When a drop is clear, see
+    - [Su et al., 2020](https://arxiv.org/abs/2009.11094). The rule for a clear drop, see
       `SanityTable.passed`, is the choice of this library.
 
     Args:
-        build: Function `build(seed) -> model`: a new sparse model, made with `sparsify(model,
-            0.0)`, with initial weights that are a function of the seed.
-        prune: Function `prune(model, data) -> masks`, with `data` as below. It may train the model,
+        build: Function `build(seed) -> model` that returns a new sparse model, made with
+            `sparsify(model, 0.0)`. Its initial weights must depend on the seed.
+        prune: Function `prune(model, data) -> masks`, the pruning method. It may train the model,
             as in `find_ticket(model, train_on(data), levels=10)[-1].masks`. Training starts from
             the initial weights, unless it returns `(masks, weights)`, with weights as from
-            `model.get_weights()`, such as the `masks` and `weights` of a `Level`. Return all of
-            them, not only those that the masks select: with `"rearranged masks"` it is an error if
-            all others are 0, as these masks select them.
+            `model.get_weights()`, such as the `masks` and `weights` of a `Level`. Return the
+            weights of inactive connections, too, because `"rearranged masks"` selects some of them;
+            there is an error if all of them are 0.
         train: Function `train(model, run) -> accuracy` in percent, see `rigl_tf.lottery.Run`. It
-            trains on true data; it should compile the model. `run.name` is the name of a check, or
-            `"ticket"`, and `run.seed` the seed.
-        data: Pair of arrays `(inputs, labels)`, of two examples at least; the labels are integers
-            in `[0, num_classes)`, of shape `(number,)` or `(number, 1)`. It goes to `prune` only.
+            trains with the real data, and should compile the model. `run.name` is the name of a
+            check, or `"ticket"`; `run.seed` is the seed.
+        data: Pair of arrays `(inputs, labels)` with at least two examples. The labels are integers
+            in `[0, num_classes)`, of shape `(number,)` or `(number, 1)`. Only `prune` gets the
+            data.
         num_classes: Integer, the number of classes.
-        checks: The checks to run; names as above.
-        seeds: Integers >= 0. Each has its own initial weights and its own random choices.
+        checks: List of the names of the checks to run.
+        seeds: List of integers >= 0. Each seed has its own initial weights and random choices.
         threshold: Number >= 0, in percentage points.
-        directory: Path, or `None`. Each accuracy is kept there, and not computed again: have one
-            for each pruner. Tickets are not kept: a run that goes on prunes again for what is
-            missing, so `prune` must be deterministic.
+        directory: Path, or `None`. Accuracies are saved there and not computed again. Use a
+            different directory for each pruning method. Tickets are not saved: a continued run
+            prunes again for missing results, so `prune` must be deterministic.
 
     Returns:
         A `SanityTable`.
 
     Raises:
-        ValueError: If an argument is out of its range, `prune` returns no masks of this model,
-            masks that prune nothing or all, or weights that were masked already, `train` returns no
-            accuracy in percent, or `directory` has results of another model, or of data of other
-            shapes.
+        ValueError: If an argument is out of its range; `prune` returns masks that do not fit the
+            model or prune nothing or everything, or weights that were masked already; `train` does
+            not return an accuracy in percent; or `directory` has results of another model, or of
+            data with other shapes.
 
     Example:
 
@@ -205,17 +217,17 @@ def _run(build, find, train, run, seed):
 
 
 def _find(build, prune, rearranges, num_classes, data, seed, run):
-    """What a pruner finds in (maybe corrupted) data: initial weights, weights, masks."""
+    """Prunes with (perhaps corrupted) data; returns initial weights, weights and masks."""
     model = build(seed)
     initial = state_of(model)["weights"]
     found = prune(model, _corrupted(run, data, num_classes, seed))
-    parts = found if isinstance(found, tuple) else (found,)
+    parts: Any = found if isinstance(found, tuple) else (found,)
     if len(parts) not in (1, 2) or not isinstance(parts[0], Mapping):
         raise ValueError(
             "`prune` must return masks, `{kernel path: mask}`, or a tuple of masks and weights. "
             f"Received: {', '.join(type(part).__name__ for part in parts)}"
         )
-    kernel_masks, weights = (*parts, None)[:2]
+    kernel_masks, weights = parts[0], parts[1] if len(parts) > 1 else None
     if weights is None:
         weights = initial
     else:
@@ -246,8 +258,8 @@ def _check_unmasked(model, kernel_masks):
     inactive = [kernels[path].numpy()[~mask] for path, mask in kernel_masks.items()]
     if any(values.size for values in inactive) and not any(values.any() for values in inactive):
         raise ValueError(
-            "`prune` must return the weights as they were before they were masked, or rearranged "
-            'masks select zeros; else leave "rearranged masks" out of `checks`. Received: weights '
+            "`prune` must return the weights before they were masked, because rearranged masks "
+            'select some of them; or leave "rearranged masks" out of `checks`. Received: weights '
             "that are 0 wherever a mask is `False`"
         )
 

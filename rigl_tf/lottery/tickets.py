@@ -1,10 +1,15 @@
-"""Lottery tickets: train, prune the smallest weights, rewind, again."""
+"""Finds lottery tickets: train, prune the smallest weights, rewind, and repeat."""
 
 import functools
+import os
+from collections.abc import Callable
+from typing import Any
 
+import keras
 import numpy as np
 
 from rigl_tf import distributions, masks, pruning
+from rigl_tf._types import Masks
 from rigl_tf.checks import check_choice, check_integers, check_numbers
 from rigl_tf.lottery.levels import (
     Level,
@@ -19,60 +24,61 @@ from rigl_tf.lottery.run import RewindPoint, Run, check_train
 
 
 def find_ticket(
-    model,
-    train,
-    levels,
-    prune_fraction=0.2,
-    scope="global",
-    rewind_step=0,
-    one_shot=False,
-    directory=None,
-    rewind="weights",
-):
-    """Finds a lottery ticket by magnitude pruning, iterative or in one shot.
+    model: keras.Model,
+    train: Callable[[keras.Model, Run], Any],
+    levels: int,
+    prune_fraction: float = 0.2,
+    scope: str = "global",
+    rewind_step: int = 0,
+    one_shot: bool = False,
+    directory: str | os.PathLike[str] | None = None,
+    rewind: str = "weights",
+) -> list[Level]:
+    """Finds a lottery ticket by magnitude pruning, iteratively or in one shot.
 
-    The network is trained (level 0); at each level the weakest `prune_fraction` of its active
-    connections go, the others are rewound, and it is trained again. Of `n` active connections,
-    `floor(prune_fraction * n)` go: a fixed number, whatever the weights. In the end the model is
-    the ticket: the masks of the last level, and the weights which that level started from.
+    The network is trained (level 0). At each further level, the weakest active connections are
+    removed, the others are rewound to their earlier values, and the network is trained again. Of
+    `n` active connections, exactly `floor(prune_fraction * n)` are removed. At the end the model is
+    the ticket: it has the masks of the last level, and the weights from which that level started.
 
-    Rewound are all variables of the model but the masks: kernels, biases, the scale, offset and
-    moving statistics of normalisations, the states of random seeds. If the model is compiled, the
-    optimizer starts at every level as it was when this function was called; an optimizer that
-    `train` makes is its own affair (to make one each time is right).
+    All variables of the model are rewound, except the masks: kernels, biases, scale, offset and
+    moving statistics of normalisations, states of random seeds. If the model is compiled, the
+    optimizer starts every level in the state that it had when this function was called. If `train`
+    creates an optimizer, it should create a new one in each call.
 
     Reference:
 
-    - [Frankle and Carbin, 2019](https://arxiv.org/abs/1803.03635), to step 0
-    - [Frankle et al., 2020](https://arxiv.org/abs/1912.05671), to step k
-    - [Renda et al., 2020](https://arxiv.org/abs/2003.02389), of the learning rate
+    - [Frankle and Carbin, 2019](https://arxiv.org/abs/1803.03635): rewinding to step 0
+    - [Frankle et al., 2020](https://arxiv.org/abs/1912.05671): rewinding to step k
+    - [Renda et al., 2020](https://arxiv.org/abs/2003.02389): rewinding of the learning rate
 
     Args:
         model: A built sparse `keras.Model`, made with `sparsify(model, 0.0)`.
-        train: Function `train(model, run)`, see `rigl_tf.lottery.Run`. `run.level` is an integer;
-            with `rewind_step > 0` there is `run.rewind`, as in the example. It may return any
-            metrics, also what `model.fit` returns.
-        levels: Integer >= 1, how many times to prune. Trainings are one more.
-        prune_fraction: Share of the active connections that a level prunes, in `(0, 1)`.
-        scope: `"global"` ranks the connections of all sparse kernels together, and warns if none of
-            a kernel's are left; with `"layerwise"` each kernel loses its own weakest
-            `prune_fraction`, and keeps one at least.
+        train: Function `train(model, run)`, see `rigl_tf.lottery.Run`. `run.level` is the level.
+            With `rewind_step > 0` it must use `run.rewind`, as in the example. It may return any
+            metrics, also the result of `model.fit`.
+        levels: Integer >= 1, how many times to prune. There is one training more.
+        prune_fraction: Share of the active connections that a level removes, in `(0, 1)`.
+        scope: String. `"global"` ranks the connections of all sparse kernels together, and warns if
+            a kernel loses all of its connections. With `"layerwise"` each kernel loses the share
+            `prune_fraction` of its own connections, and keeps at least one.
         rewind_step: Integer >= 0, in steps (batches) of the first training.
-        one_shot: Whether to prune once, to the counts that `levels` prunings have.
-        directory: Path, or `None`. Finished levels are kept there: a run that was stopped goes on
-            at the first unfinished one, also to more `levels`, and a finished one is never trained
-            again. The initial weights are kept too: they count, whatever weights `model` has then.
-        rewind: `"weights"`; or `"learning_rate"`, which keeps the trained weights and only starts
-            the schedule again, at `rewind_step`.
+        one_shot: Boolean, whether to prune only once, to the number of connections after `levels`
+            prunings.
+        directory: Path, or `None`. Finished levels are saved there and not trained again, so a
+            stopped run continues at the first unfinished level. `levels` may be larger in a later
+            run. The initial weights are saved, too, and are used instead of the model's weights.
+        rewind: String. `"weights"`, or `"learning_rate"`: this keeps the trained weights and only
+            starts the schedule again at `rewind_step`.
 
     Returns:
         List of `Level`, with `number`, `num_active`, `sparsity`, `masks`, `metrics` and `weights`:
-        levels 0 to `levels`, or these two if `one_shot`.
+        the levels 0 to `levels`, or only these two with `one_shot`.
 
     Raises:
-        ValueError: If an argument is out of its range, the model has no sparse kernel, the first
-            training does not come to `rewind_step` where weights are rewound to it, a training ends
-            with weights that are not finite, or `directory` has results of other settings.
+        ValueError: If an argument is out of its range; the model has no sparse kernel; weights must
+            be rewound to `rewind_step`, but the first training does not reach it; a training ends
+            with weights that are not finite; or `directory` has results of other settings.
 
     Example:
 
@@ -85,7 +91,7 @@ def find_ticket(
     >>> [level.num_active for level in find_ticket(model, train, levels=2)]
     [32, 26, 21]
 
-    To weights after 5 steps, where a schedule goes on as well:
+    Rewinding to the weights after 5 steps, where the learning rate schedule continues as well:
 
     >>> def train(model, run):
     ...     start = run.rewind.start_step
@@ -131,11 +137,10 @@ def find_ticket(
     return results
 
 
-def prune(model, prune_fraction, scope, times=1):
-    """Masks that keep the largest weights, with the counts of `times` prunings; see `find_ticket`.
+def prune(model: keras.Model, prune_fraction: float, scope: str, times: int = 1) -> Masks:
+    """Masks that keep the largest weights after `times` prunings; see `find_ticket`.
 
-    A kernel without active connections stays without. A global ranking may take all of a kernel:
-    a warning names it.
+    A global ranking may remove all connections of a kernel; a warning names such kernels.
 
     Example:
 
@@ -159,7 +164,7 @@ def prune(model, prune_fraction, scope, times=1):
 
 
 def nums_left(model, prune_fraction, scope, times=1):
-    """How many connections `prune` leaves, whatever the weights: in all, or in each kernel."""
+    """The numbers of connections that `prune` keeps, in all kernels together or in each kernel."""
     nums = [int(np.count_nonzero(mask)) for mask in masks.get_masks(model).values()]
     if scope == "global":
         nums = [sum(nums)]
@@ -169,7 +174,7 @@ def nums_left(model, prune_fraction, scope, times=1):
 
 
 def _sparsity(size, num_active):
-    """A sparsity that leaves exactly so many, but one at least; half a weight rounds it rightly."""
+    """A sparsity that keeps exactly `num_active` weights, at least one (0.5 for right rounding)."""
     return (size - max(num_active, 1) + 0.5) / size
 
 
@@ -181,10 +186,10 @@ def _run(model, train, number, point, rewind, directory):
     if number == 0 and point.step and rewind == "weights":
         if point.state is None:
             raise ValueError(
-                "The first training must come to `rewind_step`, and tell `run.rewind` of its "
+                "The first training must reach `rewind_step`, and `run.rewind` must see its "
                 "steps: `model.fit(..., callbacks=[run.rewind])`, or "
-                "`run.rewind.record(num_steps)` after each. "
-                f"Received: rewind_step={point.step}, steps told of={point.num_steps}"
+                "`run.rewind.record(num_steps)` after each step. "
+                f"Received: rewind_step={point.step}, steps seen={point.num_steps}"
             )
         record["rewound"] = point.state["weights"]
     return record
@@ -200,7 +205,7 @@ def _level(model, number, record, weights):
 
 
 def optimizer_reset(model):
-    """A function that sets the optimizer of a compiled model to what it is now."""
+    """A function that resets the optimizer of a compiled model to its current state."""
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None:
         return lambda: None
@@ -217,7 +222,7 @@ def optimizer_reset(model):
 
 
 def check_arguments(model, levels, prune_fraction, scope, rewind_step, rewind="weights"):
-    """Raises a `ValueError` unless these are what `find_ticket` takes."""
+    """Raises a `ValueError` unless these are arguments for `find_ticket`."""
     pruning.check_sparse(model)
     check_integers(1, levels=levels)
     check_integers(0, rewind_step=rewind_step)

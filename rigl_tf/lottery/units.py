@@ -1,8 +1,9 @@
-"""Units of a layer and their weights; smaller models that keep only some of the units."""
+"""Selected units of a layer and their weights, and smaller models with only these units."""
 
 import dataclasses
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,20 +15,20 @@ from rigl_tf.transforms.rebuild import copy_of_layer, copy_state, is_clonable, w
 from rigl_tf.transforms.units import treats_units_alike
 
 _RULE = (
-    "Units are selected in a plain (not wrapped: `rigl_tf.strip` it before) Dense or Conv2D layer "
-    "whose outputs go to one other such layer, the next of a chain, past nothing but layers that "
-    "treat each unit alike: activations, pooling, BatchNormalization, DepthwiseConv2D, Flatten."
+    "Units can be selected in a plain Dense or Conv2D layer (use `rigl_tf.strip` first if it is "
+    "wrapped) whose outputs go to one other such layer. Between them, each layer must treat each "
+    "unit alike: activations, pooling, BatchNormalization, DepthwiseConv2D, Flatten."
 )
 _KERNEL_LAYERS = (keras.layers.Dense, keras.layers.Conv2D)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Selection:
-    """Units of a layer that stand for all of them.
+    """Selected units of a layer, which replace all of its units.
 
     Attributes:
-        units: Array of integers, the selected units in ascending order.
-        weights: Array of floats, the weight of each one; their sum is 1.
+        units: Array of integers, the indices of the selected units in ascending order.
+        weights: Array of floats, the weight of each selected unit; their sum is 1.
         discrepancies: List of floats, the discrepancy after each step.
         num_units: List of integers, how many units were selected after each step.
         layer_units: Integer, how many units the layer has.
@@ -35,19 +36,19 @@ class Selection:
 
     units: np.ndarray
     weights: np.ndarray
-    discrepancies: list
-    num_units: list
+    discrepancies: list[float]
+    num_units: list[int]
     layer_units: int
 
 
-def keep_units(model, selections):
-    """A smaller model with the selected units of some layers.
+def keep_units(model: keras.Model, selections: Mapping[str, Selection]) -> keras.Model:
+    """Makes a smaller model with only the selected units of some layers.
 
-    What leads from a unit to the next layer is multiplied by its weight, times the number of units
-    that there were. Biases stay as they are, and so does everything else.
+    The connections from a unit to the next layer are multiplied by the weight of the unit and by
+    the number of all units of the layer. Everything else stays the same.
 
     Args:
-        model: The built Sequential or Functional `keras.Model` that units were selected in. It is
+        model: The built Sequential or Functional `keras.Model` in which units were selected. It is
             not changed.
         selections: `{layer name: Selection}`, see `select_units`.
 
@@ -55,8 +56,8 @@ def keep_units(model, selections):
         A new, uncompiled model of plain dense layers, with the same layer names.
 
     Raises:
-        ValueError: If `selections` is no such dictionary, a layer is none whose units can be
-            selected, or its selection is that of another layer.
+        ValueError: If `selections` is not such a dictionary, units of a layer cannot be selected,
+            or a selection does not fit its layer.
 
     Example:
 
@@ -99,12 +100,12 @@ class Link:
 
     Attributes:
         layer: The Dense or Conv2D layer.
-        between: The layers after it, without a connection from one unit to another.
-        next_layer: The Dense or Conv2D layer that takes what they send.
+        between: The layers between both, which treat each unit by itself.
+        next_layer: The Dense or Conv2D layer that takes their outputs.
     """
 
     layer: keras.layers.Layer
-    between: tuple
+    between: tuple[keras.layers.Layer, ...]
     next_layer: keras.layers.Layer
 
     @property
@@ -113,21 +114,21 @@ class Link:
 
     @property
     def kernel(self):
-        """The kernel of the next layer: `(places of a unit, units, outputs)`.
+        """The kernel of the next layer, of shape `(positions, units, outputs)`.
 
-        A unit has a place in the kernel for each pixel of a convolution, or of what was flattened.
+        The positions are the pixels of a convolution's kernel, or the pixels that were flattened.
         """
         kernel = keras.ops.convert_to_numpy(self.next_layer.kernel).astype("float64")
         return kernel.reshape(-1, self.num_units, kernel.shape[-1])
 
     def rows(self, x):
-        """What the kernel of the next layer is multiplied by: one row for each example and pixel.
+        """The inputs that are multiplied by the next kernel, a row for each example and pixel.
 
         Args:
             x: Tensor, the inputs of the next layer.
 
         Returns:
-            Array, of as many columns as the kernel has rows.
+            Array with as many columns as the kernel has rows.
         """
         next_layer = self.next_layer
         if isinstance(next_layer, keras.layers.Conv2D):
@@ -143,7 +144,7 @@ class Link:
 
 
 def link_of(model, name):
-    """The `Link` of a layer; a `ValueError` if there is none."""
+    """The `Link` of a layer; raises a `ValueError` if its units cannot be selected."""
     if not isinstance(model, keras.Model) or not is_clonable(model) or not model.built:
         raise ValueError(
             f"{_RULE} The model is a built Sequential or Functional one. Received: {model!r}"
@@ -159,7 +160,7 @@ def link_of(model, name):
         takers = [other for other, names in sources.items() if last.name in names]
         _check(len(takers) == 1, last.name, f"is followed by {len(takers)} layers")
         _check(len(sources[takers[0]]) == 1, takers[0], "takes more than one input")
-        following = next((each for each in model.layers if each.name == takers[0]), None)
+        following: Any = next((each for each in model.layers if each.name == takers[0]), None)
         _check(following is not None, takers[0], "is an operation, no layer")
         if isinstance(following, _KERNEL_LAYERS):
             _check_kernel_layer(following)
@@ -169,7 +170,7 @@ def link_of(model, name):
 
 
 def _keep(weights, link, selection):
-    """Takes the weights of the selected units: `weights` is `{layer name: list of arrays}`."""
+    """Sets the weights of the selected units in `weights`, `{layer name: list of arrays}`."""
 
     def of(layer):
         return weights.setdefault(layer.name, layer.get_weights())
@@ -210,7 +211,7 @@ def _shape(tensor):
 
 
 def _graph(model):
-    """From which layers each one takes its tensors, a name for each tensor; and the last layers."""
+    """`{layer name: names of the layers it takes tensors from}`, and the names of output layers."""
     if isinstance(model, keras.Sequential):
         names = [layer.name for layer in model.layers]
         return {name: [before] for before, name in itertools.pairwise(names)}, names[-1:]
@@ -230,7 +231,7 @@ def _sources(value):
 
 
 def _check_kernel_layer(layer):
-    """Refuses other layers, and kernels in parts: of quantised layers, LoRA, grouped filters."""
+    """Refuses other layers, and layers with quantised kernels, LoRA or groups of filters."""
     _check(not isinstance(layer, wrapper.SparseWrapper), layer.name, "inside a SparseWrapper")
     is_plain = type(layer) in _KERNEL_LAYERS and len(layer.weights) == 1 + layer.use_bias
     _check(is_plain, layer.name, f"of class {type(layer).__name__}")
@@ -258,7 +259,7 @@ def _check_selection(name, selection, num_units):
         or units.max() >= num_units
     ):
         raise ValueError(
-            "A selection must be that of its layer, of one unit at least, each once. Received: "
+            "A selection must fit its layer, and have one or more units, each once. Received: "
             f"layer {name!r} of {num_units} units, and units={units.tolist()} of "
             f"{selection.layer_units}"
         )

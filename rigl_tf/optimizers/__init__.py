@@ -1,4 +1,4 @@
-"""Optimizers that train sparse models."""
+"""Optimizers that train sparse models and change their masks."""
 
 from rigl_tf.optimizers.dnw import DNW
 from rigl_tf.optimizers.drop_and_grow import SparseOptimizer
@@ -7,7 +7,7 @@ from rigl_tf.optimizers.gradual import GradualPruning
 from rigl_tf.optimizers.static import StaticSparse
 from rigl_tf.optimizers.training import SparseTraining
 
-# By the names that scripts and `rigl_tf.flops.training_flops` give them.
+# The classes by the names that scripts and `rigl_tf.flops.training_flops` use.
 ALGORITHMS = {
     "static": StaticSparse,
     "set": SET,

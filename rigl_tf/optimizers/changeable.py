@@ -1,10 +1,12 @@
-"""Numbers of an optimizer that may be changed at any time, between two calls of `fit` too.
+"""Attributes of an optimizer, numbers, that may be changed at any time, also between two `fit`s.
 
-A graph that was traced keeps the numbers that it saw. So it sees variables, and whoever sets the
-attribute sets the variable. They are no state of the optimizer: a checkpoint does not hold them.
+A traced graph keeps the numbers that it was traced with. So the graph reads variables, and setting
+an attribute sets its variable. These variables are not part of the optimizer's state: they are not
+saved in checkpoints.
 """
 
 from numbers import Real
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -13,16 +15,16 @@ _DTYPES = {"begin_step": "int64", "end_step": "int64", "update_frequency": "int6
 
 
 class Changeable:
-    """An attribute of an optimizer, a number, that counts from when it is set on.
+    """An attribute of an optimizer, a number, that has an effect as soon as it is set.
 
-    A built optimizer is told by its method `_changed`, which may refuse it, and by `_collect` when
-    it is done.
+    If the optimizer is built, its method `_changed` is called first and may refuse the new value
+    with a `ValueError`; after the change, `_collect` is called.
     """
 
     def __set_name__(self, owner, name):
         self._name = name
 
-    def __get__(self, optimizer, owner=None):
+    def __get__(self, optimizer: Any, owner: Any = None) -> Any:
         if optimizer is None:
             return self
         try:
@@ -30,7 +32,7 @@ class Changeable:
         except KeyError:
             raise AttributeError(self._name) from None  # not set yet
 
-    def __set__(self, optimizer, value):
+    def __set__(self, optimizer: Any, value: Any) -> None:
         numbers = vars(optimizer).setdefault("_numbers", Numbers())
         before = numbers.values.get(self._name)
         numbers.values[self._name] = value
@@ -46,14 +48,14 @@ class Changeable:
 
 
 class Numbers:
-    """The values of an optimizer's `Changeable` attributes, and the variables that graphs see."""
+    """The values of an optimizer's `Changeable` attributes, and the variables that graphs read."""
 
     def __init__(self):
         self.values = {}
         self._variables = {}
 
     def build(self):
-        """Creates the variables of those that are numbers."""
+        """Creates a variable for each value that is a number."""
         for name, value in self.values.items():
             if isinstance(value, Real):
                 self._variables[name] = keras.Variable(
@@ -66,11 +68,11 @@ class Numbers:
                 )
 
     def write(self, name):
-        """Lets graphs see the value that was set."""
+        """Copies the value of an attribute to its variable."""
         with tf.init_scope():
             self._variables[name].assign(self.values[name])
 
     def tensor(self, name):
-        """The number as a graph sees it; the value itself before the optimizer is built."""
+        """The number as a tensor of its variable, or itself if the optimizer is not built yet."""
         variable = self._variables.get(name)
         return self.values[name] if variable is None else tf.convert_to_tensor(variable)

@@ -1,4 +1,4 @@
-"""What an optimizer keeps of a CSR kernel, and how it updates one."""
+"""The state that an optimizer keeps for a CSR kernel, and the mask updates of CSR kernels."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from rigl_tf.optimizers.kernels import KernelState
 
 
 class CSRState(KernelState):
-    """What an optimizer keeps of one CSR kernel: all variables are of its active values."""
+    """The state for one CSR kernel: its variables have one entry for each active value."""
 
     @property
     def storage(self):
@@ -38,11 +38,11 @@ class CSRState(KernelState):
         return tf.constant(False)
 
     def collect(self, is_update_next):
-        """Lets the next backward pass keep what the dense gradient is made of, or not."""
+        """Says whether the next backward pass must store the parts of the dense gradient."""
         self.storage.collect.assign(is_update_next)
 
     def rows(self, strategy, gradient):
-        """The rows of all replicas, the blocks that they come in, and the gradient of the values.
+        """The stored rows of all replicas, the block of each row, and the gradient of the values.
 
         Args:
             gradient: The gradient of the values, summed over the replicas.
@@ -53,7 +53,7 @@ class CSRState(KernelState):
         return (*(strategy.gather(each, axis=0) for each in rows), gradient)
 
     def is_ready(self, strategy):
-        """Whether a backward pass was kept that holds numbers only."""
+        """Whether at least one stored backward pass has only finite numbers."""
 
         def of_one_replica():
             return tf.math.count_nonzero(_are_finite(*self.storage.stash.read()))
@@ -65,11 +65,11 @@ class CSRState(KernelState):
         strategy.extended.call_for_each_replica(self.storage.stash.clear)
 
     def update(self, strategy, rows, step, updates):
-        """Gives the kernel the places and grown values of an update, the same on every replica.
+        """Applies an update to the kernel, in the same way on every replica.
 
         Args:
-            rows: As from the method `rows`, or `None` if the algorithm needs no gradients.
-            updates: The `Updates`.
+            rows: What the method `rows` returns, or `None` if the algorithm needs no gradients.
+            updates: The `Updates`, which compute the new places and values.
         """
         weights = tf.convert_to_tensor(self.kernel)
         penalty = None if rows is None else self._gradient_of_regularizer(weights)
@@ -127,10 +127,10 @@ class Updated(NamedTuple):
     """A CSR kernel after an update: tensors of `n` entries, one for each active connection.
 
     Attributes:
-        places: Where the active connections are.
+        places: The places of the active connections.
         weights: Their weights.
-        was_there: Boolean, whether each of them was active before.
-        before: The number that it had among those that were active before, if so.
+        was_there: Boolean, whether each connection was active before.
+        before: The index of each connection among the active ones before, if it was active.
         structure: The `engine.Structure` of the places.
     """
 
@@ -142,13 +142,13 @@ class Updated(NamedTuple):
 
 
 class Updates:
-    """The updates of all CSR kernels in one step.
+    """Computes the updates of all CSR kernels in one step.
 
-    Kernels of the same shape and number of active connections share one function. So the time that
-    it takes to trace a step does not grow with each layer of a model.
+    Kernels with the same shape and number of active connections share one function, so the time to
+    trace a step does not grow with the number of layers.
 
     Args:
-        optimizer: The `ScheduledUpdates`, whose `_updated_places` is asked.
+        optimizer: The `ScheduledUpdates`, whose method `_updated_places` is called.
     """
 
     def __init__(self, optimizer):
@@ -170,7 +170,11 @@ class Updates:
 
 
 def _updated(optimizer, state, index, weights, structure, rows, penalty, step, initial_std):
-    """An update of a kernel like that of `state`, whose own is `index`; the others are tensors."""
+    """The `Updated` of the kernel with this `index`.
+
+    `state` is that of any kernel with the same shape and number of active connections. The other
+    arguments are tensors.
+    """
     state = dataclasses.replace(state, index=index)
     places = state.storage.places_of(structure)
     shape, gradient = state.storage.matrix_shape, None
@@ -180,7 +184,7 @@ def _updated(optimizer, state, index, weights, structure, rows, penalty, step, i
     tiled = tiles.Tiles(places, weights, shape, rows, gradient)
     new, grown = optimizer._updated_places(state, tiled, step, initial_std)
     new = tf.ensure_shape(new, places.shape)
-    # Both are sorted: where each new place was before, if it was there.
+    # Both are sorted, so a search finds the old index of each new place, if it was active before.
     before = tf.minimum(tf.searchsorted(places, new), places.shape[0] - 1)
     was_there = tf.gather(places, before) == new
     weights = tf.where(was_there, tf.gather(weights, before), grown)
@@ -188,7 +192,7 @@ def _updated(optimizer, state, index, weights, structure, rows, penalty, step, i
 
 
 def _are_finite(inputs, gradients, blocks):
-    """For each block of rows, whether it holds numbers only."""
+    """For each block of rows, whether all of its numbers are finite."""
     is_finite = [tf.reduce_all(tf.math.is_finite(each), axis=1) for each in (inputs, gradients)]
     is_finite = tf.cast(tf.reduce_all(is_finite, axis=0), tf.int32)
     num_blocks = 1 + tf.reduce_max(tf.concat([[-1], blocks], axis=0))
@@ -196,14 +200,14 @@ def _are_finite(inputs, gradients, blocks):
 
 
 def _applied(inputs, gradients, blocks, gradient, penalty, structure, shape):
-    """`(x, dy)` whose product, at the active places, is the gradient that the optimizer got.
+    """`(x, dy)` whose product equals, at the active places, the gradient that the optimizer got.
 
-    (Without that of a regularizer, `penalty`, if there is one.)
+    The gradient of a regularizer, `penalty`, is not included.
 
-    Backward passes through a layer may be more than those that train it: of another loss, in a step
-    that was skipped, or towards the inputs alone. And what they give may be scaled before it is
-    applied. So each block gets the factor with which it is part of the gradient: the least squares
-    of what they come to at the active places, which leave factors of 1 where these are open.
+    Not every backward pass through a layer trains it: there may be passes for another loss, in a
+    skipped step, or only for the gradient of the inputs. Gradients may also be scaled before they
+    are applied. So each block of rows is multiplied by its factor in the gradient. The factors
+    solve a least-squares problem at the active places; where they are not determined, they are 1.
     """
     structure = engine.Structure(*map(tf.convert_to_tensor, structure))
     is_finite = _are_finite(inputs, gradients, blocks)

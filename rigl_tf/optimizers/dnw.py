@@ -1,28 +1,32 @@
-"""Discovering Neural Wirings: a sparse network chosen anew from dense weights after each step."""
+"""Discovering Neural Wirings: after each step, the largest of dense weights form the network."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from rigl_tf import distributions, masks
+from rigl_tf._types import Distribution
 from rigl_tf.optimizers import kernels, targets
 from rigl_tf.optimizers.slots import optimizers_within
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
 class DNW(targets.TargetSparsity):
-    """Discovering Neural Wirings: trains dense weights, of which the largest are the network.
+    """Discovering Neural Wirings: trains dense weights, the largest of which form the network.
 
-    The optimizer keeps a dense copy of each kernel, its latent weights. The gradient with respect
-    to all connections of the sparse kernel, inactive ones included, trains the latent weights
-    (a straight-through estimator); after each step those with the largest magnitudes are the
-    kernel, and all others are zero in it. So memory and the cost of the gradient are those of
+    The optimizer keeps a dense copy of each kernel, the latent weights. They are trained by the
+    gradient with respect to all connections of the sparse kernel, including the inactive ones (a
+    straight-through estimator). After each step, the latent weights with the largest magnitudes are
+    copied to the kernel, and all others are zero in it. So memory and gradients cost as much as in
     dense training.
 
-    The latent weights start at the kernels' values when the optimizer is built. In the paper they
-    are those of a dense network: make the model with `rigl_tf.sparsify(model, 0.0)`, which this
-    optimizer makes sparse in its first step. The inactive connections of a model that is sparse
-    already start at zero. From then on the latent weights decide: what else is written into a
-    kernel or its mask, by `rigl_tf.set_masks` for one, counts until the next step.
+    The latent weights start at the values of the kernels when the optimizer is built. In the paper
+    these are the weights of a dense network: make the model with `rigl_tf.sparsify(model, 0.0)`,
+    and this optimizer makes it sparse in its first step. In a model that is sparse already, the
+    inactive connections start at zero. After that, only the latent weights matter: other changes of
+    a kernel or its mask, for example by `rigl_tf.set_masks`, last only until the next step.
 
     Reference:
 
@@ -30,21 +34,22 @@ class DNW(targets.TargetSparsity):
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` that trains the latent weights, or its
-            name. No `MultiOptimizer`, and no `keras.callbacks.SwapEMAWeights` beside it.
+            name. It must not be a `MultiOptimizer`. Do not use the callback
+            `keras.callbacks.SwapEMAWeights`.
         sparsity: Share of zeros over all sparse kernels, in `[0, 1)`.
         distribution: How the kernels share the sparsity, a string or a function, see
-            `rigl_tf.sparsify`. Defaults to `"erk"`, with which all kernels together have the
-            sparsity that was asked for; `"uniform"` leaves the first kernel dense, and a warning
-            says what is lost by that. Each kernel has
-            `size - floor(its sparsity * size)` active connections, in whole units of a structure.
-        track_exploration: Boolean, whether `exploration_rate` and `turnover` are counted. It costs
+            `rigl_tf.sparsify`. With the default `"erk"`, all kernels together reach `sparsity`.
+            With `"uniform"` the first kernel stays dense, and a warning says which sparsity is
+            reached. Each kernel has `size - floor(its sparsity * size)` active connections, in
+            whole units of its structure.
+        track_exploration: Boolean, whether `exploration_rate` and `turnover` are computed. It needs
             a boolean array of each kernel's size. Defaults to `False`.
-        name: String. Defaults to the class's name in snake case, with a number.
+        name: String. Defaults to the name of the class in snake case, with a number.
 
     Raises:
-        TypeError: If there is no such argument.
-        ValueError: If an argument is out of its range; when it is built, if the model has no sparse
-            kernel that is trained.
+        TypeError: If an argument is unknown.
+        ValueError: If an argument is out of its range. When the optimizer is built: if the model
+            has no sparse kernel that is trained.
 
     Example:
 
@@ -57,16 +62,21 @@ class DNW(targets.TargetSparsity):
     supports_structures = True
 
     def __init__(
-        self, inner_optimizer, sparsity, distribution="erk", track_exploration=False, name=None
-    ):
+        self,
+        inner_optimizer: keras.optimizers.Optimizer | str,
+        sparsity: float,
+        distribution: Distribution = "erk",
+        track_exploration: bool = False,
+        name: str | None = None,
+    ) -> None:
         distributions.check_sparsity(sparsity)
         distributions.get(distribution)
         super().__init__(inner_optimizer, name)
         self.track_exploration = bool(track_exploration)
         if hasattr(self.inner_optimizer, "optimizers"):
             raise ValueError(
-                "`inner_optimizer` must train all variables: a `MultiOptimizer` would not know "
-                "the latent weights by their path. "
+                "`inner_optimizer` must train all variables: a `MultiOptimizer` cannot find the "
+                "latent weights by their paths. "
                 f"Received: inner_optimizer={self.inner_optimizer.name!r}"
             )
         self.sparsity = sparsity
@@ -74,11 +84,15 @@ class DNW(targets.TargetSparsity):
         self._without_decay = ([], None)
 
     @property
-    def optimizers(self):
-        # `SwapEMAWeights` would swap latent weights and leave the kernels as they are.
+    def optimizers(self) -> list[keras.optimizers.Optimizer]:
+        # `SwapEMAWeights` would swap the latent weights, but not the kernels.
         raise AttributeError(f"{type(self).__name__} has no `optimizers`.")
 
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+    def exclude_from_weight_decay(
+        self,
+        var_list: Sequence[keras.Variable] | None = None,
+        var_names: Sequence[str] | None = None,
+    ) -> None:
         super().exclude_from_weight_decay(var_list, var_names)
         self._without_decay = (list(var_list or []), var_names)
 
@@ -101,7 +115,7 @@ class DNW(targets.TargetSparsity):
 
     def _latent(self, kernel):
         latent = self.add_variable_from_reference(kernel, name="latent")
-        # The user's own constraint is one of the weights that are trained.
+        # The user's own constraint applies to the weights that are trained.
         latent.constraint = masks.kernel_of(kernel).constraint
         with tf.init_scope():
             latent.assign(kernel)
@@ -115,20 +129,20 @@ class DNW(targets.TargetSparsity):
             kernels.select_from(strategy, sparse, sparse.trained, self._largest)
 
     def _largest(self, sparse, latent, mask):
-        """The mask of the largest latent weights; that of before if they are no numbers."""
+        """The mask of the largest latent weights; the old mask if they are not finite."""
         finite = tf.reduce_all(tf.math.is_finite(latent))
         scores = tf.where(finite, tf.abs(latent), tf.zeros([], latent.dtype))
         units = sparse.sparse.units
         largest = units.top(scores, int(units.count(sparse.sparsity)))
         return tf.where(finite, largest, mask)
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         super().finalize_variable_values(var_list)
         if self.built:
-            # Averages may have been written into the latent weights.
+            # Keras may have overwritten the latent weights with their averages.
             strategy = masks.strategy_of(self.step)
             with strategy.scope():
                 self._after_training(strategy)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "track_exploration": self.track_exploration}

@@ -1,7 +1,7 @@
-"""Random numbers that are the same on every replica, in every run, and with XLA or without.
+"""Random numbers that are the same on every replica, in every run, and with or without XLA.
 
-Of TensorFlow's stateless operations, those that draw integers are, if the algorithm is named;
-those that draw floating-point numbers are not.
+This holds for TensorFlow's stateless operations that draw integers, if the algorithm is named. It
+does not hold for those that draw floating-point numbers.
 """
 
 import math
@@ -13,7 +13,7 @@ _PHILOX = 1  # the number of the algorithm in TensorFlow
 
 
 def fold(seed, *data):
-    """A seed, as a pair of integers, made of another one and of some integers."""
+    """A new seed, a pair of integers, made of a seed and some integers."""
     for each in data:
         seed = tf.random.experimental.stateless_fold_in(seed, each, alg="philox")
     return seed
@@ -31,9 +31,9 @@ def _of_bits(bits):
 
 
 def uniform_part(start, size, seed):
-    """So many of the numbers of `uniform`, as a vector, from a multiple of 4 on."""
+    """A vector of `size` numbers of `uniform`, from index `start` on, a multiple of 4."""
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=tf.cast(seed, tf.int64))
-    # The generator counts in blocks of four such draws.
+    # The generator's counter grows by one for each block of four draws.
     here = counter + tf.stack([tf.cast(start // 4, tf.uint64), tf.constant(0, tf.uint64)])
     bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
         shape=[size], key=key, counter=here, alg=_PHILOX, dtype=tf.int32

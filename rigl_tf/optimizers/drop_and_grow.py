@@ -1,11 +1,13 @@
-"""Drop and grow: at update steps each kernel loses its worst connections, and gets others."""
+"""Drop and grow: at update steps, each kernel replaces its weakest connections by new ones."""
 
-from numbers import Real
+from collections.abc import Callable
+from typing import Any
 
+import keras
 import tensorflow as tf
 
 from rigl_tf import schedules, selection
-from rigl_tf.checks import check_integers, check_numbers
+from rigl_tf.checks import check_integers, check_numbers, is_number
 from rigl_tf.execution import tiles
 from rigl_tf.optimizers import growth, kernels, limits
 from rigl_tf.optimizers.changeable import Changeable
@@ -16,69 +18,74 @@ from rigl_tf.optimizers.wrapping import serialized
 class SparseOptimizer(ScheduledUpdates):
     """Base class of the optimizers that drop and grow connections.
 
-    It wraps another optimizer, as `keras.optimizers.LossScaleOptimizer` does. On ordinary steps
-    the inner optimizer trains the active connections. On update steps, instead of a gradient step,
-    each kernel drops the active connections with the lowest `drop_scores` and grows as many with
-    the highest `grow_scores` (Evci et al., 2020, Algorithm 1); a kernel without a gradient in this
-    step keeps its connections. A subclass is a pair of scores:
+    It wraps another optimizer, as `keras.optimizers.LossScaleOptimizer` does. In ordinary steps,
+    the inner optimizer trains the active connections. In an update step there is no gradient step:
+    each kernel drops the active connections with the lowest `drop_scores`, and grows as many with
+    the highest `grow_scores` (Evci et al., 2020, Algorithm 1). A kernel without a gradient in this
+    step keeps its connections. A subclass defines one or both of these scores:
 
     >>> @keras.saving.register_keras_serializable(package="my_package")
     ... class GrowLargeGradients(SparseOptimizer):
     ...     def grow_scores(self, kernel, mask, gradient):
     ...         return tf.abs(gradient)
 
-    Grown connections start at zero, unless `grow_init` says otherwise. Every slot of the inner
-    optimizer, such as a momentum, starts again where connections are dropped or grown, at the
-    value with which the inner optimizer creates it: what the optimizer itself writes there later,
-    as `keras.optimizers.ScheduleFreeAdamW` a copy of the weights, restarts at 0. A connection that
-    is dropped and grown again in the same update keeps its value and its slots. The kernel's own
-    constraint is applied after an update, too.
+    Grown connections start at zero, unless `grow_init` says otherwise. Where connections are
+    dropped or grown, every slot of the inner optimizer, such as a momentum, is reset to the value
+    with which the inner optimizer creates it. (A copy of the weights, as
+    `keras.optimizers.ScheduleFreeAdamW` keeps it, is reset to 0.) A connection that is dropped and
+    grown again in the same update keeps its value and its slots. The user's own constraint of a
+    kernel is applied after an update, too.
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights, or its name.
-        end_step: Integer, in steps. No connection changes at or after it; often 75 % of training:
+        end_step: Integer, in steps. No connection changes at or after this step. A common choice is
+            75 % of training:
             `end_step = int(0.75 * epochs * steps_per_epoch)`, with
             `steps_per_epoch = math.ceil(len(x_train) / batch_size)`.
-        begin_step: Integer, in steps. No connection changes before it or at step 0. Defaults to 0.
-        update_frequency: Integer, the number of steps from one mask update to the next. Defaults to
-            100. An update replaces a gradient step: with 1, no step from `begin_step` to `end_step`
-            trains the weights.
+        begin_step: Integer, in steps. No connection changes before this step or at step 0.
+            Defaults to 0.
+        update_frequency: Integer, the number of steps between mask updates. An update replaces a
+            gradient step: with 1, no step from `begin_step` to `end_step` trains the weights.
+            Defaults to 100.
         drop_fraction: Share of the active connections that an update drops. A float in `[0, 1]` is
-            its value at `begin_step`, from where it falls to 0 at `end_step` along a cosine; a
-            `keras.optimizers.schedules.LearningRateSchedule` or another callable of the step (a
-            scalar integer tensor) is taken as it is. Defaults to 0.3.
-        seed: Integer of at most 64 bits. Random scores and values are a function of it, of the
-            kernel's index and of the step. Defaults to 0.
-        gradient_momentum: Float in `[0, 1)` or `None`. If given, `gradient` in the scores is the
-            moving average `m * average + (1 - m) * gradient` over all steps. Defaults to `None`.
-        grow_init: Where grown connections start, a string. Defaults to `"zeros"` (the paper found
-            none better):
+            the share at `begin_step`; it falls to 0 at `end_step` along a cosine. Or a
+            `keras.optimizers.schedules.LearningRateSchedule`, or another callable of the step (a
+            scalar integer tensor), which returns the share. Defaults to 0.3.
+        seed: Integer of at most 64 bits. Random scores and values depend on it, on the index of the
+            kernel and on the step. Defaults to 0.
+        gradient_momentum: Float in `[0, 1)`, or `None`. If it is given, the scores get the moving
+            average `m * average + (1 - m) * gradient` over all steps instead of the gradient.
+            Defaults to `None`.
+        grow_init: String, the first value of grown connections. Defaults to `"zeros"` (in the paper
+            no other choice was better):
 
-            - `"zeros"`;
-            - `"initial_distribution"`: normally distributed about 0, with the standard deviation
-              that the active weights of the kernel had when training began;
-            - `"random_normal"`: the same, with that of the active weights before the update;
-            - `"random_uniform"`: between plus and minus the mean magnitude of the active weights;
-            - `"gradient"`: the `gradient` of the scores;
-            - `"gradient_sign"`: its sign.
-        grow_scale: Number, the factor of these values; below 0 a connection starts in the
-            direction in which the gradient descends. Defaults to 1.0.
-        track_exploration: Boolean, whether `exploration_rate` and `turnover` are counted. It costs
+            - `"zeros"`: zero.
+            - `"initial_distribution"`: normally distributed with mean 0 and the standard deviation
+              of the active weights at the beginning of training.
+            - `"random_normal"`: normally distributed with mean 0 and the standard deviation of the
+              active weights before the update.
+            - `"random_uniform"`: uniform between minus and plus the mean magnitude of the active
+              weights.
+            - `"gradient"`: the `gradient` that the scores get.
+            - `"gradient_sign"`: the sign of this gradient.
+        grow_scale: Number by which these values are multiplied. With a negative number and
+            `"gradient"`, a connection starts in the direction of descent. Defaults to 1.0.
+        track_exploration: Boolean, whether `exploration_rate` and `turnover` are computed. It needs
             a boolean array of each kernel's size. Defaults to `False`.
-        name: String. Defaults to the class's name in snake case, with a number.
+        name: String. Defaults to the name of the class in snake case, with a number.
 
     Attributes:
-        trains_at_updates: Boolean, whether an update step is a gradient step, too; the masks are
-            updated after it. False unless a subclass says so.
+        trains_at_updates: Boolean, whether an update step is also a gradient step; then the masks
+            are updated after it. False unless a subclass sets it.
 
-    `begin_step`, `end_step`, `update_frequency` and `drop_fraction`, if it is a number, are
-    attributes that may be set at any time, and count from then on. When `fit` ends, a warning tells
-    once if masks were never updated, or if `end_step` is far off.
+    The attributes `begin_step`, `end_step`, `update_frequency`, and `drop_fraction` if it is a
+    number, may be set at any time and have an effect from then on. When `fit` ends, there is one
+    warning if no mask was updated, or if training stopped long before `end_step`.
 
     Raises:
-        TypeError: If there is no such argument.
-        ValueError: If an argument is out of its range, or no update is before `end_step`; when it
-            is built, if the model has no sparse kernel that is trained.
+        TypeError: If an argument is unknown.
+        ValueError: If an argument is out of its range, or there is no update before `end_step`.
+            When the optimizer is built: if the model has no sparse kernel that is trained.
     """
 
     dense_gradients = "at updates"
@@ -87,18 +94,18 @@ class SparseOptimizer(ScheduledUpdates):
 
     def __init__(
         self,
-        inner_optimizer,
-        end_step,
-        begin_step=0,
-        update_frequency=100,
-        drop_fraction=0.3,
-        seed=0,
-        gradient_momentum=None,
-        grow_init="zeros",
-        grow_scale=1.0,
-        track_exploration=False,
-        name=None,
-    ):
+        inner_optimizer: keras.optimizers.Optimizer | str,
+        end_step: int,
+        begin_step: int = 0,
+        update_frequency: int = 100,
+        drop_fraction: float | Callable[[tf.Tensor], Any] = 0.3,
+        seed: int = 0,
+        gradient_momentum: float | None = None,
+        grow_init: str = "zeros",
+        grow_scale: float = 1.0,
+        track_exploration: bool = False,
+        name: str | None = None,
+    ) -> None:
         check_integers(seed=seed)
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"`seed` must be in [-2**63, 2**63). Received: seed={seed}")
@@ -118,16 +125,16 @@ class SparseOptimizer(ScheduledUpdates):
         if update_frequency == 1 and steps and len(steps) > 1 and not self.trains_at_updates:
             limits.warn(
                 f"With `update_frequency=1` {type(self).__name__} trains no weight from step "
-                f"{steps[0]} to step {steps[-1]}: each of them is a mask update instead of a "
-                "gradient step."
+                f"{steps[0]} to step {steps[-1]}: each of these steps is a mask update instead of "
+                "a gradient step."
             )
 
     @property
-    def supports_csr(self):
+    def supports_csr(self) -> bool:
         return self.gradient_momentum is None
 
     @property
-    def supports_structures(self):
+    def supports_structures(self) -> bool:
         return type(self).new_mask is SparseOptimizer.new_mask
 
     @property
@@ -147,14 +154,23 @@ class SparseOptimizer(ScheduledUpdates):
         progress = schedules.progress(step, now("begin_step"), now("end_step"))
         return schedules.cosine(now("drop_fraction"), progress)
 
-    def grow_scores(self, kernel, mask, gradient):
-        """Scores of the connections that were not kept; the highest are grown.
+    def grow_scores(self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
+        """Scores of the connections that were not kept. The connections with the highest are grown.
 
-        Arguments and result are those of `drop_scores`.
+        Args:
+            kernel: Tensor, the kernel.
+            mask: Boolean tensor of the same shape, the active connections.
+            gradient: Tensor of the same shape, the gradient of the loss with respect to all
+                connections, including the inactive ones, summed over the replicas.
+
+        Returns:
+            Tensor of the kernel's shape.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement `grow_scores`.")
 
-    def new_mask(self, kernel, mask, gradient, step):
+    def new_mask(
+        self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor, step: tf.Tensor
+    ) -> tf.Tensor:
         num_active = self._units.num_active(mask)
         return self._units.drop_and_grow(
             mask,
@@ -163,7 +179,7 @@ class SparseOptimizer(ScheduledUpdates):
             num_to_drop(num_active, self._drop_fraction_at(step)),
         )
 
-    # The same for a CSR kernel, of which there are only tiles.
+    # The same for a CSR kernel, which exists only in tiles.
 
     def _updated_places(self, sparse, tiled, step, initial_std):
         is_by_scores = type(self).new_mask is SparseOptimizer.new_mask and self.grow_init == "zeros"
@@ -183,11 +199,11 @@ class SparseOptimizer(ScheduledUpdates):
         return tiles.merged(kept, grown), tf.zeros([], tiled.values.dtype)
 
     def _places_to_grow(self, tiled, kept, num_grow):
-        """Where connections are grown, of all places but those that are kept."""
+        """The places where connections are grown, among all places that are not in `kept`."""
         return tiled.largest(self._score("grow_scores"), kept, num_grow)
 
     def _score(self, method):
-        """A score as a function of a tile, which draws the same numbers each time it is called."""
+        """A score as a function of a tile. Each call of it draws the same random numbers."""
         num_draws = self._num_draws
 
         def score(tile):
@@ -199,7 +215,7 @@ class SparseOptimizer(ScheduledUpdates):
 
         return score
 
-    # What is kept of a kernel, and where its grown connections start.
+    # The state of a kernel, and the first values of grown connections.
 
     def _state_of(self, kernel, index):
         state = {}
@@ -217,7 +233,7 @@ class SparseOptimizer(ScheduledUpdates):
         values = growth.initial_values(self.grow_init, kernel, mask, gradient, initial_std, seed)
         return values * tf.cast(self.grow_scale, values.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "drop_fraction": serialized("drop_fraction", self.drop_fraction),
@@ -230,13 +246,14 @@ class SparseOptimizer(ScheduledUpdates):
 
 
 def num_to_drop(num_active, drop_fraction):
-    """How many of so many active connections are dropped: rounded down.
+    """The number of active connections to drop: `num_active * drop_fraction`, rounded down.
 
-    In float32, which holds `num_active` up to 2**24. Beyond that in integers, by the fraction in
-    units of `2**-32`, or more than that share could be dropped.
+    It is computed in float32, which holds `num_active` exactly up to 2**24. For larger numbers it
+    is computed in integers, with the fraction in units of `2**-32`; in float32 the product could be
+    rounded up.
     """
     share = tf.cast(drop_fraction, tf.float32)
-    if isinstance(drop_fraction, Real):  # which may be less than the float32 next to it
+    if is_number(drop_fraction):  # it may be less than the nearest float32
         units = tf.constant(int(min(max(drop_fraction, 0), 1) * 2**32), tf.int64)
     else:
         units = tf.cast(tf.clip_by_value(share, 0, 1) * 2**32, tf.int64)

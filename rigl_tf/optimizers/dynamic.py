@@ -1,6 +1,8 @@
 """Dynamic sparse training: algorithms that drop weak connections and grow others."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -26,61 +28,66 @@ class RigL(SparseOptimizer):
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights, or its name.
-        end_step: Integer, in steps. No connection changes at or after it; the paper uses 75 % of
-            training: `end_step = int(0.75 * epochs * steps_per_epoch)`, with
+        end_step: Integer, in steps. No connection changes at or after this step. The paper uses
+            75 % of training: `end_step = int(0.75 * epochs * steps_per_epoch)`, with
             `steps_per_epoch = math.ceil(len(x_train) / batch_size)`.
-        begin_step: Integer, in steps. No connection changes before it or at step 0. Defaults to 0.
-        update_frequency: Integer, the number of steps from one mask update to the next. Defaults to
-            100. An update replaces a gradient step: with 1, no step from `begin_step` to `end_step`
-            trains the weights.
+        begin_step: Integer, in steps. No connection changes before this step or at step 0.
+            Defaults to 0.
+        update_frequency: Integer, the number of steps between mask updates. An update replaces a
+            gradient step: with 1, no step from `begin_step` to `end_step` trains the weights.
+            Defaults to 100.
         drop_fraction: Share of the active connections that an update drops. A float in `[0, 1]` is
-            its value at `begin_step`, from where it falls to 0 at `end_step` along a cosine; a
-            `keras.optimizers.schedules.LearningRateSchedule` or another callable of the step (a
-            scalar integer tensor) is taken as it is. Defaults to 0.3.
-        seed: Integer of at most 64 bits. Random scores and values are a function of it, of the
-            kernel's index and of the step. Defaults to 0.
-        gradient_momentum: Float in `[0, 1)` or `None`. If given, `gradient` in the scores is the
-            moving average `m * average + (1 - m) * gradient` over all steps. Defaults to `None`.
-        grow_init: Where grown connections start, a string. Defaults to `"zeros"` (the paper found
-            none better):
+            the share at `begin_step`; it falls to 0 at `end_step` along a cosine. Or a
+            `keras.optimizers.schedules.LearningRateSchedule`, or another callable of the step (a
+            scalar integer tensor), which returns the share. Defaults to 0.3.
+        seed: Integer of at most 64 bits. Random scores and values depend on it, on the index of the
+            kernel and on the step. Defaults to 0.
+        gradient_momentum: Float in `[0, 1)`, or `None`. If it is given, the scores get the moving
+            average `m * average + (1 - m) * gradient` over all steps instead of the gradient.
+            Defaults to `None`.
+        grow_init: String, the first value of grown connections. Defaults to `"zeros"` (in the paper
+            no other choice was better):
 
-            - `"zeros"`;
-            - `"initial_distribution"`: normally distributed about 0, with the standard deviation
-              that the active weights of the kernel had when training began;
-            - `"random_normal"`: the same, with that of the active weights before the update;
-            - `"random_uniform"`: between plus and minus the mean magnitude of the active weights;
-            - `"gradient"`: the `gradient` of the scores;
-            - `"gradient_sign"`: its sign.
-        grow_scale: Number, the factor of these values; below 0 a connection starts in the
-            direction in which the gradient descends. Defaults to 1.0.
-        track_exploration: Boolean, whether `exploration_rate` and `turnover` are counted. It costs
+            - `"zeros"`: zero.
+            - `"initial_distribution"`: normally distributed with mean 0 and the standard deviation
+              of the active weights at the beginning of training.
+            - `"random_normal"`: normally distributed with mean 0 and the standard deviation of the
+              active weights before the update.
+            - `"random_uniform"`: uniform between minus and plus the mean magnitude of the active
+              weights.
+            - `"gradient"`: the `gradient` that the scores get.
+            - `"gradient_sign"`: the sign of this gradient.
+        grow_scale: Number by which these values are multiplied. With a negative number and
+            `"gradient"`, a connection starts in the direction of descent. Defaults to 1.0.
+        track_exploration: Boolean, whether `exploration_rate` and `turnover` are computed. It needs
             a boolean array of each kernel's size. Defaults to `False`.
-        name: String. Defaults to the class's name in snake case, with a number.
+        name: String. Defaults to the name of the class in snake case, with a number.
 
     Raises:
-        TypeError: If there is no such argument.
-        ValueError: If an argument is out of its range, or no update is before `end_step`; when it
-            is built, if the model has no sparse kernel that is trained.
+        TypeError: If an argument is unknown.
+        ValueError: If an argument is out of its range, or there is no update before `end_step`.
+            When the optimizer is built: if the model has no sparse kernel that is trained.
 
     Example:
 
     >>> optimizer = RigL(keras.optimizers.SGD(0.1, momentum=0.9), end_step=25_000)
     """
 
-    def grow_scores(self, kernel, mask, gradient):
+    def grow_scores(self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
         return tf.abs(gradient)
 
     def _places_to_grow(self, tiled, kept, num_grow):
         if type(self).grow_scores is not RigL.grow_scores or tiled.gradient is not None:
             return super()._places_to_grow(tiled, kept, num_grow)
-        return engine.largest_inactive(*tiled.rows, None, tiled.matrix_shape, num_grow, kept)[0]
+        x, dy = tiled.rows
+        return engine.largest_inactive(x, dy, None, tiled.matrix_shape, num_grow, kept)[0]
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
 class RigLInverted(SparseOptimizer):
     """Sparse training that grows the connections with the smallest gradients: a control for RigL.
 
-    If it were as good as `RigL`, the gradients would say nothing about where to grow.
+    If its results were as good as those of `RigL`, gradients would not help to choose connections.
 
     Reference:
 
@@ -88,48 +95,53 @@ class RigLInverted(SparseOptimizer):
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights, or its name.
-        end_step: Integer, in steps. No connection changes at or after it; often 75 % of training:
+        end_step: Integer, in steps. No connection changes at or after this step. A common choice is
+            75 % of training:
             `end_step = int(0.75 * epochs * steps_per_epoch)`, with
             `steps_per_epoch = math.ceil(len(x_train) / batch_size)`.
-        begin_step: Integer, in steps. No connection changes before it or at step 0. Defaults to 0.
-        update_frequency: Integer, the number of steps from one mask update to the next. Defaults to
-            100. An update replaces a gradient step: with 1, no step from `begin_step` to `end_step`
-            trains the weights.
+        begin_step: Integer, in steps. No connection changes before this step or at step 0.
+            Defaults to 0.
+        update_frequency: Integer, the number of steps between mask updates. An update replaces a
+            gradient step: with 1, no step from `begin_step` to `end_step` trains the weights.
+            Defaults to 100.
         drop_fraction: Share of the active connections that an update drops. A float in `[0, 1]` is
-            its value at `begin_step`, from where it falls to 0 at `end_step` along a cosine; a
-            `keras.optimizers.schedules.LearningRateSchedule` or another callable of the step (a
-            scalar integer tensor) is taken as it is. Defaults to 0.3.
-        seed: Integer of at most 64 bits. Random scores and values are a function of it, of the
-            kernel's index and of the step. Defaults to 0.
-        gradient_momentum: Float in `[0, 1)` or `None`. If given, `gradient` in the scores is the
-            moving average `m * average + (1 - m) * gradient` over all steps. Defaults to `None`.
-        grow_init: Where grown connections start, a string. Defaults to `"zeros"` (the paper found
-            none better):
+            the share at `begin_step`; it falls to 0 at `end_step` along a cosine. Or a
+            `keras.optimizers.schedules.LearningRateSchedule`, or another callable of the step (a
+            scalar integer tensor), which returns the share. Defaults to 0.3.
+        seed: Integer of at most 64 bits. Random scores and values depend on it, on the index of the
+            kernel and on the step. Defaults to 0.
+        gradient_momentum: Float in `[0, 1)`, or `None`. If it is given, the scores get the moving
+            average `m * average + (1 - m) * gradient` over all steps instead of the gradient.
+            Defaults to `None`.
+        grow_init: String, the first value of grown connections. Defaults to `"zeros"` (in the paper
+            no other choice was better):
 
-            - `"zeros"`;
-            - `"initial_distribution"`: normally distributed about 0, with the standard deviation
-              that the active weights of the kernel had when training began;
-            - `"random_normal"`: the same, with that of the active weights before the update;
-            - `"random_uniform"`: between plus and minus the mean magnitude of the active weights;
-            - `"gradient"`: the `gradient` of the scores;
-            - `"gradient_sign"`: its sign.
-        grow_scale: Number, the factor of these values; below 0 a connection starts in the
-            direction in which the gradient descends. Defaults to 1.0.
-        track_exploration: Boolean, whether `exploration_rate` and `turnover` are counted. It costs
+            - `"zeros"`: zero.
+            - `"initial_distribution"`: normally distributed with mean 0 and the standard deviation
+              of the active weights at the beginning of training.
+            - `"random_normal"`: normally distributed with mean 0 and the standard deviation of the
+              active weights before the update.
+            - `"random_uniform"`: uniform between minus and plus the mean magnitude of the active
+              weights.
+            - `"gradient"`: the `gradient` that the scores get.
+            - `"gradient_sign"`: the sign of this gradient.
+        grow_scale: Number by which these values are multiplied. With a negative number and
+            `"gradient"`, a connection starts in the direction of descent. Defaults to 1.0.
+        track_exploration: Boolean, whether `exploration_rate` and `turnover` are computed. It needs
             a boolean array of each kernel's size. Defaults to `False`.
-        name: String. Defaults to the class's name in snake case, with a number.
+        name: String. Defaults to the name of the class in snake case, with a number.
 
     Raises:
-        TypeError: If there is no such argument.
-        ValueError: If an argument is out of its range, or no update is before `end_step`; when it
-            is built, if the model has no sparse kernel that is trained.
+        TypeError: If an argument is unknown.
+        ValueError: If an argument is out of its range, or there is no update before `end_step`.
+            When the optimizer is built: if the model has no sparse kernel that is trained.
 
     Example:
 
     >>> optimizer = RigLInverted("adam", end_step=25_000)
     """
 
-    def grow_scores(self, kernel, mask, gradient):
+    def grow_scores(self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
         return -tf.abs(gradient)
 
 
@@ -143,41 +155,46 @@ class SET(SparseOptimizer):
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights, or its name.
-        end_step: Integer, in steps. No connection changes at or after it; often 75 % of training:
+        end_step: Integer, in steps. No connection changes at or after this step. A common choice is
+            75 % of training:
             `end_step = int(0.75 * epochs * steps_per_epoch)`, with
             `steps_per_epoch = math.ceil(len(x_train) / batch_size)`.
-        begin_step: Integer, in steps. No connection changes before it or at step 0. Defaults to 0.
-        update_frequency: Integer, the number of steps from one mask update to the next. Defaults to
-            100. An update replaces a gradient step: with 1, no step from `begin_step` to `end_step`
-            trains the weights.
+        begin_step: Integer, in steps. No connection changes before this step or at step 0.
+            Defaults to 0.
+        update_frequency: Integer, the number of steps between mask updates. An update replaces a
+            gradient step: with 1, no step from `begin_step` to `end_step` trains the weights.
+            Defaults to 100.
         drop_fraction: Share of the active connections that an update drops. A float in `[0, 1]` is
-            its value at `begin_step`, from where it falls to 0 at `end_step` along a cosine; a
-            `keras.optimizers.schedules.LearningRateSchedule` or another callable of the step (a
-            scalar integer tensor) is taken as it is. Defaults to 0.3.
-        seed: Integer of at most 64 bits. Random scores and values are a function of it, of the
-            kernel's index and of the step. Defaults to 0.
-        gradient_momentum: Float in `[0, 1)` or `None`. If given, `gradient` in the scores is the
-            moving average `m * average + (1 - m) * gradient` over all steps. Defaults to `None`.
-        grow_init: Where grown connections start, a string. Defaults to `"zeros"` (the paper found
-            none better):
+            the share at `begin_step`; it falls to 0 at `end_step` along a cosine. Or a
+            `keras.optimizers.schedules.LearningRateSchedule`, or another callable of the step (a
+            scalar integer tensor), which returns the share. Defaults to 0.3.
+        seed: Integer of at most 64 bits. Random scores and values depend on it, on the index of the
+            kernel and on the step. Defaults to 0.
+        gradient_momentum: Float in `[0, 1)`, or `None`. If it is given, the scores get the moving
+            average `m * average + (1 - m) * gradient` over all steps instead of the gradient.
+            Defaults to `None`.
+        grow_init: String, the first value of grown connections. Defaults to `"zeros"` (in the paper
+            no other choice was better):
 
-            - `"zeros"`;
-            - `"initial_distribution"`: normally distributed about 0, with the standard deviation
-              that the active weights of the kernel had when training began;
-            - `"random_normal"`: the same, with that of the active weights before the update;
-            - `"random_uniform"`: between plus and minus the mean magnitude of the active weights;
-            - `"gradient"`: the `gradient` of the scores;
-            - `"gradient_sign"`: its sign.
-        grow_scale: Number, the factor of these values; below 0 a connection starts in the
-            direction in which the gradient descends. Defaults to 1.0.
-        track_exploration: Boolean, whether `exploration_rate` and `turnover` are counted. It costs
+            - `"zeros"`: zero.
+            - `"initial_distribution"`: normally distributed with mean 0 and the standard deviation
+              of the active weights at the beginning of training.
+            - `"random_normal"`: normally distributed with mean 0 and the standard deviation of the
+              active weights before the update.
+            - `"random_uniform"`: uniform between minus and plus the mean magnitude of the active
+              weights.
+            - `"gradient"`: the `gradient` that the scores get.
+            - `"gradient_sign"`: the sign of this gradient.
+        grow_scale: Number by which these values are multiplied. With a negative number and
+            `"gradient"`, a connection starts in the direction of descent. Defaults to 1.0.
+        track_exploration: Boolean, whether `exploration_rate` and `turnover` are computed. It needs
             a boolean array of each kernel's size. Defaults to `False`.
-        name: String. Defaults to the class's name in snake case, with a number.
+        name: String. Defaults to the name of the class in snake case, with a number.
 
     Raises:
-        TypeError: If there is no such argument.
-        ValueError: If an argument is out of its range, or no update is before `end_step`; when it
-            is built, if the model has no sparse kernel that is trained.
+        TypeError: If an argument is unknown.
+        ValueError: If an argument is out of its range, or there is no update before `end_step`.
+            When the optimizer is built: if the model has no sparse kernel that is trained.
 
     Example:
 
@@ -186,13 +203,14 @@ class SET(SparseOptimizer):
 
     dense_gradients = "never"
 
-    def grow_scores(self, kernel, mask, gradient):
+    def grow_scores(self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
         return self.random_uniform(kernel)
 
     def _places_to_grow(self, tiled, kept, num_grow):
         if type(self).grow_scores is not SET.grow_scores:
             return super()._places_to_grow(tiled, kept, num_grow)
-        # Of uniform numbers it is known how many reach a score, up to ten standard deviations.
+        # For uniform numbers, a score that the wanted number of them exceeds is known in advance:
+        # with a margin of ten standard deviations, enough of them do.
         num_places = math.prod(tiled.matrix_shape)
         num_others = num_places - tf.size(kept, tf.int64)
         share = tf.cast(num_grow, tf.float64) / tf.cast(tf.maximum(num_others, 1), tf.float64)
@@ -208,15 +226,16 @@ class SNFS(SparseOptimizer):
     """Sparse training that grows the connections with the largest average gradients.
 
     Sparse Networks From Scratch: connections are grown by the magnitude of a moving average of the
-    dense gradient, which costs one array of the kernel's size and, under `tf.distribute`, an
+    dense gradient. This needs one array of the kernel's size and, under `tf.distribute`, an
     all-reduce of the dense gradient in every step.
 
-    With `redistribute=True` connections move between kernels, too: of all that an update drops,
-    each kernel grows the share that the mean magnitude of its active connections' average gradient
-    has in the sum over the kernels, at most 99 % of those it could grow; what a kernel cannot take
-    goes to the others in equal parts. The total over all kernels never changes. As in the authors'
-    code, a kernel that is less than 20 % sparse, and has more than an equal share, drops no larger
-    share of its connections than its sparsity.
+    With `redistribute=True` connections also move between kernels. The importance of a kernel is
+    the mean magnitude of the average gradient over its active connections. In an update, the
+    dropped connections of all kernels are distributed in proportion to this importance. A kernel
+    grows at most 99 % of its inactive connections; what is left over is given to the other kernels
+    in equal parts. The total over all kernels never changes. As in the authors' code, a kernel that
+    is less than 20 % sparse and more important than the average drops no larger share of its
+    connections than its sparsity.
 
     Reference:
 
@@ -225,43 +244,47 @@ class SNFS(SparseOptimizer):
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights, or its name.
-        end_step: Integer, in steps. No connection changes at or after it; often 75 % of training:
+        end_step: Integer, in steps. No connection changes at or after this step. A common choice is
+            75 % of training:
             `end_step = int(0.75 * epochs * steps_per_epoch)`, with
             `steps_per_epoch = math.ceil(len(x_train) / batch_size)`.
-        begin_step: Integer, in steps. No connection changes before it or at step 0. Defaults to 0.
-        update_frequency: Integer, the number of steps from one mask update to the next. Defaults to
-            100. An update replaces a gradient step: with 1, no step from `begin_step` to `end_step`
-            trains the weights.
+        begin_step: Integer, in steps. No connection changes before this step or at step 0.
+            Defaults to 0.
+        update_frequency: Integer, the number of steps between mask updates. An update replaces a
+            gradient step: with 1, no step from `begin_step` to `end_step` trains the weights.
+            Defaults to 100.
         drop_fraction: Share of the active connections that an update drops. A float in `[0, 1]` is
-            its value at `begin_step`, from where it falls to 0 at `end_step` along a cosine; a
-            `keras.optimizers.schedules.LearningRateSchedule` or another callable of the step (a
-            scalar integer tensor) is taken as it is. Defaults to 0.3.
-        seed: Integer of at most 64 bits. Random scores and values are a function of it, of the
-            kernel's index and of the step. Defaults to 0.
-        gradient_momentum: Float in `[0, 1)`, the momentum `m` of the moving average `m * average +
-            (1 - m) * gradient` over all steps. Defaults to 0.9.
-        grow_init: Where grown connections start, a string. Defaults to `"zeros"` (the paper found
-            none better):
+            the share at `begin_step`; it falls to 0 at `end_step` along a cosine. Or a
+            `keras.optimizers.schedules.LearningRateSchedule`, or another callable of the step (a
+            scalar integer tensor), which returns the share. Defaults to 0.3.
+        seed: Integer of at most 64 bits. Random scores and values depend on it, on the index of the
+            kernel and on the step. Defaults to 0.
+        gradient_momentum: Float in `[0, 1)`, the momentum `m` of the moving average
+            `m * average + (1 - m) * gradient` over all steps. Defaults to 0.9.
+        grow_init: String, the first value of grown connections. Defaults to `"zeros"` (in the paper
+            no other choice was better):
 
-            - `"zeros"`;
-            - `"initial_distribution"`: normally distributed about 0, with the standard deviation
-              that the active weights of the kernel had when training began;
-            - `"random_normal"`: the same, with that of the active weights before the update;
-            - `"random_uniform"`: between plus and minus the mean magnitude of the active weights;
-            - `"gradient"`: the `gradient` of the scores;
-            - `"gradient_sign"`: its sign.
-        grow_scale: Number, the factor of these values; below 0 a connection starts in the
-            direction in which the gradient descends. Defaults to 1.0.
-        track_exploration: Boolean, whether `exploration_rate` and `turnover` are counted. It costs
+            - `"zeros"`: zero.
+            - `"initial_distribution"`: normally distributed with mean 0 and the standard deviation
+              of the active weights at the beginning of training.
+            - `"random_normal"`: normally distributed with mean 0 and the standard deviation of the
+              active weights before the update.
+            - `"random_uniform"`: uniform between minus and plus the mean magnitude of the active
+              weights.
+            - `"gradient"`: the `gradient` that the scores get.
+            - `"gradient_sign"`: the sign of this gradient.
+        grow_scale: Number by which these values are multiplied. With a negative number and
+            `"gradient"`, a connection starts in the direction of descent. Defaults to 1.0.
+        track_exploration: Boolean, whether `exploration_rate` and `turnover` are computed. It needs
             a boolean array of each kernel's size. Defaults to `False`.
-        redistribute: Boolean, whether kernels grow as many connections as they are important.
+        redistribute: Boolean, whether important kernels get connections of other kernels.
             Defaults to `False`.
-        name: String. Defaults to the class's name in snake case, with a number.
+        name: String. Defaults to the name of the class in snake case, with a number.
 
     Raises:
-        TypeError: If there is no such argument.
-        ValueError: If an argument is out of its range, or no update is before `end_step`; when it
-            is built, if the model has no sparse kernel that is trained.
+        TypeError: If an argument is unknown.
+        ValueError: If an argument is out of its range, or there is no update before `end_step`.
+            When the optimizer is built: if the model has no sparse kernel that is trained.
 
     Example:
 
@@ -271,24 +294,24 @@ class SNFS(SparseOptimizer):
     dense_gradients = "always"
 
     @property
-    def supports_structures(self):
+    def supports_structures(self) -> bool:
         return type(self).new_mask is SNFS.new_mask and not self.redistribute
 
     def __init__(
         self,
-        inner_optimizer,
-        end_step,
-        begin_step=0,
-        update_frequency=100,
-        drop_fraction=0.3,
-        seed=0,
-        gradient_momentum=0.9,
-        grow_init="zeros",
-        grow_scale=1.0,
-        track_exploration=False,
-        redistribute=False,
-        name=None,
-    ):
+        inner_optimizer: keras.optimizers.Optimizer | str,
+        end_step: int,
+        begin_step: int = 0,
+        update_frequency: int = 100,
+        drop_fraction: float | Callable[[tf.Tensor], Any] = 0.3,
+        seed: int = 0,
+        gradient_momentum: float = 0.9,
+        grow_init: str = "zeros",
+        grow_scale: float = 1.0,
+        track_exploration: bool = False,
+        redistribute: bool = False,
+        name: str | None = None,
+    ) -> None:
         check_numbers("[0, 1)", gradient_momentum=gradient_momentum)
         super().__init__(
             inner_optimizer,
@@ -305,17 +328,17 @@ class SNFS(SparseOptimizer):
         )
         self.redistribute = bool(redistribute)
 
-    def grow_scores(self, kernel, mask, gradient):
+    def grow_scores(self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
         return tf.abs(gradient)
 
     def _update_kernels(self, strategy, pairs, gradients):
         if self.redistribute and pairs:
             self._plan.num_moved = self._redistributed([sparse for sparse, _ in pairs])
         super()._update_kernels(strategy, pairs, gradients)
-        self._plan.num_moved = {}  # tensors of this branch of the graph
+        self._plan.num_moved = {}  # these tensors are valid only in this branch of the graph
 
     def _redistributed(self, sparse_kernels):
-        """`{index: (number to drop, number to grow)}`."""
+        """`{index of a kernel: (number to drop, number to grow)}`."""
         masks = [tf.convert_to_tensor(each.mask) for each in sparse_kernels]
         averages = [tf.convert_to_tensor(each.average) for each in sparse_kernels]
         importance = tf.stack(
@@ -335,7 +358,9 @@ class SNFS(SparseOptimizer):
         moved = zip(tf.unstack(num_drop), tf.unstack(num_grow), strict=True)
         return {each.index: pair for each, pair in zip(sparse_kernels, moved, strict=True)}
 
-    def new_mask(self, kernel, mask, gradient, step):
+    def new_mask(
+        self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor, step: tf.Tensor
+    ) -> tf.Tensor:
         if self._kernel_index not in self._plan.num_moved:
             return super().new_mask(kernel, mask, gradient, step)
         num_drop, num_grow = self._plan.num_moved[self._kernel_index]
@@ -345,5 +370,5 @@ class SNFS(SparseOptimizer):
         grow_scores = self._scores("grow_scores", kernel, mask, gradient)
         return kept | selection.keep(~kept, grow_scores, num_grow)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "redistribute": self.redistribute}

@@ -1,13 +1,16 @@
-"""Gradual pruning: from dense to sparse while the network trains."""
+"""Gradual pruning: a dense network becomes sparse during training."""
 
 import functools
 import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from rigl_tf import distributions, schedules
+from rigl_tf._types import Distribution
 from rigl_tf.checks import check_numbers
 from rigl_tf.optimizers import kernels, targets
 from rigl_tf.optimizers.scheduled import ScheduledUpdates
@@ -15,13 +18,13 @@ from rigl_tf.optimizers.scheduled import ScheduledUpdates
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
 class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
-    """Gradual magnitude pruning: a dense network loses its weakest connections while it trains.
+    """Gradual magnitude pruning: a dense network loses its weakest connections during training.
 
-    At update steps, after the gradient step, each kernel keeps the connections with the largest
-    weights: so many that it has the sparsity `s * (1 - (1 - p) ** power)`, where `s` is its final
-    sparsity and `p` goes from 0 at `begin_step` to 1 at the last update. What is pruned does not
-    come back. A warning tells, when it is built or when `fit` ends, if another sparsity than the
-    one that was asked for is what comes of it.
+    In an update step, after the gradient step, each kernel keeps the connections with the largest
+    weights, so that its sparsity is `s * (1 - (1 - p) ** power)`. Here `s` is its final sparsity,
+    and `p` rises from 0 at `begin_step` to 1 at the last update. Pruned connections do not come
+    back. There is a warning, when the optimizer is built or when `fit` ends, if the final sparsity
+    differs from `sparsity`.
 
     Reference:
 
@@ -29,28 +32,30 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights, or its name.
-        end_step: Integer, in steps. No connection changes at or after it, and the last update
-            before it makes the final sparsity, so train longer than that: for one
-            `end_step = int(0.75 * epochs * steps_per_epoch)`, with
+        end_step: Integer, in steps. No connection changes at or after this step. The last update
+            before it reaches the final sparsity, so train for more steps than this. A common choice
+            is `end_step = int(0.75 * epochs * steps_per_epoch)`, with
             `steps_per_epoch = math.ceil(len(x_train) / batch_size)`.
-        sparsity: Share of zeros over all sparse kernels in the end, in `[0, 1)`. Or a list of it
-            after each update, which does not fall; or a function of the step that gives it, such
-            as a `tfmot.sparsity.keras.PruningSchedule` (which gives a pair, the sparsity last). It
-            is asked at each update step, and `power` is not used.
-        begin_step: Integer, in steps. No connection changes before it or at step 0. Defaults to 0.
-        update_frequency: Integer, the number of steps from one mask update to the next. Defaults to
-            100. Every step trains the weights, those with an update too.
+        sparsity: Final share of zeros over all sparse kernels, in `[0, 1)`. Or a list of the shares
+            after each update, which must not fall. Or a function of the step that returns the
+            share, such as a `tfmot.sparsity.keras.PruningSchedule` (it returns a pair, of which the
+            last is the sparsity). The function is called for each update step. With a list or a
+            function, `power` is not used.
+        begin_step: Integer, in steps. No connection changes before this step or at step 0.
+            Defaults to 0.
+        update_frequency: Integer, the number of steps between mask updates. Every step trains the
+            weights, update steps too. Defaults to 100.
         power: Number > 0. Defaults to 3, as in the paper.
         distribution: How the kernels share the sparsity, a string or a function, see
-            `rigl_tf.sparsify`. Defaults to `"erk"`, with which all kernels together have the
-            sparsity that was asked for; `"uniform"` leaves the first kernel dense, and a warning
-            says what is lost by that.
-        name: String. Defaults to the class's name in snake case, with a number.
+            `rigl_tf.sparsify`. With the default `"erk"`, all kernels together reach `sparsity`.
+            With `"uniform"` the first kernel stays dense, and a warning says which sparsity is
+            reached.
+        name: String. Defaults to the name of the class in snake case, with a number.
 
     Raises:
-        TypeError: If there is no such argument.
-        ValueError: If an argument is out of its range, or no update is before `end_step`; when it
-            is built, if the model has no sparse kernel that is trained.
+        TypeError: If an argument is unknown.
+        ValueError: If an argument is out of its range, or there is no update before `end_step`.
+            When the optimizer is built: if the model has no sparse kernel that is trained.
 
     Example:
 
@@ -63,26 +68,26 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
     _keeps_zeros = True
 
     @property
-    def supports_structures(self):
+    def supports_structures(self) -> bool:
         return type(self).new_mask is GradualPruning.new_mask
 
     def __init__(
         self,
-        inner_optimizer,
-        end_step,
-        sparsity,
-        begin_step=0,
-        update_frequency=100,
-        power=3,
-        distribution="erk",
-        name=None,
-    ):
+        inner_optimizer: keras.optimizers.Optimizer | str,
+        end_step: int,
+        sparsity: float | Sequence[float] | Callable[[tf.Tensor], Any],
+        begin_step: int = 0,
+        update_frequency: int = 100,
+        power: float = 3,
+        distribution: Distribution = "erk",
+        name: str | None = None,
+    ) -> None:
         distributions.get(distribution)
         check_numbers("(0, inf)", power=power)
         super().__init__(inner_optimizer, end_step, begin_step, update_frequency, name)
         self.power = power
         self.distribution = distribution
-        self.sparsity = _at_each(self._steps, sparsity) if callable(sparsity) else sparsity
+        self.sparsity: Any = _at_each(self._steps, sparsity) if callable(sparsity) else sparsity
         self._check_schedule()
 
     @property
@@ -104,7 +109,8 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
 
     def _create_state(self, variables, shares):
         super()._create_state(variables, shares)
-        # Variables, as the steps may be changed later. Those of `add_variable` have a fixed shape.
+        # Variables, because the steps may be changed later. (Those of `add_variable` have a fixed
+        # shape.)
         self._plan.counts = {
             index: tf.Variable(
                 counts,
@@ -131,7 +137,7 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
         return result
 
     def _progress(self):
-        """The share in `[0, 1]` of its final sparsity that a kernel has after each update."""
+        """The sparsity of a kernel after each update, as a share of its final one, in `[0, 1]`."""
         if isinstance(self.sparsity, (list, tuple)):
             return np.array(self.sparsity) / (self._final_sparsity or 1.0)
         first, last = self._steps[0], self._steps[-1]
@@ -139,64 +145,66 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
         steps = np.arange(first, last + 1, self.update_frequency)
         left = 1 - (steps - begin) / (last - begin)
         if self.power == int(self.power):
-            # By multiplication, which is exact where the result is: a power might be rounded.
+            # By multiplication, which is exact if the result is exact; a power may be rounded.
             return 1 - functools.reduce(np.multiply, [left] * int(self.power))
         return 1 - left**self.power
 
     def _update_masks(self, strategy, pairs, loss_scale):
-        # Magnitudes need no gradient: neither its sum over the replicas, nor that it is finite.
+        # Magnitudes need no gradient, so it is not summed over replicas and may be infinite.
         if type(self).drop_scores is ScheduledUpdates.drop_scores:
             pairs = []
         gradients = kernels.sum_over_replicas(strategy, pairs, loss_scale)
-        # A kernel without a gradient is pruned, too: that of zeros is not used.
+        # A kernel without a gradient is pruned, too; the zeros for its gradient are not used.
         known = {sparse.index for sparse, _ in pairs}
         others = [each for each in self._plan.by_id.values() if each.index not in known]
         zeros = [tf.zeros(each.kernel.shape, each.kernel.dtype) for each in others]
         pairs = [*pairs, *((each, None) for each in others)]
         self._update_if_finite(strategy, pairs, [*gradients, *zeros])
 
-    def new_mask(self, kernel, mask, gradient, step):
+    def new_mask(
+        self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor, step: tf.Tensor
+    ) -> tf.Tensor:
         begin = self._numbers.tensor("begin_step")
         frequency = self._numbers.tensor("update_frequency")
         number = (step - tf.where(begin > 0, begin, frequency)) // frequency
-        # Not `counts[...]`: XLA would compile a slice anew for every step.
+        # Not `counts[...]`: XLA would compile a new slice for every step.
         num_active = tf.gather(self._plan.counts[self._kernel_index], number)
         scores = self._scores("drop_scores", kernel, mask, gradient)
         return self._units.keep(mask, scores, num_active)
 
     def _unfinished(self, step):
-        steps = self._update_steps()  # `None` if they are a subclass's own
+        steps = self._update_steps()  # `None` if a subclass has its own schedule
         if steps is None or step == 0 or step > steps[-1]:
             return None
         sparse = [each.sparse for each in self._plan.by_id.values()]
         now = 1 - sum(each.num_active for each in sparse) / sum(each.size for each in sparse)
         return (
-            f"{type(self).__name__} has made a sparsity of {now:.3f} of {self._final_sparsity}: "
+            f"{type(self).__name__} has reached a sparsity of {now:.3f} of {self._final_sparsity}: "
             f"training ended after {step} steps, and the last update is at {steps[-1]}."
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "power": self.power}
 
 
 def _at_each(steps, schedule):
-    """The sparsity that a schedule gives at each step."""
+    """The sparsities that a schedule returns at these steps."""
     return [_number(step, schedule(tf.constant(step, tf.int64))) for step in steps]
 
 
 def _check_list(sparsities, num_updates):
-    """Raises a `ValueError` unless it is a list of a sparsity for each update, that do not fall."""
+    """Raises a `ValueError` unless there is a sparsity for each update, and they do not fall."""
     if len(sparsities) != num_updates:
         raise ValueError(
             f"`sparsity` must have an entry for each of the {num_updates} updates. "
             f"Received: sparsity={sparsities}"
         )
     values = [distributions.check_sparsity(value) for value in sparsities]
-    # What a schedule computes in float32 may fall in the last digits.
+    # A schedule that computes in float32 may fall in the last digits.
     if any(later < value - 1e-6 for value, later in itertools.pairwise(values)):
         raise ValueError(
-            "`sparsity` must not fall from one update to the next: what is pruned does "
-            f"not come back. Received: sparsity={values}"
+            "`sparsity` must not fall from one update to the next: pruned connections do not come "
+            f"back. Received: sparsity={values}"
         )
 
 
@@ -205,6 +213,6 @@ def _number(step, value):
         return float(value[-1] if isinstance(value, (list, tuple)) else value)
     except (TypeError, ValueError):
         raise ValueError(
-            "`sparsity`, as a function of the step, must give a number, or a pair of which it is "
-            f"the last. Received: sparsity({step})={value!r}"
+            "`sparsity`, as a function of the step, must return a number, or a pair that ends with "
+            f"it. Received: sparsity({step})={value!r}"
         ) from None

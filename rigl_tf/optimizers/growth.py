@@ -1,4 +1,4 @@
-"""The values at which grown connections start."""
+"""The first values of grown connections."""
 
 import tensorflow as tf
 
@@ -21,7 +21,7 @@ def mean_of_active(values, mask):
 
 
 def _wide(values):
-    """`values` in float32 at least: a sum of many is beyond what 16 bits hold."""
+    """`values` in float32 or float64: 16 bits are too few for a sum of many values."""
     return values if values.dtype == tf.float64 else tf.cast(values, tf.float32)
 
 
@@ -66,17 +66,17 @@ _INITIAL = {
 }
 
 
-# Those that need the gradients of inactive connections.
+# The choices that need the gradients of inactive connections.
 OF_GRADIENTS = ("gradient", "gradient_sign")
 
 
 def check(grow_init):
-    """Raises a `ValueError` unless `grow_init` is one of those that there are."""
+    """Raises a `ValueError` unless `grow_init` is a key of `_INITIAL`."""
     check_choice(_INITIAL, grow_init=grow_init)
 
 
 def initial_values(grow_init, kernel, mask, gradient, initial_std, seed):
-    """What a connection of the kernel starts at, if it is grown.
+    """The values at which connections of a kernel start if they are grown.
 
     Args:
         grow_init: String, see `rigl_tf.SparseOptimizer`.
@@ -84,7 +84,7 @@ def initial_values(grow_init, kernel, mask, gradient, initial_std, seed):
         mask: Boolean tensor of the same shape, its mask before the update.
         gradient: Tensor of the same shape.
         initial_std: Scalar tensor, the standard deviation of the weights when training began, or
-            `None` where it is not used.
+            `None` if it is not used.
         seed: Pair of integers, as a tensor.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What an optimizer keeps of each sparse kernel, and how it updates one."""
+"""The state that an optimizer keeps for each sparse kernel, and how it updates a kernel."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from rigl_tf.optimizers import growth
 
 @dataclasses.dataclass(eq=False)
 class Explored:
-    """Which connections of one kernel an optimizer has tried."""
+    """Which connections of one kernel have been active so far."""
 
     ever_active: keras.Variable
     num_replaced: keras.Variable  # by the last update
@@ -20,15 +20,15 @@ class Explored:
 
 @dataclasses.dataclass(eq=False)
 class KernelState:
-    """What an optimizer keeps of one sparse kernel (out of Keras's attribute tracking)."""
+    """The state of one sparse kernel, in an object whose attributes Keras does not track."""
 
     sparse: masks.SparseKernel
     index: int
-    trained: keras.Variable  # what the inner optimizer trains: most often the kernel
-    slots: list  # of `Slot`, those of the inner optimizer
-    sparsity: float | None  # its own, if the optimizer makes it as sparse as that
+    trained: keras.Variable  # the variable that the inner optimizer trains, usually the kernel
+    slots: list  # of `Slot`, the slots of the inner optimizer
+    sparsity: float | None  # the sparsity that the optimizer gives to it, if it does
     average: keras.Variable | None = None  # moving average of the dense gradient
-    initial_std: keras.Variable | None = None  # of the active weights when training began
+    initial_std: keras.Variable | None = None  # of the active weights when training begins
     explored: Explored | None = None
 
     @property
@@ -40,7 +40,7 @@ class KernelState:
         return self.sparse.kernel_mask
 
     def start(self):
-        """What is kept of this kernel begins as its values and its mask are now."""
+        """Sets this state to its first values, from the current kernel and mask."""
         kernel, mask = (tf.convert_to_tensor(each) for each in (self.kernel, self.mask))
         if self.trained is not self.kernel:
             self.trained.assign(kernel)
@@ -53,11 +53,14 @@ class KernelState:
             self.explored.num_replaced.assign(0)
 
     def trained_gradient(self, gradient):
-        """What the inner optimizer sees of a gradient: that of the active connections."""
+        """The gradient for the inner optimizer: zero for inactive connections."""
         return masks.masked(gradient, self.mask)
 
     def note_exploration(self, old, new, ever_active, num_replaced):
-        """Counts a mask update, if asked to; the last two are `self.explored` on one replica."""
+        """Records a mask update, if `explored` is kept.
+
+        The last two arguments are the variables of `explored` on one replica.
+        """
         if self.explored is not None:
             ever_active.assign(ever_active | old | new)
             num_replaced.assign(tf.math.count_nonzero(new & ~old, dtype=tf.int64))
@@ -73,7 +76,7 @@ class KernelState:
         return [slot.variable.value for slot in self.slots]
 
     def restart_slots(self, variables, where):
-        """Gives slots their first values where a tensor is `True`; the slots are `slot_values`."""
+        """Resets slots (`slot_values` on a replica) to their first values where `where` is true."""
         for variable, slot in zip(variables, self.slots, strict=True):
             start = slot.initializer(variable.shape, dtype=variable.dtype)
             variable.assign(tf.where(where, start, variable))
@@ -88,21 +91,22 @@ class KernelState:
         strategy.extended.update(self.kernel.value, zero_one, args=args, group=False)
 
     def moves_inactive(self):
-        """Whether slots of inactive connections, a momentum say, would move these."""
+        """Whether slots, such as a momentum, would move inactive connections."""
         inactive = tf.logical_not(tf.convert_to_tensor(self.mask))
         slots = [(tf.convert_to_tensor(slot.variable), slot.initializer) for slot in self.slots]
         moved = [slot != start(slot.shape, dtype=slot.dtype) for slot, start in slots]
         return tf.reduce_any([False, *(tf.reduce_any(each & inactive) for each in moved)])
 
     def update(self, strategy, gradient, step, updated):
-        """Gives the kernel the mask and the grown values of `updated`, the same on every replica.
+        """Applies a mask update to the kernel, in the same way on every replica.
 
-        What is dropped becomes zero, what is dropped or grown starts again in every slot. The
-        user's own constraint holds after it, as after a gradient step.
+        Dropped connections become zero. Where connections are dropped or grown, every slot is
+        reset. The user's own constraint is applied, as after a gradient step.
 
         Args:
-            updated: `updated(state, kernel, mask, gradient, step, initial_std)` gives the new mask,
-                and the values at which grown connections start. All of them are tensors.
+            updated: Function `updated(state, kernel, mask, gradient, step, initial_std)` that
+                returns the new mask and the first values of grown connections. All arguments after
+                the first are tensors.
         """
 
         def update_one(kernel, gradient, mask, step, average, initial_std, slots, explored):
@@ -134,13 +138,13 @@ class KernelState:
 
 
 class Plan:
-    """The variables of an optimizer, and the sparse kernels by the identity of theirs.
+    """The variables that an optimizer trains, and its sparse kernels by the ids of their variables.
 
     Args:
-        variables: The variables of the model that it trains.
-        trained: What the inner optimizer trains in the place of each.
+        variables: The variables of the model that the optimizer trains.
+        trained: For each of them, the variable that the inner optimizer trains instead.
         kernels: List of `KernelState`.
-        is_elementwise: Whether the inner optimizer trains each entry by itself.
+        is_elementwise: Whether the inner optimizer treats each entry of a variable by itself.
     """
 
     def __init__(self, variables, trained, kernels, is_elementwise):
@@ -149,18 +153,18 @@ class Plan:
         self._trained_by_id = {
             id(variable): twin for variable, twin in zip(variables, trained, strict=True)
         }
-        # What an algorithm knows of each kernel, by its index. (On the optimizer, a dictionary
-        # with such keys could not be in a checkpoint of TensorFlow.)
-        self.num_moved = {}
-        # (sparse kernel, average of its weights), for an inner optimizer with `use_ema=True`.
+        # Data of some algorithms for each kernel, by its index. (As an attribute of the optimizer,
+        # a dictionary with integer keys could not be saved in a checkpoint of TensorFlow.)
+        self.num_moved, self.counts = {}, {}
+        # Pairs (sparse kernel, average of its weights), if the inner optimizer has `use_ema=True`.
         self.weight_averages = [
             (sparse, slot.variable)
             for sparse in kernels
             for slot in sparse.slots
             if slot.is_weight_average and sparse.sparse.execution == "masked"
         ]
-        # Those whose zeros no gradient step changes, if slots are as they are at the start, too.
         self.csr = [sparse for sparse in kernels if sparse.sparse.execution == "csr"]
+        # Kernels whose zeros no gradient step changes, if their slots are zero there as well.
         self.keep_zeros = [
             sparse
             for sparse in kernels
@@ -169,8 +173,8 @@ class Plan:
             and sparse.trained is sparse.kernel
             and sparse.sparse.constraint is None
         ]
-        # Whether other code may have changed masks, weights or slots; and whether slots were found
-        # that move inactive connections. They are no part of the state.
+        # Whether other code may have changed masks, weights or slots; and whether there are slots
+        # that move inactive connections. These variables are not part of the saved state.
         self.is_suspect, self.moves_inactive = (
             keras.Variable(
                 True, dtype="bool", trainable=False, aggregation="only_first_replica", name=name
@@ -186,7 +190,7 @@ class Plan:
             sparse.zero_inactive(strategy)
 
     def look(self, strategy):
-        """Undoes what other code wrote into inactive connections; what moves them is remembered."""
+        """Sets inactive connections to zero, and looks for slots that would move them."""
         self.zero_inactive(strategy)
         self.moves_inactive.assign(
             tf.reduce_any([sparse.moves_inactive() for sparse in self.keep_zeros])
@@ -195,9 +199,9 @@ class Plan:
 
     @contextlib.contextmanager
     def without_constraints(self, leaves_out):
-        """Leaves out the constraints of the kernels in `keep_zeros`, if so it is to be.
+        """Removes the constraints of the kernels in `keep_zeros` for a while, if `leaves_out`.
 
-        They cost a pass through the memory of each kernel, and would find nothing to do.
+        A constraint reads and writes each whole kernel, and here it would change nothing.
         """
         kernels = [sparse.kernel for sparse in self.keep_zeros] if leaves_out else []
         kernels += [sparse.kernel for sparse in self.csr if sparse.sparse.constraint is None]
@@ -211,11 +215,11 @@ class Plan:
                 kernel.constraint = constraint
 
     def trained(self, variables):
-        """What the inner optimizer trains in the place of each variable."""
+        """For each variable, the variable that the inner optimizer trains instead."""
         return [self._trained_by_id.get(id(variable), variable) for variable in variables]
 
     def check_known(self, variables):
-        """Raises a `ValueError` if a variable is not one of those of `build`."""
+        """Raises a `ValueError` if a variable is not one of those that `build` got."""
         known = {id(variable) for variable in self.variables}
         unknown = [variable for variable in variables if id(variable) not in known]
         if unknown:
@@ -226,9 +230,9 @@ class Plan:
             )
 
     def dense_gradients(self, gradients, variables):
-        """The gradients, those of sparse kernels as tensors.
+        """The gradients; those of sparse kernels are converted to tensors.
 
-        The gradient of a kernel that is read by rows, as in an embedding, is a `tf.IndexedSlices`.
+        (The gradient of an embedding, which is read by rows, is a `tf.IndexedSlices`.)
         """
         return [
             tf.math.unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
@@ -239,7 +243,7 @@ class Plan:
 
 
 def sum_over_replicas(strategy, pairs, loss_scale=None):
-    """The gradients of the kernels, summed over the replicas (equal to the global batch's).
+    """The gradients of the kernels, summed over the replicas: the gradient of the global batch.
 
     Args:
         loss_scale: Number or scalar tensor by which the loss was multiplied, or `None`.
@@ -257,25 +261,25 @@ def sum_over_replicas(strategy, pairs, loss_scale=None):
 
 
 def _unscaled(gradients, loss_scale):
-    # Keras divides in float32 at least: float16 does not hold every scale.
+    # As Keras does: in float32, because float16 cannot hold every scale.
     return [
         tf.cast(keras.ops.divide(gradient, loss_scale), gradient.dtype) for gradient in gradients
     ]
 
 
 def all_finite(strategy, gradients, pairs):
-    """Whether the (reduced) gradients and the kernels of `pairs` hold numbers only."""
+    """Whether the (reduced) gradients and the kernels of `pairs` are finite everywhere."""
     first = [strategy.experimental_local_results(gradient)[0] for gradient in gradients]
     tensors = first + [tf.convert_to_tensor(sparse.kernel) for sparse, _ in pairs]
     return tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors])
 
 
 def average_gradients(strategy, pairs, momentum, loss_scale=None):
-    """Moves the average of each kernel's gradient by one step; see `sum_over_replicas`."""
+    """Updates the moving average of each kernel's gradient; see `sum_over_replicas`."""
 
     def average_one(kernel, gradient, average):
         new = momentum * average + (1 - momentum) * gradient
-        # A step whose gradient overflowed must not stay in the average for ever.
+        # A gradient that overflowed must not stay in the average for ever.
         average.assign(tf.where(tf.math.is_finite(new), new, average))
 
     gradients = sum_over_replicas(strategy, pairs, loss_scale)
@@ -286,9 +290,10 @@ def average_gradients(strategy, pairs, momentum, loss_scale=None):
 
 
 def mask_weight_averages(strategy, plan):
-    """Zeroes the averages of inactive connections.
+    """Sets the averages of inactive connections to zero.
 
-    Keras averages a kernel before its constraint is applied, and knows nothing of `set_masks`.
+    Keras computes the average of a kernel before it applies the constraint, and does not see
+    changes by `set_masks`.
     """
 
     def mask_one(average, mask):
@@ -299,10 +304,10 @@ def mask_weight_averages(strategy, plan):
 
 
 def select_from(strategy, sparse, latent, select):
-    """Makes one kernel the part of `latent`, dense weights, that a new mask selects.
+    """Sets a kernel to the part of `latent`, dense weights, that a new mask selects.
 
     Args:
-        select: `select(sparse, latent, mask)` gives the new mask. All of them are tensors.
+        select: Function `select(sparse, latent, mask)` that returns the new mask, a tensor.
     """
 
     def select_one(kernel, latent, mask, explored):
@@ -316,7 +321,7 @@ def select_from(strategy, sparse, latent, select):
 
 
 def exploration_rate(explored):
-    """The share of all connections of these kernels that were active at some time."""
+    """The share of all connections of these kernels that have been active at some time."""
     ever = [tf.convert_to_tensor(each.explored.ever_active) for each in explored]
     num_ever = sum(int(tf.math.count_nonzero(each)) for each in ever)
     return num_ever / sum(each.sparse.size for each in explored)

@@ -1,7 +1,8 @@
-"""Checks for combinations that cannot work, or that a user can hardly mean."""
+"""Checks for combinations of settings that cannot work, or that are probably mistakes."""
 
 import inspect
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,28 +10,29 @@ import tensorflow as tf
 
 from rigl_tf.optimizers.slots import optimizers_within
 
-# Their replicas run as threads that cannot meet inside a branch of a graph.
+# Replicas of these strategies run as threads, which cannot be synchronised in a branch of a graph.
 _THREADED_STRATEGIES = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
 _OF_MATRICES = (keras.optimizers.Muon, keras.optimizers.Adafactor)
 _BRANCHING_ARGUMENTS = ("gradient_accumulation_steps", "ema_overwrite_frequency")
 
 
 def warn(message):
-    """Warns at the line outside of `rigl_tf` that led here."""
-    frame, level = inspect.currentframe(), 1
+    """Warns, with the line of the user's code that led to the warning."""
+    frame: Any = inspect.currentframe()
+    level = 1
     while frame.f_back is not None and frame.f_globals["__name__"].startswith("rigl_tf."):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
 
 
 def is_known_to_run_without_xla():
-    """Whether this is called by the `train_step` of a model that was compiled without XLA.
+    """Whether the caller runs in the `train_step` of a model that was compiled without XLA.
 
-    TensorFlow does not tell an optimizer whether XLA compiles the graph that it is in.
+    TensorFlow does not tell an optimizer whether XLA compiles its graph.
     """
     frame = inspect.currentframe()
     while frame is not None:
-        model = frame.f_locals.get("self")
+        model: Any = frame.f_locals.get("self")
         if frame.f_code.co_name == "train_step" and isinstance(model, keras.Model):
             return model.compiled and not model.jit_compile
         frame = frame.f_back
@@ -42,28 +44,28 @@ def check_unused(inner_optimizer):
     for optimizer in optimizers_within(inner_optimizer):
         if optimizer.built:
             raise ValueError(
-                "`inner_optimizer` must be new: its slots are reset where connections change, and "
-                "those of an optimizer that was in use are not known. "
+                "`inner_optimizer` must be new: its slots are reset where connections change, but "
+                "the slots of an optimizer that is built already are not known. "
                 f"Received: inner_optimizer={optimizer.name!r}, built"
             )
 
 
 def check_takes_values(inner_optimizer, paths):
-    """Raises a `ValueError` for optimizers that compute with a kernel as a matrix."""
+    """Raises a `ValueError` for optimizers that treat a kernel as a matrix."""
     for optimizer in optimizers_within(inner_optimizer):
         if isinstance(optimizer, _OF_MATRICES):
             raise ValueError(
-                f"{type(optimizer).__name__} computes with whole kernels, and CSR kernels are "
-                "vectors of their active values: use `rigl_tf.with_execution(model, 'masked')` "
-                "before, or `execution='masked'` in `rigl_tf.sparsify`. "
+                f"{type(optimizer).__name__} computes with whole kernels, but a CSR kernel is a "
+                "vector of its active values: use `rigl_tf.with_execution(model, 'masked')` "
+                "first, or `execution='masked'` in `rigl_tf.sparsify`. "
                 f"Received: CSR kernels {paths}"
             )
 
 
 def check_strategy(inner_optimizer):
-    """Raises a `ValueError` for what fails in a graph under the strategies that mirror variables.
+    """Raises a `ValueError` for arguments that fail in a graph under a mirrored strategy.
 
-    With these arguments Keras branches inside each replica, and calls `merge_call` in the branch.
+    With these arguments, Keras calls `merge_call` in a branch of the graph of each replica.
     """
     strategy = tf.distribute.get_strategy()
     if tf.executing_eagerly() or not isinstance(strategy, _THREADED_STRATEGIES):
@@ -80,17 +82,17 @@ def check_strategy(inner_optimizer):
 
 
 def warn_of_vanishing_squares(inner_optimizer):
-    """Warns of an Adafactor that makes NaN of a kernel with an empty row and an empty column.
+    """Warns if Adafactor would turn a kernel with an empty row and an empty column into NaN.
 
-    Keras multiplies the mean squares of row and column, each of them `epsilon_1` where there is no
-    gradient. By default the product, 1e-60, is 0 in float32, and 0 / 0 is NaN.
+    Keras multiplies the mean squares of row and column, which are `epsilon_1` where there is no
+    gradient. With the default value the product is 1e-60, which is 0 in float32; and 0 / 0 is NaN.
     """
     for optimizer in optimizers_within(inner_optimizer):
         if not isinstance(optimizer, keras.optimizers.Adafactor):
             continue
         if optimizer.epsilon_1**2 < np.finfo("float32").tiny:
             warnings.warn(
-                "Adafactor makes NaN of a kernel in which an input and a unit have no active "
+                "Adafactor turns a kernel into NaN if an input and a unit of it have no active "
                 "connection, because Keras squares `epsilon_1`: pass `epsilon_1=1e-15`. "
                 f"Received: epsilon_1={optimizer.epsilon_1}",
                 stacklevel=2,

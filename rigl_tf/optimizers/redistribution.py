@@ -1,4 +1,4 @@
-"""How kernels share the connections that are grown, so that their total stays what it is."""
+"""Decides how many connections each kernel grows, so that their total number stays the same."""
 
 import tensorflow as tf
 
@@ -6,23 +6,25 @@ import tensorflow as tf
 def num_to_grow(importance, num_drop, num_free):
     """How many connections each kernel grows.
 
-    Each gets its share of the importance of the total that is dropped, at most 99 % of the
-    connections it could grow. What kernels cannot take is given to the others in equal parts.
+    The total of all dropped connections is distributed in proportion to the importance of the
+    kernels. A kernel grows at most 99 % of its inactive connections. What a kernel cannot take is
+    given to the other kernels in equal parts.
 
     Reference:
 
     - [Dettmers and Zettlemoyer, 2019](https://arxiv.org/abs/1907.04840), algorithm 1, and their
-      code, which gives the rest away over and over: this is where that ends, in whole numbers
+      code. The code distributes what is left over again and again; this function computes the
+      final result, in whole numbers.
 
     Args:
-        importance: Floating-point vector >= 0, of a number for each kernel. If all are 0, each
-            kernel grows what it drops.
+        importance: Floating-point vector, a number >= 0 for each kernel. If all are 0, each kernel
+            grows as many connections as it drops.
         num_drop: `int32` vector, how many connections each kernel drops.
-        num_free: `int32` vector, how many connections each kernel could grow: those that are
-            inactive once it has dropped.
+        num_free: `int32` vector, how many connections of each kernel are inactive after it has
+            dropped.
 
     Returns:
-        `int32` vector with the sum of `num_drop`, none above that of `num_free`.
+        `int32` vector with the same sum as `num_drop`; no entry exceeds that of `num_free`.
 
     Example:
 
@@ -31,7 +33,7 @@ def num_to_grow(importance, num_drop, num_free):
     """
     total = tf.reduce_sum(num_drop)
     most = num_free + -num_free // 100  # rounded down
-    # Among nearly dense kernels 99 % may not be enough.
+    # If kernels are nearly dense, 99 % may not be enough.
     most = tf.where(tf.reduce_sum(most) >= total, most, num_free)
     importance = tf.cast(importance, tf.float32)
     whole = tf.reduce_sum(importance)
@@ -39,17 +41,17 @@ def num_to_grow(importance, num_drop, num_free):
         tf.math.divide_no_nan(importance, whole) * tf.cast(total, tf.float32), tf.int32
     )
     shares = tf.where(whole > 0, shares, num_drop)
-    # By float32, the sum of many may be above the total.
+    # Because of rounding in float32, the sum may be above the total.
     before = tf.cumsum(shares, exclusive=True)
     shares = tf.clip_by_value(total - before, 0, shares)
     return _filled(shares, most, total)
 
 
 def _filled(shares, most, total):
-    """Raises all shares by the same number, up to `most`, so that their sum is `total`.
+    """Adds the same number to all shares, up to `most`, so that their sum is `total`.
 
-    What is left over, less than one for each kernel that is not full, goes to the first of these.
-    The number lies between two at which a kernel becomes full.
+    A remainder, smaller than the number of kernels that are not full, is given to the first of
+    these kernels, one connection each.
     """
     full_at = tf.maximum(most - shares, 0)
     candidates = tf.concat([[0], full_at], axis=0)

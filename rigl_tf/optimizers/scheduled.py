@@ -1,7 +1,9 @@
 """Mask updates at regular steps, by scores of each kernel's connections."""
 
 import contextlib
+from typing import Any
 
+import keras
 import tensorflow as tf
 
 from rigl_tf import schedules
@@ -13,10 +15,14 @@ from rigl_tf.optimizers.training import SparseTraining
 class ScheduledUpdates(SparseTraining):
     """Base class of the optimizers that update masks from `begin_step` to `end_step`.
 
-    A subclass has the method `new_mask`, and calls `_check_schedule` when it has its arguments.
+    A subclass implements `new_mask`, and calls `_check_schedule` after setting its arguments.
 
     Args:
-        inner_optimizer, end_step, begin_step, update_frequency, name: See `rigl_tf.RigL`.
+        inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights, or its name.
+        end_step: Integer, in steps. No connection changes at or after this step.
+        begin_step: Integer, in steps. No connection changes before this step.
+        update_frequency: Integer, the number of steps between mask updates.
+        name: String, or `None`.
     """
 
     begin_step = Changeable()
@@ -25,11 +31,18 @@ class ScheduledUpdates(SparseTraining):
     seed = 0
     _kernel_index = None
     _kernel_seed = None
-    _units = None
+    _units: Any = None
     _num_draws = 0
     _tile = None
 
-    def __init__(self, inner_optimizer, end_step, begin_step, update_frequency, name):
+    def __init__(
+        self,
+        inner_optimizer: keras.optimizers.Optimizer | str,
+        end_step: int,
+        begin_step: int,
+        update_frequency: int,
+        name: str | None,
+    ) -> None:
         super().__init__(inner_optimizer, name)
         self.begin_step = begin_step
         self.end_step = end_step
@@ -39,33 +52,40 @@ class ScheduledUpdates(SparseTraining):
         super()._create_state(variables, shares)
         self._numbers.build()
 
-    # When.
+    # The schedule.
 
-    def is_update_step(self, step):
-        """Whether masks are updated at `step`, a scalar integer tensor."""
+    def is_update_step(self, step: tf.Tensor | int) -> tf.Tensor | bool:
+        """Whether masks are updated in a step.
+
+        Args:
+            step: Integer or scalar integer tensor.
+
+        Returns:
+            Boolean or scalar boolean tensor.
+        """
         now = self._numbers.tensor if tf.is_tensor(step) else self._numbers.values.get
         return schedules.is_update_step(
             step, now("begin_step"), now("end_step"), now("update_frequency")
         )
 
     def _update_steps(self):
-        """The steps of the updates, as a range; `None` if a subclass has a schedule of its own."""
+        """The steps of the updates, as a range; `None` if a subclass has its own schedule."""
         if type(self).is_update_step is not ScheduledUpdates.is_update_step:
             return None
         return schedules.update_steps(self.begin_step, self.end_step, self.update_frequency)
 
     def _check_schedule(self):
-        """Raises a `ValueError` unless the arguments that may be set later make sense."""
+        """Raises a `ValueError` unless the arguments of the schedule are right together."""
         schedules.check_update_steps(self.begin_step, self.end_step, self.update_frequency)
         if self._update_steps() is not None:
             schedules.check_any_update(self.begin_step, self.end_step, self.update_frequency)
 
     def _changed(self, name, before):
-        """Called when an attribute of the built optimizer was set; a `ValueError` takes it back."""
+        """Called after an attribute of the built optimizer was set; a `ValueError` undoes this."""
         if callable(before) or callable(getattr(self, name)):
             raise ValueError(
-                f"`{name}` of an optimizer that is built can become another number, no other "
-                "schedule: make a new optimizer. "
+                f"`{name}` of a built optimizer can be changed only from a number to another "
+                "number: make a new optimizer. "
                 f"Received: {name}={getattr(self, name)!r} instead of {before!r}"
             )
         self._check_schedule()
@@ -85,42 +105,52 @@ class ScheduledUpdates(SparseTraining):
             )
         return None
 
-    # What an algorithm decides.
+    # The decisions of an algorithm.
 
-    def new_mask(self, kernel, mask, gradient, step):
-        """The mask after an update.
+    def new_mask(
+        self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor, step: tf.Tensor
+    ) -> tf.Tensor:
+        """The mask of a kernel after an update.
 
         Args:
-            kernel, mask, gradient: Tensors of one shape, as in `drop_scores`.
-            step: Scalar integer tensor.
+            kernel: Tensor, the kernel.
+            mask: Boolean tensor of the same shape, the active connections.
+            gradient: Tensor of the same shape, as in `drop_scores`.
+            step: Scalar integer tensor, the current step.
 
         Returns:
             Boolean tensor of the same shape.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement `new_mask`.")
 
-    def drop_scores(self, kernel, mask, gradient):
-        """Scores of the active connections; the lowest are dropped.
+    def drop_scores(self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
+        """Scores of the active connections. The connections with the lowest scores are dropped.
 
         Args:
             kernel: Tensor, the kernel.
             mask: Boolean tensor of the same shape, the active connections.
             gradient: Tensor of the same shape, the gradient of the loss with respect to all
-                connections, inactive ones included, summed over the replicas.
+                connections, including the inactive ones, summed over the replicas.
 
         Returns:
             Tensor of the kernel's shape.
         """
         return tf.abs(kernel)
 
-    def random_uniform(self, kernel):
-        """Random scores in `(0, 1)` of the kernel's shape, for use in a score.
+    def random_uniform(self, kernel: tf.Tensor) -> tf.Tensor:
+        """Random numbers in `(0, 1)` of the kernel's shape, for use in scores.
 
-        They are the same on every replica, in every run, and with XLA or without. Each call within
-        an update gives others.
+        They are the same on every replica, in every run, and with or without XLA. Each call within
+        an update returns different numbers.
+
+        Args:
+            kernel: Tensor, the kernel that the score has got.
+
+        Returns:
+            Float32 tensor of the kernel's shape.
 
         Raises:
-            ValueError: If it is not called by a score, or by `new_mask`.
+            ValueError: If it is not called inside a score or `new_mask`.
         """
         if self._kernel_seed is None:
             raise ValueError(
@@ -128,7 +158,7 @@ class ScheduledUpdates(SparseTraining):
             )
         seed = self._kernel_seed
         if self._num_draws:
-            # The numbers of 1 are those of `grow_init`.
+            # The number 1 is used for `grow_init`.
             seed = draws.fold(seed, self._num_draws + 1)
         self._num_draws += 1
         if self._tile is None:
@@ -137,24 +167,24 @@ class ScheduledUpdates(SparseTraining):
         return tf.reshape(numbers, tf.shape(kernel))
 
     def _scores(self, method, kernel, mask, gradient):
-        """What `drop_scores` or `grow_scores` gives, checked: a wrong shape would broadcast."""
+        """Calls `drop_scores` or `grow_scores`, and checks the shape, which could broadcast."""
         scores = tf.convert_to_tensor(getattr(self, method)(kernel, mask, gradient))
         if not scores.shape.is_compatible_with(kernel.shape):
             raise ValueError(
-                f"`{type(self).__name__}.{method}` must give scores of the kernel's shape "
+                f"`{type(self).__name__}.{method}` must return scores of the kernel's shape "
                 f"{tuple(kernel.shape)}. Received: shape={scores.shape}"
             )
         return scores
 
-    # How.
+    # The update.
 
     def _update_masks(self, strategy, pairs, loss_scale):
-        """An update step, the same on every replica."""
+        """An update step, in the same way on every replica."""
         gradients = kernels.sum_over_replicas(strategy, pairs, loss_scale)
         self._update_if_finite(strategy, pairs, gradients)
 
     def _update_if_finite(self, strategy, pairs, gradients):
-        """`_update_kernels`, if these gradients and kernels hold numbers only."""
+        """Calls `_update_kernels`, if these gradients and kernels are finite."""
         is_ready = kernels.all_finite(strategy, gradients, pairs)
         collecting = [sparse for sparse in self._plan.csr if self._needs_gradients]
         for sparse in collecting:
@@ -168,7 +198,7 @@ class ScheduledUpdates(SparseTraining):
             sparse.clear(strategy)
 
     def _update_kernels(self, strategy, pairs, gradients):
-        """A new mask for each kernel."""
+        """Updates the mask of each kernel."""
         step = tf.convert_to_tensor(self.step)
         updates = csr_state.Updates(self)
         for (sparse, _), gradient in zip(pairs, gradients, strict=True):
@@ -179,42 +209,42 @@ class ScheduledUpdates(SparseTraining):
                 sparse.update(strategy, gradient, self.step, self._updated)
 
     def _skip_update(self):
-        """NaN or infinite gradients say nothing about connections: leave the masks alone."""
+        """Keeps the masks, because NaN or infinite gradients say nothing about connections."""
         self.num_skipped_updates.assign_add(1)
 
     def _updated(self, sparse, kernel, mask, gradient, step, initial_std):
-        """The new mask of a kernel, and the values at which grown connections start."""
+        """The new mask of a kernel, and the first values of grown connections."""
         with self._drawing(sparse, step) as seed:
             new_mask = self.new_mask(kernel, mask, gradient, step)
         return new_mask, self._grown_values(kernel, mask, gradient, initial_std, seed)
 
     def _updated_places(self, sparse, tiled, step, initial_std):
-        """The new places of a CSR kernel, and the values at which grown connections start.
+        """The new places of a CSR kernel, and the first values of grown connections.
 
-        Here the kernel is made dense, which any algorithm can do with.
+        Here the kernel is made dense for a moment. This works for every algorithm.
         """
-        dense = sparse.made_dense(tiled)
-        new_mask, values = self._updated(sparse, *dense, step, initial_std)
+        kernel, mask, gradient = sparse.made_dense(tiled)
+        new_mask, values = self._updated(sparse, kernel, mask, gradient, step, initial_std)
         places = tf.where(tf.reshape(new_mask, [-1]))[:, 0]
         values = tf.reshape(tf.broadcast_to(values, new_mask.shape), [-1])
         return places, tf.gather(values, places)
 
     @contextlib.contextmanager
     def _drawing(self, sparse, step):
-        """Lets scores draw random numbers; gives the seed of those of grown values."""
+        """A context in which scores can draw random numbers; yields the seed for grown values."""
         seed = draws.fold(tf.constant([self.seed, 0], tf.int64), sparse.index, step)
         self._kernel_index, self._kernel_seed, self._num_draws = sparse.index, seed, 0
         self._units = sparse.sparse.units
         try:
-            yield draws.fold(seed, 1)  # other numbers than those of the scores
+            yield draws.fold(seed, 1)  # different numbers from those of the scores
         finally:
             self._kernel_index = self._kernel_seed = self._units = None
 
     def _grown_values(self, kernel, mask, gradient, initial_std, seed):
-        """Where connections start that an update makes active."""
+        """The first values of connections that an update makes active."""
         return tf.zeros([], kernel.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "end_step": self.end_step,

@@ -1,4 +1,4 @@
-"""The slots of any optimizer: the variables that it keeps for each weight."""
+"""Finds the slots of any optimizer: the variables that it keeps for each weight."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,12 @@ _ELEMENTWISE = (
     keras.optimizers.Nadam,
     keras.optimizers.Lion,
 )
-_AROUND_OTHERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
+# Keras has `MultiOptimizer` since 3.15.
+_AROUND_OTHERS = tuple(
+    getattr(keras.optimizers, name)
+    for name in ("LossScaleOptimizer", "MultiOptimizer")
+    if hasattr(keras.optimizers, name)
+)
 
 
 @dataclasses.dataclass(eq=False)
@@ -39,9 +44,10 @@ def optimizers_within(optimizer):
 
 
 def is_elementwise(optimizer):
-    """Whether an entry with the weight, gradient and slots 0 stays 0, whatever the others are.
+    """Whether an entry stays 0 if its weight, gradient and slots are 0, whatever the other entries.
 
-    Known of those of Keras that compute with each entry by itself; not with averages of weights.
+    This is known for the optimizers of Keras that treat each entry by itself. It does not hold if
+    they average weights.
     """
     return all(
         type(each) in _ELEMENTWISE and not each.use_ema and getattr(each, "epsilon", 1) > 0
@@ -58,7 +64,7 @@ def recorded_slots(optimizer):
     `add_variable_from_reference`.
 
     Raises:
-        ValueError: If the optimizers of a `MultiOptimizer` come to be only while it is built.
+        ValueError: If a `MultiOptimizer` creates its optimizers only while it is built.
     """
     slots = {}
     recorded = list(optimizers_within(optimizer))
@@ -72,9 +78,9 @@ def recorded_slots(optimizer):
     late = [each for each in optimizers_within(optimizer) if each not in recorded]
     if late:
         raise ValueError(
-            "A `MultiOptimizer` inside a sparse optimizer must be given a "
-            "`keras.optimizers.OptimizerMap`: the slots of optimizers that a function makes are "
-            f"not known. Received: optimizers {[each.name for each in late]} made by a function"
+            "A `MultiOptimizer` inside a sparse optimizer must get a "
+            "`keras.optimizers.OptimizerMap`: the slots of optimizers that a function creates are "
+            f"not known. Received: optimizers {[each.name for each in late]} created by a function"
         )
 
 
@@ -86,7 +92,7 @@ def _recording(optimizer, slots):
         slot = Slot(
             variable,
             keras.initializers.get(initializer),
-            # The name that Keras's base class gives these.
+            # The name that the base class of Keras uses for these averages.
             is_weight_average=optimizer.use_ema and name == "average",
         )
         slots.setdefault(id(reference_variable), []).append(slot)

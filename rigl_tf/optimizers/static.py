@@ -1,4 +1,4 @@
-"""Sparse training with the masks that there are."""
+"""Sparse training with fixed masks."""
 
 import keras
 
@@ -11,11 +11,11 @@ class StaticSparse(SparseTraining):
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` that trains the weights, or its name.
-        name: String. Defaults to the class's name in snake case, with a number.
+        name: String. Defaults to the name of the class in snake case, with a number.
 
     Raises:
-        TypeError: If there is no such argument.
-        ValueError: When it is built, if the model has no sparse kernel that is trained.
+        TypeError: If an argument is unknown.
+        ValueError: When the optimizer is built, if the model has no sparse kernel that is trained.
 
     Example:
 

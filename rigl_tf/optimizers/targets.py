@@ -1,30 +1,36 @@
-"""The sparsity of each kernel, for optimizers that make kernels sparse."""
+"""Decides the sparsity of each kernel, for optimizers that make dense kernels sparse."""
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from rigl_tf import masks, structures
 from rigl_tf.optimizers.training import SparseTraining
 from rigl_tf.optimizers.wrapping import serialized
 
-_TOLERANCE = 0.005  # as much is lost by the dense first layer of a large model
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_TOLERANCE = 0.005  # a dense first layer of a large model lowers the sparsity by about this much
 
 
 class TargetSparsity(SparseTraining):
-    """Base class of the optimizers that make the kernels as sparse as they are told.
+    """Base class of the optimizers that have a target sparsity.
 
-    What each kernel gets is decided when the optimizer is built. If the distribution goes by paths,
-    it is remembered in the config, by the kernels' positions and shapes: paths may change when a
-    model is saved and loaded.
+    The sparsity of each kernel is decided when the optimizer is built. If the distribution depends
+    on the paths of the kernels, the result is stored in the config by the positions and shapes of
+    the kernels, because paths may change when a model is saved and loaded.
 
-    A subclass has the attribute `distribution`, and `_final_sparsity`, that of all kernels.
+    A subclass has the attributes `distribution` and `_final_sparsity`, the sparsity over all
+    kernels.
 
     Attributes:
-        _keeps_zeros: Boolean, whether connections that are inactive stay so.
+        _keeps_zeros: Boolean, whether inactive connections stay inactive.
     """
 
     _keeps_zeros = False
-    _allocation = None
+    _allocation: Any = None
 
     def _allocate(self, kernels):
         shapes = [list(kernel.shape) for kernel in kernels]
@@ -36,16 +42,16 @@ class TargetSparsity(SparseTraining):
         return shares
 
     def _shares_without_paths(self, kernels):
-        """What the distribution makes of numbers for paths; `None` if it needs to know them."""
+        """The shares if paths are replaced by numbers, or `None` if that does not work."""
         numbered = {str(index): each.units for index, each in enumerate(kernels)}
         try:
             shares = structures.allocate(self.distribution, numbered, self._final_sparsity)
-        except Exception:  # whatever a user's function does with paths that it does not know
+        except Exception:  # a user's function may fail in any way for unknown paths
             return None
         return list(shares.values())
 
     def _new_shares(self, kernels):
-        """The sparsity of each kernel by the distribution; warns if it is not that of all."""
+        """The sparsity of each kernel by the distribution; warns if the total is not the target."""
         units = {path: kernel.units for path, kernel in masks.by_path(kernels).items()}
         shares = structures.allocate(self.distribution, units, self._final_sparsity)
         zeros = {
@@ -62,21 +68,21 @@ class TargetSparsity(SparseTraining):
         if abs(reached - self._final_sparsity) > _TOLERANCE + step / size:
             dense = [path for path, num in zeros.items() if not num]
             warnings.warn(
-                f"{type(self).__name__} makes a sparsity of {reached:.3f} instead of "
-                f"{self._final_sparsity}, by its distribution, which leaves {dense} dense"
-                f"{' and the connections that are inactive already' * self._keeps_zeros}; "
-                '`distribution="erk"` holds the number for a dense model. '
+                f"{type(self).__name__} reaches a sparsity of {reached:.3f} instead of "
+                f"{self._final_sparsity}, because its distribution leaves {dense} dense"
+                f"{', or because of connections that are inactive already' * self._keeps_zeros}; "
+                '`distribution="erk"` reaches the target for a dense model. '
                 f"Received: distribution={self.distribution!r}",
                 stacklevel=2,
             )
         return list(shares.values())
 
     def _remembers(self):
-        """Whether an allocation is known, and made for what is asked for now."""
+        """Whether the stored allocation was made for the current distribution and sparsity."""
         known, wanted = self._allocation, (self.distribution, self._final_sparsity)
         return known is not None and (known.distribution, known.sparsity) == wanted
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = {
             **super().get_config(),
             "sparsity": self.sparsity,
@@ -92,7 +98,9 @@ class TargetSparsity(SparseTraining):
         return config
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> "Self":
         config = dict(config)
         known = config.pop("allocation", None)
         optimizer = super().from_config(config, custom_objects)
@@ -105,7 +113,7 @@ class TargetSparsity(SparseTraining):
 
 @dataclasses.dataclass(eq=False)
 class _Allocation:
-    """The sparsity of each kernel (kept out of Keras's attribute tracking), and what it is for."""
+    """The sparsity of each kernel, and the settings it was made for. (Keras does not track it.)"""
 
     distribution: object
     sparsity: float

@@ -1,7 +1,10 @@
-"""Training a sparse model: gradient steps, and mask updates that every replica agrees on."""
+"""The base class of all sparse optimizers: gradient steps, and the same updates on each replica."""
 
 import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import keras
 import tensorflow as tf
 
 from rigl_tf import masks
@@ -9,29 +12,30 @@ from rigl_tf.optimizers import csr_state, kernels, limits
 from rigl_tf.optimizers.slots import is_elementwise, optimizers_within, recorded_slots
 from rigl_tf.optimizers.wrapping import WrappingOptimizer, can_hold
 
-# In steps: how often what other code wrote into inactive connections is looked for.
+# How often, in steps, it is checked whether other code has changed inactive connections.
 _CHECK_FREQUENCY = 100
 
 
 class SparseTraining(WrappingOptimizer):
     """Base class of all optimizers that train sparse models.
 
-    It wraps another optimizer, which trains the active connections. A subclass says at which steps
-    the masks are updated, and how: `is_update_step` and `_update_masks`.
+    It wraps another optimizer, which trains the active connections. A subclass decides in which
+    steps the masks are updated (`is_update_step`), and how (`_update_masks`).
 
     Args:
         inner_optimizer: The dense `keras.optimizers.Optimizer` to wrap, or its name.
-        name: String. Defaults to the class's name in snake case, with a number.
+        name: String. Defaults to the name of the class in snake case, with a number.
 
     Attributes:
-        trains_at_updates: Boolean, whether an update step is a gradient step, too; the masks are
-            updated after it. False unless a subclass says so.
-        track_exploration: Boolean, whether `exploration_rate` and `turnover` are counted.
-        dense_gradients: When the algorithm needs the gradients of inactive connections: `"never"`,
-            `"at updates"` or `"always"`. So much its training costs, see
+        trains_at_updates: Boolean, whether an update step is also a gradient step; then the masks
+            are updated after it. False unless a subclass sets it.
+        track_exploration: Boolean, whether `exploration_rate` and `turnover` are computed.
+        dense_gradients: String, when the algorithm needs the gradients of inactive connections:
+            `"never"`, `"at updates"` or `"always"`. The cost of training depends on it, see
             `rigl_tf.flops.training_flops`.
-        supports_csr: Boolean, whether it trains kernels that hold their active values only.
-        supports_structures: Boolean, whether its masks keep to `rigl_tf.structures`.
+        supports_csr: Boolean, whether it can train CSR kernels.
+        supports_structures: Boolean, whether its masks keep the structures of
+            `rigl_tf.structures`.
     """
 
     dense_gradients = "never"
@@ -43,7 +47,9 @@ class SparseTraining(WrappingOptimizer):
     _has_told = False
     _build_error = None
 
-    def __init__(self, inner_optimizer, name=None):
+    def __init__(
+        self, inner_optimizer: keras.optimizers.Optimizer | str, name: str | None = None
+    ) -> None:
         super().__init__(inner_optimizer, name=name)
         within = optimizers_within(self.inner_optimizer)
         if any(isinstance(each, SparseTraining) for each in within):
@@ -52,44 +58,55 @@ class SparseTraining(WrappingOptimizer):
                 f"Received: inner_optimizer={self.inner_optimizer!r}"
             )
 
-    # What a subclass decides.
+    # The decisions of a subclass.
 
-    def is_update_step(self, step):
-        """Whether masks are updated at `step`, a scalar integer tensor."""
+    def is_update_step(self, step: tf.Tensor | int) -> tf.Tensor | bool:
+        """Whether masks are updated in a step.
+
+        Args:
+            step: Integer or scalar integer tensor.
+
+        Returns:
+            Boolean or scalar boolean tensor.
+        """
         return False
 
     def _update_masks(self, strategy, pairs, loss_scale):
-        """An update step, the same on every replica.
+        """An update step, in the same way on every replica.
 
         Args:
-            strategy: The `tf.distribute.Strategy`; this is called in its cross-replica context.
+            strategy: The `tf.distribute.Strategy`. The method is called in its cross-replica
+                context.
             pairs: List of `(KernelState, its gradient on each replica)`.
             loss_scale: As in `kernels.sum_over_replicas`.
         """
 
     def _before_step(self, strategy, pairs, loss_scale):
-        """Called before every step, as `_update_masks`."""
+        """Called before every step, with the arguments of `_update_masks`."""
 
     def _check_schedule(self):
-        """Raises a `ValueError` unless the arguments that may be set later make sense."""
+        """Raises a `ValueError` unless the arguments of the schedule are right together."""
 
     def _allocate(self, kernels):
-        """The sparsity that each of these kernels gets, in their order, if it gets one."""
+        """For each of these kernels, the sparsity that the optimizer gives to it, or `None`."""
         return [None] * len(kernels)
 
     def _state_of(self, kernel, index):
-        """Variables that are kept of a kernel, by the name of the field of `KernelState`."""
+        """More variables for a kernel, by the names of the fields of `KernelState`."""
         return {}
 
     # State.
 
-    def build(self, variables):
+    def build(self, variables: Iterable[keras.Variable]) -> None:
         """Creates the state of this optimizer and of the inner one.
+
+        Args:
+            variables: The trainable variables of the model.
 
         Raises:
             ValueError: If none of the variables is a sparse kernel, the inner optimizer is not new,
-                or an argument does not fit these kernels. Then the optimizer is as it was before;
-                where it is of no more use, every later call says so again.
+                or an argument does not fit these kernels. Then the optimizer stays as it was. If it
+                cannot be used any more, every later call raises the same error.
         """
         if self.built:
             return
@@ -97,14 +114,14 @@ class SparseTraining(WrappingOptimizer):
             raise self._build_error
         variables = list(variables)
         if not variables:
-            return  # as from Keras, which asks for the weights of a model that are in no layer
+            return  # Keras calls it without variables for models that have none outside of layers
         sparse = [kernel for kernel in map(masks.kernel_of, variables) if kernel is not None]
         if not sparse:
             raise ValueError(
-                f"{type(self).__name__} needs a sparse model, and a sparse kernel in it that is "
-                "not frozen: make one with `rigl_tf.sparsify(model, sparsity=...)` and compile "
-                "that, or, if all its sparse layers are frozen, so that no connection can move, "
-                "compile it with the inner optimizer alone. Received: variables="
+                f"{type(self).__name__} needs a sparse model with a sparse kernel that is not "
+                "frozen: make one with `rigl_tf.sparsify(model, sparsity=...)` and compile it. Or, "
+                "if all sparse layers are frozen on purpose, compile the model with the inner "
+                "optimizer alone. Received: variables="
                 f"{[getattr(variable, 'path', variable.name) for variable in variables]}"
             )
         self.check_csr([kernel.path for kernel in sparse if kernel.execution == "csr"])
@@ -120,14 +137,18 @@ class SparseTraining(WrappingOptimizer):
             self.built, self._build_error = False, error
             raise
 
-    def check_csr(self, paths):
-        """Raises a `ValueError` if this optimizer cannot train the CSR kernels of these paths."""
+    def check_csr(self, paths: Sequence[str]) -> None:
+        """Raises a `ValueError` if this optimizer cannot train CSR kernels.
+
+        Args:
+            paths: The paths of the CSR kernels of the model.
+        """
         if paths:
             limits.check_takes_values(self.inner_optimizer, paths)
         if paths and not self.supports_csr:
             raise ValueError(
                 f"{type(self).__name__} with these arguments needs masked kernels: use "
-                "`rigl_tf.with_execution(model, 'masked')` before, or `execution='masked'` in "
+                "`rigl_tf.with_execution(model, 'masked')` first, or `execution='masked'` in "
                 f"`rigl_tf.sparsify`. Received: CSR kernels {paths}"
             )
 
@@ -137,8 +158,8 @@ class SparseTraining(WrappingOptimizer):
         }
         if structured and not self.supports_structures:
             raise ValueError(
-                f"{type(self).__name__} with these arguments chooses single connections, and would "
-                "break structures: use another algorithm, or `structure=None` in "
+                f"{type(self).__name__} with these arguments chooses single connections, which "
+                "would break structures: use another algorithm, or `structure=None` in "
                 f"`rigl_tf.sparsify`. Received: structures={structured}"
             )
 
@@ -167,22 +188,22 @@ class SparseTraining(WrappingOptimizer):
             for sparse in self._plan.by_id.values():
                 sparse.start()
 
-    def slots_of_kernels(self):
-        """`{identity of a slot: SparseKernel}` of the slots of the inner optimizer."""
+    def slots_of_kernels(self) -> dict[int, masks.SparseKernel]:
+        """`{id of a slot's variable: SparseKernel}` for the slots of the inner optimizer."""
         return {
             id(slot.variable): state.sparse
             for state in self._plan.by_id.values()
             for slot in state.slots
         }
 
-    def start_from_state(self):
-        """Goes on from a state that was set from outside, as that of a file."""
+    def start_from_state(self) -> None:
+        """Continues from a state that was set from outside, for example loaded from a file."""
         self._plan.is_suspect.assign(True)
         self._num_told = self._num_skipped()
         self._collect()
 
     def _trained_variables(self, variables):
-        """What the inner optimizer trains in the place of each variable of the model."""
+        """For each variable of the model, the variable that the inner optimizer trains instead."""
         return variables
 
     def _sparse_kernel(self, kernel, index, trained, slots, sparsity):
@@ -201,31 +222,43 @@ class SparseTraining(WrappingOptimizer):
     # Steps.
 
     @tf.autograph.experimental.do_not_convert
-    def apply(self, grads, trainable_variables=None):
-        """Trains the active connections or, at an update step, updates the masks."""
+    def apply(
+        self, grads: Iterable[Any], trainable_variables: Iterable[keras.Variable] | None = None
+    ) -> None:
+        """Trains the active connections or, in an update step, updates the masks.
+
+        Args:
+            grads: The gradients of the variables, `None` for variables without a gradient.
+            trainable_variables: The variables. Defaults to all variables that `build` got.
+
+        Raises:
+            ValueError: If the optimizer is not built and no variables are given, variables are
+                unknown, the number of gradients is wrong, or it is called outside of a replica
+                context.
+        """
         if not self.built:
             if trainable_variables is None:
                 raise ValueError(
-                    "The first call of `apply` needs `trainable_variables`, or call "
-                    "`optimizer.build(trainable_variables)` before. "
+                    "The first call of `apply` needs `trainable_variables`; or call "
+                    "`optimizer.build(trainable_variables)` first. "
                     "Received: trainable_variables=None"
                 )
             self.build(trainable_variables)
         grads = list(grads)
         if not self.built and not grads:
-            return  # a model without a weight to train
+            return  # the model has no weight to train
         variables = list(trainable_variables or self._plan.variables)
         self._plan.check_known(variables)
         if len(grads) != len(variables):
             raise ValueError(
-                f"`grads` must hold a gradient, or None, for each of the {len(variables)} "
+                f"`grads` must have a gradient, or None, for each of the {len(variables)} "
                 f"variables. Received: {len(grads)} gradients"
             )
         context = tf.distribute.get_replica_context()
         if context is None:
             raise ValueError("`apply` must be called in a replica context, as in `strategy.run`.")
 
-        # XLA applies constraints in passing; a branch would cost it more.
+        # XLA fuses constraints with other operations, so they cost less than a branch would.
         leaves_out = bool(self._plan.keep_zeros) and limits.is_known_to_run_without_xla()
 
         def across_replicas(strategy, grads):
@@ -236,16 +269,16 @@ class SparseTraining(WrappingOptimizer):
         context.merge_call(across_replicas, args=(grads,))
 
     def _apply_across_replicas(self, strategy, grads, variables, leaves_out):
-        """One step of all replicas. The `cond` must stand here, in cross-replica context.
+        """One step of all replicas. The `cond` must be here, in the cross-replica context.
 
-        With `leaves_out`, constraints are left out where there is nothing to do.
+        With `leaves_out`, constraints are not applied where they would change nothing.
         """
         pairs = [
             (self._plan.by_id[id(variable)], gradient)
             for gradient, variable in zip(grads, variables, strict=True)
             if gradient is not None and id(variable) in self._plan.by_id
         ]
-        # By which the inner optimizer will divide the gradients; it may change it in a step.
+        # The inner optimizer divides the gradients by this scale, and may change it in its step.
         loss_scale = self.inner_optimizer.scale_loss(1.0)
         if isinstance(loss_scale, float) and loss_scale == 1:
             loss_scale = None
@@ -284,7 +317,7 @@ class SparseTraining(WrappingOptimizer):
         self._collect()
 
     def _collect(self):
-        """Tells CSR kernels whether the next step is an update that wants dense gradients."""
+        """Tells the CSR kernels whether the next step is an update that needs dense gradients."""
         if self._needs_gradients:
             is_next = self.is_update_step(tf.convert_to_tensor(self.step))
             for sparse in self._plan.csr:
@@ -296,7 +329,7 @@ class SparseTraining(WrappingOptimizer):
         return self.dense_gradients != "never"
 
     def _train(self, grads, variables):
-        """An ordinary step of one replica."""
+        """An ordinary gradient step on one replica."""
         trained = []
         for gradient, variable in zip(grads, variables, strict=True):
             if gradient is None:
@@ -309,18 +342,22 @@ class SparseTraining(WrappingOptimizer):
         self.inner_optimizer.apply(trained, trainable_variables=self._plan.trained(variables))
 
     def _trained_gradient(self, gradient, sparse):
-        """What the inner optimizer sees of a kernel's gradient."""
+        """The gradient of a kernel for the inner optimizer."""
         return sparse.trained_gradient(gradient)
 
     def _after_training(self, strategy):
         """Called after each gradient step, in cross-replica context."""
         kernels.mask_weight_averages(strategy, self._plan)
 
-    def finalize_variable_values(self, var_list):
-        """Called by Keras when `fit` ends: writes averages back, and warns of what was not done.
+    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
+        """Finishes training; Keras calls it when `fit` ends.
 
-        Newly skipped updates are told each time. That masks were never updated, or that `end_step`
-        or the final sparsity was not reached, is told once: `fit` may be called again.
+        It copies averages of weights to the weights, if the inner optimizer keeps averages. It
+        warns if mask updates were skipped since the last call. Once, it also warns if no mask was
+        updated, or if `end_step` or the final sparsity was not reached.
+
+        Args:
+            var_list: The trainable variables of the model.
         """
         super().finalize_variable_values(self._plan.trained(var_list) if self.built else var_list)
         for variable in var_list:
@@ -332,7 +369,7 @@ class SparseTraining(WrappingOptimizer):
         if self._num_told > told:
             warnings.warn(
                 f"{type(self).__name__} skipped {self._num_told - told} mask updates, because "
-                "gradients or weights were not finite. The masks are as they were before.",
+                "gradients or weights were not finite. These updates changed no mask.",
                 stacklevel=2,
             )
         if self.built and not self._has_told:
@@ -342,19 +379,19 @@ class SparseTraining(WrappingOptimizer):
                 limits.warn(message)
 
     def _unfinished(self, step):
-        """What was still to come when training ended at `step`, as a sentence; or `None`."""
+        """A sentence on what was not reached when training ended at `step`, or `None`."""
 
     def _num_skipped(self):
         return int(tf.convert_to_tensor(self.num_skipped_updates)) if self.built else 0
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Mapping[str, Any]) -> None:
         super().load_own_variables(store)
         if self.built:
             self._load_counts(store)
             self.start_from_state()
 
     def _load_counts(self, store):
-        """Loads what all sparse optimizers keep, from the state of any of them."""
+        """Loads the counters that all sparse optimizers have, from the state of any of them."""
         counts = (self.step, self.num_skipped_updates)
         own = [id(variable) for variable in self.variables]
         saved = {str(own.index(id(count))): count for count in counts}
@@ -364,8 +401,8 @@ class SparseTraining(WrappingOptimizer):
 
     # Exploration.
 
-    def exploration_rate(self):
-        """The share of all connections that were active at some time since training began.
+    def exploration_rate(self) -> float:
+        """The share of all connections that have been active at some time during training.
 
         Reference:
 
@@ -376,30 +413,31 @@ class SparseTraining(WrappingOptimizer):
             Float in `[0, 1]`, over all sparse kernels together.
 
         Raises:
-            ValueError: If the optimizer was not made with `track_exploration=True`, or has not
-                begun to train.
+            ValueError: If the optimizer was not made with `track_exploration=True`, or is not built
+                yet.
         """
         return kernels.exploration_rate(self._explored_kernels())
 
-    def turnover(self):
-        """The share of the active connections that the last mask update grew.
+    def turnover(self) -> float:
+        """The share of the active connections that the last mask update has grown.
 
-        A connection that was dropped and grown again is not counted: it was not replaced.
+        A connection that was dropped and grown again in this update does not count.
 
         Returns:
             Float in `[0, 1]`, over all sparse kernels together; 0 before the first update.
 
         Raises:
-            ValueError: As `exploration_rate`.
+            ValueError: If the optimizer was not made with `track_exploration=True`, or is not built
+                yet.
         """
         return kernels.turnover(self._explored_kernels())
 
     def _explored_kernels(self):
         if not self.track_exploration:
             raise ValueError(
-                "Exploration is counted only if it is asked for: pass `track_exploration=True` to "
+                "Exploration must be switched on: pass `track_exploration=True` to "
                 f"{type(self).__name__}. Received: track_exploration={self.track_exploration}"
             )
         if not self.built:
-            raise ValueError("Exploration is known once training has begun, or after `build`.")
+            raise ValueError("Exploration is known only after training has begun, or `build`.")
         return self._plan.by_id.values()

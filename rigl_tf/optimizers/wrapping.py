@@ -1,33 +1,39 @@
-"""An optimizer around another one, to which it leaves all but the training steps."""
+"""The base class of optimizers that wrap another one and forward everything but training steps."""
 
 import functools
 import inspect
 import warnings
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 
 from rigl_tf.checks import check_keras_3
 from rigl_tf.optimizers.slots import optimizers_within
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def serialized(name, value):
     """The config of an argument that may be a function, `None` or a number.
 
     Raises:
-        ValueError: If Keras cannot write it into a file, as a `functools.partial`.
+        ValueError: If Keras cannot save it in a file, such as a `functools.partial`.
     """
     try:
         return keras.saving.serialize_keras_object(value)
     except TypeError as error:
         raise ValueError(
-            f"To be saved, `{name}` must be a function that is decorated with "
+            f"To be saved, `{name}` must be a function decorated with "
             "`keras.saving.register_keras_serializable`, or an object with `get_config`. "
             f"Received: {name}={value!r}"
         ) from error
 
 
 def naming_its_arguments(init):
-    """`init`, an `__init__`, that tells which arguments there are when it is called with others."""
+    """An `__init__` that does the same, but lists its arguments if it gets unknown ones."""
     signature = inspect.signature(init)
     names = [name for name in signature.parameters if name != "self"]
 
@@ -45,15 +51,15 @@ def naming_its_arguments(init):
 
 
 class WrappingOptimizer(keras.optimizers.Optimizer):
-    """Base class of optimizers that wrap another one, as `keras.optimizers.LossScaleOptimizer`.
+    """Base class of optimizers that wrap another one, as `LossScaleOptimizer` of Keras does.
 
-    Learning rate, iterations and loss scale are the inner optimizer's. The variables are its own,
-    then those of the inner optimizer.
+    Learning rate, iterations and loss scale are those of the inner optimizer. The variables are
+    those of this optimizer, then those of the inner one.
 
     Args:
-        inner_optimizer: The `keras.optimizers.Optimizer` to wrap, or what `keras.optimizers.get`
-            makes one of.
-        name: String.
+        inner_optimizer: The `keras.optimizers.Optimizer` to wrap, or any argument of
+            `keras.optimizers.get`, such as a name.
+        name: String. Defaults to the name of the class in snake case, with a number.
     """
 
     def __init_subclass__(cls, **kwargs):
@@ -61,49 +67,54 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         if "__init__" in vars(cls):
             cls.__init__ = naming_its_arguments(cls.__init__)
 
-    def __init__(self, inner_optimizer, name=None):
+    def __init__(
+        self, inner_optimizer: keras.optimizers.Optimizer | str, name: str | None = None
+    ) -> None:
         check_keras_3(inner_optimizer=inner_optimizer)
-        inner_optimizer = keras.optimizers.get(inner_optimizer)
-        if inner_optimizer is None:
+        optimizer = keras.optimizers.get(inner_optimizer)
+        if optimizer is None:
             raise ValueError(
-                "`inner_optimizer` must be a `keras.optimizers.Optimizer`, or what "
-                "`keras.optimizers.get` makes one of. Received: inner_optimizer=None"
+                "`inner_optimizer` must be a `keras.optimizers.Optimizer`, or an argument of "
+                "`keras.optimizers.get`. Received: inner_optimizer=None"
             )
         # The learning rate is the inner optimizer's; this value is never used.
         super().__init__(learning_rate=0.0, name=name)
-        self.inner_optimizer = inner_optimizer
+        self.inner_optimizer = optimizer
 
     @property
-    def variables(self):
+    def variables(self) -> list[keras.Variable]:
         """The variables of this optimizer, then those of the inner one."""
         return super().variables + self.inner_optimizer.variables
 
     @property
-    def learning_rate(self):
+    def learning_rate(self) -> Any:
+        """The learning rate of the inner optimizer."""
         return self.inner_optimizer.learning_rate
 
     @learning_rate.setter
-    def learning_rate(self, learning_rate):
+    def learning_rate(self, learning_rate: Any) -> None:
         self.inner_optimizer.learning_rate = learning_rate
 
     @property
-    def iterations(self):
-        """The number of gradient steps; it stands still at update steps."""
+    def iterations(self) -> keras.Variable:
+        """The number of gradient steps, a variable. Update steps are not counted."""
         return self.inner_optimizer.iterations
 
     @property
-    def loss_scale_factor(self):
-        inner = vars(self).get("inner_optimizer")
+    def loss_scale_factor(self) -> Any:
+        """The loss scale of the inner optimizer, or `None`."""
+        inner: Any = vars(self).get("inner_optimizer")
         if isinstance(inner, keras.optimizers.LossScaleOptimizer):
-            # Never `None`, which another `LossScaleOptimizer` sets: Keras sets only what changes.
+            # Never `None`: an outer `LossScaleOptimizer` sets `None`, and Keras sets only values
+            # that differ.
             return inner.dynamic_scale if inner.built else inner.initial_scale
         return None if inner is None else inner.loss_scale_factor
 
     @loss_scale_factor.setter
-    def loss_scale_factor(self, value):
+    def loss_scale_factor(self, value: Any) -> None:
         if "inner_optimizer" not in vars(self):
             return
-        # What a `LossScaleOptimizer` does to the optimizer that it is put around.
+        # A `LossScaleOptimizer` around this optimizer sets this attribute.
         if isinstance(self.inner_optimizer, keras.optimizers.LossScaleOptimizer):
             raise ValueError(
                 "A loss can be scaled only once: put the `LossScaleOptimizer` around this "
@@ -113,28 +124,42 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         self.inner_optimizer.loss_scale_factor = value
 
     @property
-    def optimizers(self):
-        """The inner optimizers that callbacks of Keras must find one by one.
+    def optimizers(self) -> list[keras.optimizers.Optimizer]:
+        """The inner optimizers that some callbacks of Keras need.
 
-        Those of a `keras.optimizers.MultiOptimizer`, whose learning rates differ; else the one
-        whose averages `keras.callbacks.SwapEMAWeights` swaps. There is no such attribute if the
-        inner optimizer is neither.
+        These are the optimizers of an inner `keras.optimizers.MultiOptimizer`, whose learning rates
+        differ; or else the optimizer with `use_ema=True`, whose averages the callback
+        `keras.callbacks.SwapEMAWeights` swaps. For other inner optimizers, this attribute does not
+        exist.
         """
         if hasattr(self.inner_optimizer, "optimizers"):
             return self.inner_optimizer.optimizers
         averaging = [each for each in optimizers_within(self.inner_optimizer) if each.use_ema]
         if not averaging:
             raise AttributeError(
-                "`optimizers` is there around a `MultiOptimizer` or an optimizer with "
+                "`optimizers` exists if the inner optimizer is a `MultiOptimizer` or has "
                 f"`use_ema=True`. Received: inner_optimizer={self.inner_optimizer.name!r}"
             )
         return averaging
 
-    def scale_loss(self, loss):
+    def scale_loss(self, loss: Any) -> Any:
+        """Scales the loss as the inner optimizer does."""
         return self.inner_optimizer.scale_loss(loss)
 
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
-        """Tells the inner optimizer which variables do not decay."""
+    def exclude_from_weight_decay(
+        self,
+        var_list: Sequence[keras.Variable] | None = None,
+        var_names: Sequence[str] | None = None,
+    ) -> None:
+        """Excludes variables from the weight decay of the inner optimizer.
+
+        Args:
+            var_list: The variables to exclude, or `None`.
+            var_names: Names or parts of names of variables to exclude, or `None`.
+
+        Raises:
+            ValueError: If the optimizer is built already.
+        """
         if self.built:
             raise ValueError(
                 "`exclude_from_weight_decay` must be called before the optimizer is built."
@@ -142,22 +167,31 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         for optimizer in optimizers_within(self.inner_optimizer):
             optimizer.exclude_from_weight_decay(var_list, var_names)
 
-    def apply_gradients(self, grads_and_vars):
-        """As `apply`; returns `iterations`, as every Keras optimizer."""
+    def apply_gradients(
+        self, grads_and_vars: Iterable[tuple[Any, keras.Variable]]
+    ) -> keras.Variable:
+        """Calls `apply` with pairs of gradients and variables.
+
+        Args:
+            grads_and_vars: Pairs `(gradient, variable)`.
+
+        Returns:
+            `iterations`, as for every Keras optimizer.
+        """
         super().apply_gradients(grads_and_vars)
         return self.iterations
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         self.inner_optimizer.finalize_variable_values(var_list)
 
     # Saving. The inner optimizer is an attribute, so Keras saves its variables by itself.
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         for index, variable in enumerate(super().variables):
             store[str(index)] = variable.numpy()
 
-    def load_own_variables(self, store):
-        """Loads the state of this optimizer; one that does not fit is left out, with a warning."""
+    def load_own_variables(self, store: Mapping[str, Any]) -> None:
+        """Loads the state of this optimizer; if it does not fit, it is ignored with a warning."""
         own = super().variables
         if _fits(store, own):
             for index, variable in enumerate(own):
@@ -168,31 +202,30 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
             return
         warnings.warn(
             f"Skipping variable loading for optimizer {self.name!r}, because it is not built: call "
-            "`optimizer.build(model.trainable_variables)` before, to go on where the saved "
-            "training stopped.",
+            "`optimizer.build(model.trainable_variables)` first, to continue the saved training.",
             stacklevel=2,
         )
 
     def _start_anew(self, num_saved, num_variables):
         warnings.warn(
             f"Skipping variable loading for optimizer {self.name!r}, because the saved state, of "
-            f"{num_saved} variables, is not that of this {type(self).__name__}, of "
-            f"{num_variables}: it is that of another optimizer, or of one that had not begun to "
-            "train. What does not fit starts anew.",
+            f"{num_saved} variables, does not fit this {type(self).__name__}, of "
+            f"{num_variables}: it was saved by another optimizer, or by one that had not begun to "
+            "train. What does not fit starts from its first values.",
             stacklevel=3,
         )
         self._start()
 
     def _start(self):
-        """Gives the state of this optimizer, once it is built, the values it begins with."""
+        """Sets the state of this optimizer, after it is built, to its first values."""
 
-    def set_weights(self, weights):
-        """Sets all variables: this optimizer's, then the inner one's, as `variables` lists them.
+    def set_weights(self, weights: Sequence[np.ndarray]) -> None:
+        """Sets all variables: those of this optimizer, then those of the inner one.
 
-        Arrays that are not those of all variables are left out, with a warning.
+        If the arrays do not fit, they are ignored with a warning.
 
         Args:
-            weights: List of arrays.
+            weights: List of arrays, in the order of `variables`.
 
         Raises:
             ValueError: If the optimizer is not built.
@@ -200,7 +233,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         if not self.built:
             raise ValueError(
                 "`set_weights` needs an optimizer that is built: call `optimizer.build(model."
-                f"trainable_variables)` before. Received: optimizer={self.name!r}, not built"
+                f"trainable_variables)` first. Received: optimizer={self.name!r}, not built"
             )
         variables = self.variables
         shapes = [tuple(variable.shape) for variable in variables]
@@ -210,13 +243,15 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         for variable, weight in zip(variables, weights, strict=True):
             variable.assign(weight)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         inner_optimizer = keras.saving.serialize_keras_object(self.inner_optimizer)
         return {"name": self.name, "inner_optimizer": inner_optimizer}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
-        # Numbers and None come back as they are.
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> "Self":
+        # Numbers and `None` are not changed by this.
         arguments = {
             name: keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)
             for name, value in config.items()
@@ -233,7 +268,7 @@ def _fits(store, variables):
 
 
 def can_hold(variable, value):
-    """Whether `value`, from a file, has the shape of `variable`, and is of integers if it is."""
+    """Whether `value`, from a file, has the shape of `variable`, and both or none are integers."""
     of_integers = keras.backend.is_int_dtype(str(value.dtype))
     return tuple(value.shape) == tuple(variable.shape) and of_integers == (
         keras.backend.is_int_dtype(variable.dtype)

@@ -1,4 +1,4 @@
-"""From one model to another: sparse, dense, or smaller."""
+"""Functions that make one model out of another: a sparse, a dense or a smaller one."""
 
 from rigl_tf.transforms.compact import compact, live_units
 from rigl_tf.transforms.execution import with_execution

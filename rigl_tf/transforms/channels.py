@@ -1,18 +1,19 @@
-"""Follows units through the graph of a model: which of them anything depends on.
+"""Follows units through the graph of a model, to find the units that the outputs depend on.
 
-Units are the entries along the last axis of a tensor. A label says which units of different tensors
-must stay or go together, as those that are added to each other must.
+Units are the entries along the last axis of a tensor. Each unit has a label. Units with the same
+label must be kept or removed together, for example because they are added to each other.
 """
 
 import dataclasses
 import functools
 import inspect
 import math
+from typing import Any
 
 import keras
 import numpy as np
 
-from rigl_tf.transforms.rebuild import calls_of, is_clonable
+from rigl_tf.transforms.rebuild import Call, calls_of, is_clonable
 from rigl_tf.transforms.units import (
     Kernel,
     as_array,
@@ -22,10 +23,10 @@ from rigl_tf.transforms.units import (
     works_without_a_unit,
 )
 
-# Layers that look at all units, though they seem to treat each one alike.
+# Layers that use all units together, though in trials they seem to treat each unit in the same way.
 _MIXING = (keras.layers.Masking,)
 _NORMALISING = ("LayerNormalization", "RMSNormalization", "UnitNormalization")
-# Layers are tried on so many places along an axis at first.
+# First, layers are tried with this many positions along an axis.
 _FEW = 6
 _LARGEST = 2**24
 _INPUTS, _OUTPUTS = "inputs of the model", "outputs of the model"
@@ -36,11 +37,11 @@ class Value:
 
     Attributes:
         shape: Tuple, that of the symbolic tensor.
-        labels: Array of integers. `(units,)`; of an input that may be flattened, one for each of
-            its entries, of the shape of an example.
-        constants: Array `(units,)`, what a unit always sends, whatever the inputs, at all places;
-            else NaN.
-        is_input: Whether no layer with weights is between the inputs of the model and this.
+        labels: Array of integers of shape `(units,)`. For an input that may be flattened, one label
+            for each entry, in the shape of an example.
+        constants: Array of shape `(units,)`: the constant value of a unit at all positions and for
+            all inputs, or NaN if it is not constant.
+        is_input: Whether no layer with weights is between the inputs of the model and this tensor.
     """
 
     def __init__(self, tensor):
@@ -52,11 +53,11 @@ class Value:
 
     @property
     def num_units(self):
-        """The size of the last axis; `None` if there is none, or it is not known."""
+        """The size of the last axis, or `None` if there is none or it is unknown."""
         return self.shape[-1] if len(self.shape) > 1 else None
 
     def example(self, most=math.inf):
-        """The shape of an example, unknown sizes and those above `most` replaced."""
+        """The shape of an example: unknown sizes are replaced, large ones limited to `most`."""
         sizes = [min(most, size or _FEW) for size in self.shape[1:-1]]
         return (*sizes, *self.shape[-1:])
 
@@ -67,24 +68,24 @@ class Step:
 
     Attributes:
         call: The `rigl_tf.transforms.rebuild.Call`.
-        path: String, the names of the models around the layer, and its own.
+        path: String, the names of the models around the layer, then the name of the layer.
         inputs, outputs: Lists of `Value`.
         kind: `"kernel"`, `"unitwise"`, `"alike"`, `"joined"`, `"reshaped"`, `"model"` or `None`.
         weights: The `Kernel` or `Unitwise` of the layer.
         inner: The `Trace` of a nested model.
     """
 
-    call: object
+    call: Call
     path: str
     inputs: list
     outputs: list
     kind: str | None = None
-    weights: object = None
-    inner: object = None
+    weights: Any = None
+    inner: Any = None
     is_product: bool = False
 
     def run(self, *arrays):
-        """What the layer makes of other tensors."""
+        """Calls the layer on other tensors."""
         new = iter(arrays)
 
         def replaced(value):
@@ -102,9 +103,9 @@ class Trace:
 
     Attributes:
         model: The model.
-        plain: A Functional model of the same layers, whose tensors the steps have.
-        inputs: List of `Value`, those of the inputs.
-        outputs: List of `Value`, those of the outputs.
+        plain: A Functional model of the same layers; the steps use its tensors.
+        inputs: List of `Value`, the inputs.
+        outputs: List of `Value`, the outputs.
         steps: List of `Step`.
     """
 
@@ -116,25 +117,26 @@ class Trace:
 
 
 class Channels:
-    """The units of a model, and on which of them anything depends.
+    """The units of a model, and which of them the outputs depend on.
 
     Args:
         model: A built Sequential or Functional model.
-        drop_inputs: Whether inputs may be left out, too.
+        drop_inputs: Whether inputs of the model may be removed, too.
 
     Attributes:
         trace: The `Trace` of the model.
-        steps: List of all steps, those of nested models in their place, but not their calls.
+        steps: List of all steps. The call of a nested model is replaced by the steps inside it.
         kernels: `{id of a layer: list of its steps}` of the layers with a `Kernel`.
-        live: Boolean array, for each label whether anything depends on its units. After `solve`.
-        kept: Boolean array, for each label whether its units stay: those that are live, and one of
-            each tensor at least.
-        changed: `{label: name of a layer}`, where a constant becomes one that differs from place to
-            place, as where zeros are padded around it.
-        is_needed: Boolean array, as `live`, but inputs of the model do not count for that alone.
+        live: Boolean array, for each label whether the outputs depend on its units. Set by `solve`.
+        kept: Boolean array, for each label whether its units stay: live ones, and at least one of
+            each tensor.
+        changed: `{label: name of a layer}`: a layer that turns a constant into values that differ
+            by position, for example because it pads with zeros.
+        is_needed: Boolean array, like `live`, but a unit does not count only because it is an input
+            of the model.
         reads: `{id of a layer: boolean array}`, which of its inputs a layer with a kernel reads.
-        stand_ins: `{id of a layer: input}`, the constant that stands for all constants that a
-            convolution reads, whose zeros around them keep them from being biases.
+        stand_ins: `{id of a layer: input}`: the constant input that replaces all constant inputs
+            of a convolution with zero padding, since they cannot become biases.
     """
 
     def __init__(self, model, drop_inputs=False):
@@ -150,25 +152,25 @@ class Channels:
         self._unite()
 
     def root(self, labels):
-        """The label that stands for all that must stay or go together."""
+        """The label that represents all labels that must stay or go together."""
         return self._roots[labels]
 
     def reason(self, label):
-        """Why units with this label must stay, else `None`."""
+        """Why units with this label must stay, or `None`."""
         return self._reasons.get(int(self._roots[label]))
 
     def can_choose(self, label):
-        """Whether units with this label may be removed though they are not dead."""
+        """Whether units with this label may be removed even if they are not dead."""
         return self.reason(label) is None and not self._are_inputs[self._roots[label]]
 
     def places(self, value):
-        """Array of integers, the units of a tensor that stay."""
+        """Array of integers, the indices of the units of a tensor that stay."""
         return np.flatnonzero(self.kept[self.root(value.labels)])
 
     def taken(self, step):
-        """Array of integers: the inputs of a layer with a kernel that it takes, one at least.
+        """Array of integers: the inputs that a layer with a kernel takes, at least one.
 
-        These are the ones that stay, without those inputs of the model that it does not read.
+        These are the inputs that stay, without inputs of the model that this layer does not read.
         """
         key, (value,) = id(step.call.layer), step.inputs
         places = self.places(value)
@@ -178,9 +180,9 @@ class Channels:
         return taken if len(taken) else places[:1]
 
     def unread(self, value):
-        """Array of integers: the entries of an input of the model that nothing reads.
+        """Array of integers: the entries of an input of the model that no layer reads.
 
-        They are places along the last axis, or of the flattened input if it is flattened.
+        They are indices along the last axis, or into the flattened input if it is flattened.
         """
         labels = self.root(value.labels)
         by_unit = labels.reshape(-1, labels.shape[-1])
@@ -188,24 +190,24 @@ class Channels:
         return np.flatnonzero(~self.is_needed[labels])
 
     def why_kept(self, label):
-        """Why units stay that nothing leads to; of a label that is no output or input, say."""
+        """Why dead units with this label stay."""
         label = int(self.root(label))
         reader, is_border = self.readers.get(label, (None, False))
         if reason := self.reason(label):
             return reason
         if label in self.changed:
-            return f"what they send is not the same at all places after {self.changed[label]!r}"
+            return f"their outputs differ by position after {self.changed[label]!r}"
         if reader is None:
-            return "one unit has to stay"
+            return "a layer keeps at least one unit"
         if is_border:
-            return f"{reader!r} pads zeros around what they send"
-        return "units that are not dead are added to them, or multiply them"
+            return f"{reader!r} pads their outputs with zeros"
+        return "units that are not dead are added to them or multiplied with them"
 
     def solve(self, dropped=()):
         """Finds out which units are live.
 
         Args:
-            dropped: Labels of units that are not to be read any more.
+            dropped: Labels of units that must not be read any more.
         """
         self.dropped = np.zeros(self._num_labels, bool)
         self.dropped[self._roots[np.asarray(dropped, int)]] = True
@@ -227,7 +229,7 @@ class Channels:
                     self.kept[roots.flat[0]] = True
 
     def _read(self, key, steps, live):
-        """Makes live what live units of a layer read."""
+        """Marks the inputs as live that live units of a layer read."""
         kernel, (step, *_) = steps[0].weights, steps
         if not len(kernel.connections):
             return
@@ -246,12 +248,12 @@ class Channels:
         self.is_needed[rows[is_read]] = True
 
     def _merge(self, key, is_read, constants, is_live):
-        """Lets one constant stand for all that a layer reads, where they are no biases."""
+        """Replaces all constants that a layer reads by one, if they cannot become biases."""
         sizes = np.where(is_read, np.abs(np.nan_to_num(constants)), 0)
         if not sizes.any():
             return
         if key not in self.stand_ins:
-            # One that stays anyway, if it is not so small that rounding counts.
+            # If possible one that stays anyway, and is not so small that rounding matters.
             is_good = is_live & (sizes > 0.1 * sizes.max())
             self.stand_ins[key] = int(
                 np.argmax(np.where(is_good, sizes, 0) if is_good.any() else sizes)
@@ -260,7 +262,10 @@ class Channels:
         is_read[self.stand_ins[key]] = True
 
     def constants_of(self, key):
-        """What the inputs of a layer with a kernel always are, in each of its calls; else NaN."""
+        """The values of the constant inputs of a layer with a kernel; NaN for all other inputs.
+
+        A layer that is called several times must have the same constant in each call.
+        """
         first, *others = [step.inputs[0].constants for step in self.kernels[key]]
         is_same = np.all([first == each for each in others], axis=0)
         return np.where(is_same, first, np.nan)
@@ -288,12 +293,12 @@ class Channels:
             made = symbolic(call.outputs)
             if self._is_nested(call, taken):
                 step = Step(call, name, taken, [self._value(each) for each in made], "model")
-                # Called again, it takes the same units.
+                # A nested model that is called again takes the same units.
                 for value, first in zip(taken, self._taken_first(call.layer, taken), strict=True):
                     if value is not first:
                         self._same(self._by_unit(value), self._by_unit(first))
                 step.inner = self._trace(call.layer, taken, f"{name}/")
-                # What the model gives; of its own tensors, fewer sizes may be known.
+                # The outputs of the call: the model's own tensors may have more unknown sizes.
                 for value, inner in zip(step.outputs, step.inner.outputs, strict=True):
                     value.labels, value.constants = inner.labels, inner.constants
             else:
@@ -314,7 +319,7 @@ class Channels:
             return False
         plain, _ = self._graph(model)
         wanted = keras.tree.flatten(plain.input)
-        # Other arguments, as a mask of timesteps, are no part of the graph.
+        # Other arguments, such as a mask of timesteps, are not in the graph.
         only_inputs = len(symbolic(call.args)) == len(taken) == len(wanted)
         return only_inputs and all(
             len(one.shape) == len(other.shape) and one.shape[-1:] == other.shape[-1:]
@@ -372,7 +377,7 @@ class Channels:
         self._roots, self._reasons = roots, {}
         self.changed = {int(roots[label]): path for label, path in self._changed.items()}
         self._are_inputs, self._must = np.zeros((2, self._num_labels), bool)
-        # What is told first: that units are outputs; last, that they are inputs.
+        # The reason "outputs" goes before all others, "inputs" comes last.
         order = {_OUTPUTS: 0, _INPUTS: 2}
         for labels, reason, is_input in sorted(self._pins, key=lambda pin: order.get(pin[1], 1)):
             self._are_inputs[roots[labels]] |= is_input
@@ -415,10 +420,10 @@ class Channels:
             if steps:
                 self._same(rows, steps[0].inputs[0].labels)
         else:  # an embedding, which takes numbers of tokens
-            self._pin(value, f"what {step.path!r} looks up")
+            self._pin(value, f"{step.path!r} looks up embeddings by them")
         steps.append(step)
         if kernel.mixes_units:
-            self._pin(output, f"the activation of {step.path!r} mixes them")
+            self._pin(output, f"the activation of {step.path!r} uses all of them together")
         else:
             self._find_constants(step)
 
@@ -459,7 +464,7 @@ class Channels:
         for value in step.inputs:
             self._by_unit(value)
             if value not in wide:
-                self._pin(value, f"{step.path!r} takes one unit for all")
+                self._pin(value, f"{step.path!r} combines one unit with all others")
         for value in wide[1:]:
             self._same(wide[0].labels, value.labels)
         output.labels = wide[0].labels
@@ -503,7 +508,7 @@ class Channels:
                 self._changed.setdefault(int(label), step.path)
 
     def _are_constant(self, step):
-        """Which units cannot depend on the inputs of the model."""
+        """Which units do not depend on the inputs of the model."""
         given = [~np.isnan(value.constants) for value in step.inputs]
         if step.kind == "kernel":
             return ~step.weights.connections[~given[0]].any(axis=0)
@@ -529,7 +534,7 @@ def symbolic(structure):
 
 
 def is_its_graph(model):
-    """Whether a Sequential or Functional model does nothing but to call its layers."""
+    """Whether a Sequential or Functional model only calls its layers (it has no own `call`)."""
     return type(model).call in (keras.Sequential.call, _functional().call)
 
 
@@ -537,15 +542,16 @@ def is_its_graph(model):
 def _functional():
     """The class of Functional models, which has no public name."""
     inputs = keras.Input((1,))
-    return type(keras.Model(inputs, inputs))
+    # Keras 3.12 makes no model without a layer.
+    return type(keras.Model(inputs, keras.layers.Identity()(inputs)))
 
 
 def _check_call(call, path):
-    # Layers that change images at random, in training only, have it as their default.
+    # Layers for random data augmentation have `training=True` as their default.
     if call.kwargs.get("training") is True and not _trains_by_default(call.layer):
         raise ValueError(
             "The layers of a model to be made smaller must not be called with `training=True`: "
-            f"its predictions depend on chance, or on the batch. Received: layer={path!r}"
+            f"its predictions are random, or depend on the batch. Received: layer={path!r}"
         )
 
 
@@ -562,7 +568,7 @@ def _shapes(step):
 
 
 def _holds(step, function, shapes):
-    """Whether a function of a step and shapes is true; not so where the layer refuses them."""
+    """Whether a function is true for one of the shapes; if a layer refuses shapes, it is not."""
     for each in shapes:
         try:
             if function(each):
@@ -573,7 +579,7 @@ def _holds(step, function, shapes):
 
 
 def _is_join(step):
-    """Whether the outputs are the inputs, one after another along the last axis."""
+    """Whether the output is the concatenation of the inputs along the last axis."""
     (output,) = step.outputs
     if len(step.inputs) < 2 or output.num_units != sum(each.num_units for each in step.inputs):
         return False
@@ -610,7 +616,7 @@ def _is_product(step):
 
 
 def _is_elementwise(step):
-    """Whether the same is done with each entry, wherever it is."""
+    """Whether the layer computes the same function of each entry, at every position."""
     (value,), (output,) = step.inputs, step.outputs
     if value.shape != output.shape:
         return False
@@ -647,7 +653,7 @@ def _random(shapes):
 
 
 def _uniform(rows):
-    """What each column always is, `(columns,)`; NaN if it changes, but for rounding."""
+    """The constant value of each column, shape `(columns,)`; NaN if a column is not constant."""
     low, high = rows.min(axis=0), rows.max(axis=0)
     is_same = high - low <= 1e-5 * np.maximum(np.abs(low), np.abs(high))
     return np.where(is_same, rows[0], np.nan)
@@ -657,5 +663,5 @@ def _why_unknown(step):
     layer = inner_of(step.call.layer)
     name = type(layer).__name__
     if name in _NORMALISING:
-        return f"{step.path!r} ({name}) normalises over all of them"
-    return f"{step.path!r} ({name}) may use all of them together"
+        return f"{step.path!r} ({name}) normalises over all units"
+    return f"{step.path!r} ({name}) may use all units together"

@@ -1,13 +1,15 @@
-"""Smaller models, without units that no input reaches, or that reach no output."""
+"""Makes smaller models, without units that no input reaches or that reach no output."""
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
 import rich.table
 import tensorflow as tf
 
+from rigl_tf._types import Data, Loss
 from rigl_tf.checks import check_choice, check_keras_3, check_numbers
 from rigl_tf.inputs import batch_of
 from rigl_tf.layers.summary import as_text
@@ -20,12 +22,12 @@ from rigl_tf.transforms.smaller import smaller_model
 from rigl_tf.walk import all_layers
 
 _RULE = (
-    "`compact` and `live_units` take a built Sequential or Functional model, whose graph Keras "
-    "knows."
+    "`compact` and `live_units` take a built Sequential or Functional model, because Keras knows "
+    "its graph."
 )
 _SALIENCIES = ("magnitude", "gradient")
-# Relative to the largest output; and how many times as much as the model itself changes if its
-# inputs change in their last digits.
+# The outputs may differ by this share of the largest output, or by this many times the change of
+# the model's own outputs when the last digits of its inputs change.
 _TOLERANCE = 1e-4
 _NUM_OWN_DIFFERENCES = 20
 _EPSILONS = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
@@ -36,12 +38,12 @@ class LayerUnits:
     """What `rigl_tf.compact` did to the units of one layer.
 
     Attributes:
-        path: String, the name of the layer, after those of the models around it.
-        num_units: Integer, how many it had.
-        kept: Array of integers, the units that are left, in their order.
-        num_dead: Integer, how many of these send a constant, as nothing leads to them.
-        reason: String, why units had to stay that nothing leads to, or why none could be removed;
-            `None` if there is no such unit.
+        path: String, the name of the layer, after the names of the models around it.
+        num_units: Integer, the number of units before.
+        kept: Array of integers, the indices of the units that are left, in ascending order.
+        num_dead: Integer, how many of the kept units are dead: their output is constant.
+        reason: String, why dead units had to stay, or why no unit could be removed. `None` if no
+            dead unit had to stay.
     """
 
     path: str
@@ -53,27 +55,30 @@ class LayerUnits:
 
 @dataclasses.dataclass(frozen=True)
 class CompactReport:
-    """What `rigl_tf.compact` removed, and what it could not; `print` shows it as a table.
+    """What `rigl_tf.compact` removed, and what it could not remove; `print` shows it as a table.
 
     Attributes:
         layers: A `LayerUnits` for each layer with a kernel, in the order of use.
-        unread_inputs: `{name of an input: array of integers}`, the entries of inputs that nothing
-            reads: along the last axis, or of the flattened input if it is flattened.
-        dropped_inputs: Likewise, those that are no inputs of the new model.
-        num_weights_before, num_weights: Number of weights, masks excluded.
-        max_difference: Largest absolute difference between the outputs of both models; with
-            `keep`, to those of a model whose chosen units send nothing.
+        unread_inputs: `{name of an input: array of integers}`, the entries of inputs that no
+            connection reads: indices along the last axis, or into the flattened input if the model
+            flattens it.
+        dropped_inputs: The same for the entries that the new model does not take any more.
+        num_weights_before: Integer, the number of weights of the given model, without masks.
+        num_weights: Integer, the number of weights of the new model, without masks.
+        max_difference: Float, the largest absolute difference between the outputs of both models.
+            With `keep`, the new model is compared with the given one after the outputs of the
+            chosen units were set to zero.
     """
 
-    layers: tuple
-    unread_inputs: dict
-    dropped_inputs: dict
+    layers: tuple[LayerUnits, ...]
+    unread_inputs: dict[str, np.ndarray]
+    dropped_inputs: dict[str, np.ndarray]
     num_weights_before: int
     num_weights: int
     max_difference: float
 
     @property
-    def cannot_remove(self):
+    def cannot_remove(self) -> dict[str, str]:
         """`{path of a layer: why its units, or dead ones among them, had to stay}`."""
         return {each.path: each.reason for each in self.layers if each.reason}
 
@@ -94,52 +99,55 @@ class CompactReport:
 
 
 def compact(
-    model,
-    keep=None,
+    model: keras.Model,
+    keep: float | Mapping[str, float] | None = None,
     *,
-    saliency="magnitude",
-    data=None,
-    loss=None,
-    drop_inputs=False,
-    inputs=None,
-    return_report=False,
-):
-    """A smaller model without dead units, which predicts what the model predicts.
+    saliency: str = "magnitude",
+    data: Data | None = None,
+    loss: Loss | None = None,
+    drop_inputs: bool = False,
+    inputs: Any = None,
+    return_report: bool = False,
+) -> keras.Model | tuple[keras.Model, CompactReport]:
+    """Makes a smaller model without dead units, with the same predictions.
 
-    A unit (of a Dense layer; a filter of a convolution) is dead if no active connection leads to
-    it, all the way from the inputs, or none leads on from it to the outputs. What a unit without
-    inputs sends is constant; it is added to the biases of the layers that read it. In kernels
-    without a mask, the connections that are not zero are the active ones.
+    A unit is an output of a Dense layer or a filter of a convolution. It is dead if no path of
+    active connections leads from the inputs to it, or from it to the outputs. The output of a unit
+    without inputs is constant, so it is added to the biases of the next layers. In a kernel without
+    a mask, all connections that are not zero are active.
 
-    Units are followed through Dense, EinsumDense, Embedding, convolutions (depthwise, separable,
-    grouped and transposed ones too), BatchNormalization, GroupNormalization, PReLU, through nested
-    models, and through all layers and operations without weights that treat each unit alike, as
-    activations, pooling and sums do, or that put units side by side. Units that are added to, or
-    multiplied with each other are removed together. What takes all units together keeps them:
-    LayerNormalization, attention, recurrent layers, softmax, layers of a user's own with weights,
-    slices. Where a convolution pads zeros, constants other than 0 are no biases: one of them stays
-    as a unit, and stands for all that this convolution reads. In front of a depthwise or separable
-    convolution that pads zeros they all stay.
+    Units are followed through Dense, EinsumDense, Embedding, convolutions (also depthwise,
+    separable, grouped and transposed ones), BatchNormalization, GroupNormalization, PReLU and
+    nested models. They are also followed through layers and operations without weights that treat
+    each unit in the same way (activations, pooling, sums), or that concatenate units. Units that
+    are added or multiplied together are removed together.
 
-    Inputs that nothing reads are taken out before the first layer with a kernel, by
-    `keras.ops.take`, a part of Keras; the model takes the same inputs, unless `drop_inputs`. Each
-    layer keeps one unit at least.
+    Other layers use all units together, so none of these units is removed: LayerNormalization,
+    attention, recurrent layers, softmax, slices, and a user's own layers with weights. Where a
+    convolution pads with zeros, a constant other than 0 cannot become a bias. Then one constant
+    unit stays and replaces all constant units that this convolution reads. In front of a depthwise
+    or separable convolution with zero padding, all constant units stay. Each layer keeps at least
+    one unit.
 
-    Layers in a `SparseWrapper` stay in one, with the masks of what is left, so the new model can be
-    trained on: from then on it is another model, as the dead units could have come back to life.
-    `rigl_tf.strip(rigl_tf.compact(model))` is plain Keras, and so is what was made of a plain
-    model. Layers without weights are those of the model; all others are new.
+    Inputs that no connection reads are removed by `keras.ops.take` in front of the first layer with
+    a kernel. The new model still takes all inputs, unless `drop_inputs` is true.
 
-    Both models are run on a batch and compared.
+    Layers in a `SparseWrapper` stay wrapped and keep the masks of what is left, so the new model
+    can be trained further. (Training then differs from training the given model, where dead units
+    can become alive again.) The result of `rigl_tf.strip(rigl_tf.compact(model))` is plain Keras;
+    so is the result for a plain model. Layers without weights are shared with the given model, all
+    other layers are new.
 
-    The RigL paper (appendix B) counts the cost of such models as `rigl_tf.flops.count` does: two
-    FLOPs for a connection, float32 values and biases, a bit mask for each sparse kernel. Its
-    408-100-69 of 31,914 bytes has 6,309 connections; `num_bytes` is 31,915 since masks end with a
-    full byte. Its code looks at each layer once, from the inputs on, so that it keeps inputs and
-    units whose connections all lead to units that it removes: one finds a few more there.
+    Both models are run on a batch, and their outputs are compared.
 
-    With `keep` more units are removed than the dead ones, those of the lowest saliency: the new
-    model predicts something else, and is to be trained on.
+    The RigL paper (appendix B) counts the size of such models as `rigl_tf.flops.count` does: two
+    FLOPs for each connection, float32 values and biases, a bit mask for each sparse kernel. Its
+    408-100-69 network of 31,914 bytes has 6,309 connections; `num_bytes` gives 31,915, because a
+    mask takes whole bytes. The code of the paper visits each layer once, from the inputs on, so it
+    keeps a few inputs and units whose connections lead only to removed units.
+
+    With `keep`, units with the lowest saliency are removed as well. Then the predictions change,
+    and the new model should be trained further.
 
     Reference:
 
@@ -149,29 +157,30 @@ def compact(
 
     Args:
         model: A built Sequential or Functional `keras.Model`, sparse or not. It is not changed.
-        keep: `None`; or the share of units that is kept, in `(0, 1]`, of all layers whose units can
-            be removed, or `{layer name: share}` for some layers. Of `n` units the `ceil(keep n)`
-            of the highest saliency stay, if they are not dead. Units that go together, as those
-            that are added up, have one saliency, and their layers one share.
+        keep: `None`, or the share of units to keep, in `(0, 1]`. It holds for all layers whose
+            units can be removed; `{layer name: share}` names some of them. Of `n` units, the
+            `ceil(keep * n)` with the highest saliency stay, except dead ones. Units that must stay
+            or go together, such as units that are added up, have a common saliency, and their
+            layers a common share.
         saliency: String, the saliency of a unit: `"magnitude"`, the L2 norm of its incoming
-            weights, or `"gradient"`, the sum of `|gradient * weight|` over these.
-        data: For `"gradient"`, a pair `(inputs, targets)`, or a list or data set of such batches.
-        loss: For `"gradient"`, a Keras loss, its name, or a function of targets and outputs.
-        drop_inputs: Whether inputs that nothing reads are no inputs of the new model. It takes
-            fewer entries along the last axis, or, if the model only flattens its inputs, a vector
-            of those that are left. The report says which.
-        inputs: A batch to compare the outputs on, instead of random numbers. It is needed only if
-            the model takes sequences or images of any size.
-        return_report: Whether to return a pair of the model and a `CompactReport`.
+            weights, or `"gradient"`, the sum of `|gradient * weight|` over these weights.
+        data: For `"gradient"`: a pair `(inputs, targets)`, or a list or data set of such batches.
+        loss: For `"gradient"`: a Keras loss, its name, or a function of targets and outputs.
+        drop_inputs: Boolean, whether the new model takes only those entries of the inputs that it
+            reads: fewer entries along the last axis, or a vector if the model only flattens its
+            inputs. The report says which entries are left out.
+        inputs: A batch on which the outputs are compared, instead of random numbers. It is needed
+            only if the model takes sequences or images of any size.
+        return_report: Boolean, whether to return a pair of the model and a `CompactReport`.
 
     Returns:
-        A new, uncompiled Functional model with the same layer names. A layer without bias gets
-        one if it has to take up constants.
+        A new, uncompiled Functional model with the same layer names. A layer without bias gets a
+        bias if constants must be added to its outputs.
 
     Raises:
-        ValueError: If the model is not built, is subclassed, depends on chance, or an argument is
+        ValueError: If the model is not built, is subclassed or not deterministic, or an argument is
             out of its range.
-        RuntimeError: If the outputs differ by more than rounding.
+        RuntimeError: If the outputs differ by more than rounding errors.
 
     Example:
 
@@ -211,19 +220,20 @@ def compact(
     return small, _report(model, small, channels, left, difference)
 
 
-def live_units(model):
-    """Which units of a model `compact` keeps.
+def live_units(model: keras.Model) -> list[np.ndarray]:
+    """Lists the units of a model that `compact` keeps.
 
     Args:
-        model: As for `compact`.
+        model: A built Sequential or Functional `keras.Model`, sparse or not.
 
     Returns:
-        List of arrays of integers, for the inputs of the first layer with a kernel (flattened
-        pixels, say) and for the units of each layer with a kernel, in the order of use, which ones
-        are left. The output units all are.
+        List of arrays of integers, the indices of what is kept: first the inputs of the first layer
+        with a kernel (flattened pixels, for example), then the units of each layer with a kernel,
+        in the order of use. All units of the output layer are kept.
 
     Raises:
-        ValueError: As `compact`; and if no layer has a kernel that reads units.
+        ValueError: If the model is not built or is subclassed, or no layer has a kernel that reads
+            units.
 
     Example:
 
@@ -263,7 +273,7 @@ def _check_model(model):
         )
 
 
-# Units to remove that are not dead.
+# Which units to remove that are not dead.
 
 
 def _least_salient(channels, keep, gradients):
@@ -288,7 +298,7 @@ def _least_salient(channels, keep, gradients):
 
 
 def _groups(channels):
-    """Groups of layers that have units in common: lists of `(step, labels that can be removed)`."""
+    """Groups of layers with common units: lists of `(step, labels that can be removed)`."""
     groups = []
     for step, *_ in channels.kernels.values():
         roots = np.unique(channels.root(step.outputs[0].labels))
@@ -300,7 +310,7 @@ def _groups(channels):
 
 
 def _shares(channels, groups, keep):
-    """For each group the share that is kept, or `None` if it stays as it is."""
+    """For each group, the share of units to keep, or `None` to keep all."""
     if not isinstance(keep, Mapping):
         check_numbers("(0, 1]", keep=keep)
         return [keep] * len(groups)
@@ -309,8 +319,8 @@ def _shares(channels, groups, keep):
         check_numbers("(0, 1]", **{f"keep[{name!r}]": share})
         if sum(_is_named(path, name) for path in paths) != 1:
             raise ValueError(
-                "`keep` must name layers with a kernel, each once; those in a nested model by its "
-                f"name, too, as 'model/layer'. Received: {name!r}, of the layers {paths}"
+                "Each name in `keep` must fit one layer with a kernel; name a layer in a nested "
+                f"model as 'model/layer'. Received: {name!r}, of the layers {paths}"
             )
     shares = []
     for group in groups:
@@ -322,14 +332,14 @@ def _shares(channels, groups, keep):
         }
         for step, labels in group:
             if not len(labels) and any(_is_named(step.path, name) for name in named):
-                reason = channels.reason(step.outputs[0].labels[0]) or "they go with inputs"
+                reason = channels.reason(step.outputs[0].labels[0]) or "inputs are added to them"
                 raise ValueError(
                     "`keep` must name layers whose units can be removed. "
                     f"Received: {step.path!r}, whose units have to stay: {reason}"
                 )
         if len(set(named.values())) > 1:
             raise ValueError(
-                "Layers whose units go together, as they are added up, must have one share in "
+                "Layers whose units are added or multiplied together must have the same share in "
                 f"`keep`. Received: {named}"
             )
         shares.append(next(iter(named.values()), None))
@@ -341,7 +351,7 @@ def _is_named(path, name):
 
 
 def _scores(channels, gradients):
-    """The saliency of the units with each label, an array."""
+    """Array with the saliency of the units of each label."""
     scores = np.zeros(len(channels.live))
     for key, (step, *_) in channels.kernels.items():
         roots = channels.root(step.outputs[0].labels)
@@ -370,8 +380,8 @@ def _gradients(model, channels, data, loss):
     found = {key: each.numpy() for key, each in zip(kernels, gradients, strict=True)}
     if not all(np.isfinite(each).all() for each in found.values()):
         raise ValueError(
-            "The gradients must be finite to say which units to keep: mend the weights, or give "
-            f"other `data`. Received: model={model.name!r} with NaN or infinite gradients"
+            "The gradients must be finite, as they decide which units are kept: check the weights "
+            f"and `data`. Received: model={model.name!r} with NaN or infinite gradients"
         )
     return found
 
@@ -380,7 +390,7 @@ def _gradients(model, channels, data, loss):
 
 
 def _compare(model, small, channels, batch, left):
-    """The largest difference of the outputs; a `RuntimeError` if it is more than rounding."""
+    """The largest difference of the outputs; raises a `RuntimeError` if it is too large."""
     weights = _weights_to_compare(model, channels)
 
     def run(batch):
@@ -399,13 +409,13 @@ def _compare(model, small, channels, batch, left):
         difference <= relative * _largest(output)
         for difference, output in zip(differences, expected, strict=True)
     ):
-        # How much is rounding shows what the model itself makes of other last digits.
+        # Rounding errors are about as large as the change when the last digits of inputs change.
         close = [x * (1 + 1e-6) if x.dtype.is_floating else x for x in flat]
         own = _differences(run(keras.tree.pack_sequence_as(batch, close)), expected)
         twice = _differences(run(batch), expected)
         if any(twice):
             raise ValueError(
-                f"{_RULE} Its predictions must not depend on chance, as they are compared. "
+                f"{_RULE} Its predictions must not be random, because they are compared. "
                 f"Received: model={model.name!r}"
             )
         if not all(
@@ -413,18 +423,17 @@ def _compare(model, small, channels, batch, left):
             for difference, own_difference in zip(differences, own, strict=True)
         ):
             raise RuntimeError(
-                "The outputs of the smaller model are not those of the model, so it was thrown "
-                f"away. Received: model={model.name!r}, largest difference {max(differences):.3g} "
-                f"between outputs up to {max(map(_largest, expected)):.3g}"
+                "The outputs of the smaller model differ from those of the model, so it is not "
+                f"returned. Received: model={model.name!r}, with a largest difference of "
+                f"{max(differences):.3g} between outputs up to {max(map(_largest, expected)):.3g}"
             )
     return max(differences, default=0.0)
 
 
 def _weights_to_compare(model, channels):
-    """What the model computes with when it is compared: pairs `(variable, value)`.
+    """The values that the model is compared with: pairs `(variable, value)`.
 
-    What stands in inactive connections does not count; and what is left out though it is not dead
-    sends nothing.
+    Inactive connections count as zero, and so do the connections from removed units.
     """
     changed = {
         id(kernel.variable): (kernel.variable, masked(kernel.variable, kernel.mask))

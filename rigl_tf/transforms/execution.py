@@ -1,4 +1,4 @@
-"""From one way of storing sparse kernels to another, and back."""
+"""Changes how the sparse kernels of a model are stored, and changes it back."""
 
 import keras
 import numpy as np
@@ -13,16 +13,16 @@ from rigl_tf.transforms.rebuild import with_layers
 from rigl_tf.transforms.sparsify import forget_training, use_execution
 
 
-def with_execution(model, execution):
-    """Stores the sparse kernels of a model in another way, exactly: the same weights and masks.
+def with_execution(model: keras.Model, execution: str) -> keras.Model:
+    """Stores the sparse kernels of a model in another way, with the same weights and masks.
 
-    The model itself is changed, as its layers are. If it is compiled and has been trained, it has
-    a new optimizer afterwards, with the same settings and the same state.
+    The model and its layers are changed in place. If the model is compiled and has been trained, it
+    gets a new optimizer with the same settings and the same state.
 
     Args:
         model: A built sparse `keras.Model`.
-        execution: `"masked"`, `"csr"` or `"auto"`: see `rigl_tf.sparsify`. Kernels that cannot be
-            CSR stay masked; `rigl_tf.sparsity_summary` says why.
+        execution: `"masked"`, `"csr"` or `"auto"`, see `rigl_tf.sparsify`. Kernels that cannot be
+            stored as CSR stay masked; `rigl_tf.sparsity_summary` says why.
 
     Returns:
         The model.
@@ -62,7 +62,7 @@ def with_execution(model, execution):
 
 
 def as_masked(model):
-    """A model whose kernels are all masked: itself, or one with copies of the CSR layers."""
+    """A model whose kernels are all masked: the model itself, or one with copies of CSR layers."""
 
     def copy(layer):
         return layer.masked_copy() if isinstance(layer, SparseWrapper) and layer.has_csr else layer
@@ -71,7 +71,7 @@ def as_masked(model):
 
 
 def _rebuilt(optimizer, model, state):
-    """An optimizer like another one for the variables that a model has now, with its state."""
+    """A new optimizer with the settings and state of another one, for the model's new variables."""
     new = type(optimizer).from_config(optimizer.get_config())
     sparse = [each for each in optimizers_within(new) if isinstance(each, SparseTraining)]
     if sparse:
@@ -97,7 +97,7 @@ def _rebuilt(optimizer, model, state):
 
 
 def _converted(value, kernel):
-    """A slot as its kernel is stored: of the active values only, or of all connections."""
+    """A slot in the form of its kernel: one value per active connection, or one for each."""
     if kernel.execution == "csr":
         return value.reshape(-1)[np.flatnonzero(kernel.mask)]
     dense = np.zeros(kernel.shape, value.dtype)

@@ -1,6 +1,7 @@
-"""Exchanges some layers of a model, and shares all others with it."""
+"""Builds a model in which some layers are replaced, and all others are shared."""
 
 import dataclasses
+from typing import Any
 
 import keras
 
@@ -11,13 +12,13 @@ from rigl_tf.walk import layers_in, layers_of_weights
 # Models whose structure is known; a Functional model is a `keras.Function` of its inputs.
 _CLONABLE = (keras.Sequential, keras.Function)
 
-# What Keras tracks for a layer. There is no public way to give a layer that is built another one in
-# the place of one that it holds, nor to make another object with the same attributes.
+# What Keras tracks for a layer. Keras has no public way to replace a layer inside a built layer, or
+# to make another object with the same attributes.
 _STORES = ("trainable_variables", "non_trainable_variables", "layers", "metrics", "seed_generators")
 _TRACKED = ("_tracker", *(f"_{name}" for name in _STORES))
 
-# What a twin does not take over: places in graphs, losses of calls, what belongs to `compile`, and
-# methods that stand in the place of the class's.
+# What a copy does not take over: its place in graphs, losses of calls, all that `compile` sets, and
+# methods on the object that replace those of the class.
 _OWN = (
     "_inbound_nodes",
     "_outbound_nodes",
@@ -42,15 +43,15 @@ def is_clonable(model):
 
 
 def leaves(model):
-    """The layers of a model that can be exchanged, each once.
+    """The layers of a model that can be replaced, each once.
 
-    These are the layers of Sequential and Functional models, and those that attributes of a model
-    hold, also in lists and dictionaries; those of nested models in their place, and those in a
-    layer like `TimeDistributed`, which computes with another one.
+    These are the layers of Sequential and Functional models, and the layers in attributes of a
+    model, also in lists and dictionaries. For a nested model, or a layer such as `TimeDistributed`
+    that calls another layer, the layers inside are listed instead.
 
     Returns:
-        List of `(layer, containers)`: `containers` are the models, and layers like that, around
-        it, from the outside in.
+        List of `(layer, containers)`, where `containers` are the models and layers around it, the
+        outermost first.
     """
     seen = {id(model)}
 
@@ -70,10 +71,10 @@ def leaves(model):
 
 
 def _only_calls(layer):
-    """Whether a layer has another one in its attribute `layer`, and no kernel of its own.
+    """Whether a layer has another layer in its attribute `layer`, and no kernel of its own.
 
-    Around such a layer no `SparseWrapper` could stand: it hides the attribute, in which Keras looks
-    for what is to be saved.
+    A `SparseWrapper` cannot wrap such a layer: the wrapper hides the attribute `layer`, where Keras
+    looks for the layers to save.
     """
     if isinstance(layer, SparseWrapper) or not isinstance(
         vars(layer).get("layer"), keras.layers.Layer
@@ -88,28 +89,28 @@ def _only_calls(layer):
 
 
 def with_layers(model, exchange, in_place=False):
-    """A model around the layers of another one, some of which are exchanged.
+    """Builds a model with the layers of another one, some of which are replaced.
 
-    What is not exchanged is the same object, so both models share their weights.
+    Layers that are not replaced are the same objects, so both models share their weights.
 
     Args:
         model: A `keras.Model`.
-        exchange: Gets a layer that is no model, returns what takes its place: the layer, or one
-            inside of it, or any other. It is asked for the layers inside of layers, too, but not
-            for those inside of what it has exchanged for another one.
-        in_place: Whether subclassed models, and what is not built, are changed themselves. If not,
-            and for built layers that hold others, a twin is made: another object of the class with
-            the same attributes.
+        exchange: Function of a layer (never a model) that returns its replacement: the layer
+            itself, a layer inside it, or any other layer. It is called for layers inside layers,
+            too, but not for layers inside a layer that it has replaced.
+        in_place: Whether subclassed models, and layers that are not built, are changed in place. If
+            not, and for built layers with layers inside, a copy is made: another object of the same
+            class with the same attributes.
 
     Returns:
-        A model; `model` itself if it was changed in place, or nothing was exchanged. A new one is
+        A model: `model` itself if it was changed in place or no layer was replaced. A new model is
         not compiled.
     """
     cache = {}
 
     def visit(layer):
         if id(layer) not in cache:
-            # The layer is kept, so that no other gets its identity; it may hold itself.
+            # The layer is stored, too, so that its id is not used again. It may contain itself.
             cache[id(layer)] = layer, layer
             cache[id(layer)] = layer, exchanged(layer)
         return cache[id(layer)][1]
@@ -123,7 +124,7 @@ def with_layers(model, exchange, in_place=False):
             return visit(new) if is_inner else new
         if all(visit(each) is each for each in _held(layer)):
             return layer
-        # A layer that is built may be one of another model, which is to stay as it is.
+        # A built layer may belong to another model, which must not change.
         return _around(layer, visit, in_place and (is_model or not layer.built))
 
     return visit(model)
@@ -135,7 +136,7 @@ class Call:
 
     Attributes:
         layer: The layer.
-        args, kwargs: What it is called with: symbolic tensors and whatever else.
+        args, kwargs: Its arguments: symbolic tensors and other values.
         outputs: What it returns.
     """
 
@@ -148,12 +149,12 @@ class Call:
 def calls_of(model):
     """The graph of a built Sequential or Functional model: its calls in their order.
 
-    `layer.input` and `layer.output` would be those of the graph in which the layer was first used,
-    that of the dense model for one.
+    (`layer.input` and `layer.output` belong to the graph in which the layer was used first, for
+    example the graph of the dense model.)
 
     Returns:
-        A Functional model of the same inputs and layers, and a list of `Call`s on the way from its
-        inputs to its outputs.
+        A Functional model with the same inputs and layers, and the list of `Call`s from its inputs
+        to its outputs.
     """
     calls = []
 
@@ -176,9 +177,9 @@ def calls_of(model):
 
 
 def copy_of_layer(layer):
-    """A layer of the same class and config without weights, for a model that is trained on its own.
+    """A new layer of the same class and config, not built, for a model with its own weights.
 
-    A layer that nothing in a training changes is no copy, but the layer itself.
+    A layer that training does not change is returned itself.
     """
     if not isinstance(layer, keras.layers.Layer) or not layer.variables or hasattr(layer, "adapt"):
         return layer
@@ -186,7 +187,7 @@ def copy_of_layer(layer):
 
 
 def copy_state(layer, new_layer):
-    """Gives what `copy_of_layer` made, and was built since, the values of the layer's variables."""
+    """Copies the values of a layer's variables to its (now built) copy from `copy_of_layer`."""
     if new_layer is not layer:
         new_layer.trainable = layer.trainable
         for variable, new_variable in zip(layer.variables, new_layer.variables, strict=True):
@@ -194,7 +195,7 @@ def copy_state(layer, new_layer):
 
 
 def _held(layer):
-    """The layers (and operations) of a model's graph, and those in a layer's attributes."""
+    """The layers (and operations) in a model's graph and in a layer's attributes."""
     in_graph = layer.layers if is_clonable(layer) else []
     values = [value for name, value in vars(layer).items() if name not in _TRACKED]
     held = {id(each): each for each in [*in_graph, *layers_in(values)]}
@@ -203,7 +204,7 @@ def _held(layer):
 
 
 def _around(layer, visit, in_place):
-    """`layer`, or one like it, around what `visit` gives for the layers that it holds."""
+    """`layer`, or a copy of it, with the layers inside replaced by what `visit` returns."""
     if isinstance(layer, keras.Function):
         return _functional(layer, visit)
     if isinstance(layer, keras.Sequential):
@@ -220,10 +221,9 @@ def _around(layer, visit, in_place):
 
 
 def _functional(model, visit):
-    # A Functional model of the same tensors: `clone_model` would ask for a class's constructor.
+    # A Functional model of the same tensors: of a subclass `clone_model` calls the constructor.
     plain = keras.Model(model.input, model.output, name=model.name)
-    # The inputs are the model's own: so what is made of them and of a layer's `output`, which is
-    # that of the model's graph, is a model, too.
+    # With the model's own inputs, users can also make a model from them to a layer's `output`.
     new = keras.models.clone_model(
         plain, input_tensors=model.input, clone_function=visit, recursive=False
     )
@@ -253,31 +253,32 @@ def _changed_sequential(model, visit):
 
 
 def _inputs(model):
-    return getattr(model, "inputs", None)  # none, where a Sequential model does not know them
+    return getattr(model, "inputs", None)  # a Sequential model may not know them
 
 
 def _of_class(kind, base, *args, **kwargs):
-    """A model of a class by the constructor of its base class alone."""
+    """A model of a class, made with the constructor of its base class only."""
     new = kind.__new__(kind)
     base.__init__(new, *args, **kwargs)
     return new
 
 
 def _like(new, model, visit):
-    """Gives a new graph what else the model has: attributes, and what Keras tracks for these."""
+    """Copies the attributes of a model, and what Keras tracks for them, to the new model."""
     _take_tracked(new, model, visit)
     _set_attributes(new, model, visit)
-    # Without telling the layers, which both models share.
+    # Not through the property, which would change the layers that both models share.
     vars(new)["_trainable"] = model.trainable
     return new
 
 
 def _twin(layer, visit):
-    """Another layer of a layer's class with the same attributes, whose constructor is not called.
+    """Another object of a layer's class with the same attributes; no constructor is called.
 
     It shares the weights.
     """
-    new = type(layer).__new__(type(layer))
+    kind: Any = type(layer)
+    new = kind.__new__(kind)
     fresh = {"_inbound_nodes": [], "_outbound_nodes": []}
     fresh |= {"_losses": [], "_loss_ids": set(), "_losses_override": []}
     if isinstance(layer, keras.Model):
@@ -291,7 +292,7 @@ def _twin(layer, visit):
 
 
 def _take_tracked(new, layer, visit):
-    """Lets Keras track for a layer what it tracks for another one, in the same order."""
+    """Makes Keras track the same for a new layer as for another one, in the same order."""
     tracker = vars(new)["_tracker"]
     for name in _STORES:
         for each in vars(layer)[f"_{name}"]:
@@ -301,16 +302,16 @@ def _take_tracked(new, layer, visit):
 
 
 def _set_attributes(new, layer, visit):
-    """Gives a layer the attributes of another one, with the layers in them exchanged.
+    """Copies attributes from one layer to another, and replaces the layers in them.
 
     Args:
-        new: The layer; `layer` itself to exchange layers in its attributes. Another one keeps the
-            attributes that it has.
-        layer: The layer that has them.
-        visit: Gets a layer, returns what takes its place.
+        new: The layer to change. It keeps attributes that it already has, unless it is `layer`
+            itself.
+        layer: The layer with the attributes.
+        visit: Function of a layer that returns its replacement.
     """
     for name, value in list(vars(layer).items()):
-        # TensorFlow's own bookkeeping comes by itself.
+        # TensorFlow creates its internal attributes itself.
         if name in (*_TRACKED, *_OWN) or name.startswith("_self_"):
             continue
         if new is not layer and name in vars(new):
@@ -322,7 +323,7 @@ def _set_attributes(new, layer, visit):
 
 
 def _exchanged(value, visit):
-    """A value with the layers in it exchanged, in containers of their own."""
+    """A value with the layers in it replaced; lists and dictionaries are copied."""
     if isinstance(value, keras.layers.Layer):
         return visit(value)
     if isinstance(value, dict):

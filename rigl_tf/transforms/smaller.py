@@ -1,4 +1,4 @@
-"""Builds the smaller model: each layer with the units that are left."""
+"""Builds the smaller model of `compact`: each layer with the units that are left."""
 
 import keras
 import numpy as np
@@ -10,14 +10,15 @@ from rigl_tf.transforms.units import fill
 
 
 def smaller_model(channels):
-    """The smaller model, and which entries of its inputs are left.
+    """Builds the smaller model, and says which entries of its inputs are left.
 
     Args:
         channels: A solved `rigl_tf.transforms.channels.Channels`.
 
     Returns:
-        An uncompiled Functional model of new layers; and for each input `None`, or
-        `(flat, places)`: the places that are left, along the last axis or of the flattened input.
+        An uncompiled Functional model of new layers. And for each input `None` if all entries are
+        left, or `(flat, places)`: the indices of the entries that are left, in the flattened input
+        if `flat` is true, else along the last axis.
     """
     builder = _Builder(channels)
     trace = channels.trace
@@ -39,7 +40,7 @@ def _left_shape(value, is_flat, places):
 
 
 def _like_given(tensor, given):
-    """The shape of an example of a nested model's input, with the units of what is given."""
+    """The shape of one example for a nested model's input, with the units of the given tensor."""
     if len(given.shape) != len(tensor.shape):  # it was flattened
         return given.shape[1:]
     return (*tensor.shape[1:-1], given.shape[-1])
@@ -55,7 +56,7 @@ class _Builder:
         self._new_layers, self._new_models, self._values = {}, {}, []
 
     def left_of_input(self, value):
-        """As in `smaller_model`, for one input."""
+        """The entries of one input that are left, as in `smaller_model`."""
         kept = self._channels.kept[self._channels.root(value.labels)]
         if kept.all():
             return None
@@ -66,7 +67,7 @@ class _Builder:
         return True, np.flatnonzero(kept)
 
     def outputs(self, trace, inputs):
-        """Calls the new layers of a model; returns the outputs in its structure."""
+        """Calls the new layers of a model, and returns the outputs in the model's structure."""
         new = dict(zip(map(id, keras.tree.flatten(trace.plain.input)), inputs, strict=True))
 
         def replaced(value):
@@ -81,7 +82,7 @@ class _Builder:
         return keras.tree.map_structure(replaced, trace.plain.output)
 
     def fill(self):
-        """Gives the new layers, which are built now, their weights."""
+        """Sets the weights of the new layers, which are built by now."""
         for layer, new_layer, values in self._values:
             if values is None:
                 copy_state(layer, new_layer)
@@ -169,7 +170,7 @@ class _Builder:
 
 
 def _copy(layer):
-    """A copy of a layer; the layer itself if it cannot be copied, as it has no config."""
+    """A copy of a layer, or the layer itself if it has no config to copy it from."""
     try:
         return copy_of_layer(layer)
     except (NotImplementedError, TypeError, ValueError):

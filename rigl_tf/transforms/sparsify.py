@@ -1,15 +1,17 @@
-"""From a dense Keras model to a sparse one, and back to plain Keras layers."""
+"""Makes a sparse model out of a dense Keras model, and plain Keras layers out of a sparse one."""
 
 import collections
 import contextlib
 import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from rigl_tf import distributions, initializers, masks, structures
+from rigl_tf._types import Distribution, Layers
 from rigl_tf.checks import check_integers, check_keras_3
 from rigl_tf.layers import summary
 from rigl_tf.layers.building import build_by_call
@@ -22,78 +24,84 @@ from rigl_tf.walk import all_layers, unbuilt
 
 
 def sparsify(
-    model,
-    sparsity=None,
-    distribution="erk",
+    model: keras.Model,
+    sparsity: float | Mapping[Any, float] | None = None,
+    distribution: Distribution = "erk",
     *,
-    dense_layers=(),
-    sparse_layers=(),
-    from_zeros=False,
-    initializer=None,
-    structure=None,
-    execution="masked",
-    seed=0,
-):
+    dense_layers: Layers = (),
+    sparse_layers: Layers = (),
+    from_zeros: bool = False,
+    initializer: Callable[..., Any] | None = None,
+    structure: structures.Structure | None = None,
+    execution: str = "masked",
+    seed: int = 0,
+) -> keras.Model:
     """Makes a sparse model out of a dense one.
 
-    Every layer with kernels is put inside a `SparseWrapper`. Kernels are the trainable weights of
-    two and more dimensions, except biases, the scale and offset of normalisations, the slopes of
-    PReLU, embeddings, depthwise kernels, and what its name or shape shows to be a vector, a
-    position, a token or a learned query. The masks are random, with exact counts.
-    `rigl_tf.sparsity_summary` lists what was done.
+    Every layer with kernels is put inside a `SparseWrapper`. A kernel is a trainable weight with
+    two or more dimensions. These weights stay dense: biases, scale and offset of normalisations,
+    slopes of PReLU, embeddings, depthwise kernels, and weights that are vectors, positions, tokens
+    or learned queries by their name or shape. The masks are random, and their numbers of active
+    connections are exact. `rigl_tf.sparsity_summary` lists what is sparse, and why the rest is not.
 
-    The sparse model is made of the very layers of the given one, so the two share their weights:
-    train, save and export the sparse one, and make the dense one twice (or
-    `keras.models.clone_model` it before) if you need it as well. The result is a new model around
-    the same layers, nested models and all. Only a *subclassed* model, and a Sequential one that
-    does not know its inputs yet, is changed in place: the layers in its attributes, in lists and
-    dictionaries too, are wrapped, and the result is the model itself. What is not built yet gets
-    its masks when it is, also what a subclassed model makes in `build` or in its first call.
+    The sparse model uses the layers of the given model, so both models share their weights. Train,
+    save and export the sparse model. If you also need the dense model, build it a second time (or
+    use `keras.models.clone_model` first).
+
+    The result is a new model with the same layers; nested models are treated in the same way. Two
+    kinds of models are changed in place instead, and returned: *subclassed* models, and Sequential
+    models that do not know their input shape yet. In a subclassed model, layers in attributes,
+    lists and dictionaries are wrapped. Layers that are not built yet get their masks when they are
+    built. So do layers that a subclassed model creates in `build` or in its first call.
 
     Args:
         model: A `keras.Model`.
-        sparsity: Share of zeros over all wrapped kernels, in `[0, 1)`; or a dictionary
-            `{layers: share}`, with keys as in `dense_layers`, that gives each kernel its own. What
-            it does not name stays dense; where several keys name a kernel, the first one counts;
-            `distribution` is left out.
+        sparsity: Share of zeros over all wrapped kernels, in `[0, 1)`. Or a dictionary
+            `{layers: share}` with a share for each kernel; its keys are written as in
+            `dense_layers`. Kernels that no key names stay dense. If several keys name a kernel, the
+            first one counts. With a dictionary, `distribution` is not used.
         distribution: How the kernels share the sparsity: `"uniform"`, `"erdos_renyi"`, `"erk"`,
-            `"str_resnet50"`, or a callable `fn(shapes, sparsity) -> {path: sparsity}`, see
+            `"str_resnet50"`, or a callable `fn(shapes, sparsity) -> {path: sparsity}`. See
             `rigl_tf.distributions`.
-        dense_layers: Layers that stay dense, and are no part of `sparsity`: a layer's name (or a
-            nested model's), the whole path of a kernel, a compiled regular expression that is
-            searched in the paths of kernels, a layer, a class of layers, a predicate that gets a
-            layer, or a list of these. What is inside a layer goes with it.
-        sparse_layers: Layers of which also those weights become sparse that the rule takes for no
-            kernels: embeddings, depthwise kernels, positions, tokens, learned queries. Given like
-            `dense_layers`, which have the last word.
-        from_zeros: Whether the model is sparse already: the masks are `True` where its weights are
-            not zero, and `sparsity` and `distribution` are left out.
-        initializer: `None`, or what gives the sparse kernels new values by their masks: see
-            `rigl_tf.initializers`. Biases and dense weights stay as they are.
-        structure: What is active or inactive together, a value of `rigl_tf.structures`:
-            `Block((4, 1))`, `NM(2, 4)`, `ConstantFanIn()`, `Channels()`. `None`: single weights.
-            The sparsity of each kernel is rounded to whole units. With `NM` it is given by that,
-            so leave `sparsity` out. Such kernels are always stored with their zeros.
-        execution: How the kernels are stored and multiplied, a string:
+        dense_layers: Layers that stay dense and do not count in `sparsity`. One of these, or a list
+            of them: the name of a layer or nested model; the whole path of a kernel; a compiled
+            regular expression, which is searched in the paths of the kernels; a layer; a class of
+            layers; a function that takes a layer and returns whether it stays dense. All layers
+            inside such a layer stay dense, too.
+        sparse_layers: Layers whose embeddings, depthwise kernels, positions, tokens and learned
+            queries become sparse, too. Written like `dense_layers`. If a layer is named in both,
+            it stays dense.
+        from_zeros: Boolean, whether the model already has zeros that must be kept. Then the masks
+            are `True` where the weights are not zero, and `sparsity` and `distribution` are not
+            used.
+        initializer: `None`, or a function that gives the sparse kernels new values that fit their
+            masks, see `rigl_tf.initializers`. Biases and dense weights stay as they are.
+        structure: A value of `rigl_tf.structures` that says which weights are active or inactive
+            together: `Block((4, 1))`, `NM(2, 4)`, `ConstantFanIn()` or `Channels()`. With `None`
+            each weight stands alone. The sparsity of each kernel is rounded to whole units. `NM`
+            sets the sparsity itself, so leave `sparsity` out. Kernels with a structure are always
+            stored with their zeros.
+        execution: String, how the kernels are stored and multiplied:
 
-            - `"masked"`: as dense kernels with zeros. Works everywhere, and is never faster than
-              dense;
-            - `"csr"`: only the active values, and where they are ("compressed sparse rows"). Time
-              and memory of a step follow the active weights. For Dense, Conv1D to Conv3D, and
-              EinsumDense that is a product of matrices (as those in MultiHeadAttention), on CPUs,
-              without XLA; other kernels stay masked, and the summary says why;
-            - `"auto"`: `"csr"` where that is faster: on CPUs, kernels that are 80 % sparse and not
-              small (for convolutions: if a weight meets many pixels).
-        seed: Integer. The masks are a function of it, of each kernel's index and of its shape; so
-            are the values that `initializer` draws.
+            - `"masked"`: as dense kernels with zeros. This works everywhere and is never faster
+              than dense.
+            - `"csr"`: only the active values and their places ("compressed sparse rows"). Time and
+              memory of a step depend on the number of active weights. This works on CPUs, without
+              XLA, for Dense, Conv1D to Conv3D, and for EinsumDense layers that are matrix products
+              (such as those in MultiHeadAttention). Other kernels stay masked, and
+              `rigl_tf.sparsity_summary` says why.
+            - `"auto"`: `"csr"` where it is faster, which is on CPUs, for kernels that are at least
+              80 % sparse and not small. Kernels of convolutions must be used at many pixels.
+        seed: Integer. The masks depend on it, on the index of each kernel and on its shape. So do
+            the values that `initializer` draws.
 
     Returns:
         An uncompiled model of the same structure, with the same names and paths.
 
     Raises:
-        ValueError: If an argument is out of its range, the model's layers are sparse already, it
-            has LoRA or no kernel, or one that does not have the structure, or was not made in the
-            scope of the strategy.
+        ValueError: If an argument is out of its range, the layers of the model are sparse already,
+            the model has LoRA adapters or has no kernel, a kernel does not fit the structure, or
+            the model was not made in the scope of the current strategy.
 
     Example:
 
@@ -149,27 +157,34 @@ def sparsify(
     forget_training(model)
     if not is_clonable(sparse):
         sparse.compiled = False
-    # Keras's own wants the masks among the weights.
+    # The method of Keras needs the masks among the weights; here they may be missing.
     vars(sparse)["set_weights"] = functools.partial(masks.set_weights, sparse)
     return sparse
 
 
-def strip(model):
-    """A model of plain Keras layers around the layers of the sparse model.
+def strip(model: keras.Model) -> keras.Model:
+    """Makes a model of plain Keras layers out of a sparse model.
 
-    It predicts what the sparse model predicts, and shares its weights (of layers with CSR kernels
-    it has copies). The zeros are in the kernels; masks and wrappers are gone, so the model can be
-    saved and loaded without `rigl_tf`. Nothing in the sparse model is changed.
+    The result predicts the same as the sparse model and shares its weights (layers with CSR kernels
+    are copied). The kernels still have their zeros, but masks and wrappers are gone. So the model
+    can be saved and loaded without `rigl_tf`. The sparse model is not changed.
 
     Args:
-        model: A built `keras.Model`. Of a subclassed model the result is a twin: another model of
-            its class with the same attributes.
+        model: A built `keras.Model`. For a subclassed model, the result is another object of the
+            same class with the same attributes.
 
     Returns:
-        An uncompiled model of the same structure and layer names.
+        An uncompiled model with the same structure and layer names.
 
     Raises:
-        ValueError: If the model is not built, or has LoRA.
+        ValueError: If the model is not built, or has LoRA adapters.
+
+    Example:
+
+    >>> dense = keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)])
+    >>> plain = strip(sparsify(dense, sparsity=0.9))
+    >>> type(plain.layers[0]).__name__, int((plain.layers[0].kernel.numpy() == 0).sum())
+    ('Dense', 7056)
     """
     _check_model(model, "strip")
     if not model.built:
@@ -218,14 +233,14 @@ def _check_arguments(model, sparsity, distribution, from_zeros, seed):
 
 
 def _scope(model):
-    """The scope of the strategy under which a model was made.
+    """The scope of the strategy in which a model was made.
 
     Raises:
-        ValueError: If it is another one than that of the caller.
+        ValueError: If the caller is in the scope of another strategy.
     """
     made = {getattr(each.value, "distribute_strategy", None) for each in model.variables}
     current = tf.distribute.get_strategy()
-    # The variables of one device know nothing of their strategy.
+    # Variables of a one-device strategy do not say to which strategy they belong.
     mirrors = tf.distribute.has_strategy() and not isinstance(
         current, tf.distribute.OneDeviceStrategy
     )
@@ -239,7 +254,7 @@ def _scope(model):
 
 
 def _choose(model, choice):
-    """As `_chosen`; a `ValueError` if it is known that there is none."""
+    """As `_chosen`, but raises a `ValueError` if the model can have no kernel."""
     chosen = _chosen(model, choice)
     if not chosen and (model.built or is_clonable(model)):
         choice.check_all_met()
@@ -251,17 +266,17 @@ def _choose(model, choice):
 
 
 def _chosen(model, choice):
-    """The layers to wrap: `{id: fn}`, where `fn(built layer)` tells which weights are sparse."""
+    """The layers to wrap: `{id: fn}`, where `fn(built layer)` says which weights are sparse."""
     chosen, taken = {}, set()
     for layer, containers in leaves(model):
         if isinstance(layer, SparseWrapper):
             continue
-        # Keras takes a layer for built that is called by another one, whatever is inside of it.
+        # Keras marks a layer as built when another layer calls it, even if inner layers are not.
         if not layer.built or (unbuilt(layer) and not layer.weights):
             if choice.may_have_kernels(layer, containers):
                 chosen[id(layer)] = functools.partial(choice.select, containers=containers)
             continue
-        # A kernel that several layers hold gets its mask in the first.
+        # If several layers hold a kernel, the first of them gets its mask.
         selected = [
             is_chosen and id(weight) not in taken
             for weight, is_chosen in zip(
@@ -277,12 +292,12 @@ def _chosen(model, choice):
 
 
 def _wrapping(chosen, allocation, structure):
-    """What takes the place of a layer: a function that puts those in `chosen` in a wrapper."""
+    """A function of a layer that returns it, inside a wrapper if it is in `chosen`."""
 
     def wrap(layer):
         if id(layer) not in chosen:
             return layer
-        # `Allocation` gives it the right seed and sparsity.
+        # The `Allocation` sets the right seed and sparsity later.
         wrapper = SparseWrapper(layer, 0.0, seed=0, structure=structure)
         wrapper.leave_masks_to(allocation, chosen[id(layer)])
         return wrapper
@@ -291,14 +306,14 @@ def _wrapping(chosen, allocation, structure):
 
 
 def _take_built(model):
-    """Gives masks to wrappers that no call builds, as their layers were built before."""
+    """Gives masks to wrappers whose layers are built already, so that no call builds them."""
     for layer, _ in leaves(model):
         if isinstance(layer, SparseWrapper) and layer.layer.built and not layer.built:
             layer.take_built()
 
 
 def use_execution(model, execution):
-    """Stores the sparse kernels of a model as an execution wants it, those that can be."""
+    """Stores the sparse kernels of a model for an `execution`, where that is possible."""
     layers = all_layers(model)
     held = [
         id(value)
@@ -313,7 +328,7 @@ def use_execution(model, execution):
 
 
 def _undo(model):
-    """Makes the layers of a model, which were dense, dense again."""
+    """Makes the layers of a model dense again, after `sparsify` failed."""
     for kernel in model.weights:
         if masks.mask_of(kernel) is not None:
             masks.unlink(kernel)
@@ -326,15 +341,16 @@ def _undo(model):
 
 
 def _models_in(model):
-    """A model and those in it, each once."""
+    """A model and all models inside it, each once."""
     return [each for each in all_layers(model) if isinstance(each, keras.Model)]
 
 
 def _wrap_later(part, model, choice, allocation, wrapping):
-    """Wraps what a subclassed model, a part of `model` or itself, makes in `build` or in a call.
+    """Wraps the layers that a model creates later, in `build` or in its first call.
 
-    That is its first call, before it computes anything. A Sequential model makes no layers, but the
-    sparsity is shared out when all of them are built.
+    `part` is `model` or a model inside it. The layers are wrapped before the first call computes
+    anything. A Sequential model creates no layers, but the sparsity can be shared among the kernels
+    only when all of its layers are built.
     """
     build = part.build
     if is_clonable(part):
@@ -346,11 +362,11 @@ def _wrap_later(part, model, choice, allocation, wrapping):
                 build(*args, **kwargs)
                 _take_built(part)
 
-        build_all.undo = functools.partial(vars(part).update, build=build)
+        vars(build_all)["undo"] = functools.partial(vars(part).update, build=build)
         vars(part)["build"] = build_all
         return
     if part is not model:
-        allocation.hold()  # until it is known what is in this part
+        allocation.hold()  # until all layers of this part are known
 
     def wrap_new():
         new = {id(layer) for layer, _ in leaves(part) if not isinstance(layer, SparseWrapper)}
@@ -362,7 +378,7 @@ def _wrap_later(part, model, choice, allocation, wrapping):
     @functools.wraps(build)
     def first_build(*args, **kwargs):
         vars(part)["build"] = build
-        # `fit` may build the model while it traces its step: variables belong outside of that.
+        # `fit` may build the model while it traces its step; variables must not be in that graph.
         with tf.init_scope(), allocation.held():
             build(*args, **kwargs)
             wrap_new()
@@ -377,20 +393,20 @@ def _wrap_later(part, model, choice, allocation, wrapping):
             wrap_new()
         return part.call(*args, **kwargs)
 
-    first_build.undo = functools.partial(vars(part).update, build=build)
-    first_call.undo = functools.partial(vars(part).pop, "call")
+    vars(first_build)["undo"] = functools.partial(vars(part).update, build=build)
+    vars(first_call)["undo"] = functools.partial(vars(part).pop, "call")
     vars(part).update(build=first_build, call=first_call)
 
 
 def _tell_coverage(model):
-    """Warns if the sparsity is a share of less than a user may think."""
+    """Warns if the sparsity applies to fewer weights than a user may expect."""
     told = summary.coverage(model)
     if told.is_surprising:
         warnings.warn(str(told), stacklevel=3)
 
 
 def forget_training(model):
-    """Lets a model that was in use trace its steps anew: they know nothing of the masks."""
+    """Makes a model trace its steps again: the steps traced before do not know the masks."""
     for name in ("train_function", "test_function", "predict_function"):
         setattr(model, name, None)
 
@@ -400,6 +416,6 @@ def _inner(layer):
 
 
 def _plain(layer):
-    """The layer in a wrapper; if it computes with CSR kernels, a copy that does not."""
+    """The layer inside a wrapper, or a copy with a dense kernel if it has CSR kernels."""
     is_csr = isinstance(layer, SparseWrapper) and layer.has_csr
     return _inner(layer.masked_copy() if is_csr else layer)

@@ -1,13 +1,14 @@
-"""What a layer does with units, the last axis of its inputs and outputs; smaller layers.
+"""What each kind of layer does with units, the entries along the last axis; smaller copies of it.
 
-Three kinds have weights: layers with a kernel, which read units and make new ones (`Kernel`); those
-with weights for each unit, or for each block of units (`Unitwise`); all others, of which nothing is
-known (`None`).
+There are three kinds of layers with weights: layers with a kernel, which compute new units from
+their inputs (`Kernel`); layers with weights for each unit or block of units (`Unitwise`); and all
+others, about which nothing is known (`None`).
 """
 
 import functools
 import math
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,16 +21,16 @@ _OBJECTS = ("activation", "initializer", "regularizer", "constraint")
 
 
 def inner_of(layer):
-    """The layer in a `SparseWrapper`, any other layer itself."""
+    """The layer inside a `SparseWrapper`, or the layer itself if it is not wrapped."""
     return layer.layer if isinstance(layer, SparseWrapper) else layer
 
 
 def kind_of(layer, rank):
-    """The `Kernel` or `Unitwise` of a built layer, `None` if it is neither.
+    """The `Kernel` or `Unitwise` of a built layer, or `None` if it is neither.
 
     Args:
-        layer: The layer, maybe in a `SparseWrapper`.
-        rank: Integer, the number of axes of its inputs, that of the batch included.
+        layer: The layer, with or without a `SparseWrapper`.
+        rank: Integer, the number of axes of its inputs, including the batch.
     """
     inner = inner_of(layer)
     kind = _KINDS.get(type(inner))
@@ -43,12 +44,14 @@ def kind_of(layer, rank):
 
 
 def treats_units_alike(function, *shapes):
-    """Whether each output is the same function of one input: shifted inputs, shifted outputs.
+    """Whether each output unit is the same function of one input unit.
+
+    This is tried with random numbers: if the inputs are shifted by a unit, so must be the outputs.
 
     Args:
-        function: Layer or function of tensors, which may change all axes but the last, the units.
-        *shapes: Tuples of integers, those of one example of each tensor. A last axis of 1 belongs
-            to all units.
+        function: Layer or function of tensors. It may change all axes but the last one, the units.
+        *shapes: Tuples of integers, the shape of one example of each tensor. A tensor whose last
+            axis is 1 is combined with all units.
     """
     generator = np.random.default_rng(0)
     x = [generator.normal(size=(2, *shape)).astype("float32") for shape in shapes]
@@ -64,7 +67,10 @@ def treats_units_alike(function, *shapes):
 
 
 def works_without_a_unit(function, *shapes):
-    """Whether the first or last unit can be left out, and nothing else changes; see above."""
+    """Whether the other outputs stay the same without the first unit, and without the last one.
+
+    The arguments are those of `treats_units_alike`.
+    """
     generator = np.random.default_rng(1)
     x = [generator.normal(size=(2, *shape)).astype("float32") for shape in shapes]
     y = as_array(function(*x))
@@ -86,10 +92,11 @@ def _are_close(one, other):
 
 
 class _Kind:
-    """A layer and its weights as arrays; those of inactive connections are zero.
+    """A layer and its weights as arrays; the weights of inactive connections are zero.
 
     Attributes:
-        layer, inner: The layer; the one in its wrapper, or itself.
+        layer: The layer, with its wrapper if it has one.
+        inner: The layer without its wrapper.
     """
 
     def __init__(self, layer):
@@ -97,11 +104,11 @@ class _Kind:
         self.inner = inner_of(layer)
 
     def is_supported(self, rank):
-        """Whether this is all that the layer does, with inputs of so many axes."""
+        """Whether this class describes the layer fully, for inputs with `rank` axes."""
         return True
 
-    def array(self, name):
-        """A weight, and its mask or `None`, by the name of the attribute."""
+    def array(self, name) -> tuple[Any, Any]:
+        """The weight in an attribute of the layer, and its mask or `None`."""
         variable = getattr(self.inner, name)
         value = keras.ops.convert_to_numpy(variable)
         sparse = masks.kernel_of(variable)
@@ -110,17 +117,17 @@ class _Kind:
         return np.where(sparse.mask, value, 0), sparse.mask
 
     def active(self, name):
-        """Which connections are active: those in the mask, without one those that are not zero."""
+        """Which connections are active: those in the mask; without a mask, those not zero."""
         value, mask = self.array(name)
         return value != 0 if mask is None else mask
 
     def copy(self, **changes):
-        """A layer like this one, not built, wrapped if it is."""
+        """A new layer like this one, not built, and wrapped if this one is."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*includes a `lambda`")
             config = without_build_configs(self.inner.get_config())
-        # As objects, since functions of a user's own, such as a lambda, have no config.
-        for name in config:
+        # As objects, because a user's own functions, such as a lambda, have no config.
+        for name in list(config):
             if name.endswith(_OBJECTS) and hasattr(self.inner, name):
                 config[name] = getattr(self.inner, name)
         new = type(self.inner).from_config({**config, **changes})
@@ -135,7 +142,7 @@ class _Kind:
 
 
 def fill(new_layer, values):
-    """Gives a layer that is built now its weights and masks.
+    """Sets the weights and masks of a new layer that is built by now.
 
     Args:
         new_layer: A layer of `smaller`.
@@ -145,7 +152,7 @@ def fill(new_layer, values):
     shares = {}
     for name, (value, mask) in values.items():
         variable = getattr(inner, name)
-        # Without a wrapper the layer is plain, though its kernel had the mask of a sparse model.
+        # A layer without a wrapper is plain, even if its kernel has the mask of a sparse model.
         if mask is not None and inner is not new_layer:
             masks.kernel_of(variable).set_mask(mask)
             # For copies made from the config, which always have a sparsity below 1.
@@ -157,12 +164,13 @@ def fill(new_layer, values):
 
 
 class Kernel(_Kind):
-    """A layer whose units are weighted sums of the units that it reads, and maybe an activation.
+    """A layer whose units are weighted sums of its inputs, optionally with an activation.
 
     Attributes:
-        is_padded: Whether zeros are added around the inputs, or the sums have fewer terms at the
-            borders: a constant other than 0 does not arrive alike everywhere then.
-        can_merge: Whether such constants arrive alike, so that one can stand for all of them.
+        is_padded: Whether the inputs are padded with zeros, or the sums have fewer terms at the
+            borders. Then a constant input other than 0 adds different values at different
+            positions.
+        can_merge: Whether one constant input can replace all constant inputs in this case.
     """
 
     size = "units"
@@ -173,15 +181,15 @@ class Kernel(_Kind):
     num_kernels = 1
 
     def is_supported(self, rank):
-        # An activation may be a layer with weights of its own, which it makes when it is called.
-        activation = getattr(self.inner, "activation", None)
+        # An activation may be a layer with its own weights, which are created in its first call.
+        activation: Any = getattr(self.inner, "activation", None)
         if isinstance(activation, keras.layers.Layer) and not activation.built:
             return False
         return len(self.inner.weights) == self.num_kernels + self._has_bias
 
     @functools.cached_property
     def mixes_units(self):
-        """Whether the activation is no function of each unit alone, as softmax is not."""
+        """Whether the activation uses several units together, as softmax does."""
         activation = getattr(self.inner, "activation", None)
         return activation is not None and not treats_units_alike(activation, (self.num_units,))
 
@@ -191,17 +199,18 @@ class Kernel(_Kind):
 
     @functools.cached_property
     def connections(self):
-        """Boolean array `(inputs, units)`: whether any active connection leads there."""
+        """Boolean array `(inputs, units)`: whether there is an active connection between them."""
         return self._by_units(self.active(self.kernel_name)).any(axis=0)
 
     def norms(self, gradients=None):
-        """What the incoming weights of each unit add to its saliency.
+        """The saliency of each unit by its incoming weights.
 
         Args:
             gradients: Array of the kernel's shape, or `None`.
 
         Returns:
-            Array, for each unit the sum of the squares, or of `|gradient * weight|`.
+            Array with a number for each unit: the sum of the squared weights, or with `gradients`
+            the sum of `|gradient * weight|`.
         """
         kernel, _ = self.array(self.kernel_name)
         kernel = kernel.astype("float64")
@@ -209,37 +218,41 @@ class Kernel(_Kind):
         return self._by_units(scores).sum(axis=(0, 1))
 
     def without(self, rows):
-        """`(variable, value)`: the kernel without connections from some inputs."""
+        """The kernel's variable, and its value without connections from the inputs `rows`."""
         kernel = self.array(self.kernel_name)[0].copy()
         np.moveaxis(kernel, self.axes[0], 0)[rows] = 0
         return getattr(self.inner, self.kernel_name), kernel
 
     def sums_of(self, rows, values):
-        """What these inputs add to the units, if each is constant: of the shape of a bias."""
+        """What the constant inputs `rows` with these values add to the units, shaped as a bias."""
         kernel, _ = self.array(self.kernel_name)
         kernel = np.take(kernel, rows, axis=self.axes[0]).astype("float64")
         return np.einsum("kio,i->o", self._by_units(kernel), values)
 
     def smaller(self, rows, columns, live_rows, live_columns, constants, stand_in=None):
-        """A smaller layer, and what to `fill` it with.
+        """Makes a smaller layer, and the values to `fill` it with.
 
         Args:
-            rows, columns: Arrays of integers, the inputs and units that are left.
-            live_rows, live_columns: Boolean arrays, which of all inputs and units anything depends
-                on. Others may be left, since a layer has to have a unit.
-            constants: Array `(inputs,)`: what inputs that are not live send, to be put into the
-                biases. 0 where it does not matter.
-            stand_in: `None`, or a pair of an input and the constant that it sends, to stand for
-                these constants instead of the biases.
+            rows: Array of integers, the inputs that are left.
+            columns: Array of integers, the units that are left.
+            live_rows: Boolean array, which of all inputs are live. Others may be left as well,
+                because each layer keeps at least one unit.
+            live_columns: Boolean array, which of all units are live.
+            constants: Array of shape `(inputs,)`: the values of constant inputs that must be added
+                to the biases, 0 for all others.
+            stand_in: `None`, or a pair of an input and its constant value, which replaces these
+                constants instead of the biases.
         """
         folded = np.flatnonzero(constants)
         if stand_in is not None:
-            self._let_stand(*stand_in, folded, constants[folded])
+            row, value = stand_in
+            self._let_stand(row, value, folded, constants[folded])
             folded = folded[:0]
-        biases = self._biases(self.sums_of(folded, constants[folded]) if len(folded) else None)
-        is_new = biases is not None and not self._has_bias
-        if is_new and not np.any(biases[..., columns] if biases.shape[-1] > 1 else biases):
-            biases = None
+        sums = self.sums_of(folded, constants[folded]) if len(folded) else None
+        biases = self._biases(sums)
+        if biases is not None and not self._has_bias:
+            new = biases[..., columns] if biases.shape[-1] > 1 else biases
+            biases = biases if np.any(new) else None
         values = self._kernels(rows, columns, live_rows, live_columns)
         if biases is not None:
             chosen = biases[..., columns] if biases.shape[-1] == self.num_units else biases
@@ -248,7 +261,7 @@ class Kernel(_Kind):
 
     _has_bias = property(lambda self: getattr(self.inner, "use_bias", False))
 
-    def _biases(self, sums):
+    def _biases(self, sums) -> Any:
         own = self.array("bias")[0].astype("float64") if self._has_bias else None
         return sums if own is None else own if sums is None else own + sums
 
@@ -265,12 +278,12 @@ class Kernel(_Kind):
         kernel, mask = self._merged or self.array(self.kernel_name)
         return {self.kernel_name: (left(kernel), None if mask is None else left(mask))}
 
-    _merged = None
+    _merged: Any = None
 
     def _let_stand(self, row, value, rows, values):
-        """Adds to the weights of an input those of others, times what these send as a share."""
-        arrays = self.array(self.kernel_name)
-        kernel, mask = (None if each is None else each.copy() for each in arrays)
+        """Adds the weights of constant inputs to those of one input, scaled by their values."""
+        kernel, mask = self.array(self.kernel_name)
+        kernel, mask = kernel.copy(), None if mask is None else mask.copy()
         by_row = np.moveaxis(kernel, self.axes[0], 0)
         shares = values / value
         by_row[row] += np.tensordot(shares, by_row[rows].astype("float64"), 1).astype(kernel.dtype)
@@ -302,7 +315,7 @@ class TransposedConvolution(Convolution):
 
 
 class SeparableConvolution(Convolution):
-    """A depthwise convolution and a 1x1 convolution after it: together one kernel."""
+    """A depthwise convolution followed by a 1x1 convolution: together they act as one kernel."""
 
     kernel_name = "pointwise_kernel"
     can_merge = False
@@ -343,7 +356,7 @@ class SeparableConvolution(Convolution):
 
 
 class Einsum(Kernel):
-    """An EinsumDense that reads the last axis of its inputs, and makes the last of its outputs."""
+    """An EinsumDense that sums over the last axis of its inputs and adds a new last axis."""
 
     def __init__(self, layer):
         super().__init__(layer)
@@ -380,7 +393,7 @@ class Einsum(Kernel):
 
     @property
     def _letters(self):
-        """The axes of the outputs along which what the kernel adds differs."""
+        """The axes of the outputs that come from the kernel."""
         return "".join(letter for letter in self._outputs if letter in self._kernel)
 
     def _changes(self, columns, biases):
@@ -392,7 +405,7 @@ class Einsum(Kernel):
 
 
 class Embedding(Kernel):
-    """Its units are columns of a table; it reads no units."""
+    """An embedding: its units are the columns of a table, and it reads no units."""
 
     size = "output_dim"
     kernel_name = "embeddings"
@@ -403,7 +416,7 @@ class Embedding(Kernel):
         return np.zeros((0, self.num_units), bool)
 
     def constants(self):
-        """The values of units that are the same for all tokens, else NaN."""
+        """The values of units that are the same for all tokens, NaN for other units."""
         table, _ = self.array("embeddings")
         return np.where((table == table[:1]).all(axis=0), table[0], np.nan)
 
@@ -417,22 +430,22 @@ class Unitwise(_Kind):
     """A layer with weights for each unit, or for each block of units.
 
     Attributes:
-        block: Integer, how many units (of its inputs) belong together.
+        block: Integer, how many input units must be kept or removed together.
     """
 
     block = 1
     names = ()
 
     def made_of(self, inputs):
-        """For each unit that it makes, the entry of `inputs` for the unit that it is made of."""
+        """For each output unit, the entry of `inputs` for the input unit that it comes from."""
         return inputs
 
     def is_constant(self, is_given):
-        """Which units are constant, if these are; an array of booleans."""
+        """Which output units are constant, given which input units are; boolean arrays."""
         return is_given
 
     def smaller(self, rows, columns):
-        """A smaller layer, and what to `fill` it with; for the arguments see `Kernel.smaller`."""
+        """Makes a smaller layer and the values to `fill` it with; see `Kernel.smaller`."""
         values = {}
         for name, axis, chosen in self._weights(rows, columns):
             if getattr(self.inner, name, None) is not None:
@@ -464,7 +477,7 @@ class BatchNormalization(Unitwise):
 
 
 class GroupNormalization(Unitwise):
-    """Its groups are normalised each on its own, so whole groups can be removed."""
+    """Each group is normalised by itself, so whole groups can be removed."""
 
     names = ("gamma", "beta")
 
@@ -513,7 +526,7 @@ class DepthwiseConvolution(Unitwise):
 
 
 class GroupedConvolution(Unitwise):
-    """Whole groups of filters can be removed, together with what they read."""
+    """Whole groups of filters can be removed, together with their inputs."""
 
     @property
     def block(self):
@@ -540,7 +553,7 @@ class GroupedConvolution(Unitwise):
 
 
 class FeatureNormalization(Unitwise):
-    """`Normalization`, with the mean and variance of each feature, as `adapt` has found them."""
+    """`Normalization` with the mean and variance of each feature that `adapt` computed."""
 
     names = ("adapt_mean", "adapt_variance")
 

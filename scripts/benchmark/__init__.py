@@ -1,1 +1,1 @@
-"""What sparse training costs."""
+"""Benchmarks: the cost of sparse training."""

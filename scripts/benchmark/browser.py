@@ -1,4 +1,4 @@
-"""How much faster sparse networks are in a browser, and whether `xnnpack.check` foresees it.
+"""Measures sparse networks in a browser, and checks the predictions of `xnnpack.check`.
 
     python -m scripts.benchmark.browser
 
@@ -37,7 +37,7 @@ def _define_flags():
     flags.DEFINE_list("sparsities", ["0.8", "0.9", "0.95"], "Sparsities of the 1x1 kernels.")
     flags.DEFINE_integer("epochs", 4, "Epochs of training.", lower_bound=1)
     flags.DEFINE_integer("size", 96, "Height and width of the images.", lower_bound=16)
-    flags.DEFINE_string("dataset", "digits", "What is trained on; see scripts.common.datasets.")
+    flags.DEFINE_string("dataset", "digits", "Data set for training, see scripts.common.datasets.")
     flags.DEFINE_string("data_dir", None, "Where its file is.")
     flags.DEFINE_list("variants", list(VARIANTS), "Conditions to break.")
     flags.DEFINE_string("output_dir", "results", "Where the page goes.")

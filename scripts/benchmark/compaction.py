@@ -30,12 +30,12 @@ _KEY = ("model", "keep", "size", "rounds", "calls", "seed")
 
 def _define_flags():
     flags.DEFINE_list("models", ["MobileNetV2", "ResNet50"], "Names in keras.applications.")
-    flags.DEFINE_float("keep", 0.5, "Share of units that is kept.", 0.01, 1.0)
+    flags.DEFINE_float("keep", 0.5, "Share of units to keep.", 0.01, 1.0)
     flags.DEFINE_integer("size", 224, "Height and width of the images.", lower_bound=32)
-    flags.DEFINE_integer("rounds", 15, "Rounds of measuring one model and the other.", 1)
+    flags.DEFINE_integer("rounds", 15, "Rounds in which both models are measured.", 1)
     flags.DEFINE_integer("calls", 10, "Calls of a model in a round.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Seed of weights and statistics.")
-    flags.DEFINE_string("output_dir", "results", "Where compaction.csv and compaction.md go.")
+    flags.DEFINE_string("output_dir", "results", "Directory for compaction.csv and compaction.md.")
 
 
 def build(name, size, seed):

@@ -1,4 +1,4 @@
-"""What to deploy where: one network sparse, in blocks, with fewer channels, or in int8.
+"""Compares ways to deploy a network: sparse, in blocks, with fewer channels, or in int8.
 
     python -m scripts.benchmark.deployment --data_dir=DATA
 

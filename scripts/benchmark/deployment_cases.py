@@ -1,4 +1,4 @@
-"""The networks of `scripts.benchmark.deployment`, their data, and what is made of them."""
+"""The networks of `scripts.benchmark.deployment`, their data, and the variants of each."""
 
 import dataclasses
 from collections.abc import Callable

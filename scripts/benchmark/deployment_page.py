@@ -1,4 +1,4 @@
-"""The page of `scripts.benchmark.deployment`: what to use where, and the numbers behind it."""
+"""The page of `scripts.benchmark.deployment`: what to use where, with the measured numbers."""
 
 import statistics
 

@@ -1,4 +1,4 @@
-"""What a step of sparse training costs in CSR, beside dense training and other libraries.
+"""Measures steps of sparse training in CSR, against dense training and other libraries.
 
     make benchmark DATA_DIR=DATA
     python -m scripts.benchmark.execution
@@ -38,20 +38,25 @@ FLAGS = flags.FLAGS
 def _define_flags():
     flags.DEFINE_list("programs", list(PROGRAMS), "Programs to measure.")
     flags.DEFINE_list("sparsities", ["0.5", "0.8", "0.9", "0.95", "0.98", "0.99"], "Sparsities.")
-    flags.DEFINE_float("sparsity", 0.9, "That of what is measured at one alone.", 0, 0.999)
+    flags.DEFINE_float("sparsity", 0.9, "Sparsity of measurements at one sparsity only.", 0, 0.999)
     flags.DEFINE_integer("width", 2048, "Units of a hidden layer.", lower_bound=1)
     flags.DEFINE_integer("batch", 128, "Examples in a batch.", lower_bound=1)
-    flags.DEFINE_list("widths", ["512", "1024", "4096"], "Other widths, at one sparsity.")
-    flags.DEFINE_list("batches", ["32", "512", "1024"], "Other batch sizes, at one sparsity.")
+    flags.DEFINE_list("widths", ["512", "1024", "4096"], "Widths to measure at --sparsity.")
+    flags.DEFINE_list("batches", ["32", "512", "1024"], "Batch sizes to measure at --sparsity.")
     flags.DEFINE_integer("rounds", 15, "Rounds of each group of programs.", lower_bound=1)
     flags.DEFINE_integer("block_ms", 150, "Milliseconds of a block of steps.", lower_bound=1)
     flags.DEFINE_integer(
-        "seconds", 50, "A group stops after so long, the first after twice that.", lower_bound=1
+        "seconds",
+        50,
+        "Time limit of a group in seconds; twice as long for the first.",
+        lower_bound=1,
     )
     flags.DEFINE_string("torch_python", ".venv-torch/bin/python", "A Python with torch.")
     flags.DEFINE_string("tfmot_python", sys.executable, "A Python with TFMOT.")
-    flags.DEFINE_string("output_dir", "results", "Where the rows, the page and the plot go.")
-    flags.DEFINE_bool("only_report", False, "Make the page of the rows that there are.")
+    flags.DEFINE_string(
+        "output_dir", "results", "Directory for the results, the page and the plot."
+    )
+    flags.DEFINE_bool("only_report", False, "Only make the page, from existing results.")
     flags.register_validator(
         "programs", lambda names: set(names) <= set(PROGRAMS), f"--programs must be in {PROGRAMS}"
     )

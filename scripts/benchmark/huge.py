@@ -1,4 +1,4 @@
-"""Trains a network whose dense form cannot exist on this machine, and says what it takes.
+"""Trains a network that would be too large for this machine if it were dense.
 
     python -m scripts.benchmark.huge --data_dir=DATA
 
@@ -36,14 +36,16 @@ _CLASSES = 10
 def _define_flags():
     flags.DEFINE_string("dataset", "fashion_mnist", "Name of a data set, or path of an .npz file.")
     flags.DEFINE_string("data_dir", None, "Directory with <dataset>.npz; else it is downloaded.")
-    flags.DEFINE_list("methods", list(_METHODS), "What to train: rigl, set, dense.")
+    flags.DEFINE_list("methods", list(_METHODS), "Methods to train: rigl, set, dense.")
     flags.DEFINE_integer("units", 65_536, "Units of each hidden layer.", lower_bound=8)
     flags.DEFINE_integer("layers", 4, "Number of hidden layers.", lower_bound=1)
-    flags.DEFINE_float("sparsity", 0.9995, "Of the kernels between hidden layers.", 0.0, 1.0)
-    flags.DEFINE_float("epochs", 1.0, "Epochs of training, also parts of one.", lower_bound=0.0)
+    flags.DEFINE_float(
+        "sparsity", 0.9995, "Sparsity of the kernels between hidden layers.", 0.0, 1.0
+    )
+    flags.DEFINE_float("epochs", 1.0, "Epochs of training; it may be a fraction.", lower_bound=0.0)
     flags.DEFINE_integer("update_frequency", 100, "Steps from one mask update to the next.")
     flags.DEFINE_integer("seed", 0, "Seed of masks, weights and order of the data.")
-    flags.DEFINE_string("output_dir", "results", "Where huge.csv and huge.md go.")
+    flags.DEFINE_string("output_dir", "results", "Directory for huge.csv and huge.md.")
     flags.DEFINE_string("part", None, "Only train this method, and print its row.")
 
 

@@ -1,4 +1,4 @@
-"""What a step of sparse training costs in ResNet-50, MobileNet-v1 and a Vision Transformer.
+"""Measures steps of sparse training of ResNet-50, MobileNet-v1 and a Vision Transformer.
 
     python -m scripts.benchmark.networks
 
@@ -40,9 +40,9 @@ def _define_flags():
     flags.DEFINE_integer("batch", 8, "Examples in a batch.", lower_bound=1)
     flags.DEFINE_integer("rounds", 10, "Rounds for each network.", lower_bound=1)
     flags.DEFINE_integer("block_ms", 300, "Milliseconds of a block of steps.", lower_bound=1)
-    flags.DEFINE_integer("seconds", 240, "A network stops after so long.", lower_bound=1)
-    flags.DEFINE_string("output_dir", "results", "Where the rows and the page go.")
-    flags.DEFINE_bool("only_report", False, "Make the page of the rows that there are.")
+    flags.DEFINE_integer("seconds", 240, "Time limit of a network in seconds.", lower_bound=1)
+    flags.DEFINE_string("output_dir", "results", "Directory for the results and the page.")
+    flags.DEFINE_bool("only_report", False, "Only make the page, from existing results.")
     flags.register_validator(
         "networks", lambda given: set(given) <= set(names), f"--networks must be in {names}"
     )

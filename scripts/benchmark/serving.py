@@ -1,4 +1,4 @@
-"""A process that makes models and, when asked, trains some steps and says how long they took.
+"""A process that builds models, trains some steps on request, and returns the time.
 
 It knows nothing but Python, as it runs in the environments of other libraries too. Requests and
 answers are lines of JSON on stdin and stdout:

@@ -1,4 +1,4 @@
-"""What sparse training costs: seconds per `fit` step, sparse (RigL, 90 %) against dense.
+"""Measures seconds per `fit` step of sparse training (RigL, 90 %), against dense training.
 
     python -m scripts.benchmark.training_step
 
@@ -32,8 +32,8 @@ FLAGS = flags.FLAGS
 
 def _define_flags():
     flags.DEFINE_list("networks", list(NETWORKS), "Networks to measure.")
-    flags.DEFINE_integer("steps", 200, "Pairs of steps for each setting.", lower_bound=1)
-    flags.DEFINE_integer("updates", 15, "Mask updates for each setting.", lower_bound=1)
+    flags.DEFINE_integer("steps", 200, "Number of pairs of steps for each setting.", lower_bound=1)
+    flags.DEFINE_integer("updates", 15, "Number of mask updates for each setting.", lower_bound=1)
     flags.DEFINE_string("output_dir", "results", "Where benchmark.md goes.")
     flags.DEFINE_enum("memory_of", None, ["dense", "sparse"], "Only print a peak memory in MB.")
     flags.DEFINE_bool("jit_compile", False, "With --memory_of: whether to use XLA.")

@@ -1,4 +1,4 @@
-"""The processes that a benchmark asks for times."""
+"""The client for the processes of a benchmark, which measure times."""
 
 import contextlib
 import json

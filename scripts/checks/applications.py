@@ -51,7 +51,7 @@ FLAGS = flags.FLAGS
 
 def _define_flags():
     flags.DEFINE_list("families", list(FAMILIES), "Models to try.")
-    flags.DEFINE_string("output_dir", "results", "Where the rows and the table go.")
+    flags.DEFINE_string("output_dir", "results", "Directory for the results and the table.")
 
 
 def check_family(name):

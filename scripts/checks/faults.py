@@ -1,4 +1,4 @@
-"""Kills training runs with `kill -9` and resumes them: do they end as if nothing had happened?
+"""Kills training runs with `kill -9`, resumes them, and checks that the result is the same.
 
     python -m scripts.checks.faults --num_tries=50
 
@@ -54,9 +54,9 @@ FLAGS = flags.FLAGS
 
 
 def _define_flags():
-    flags.DEFINE_integer("num_tries", 50, "Tries, shared among the aims.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Decides the moments, as far as a clock allows.")
-    flags.DEFINE_string("output_dir", "results", "Where the rows and the page go.")
+    flags.DEFINE_integer("num_tries", 50, "Number of tries for all aims together.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Seed of the moments at which runs are killed.")
+    flags.DEFINE_string("output_dir", "results", "Directory for the results and the page.")
 
 
 class Reference:

@@ -1,1 +1,1 @@
-"""What the rooms share: data, methods, training, rows, tables, plots."""
+"""Code that all scripts share: data, methods, training, results, tables, plots."""

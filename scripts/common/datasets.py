@@ -1,4 +1,4 @@
-"""Loads the data that the scripts train on, and says what is wrong with it."""
+"""Loads and checks the data sets of the scripts."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the experiments share: their flags, runs that are done once, and their pages.
+"""Code that the experiments share: flags, runs that are not repeated, and pages.
 
 An experiment is a list of runs, each a dictionary that says all about it. A finished run is a row
 of a CSV file, and never repeated; so an experiment can be stopped and started at any time, and
@@ -26,12 +26,18 @@ def define_flags(epochs, seeds=("0", "1", "2")):
         seeds: List of strings, likewise; empty if they depend on other flags.
     """
     flags.DEFINE_string("data_dir", None, "Directory with the data; else Keras downloads it.")
-    flags.DEFINE_string("output_dir", "results", "Where the rows, the table and the plot go.")
+    flags.DEFINE_string(
+        "output_dir", "results", "Directory for the results, the table and the plot."
+    )
     flags.DEFINE_list("seeds", list(seeds), "Seeds to run.")
     flags.DEFINE_integer("epochs", epochs, "Epochs of each run.", lower_bound=1)
-    flags.DEFINE_integer("max_examples", None, "Train and test on the first examples only.")
-    flags.DEFINE_bool("only_report", False, "Make the page of the runs that there are, run none.")
-    flags.DEFINE_string("part", "0/1", "The part of the runs to do: `1/3` is the second of three.")
+    flags.DEFINE_integer(
+        "max_examples", None, "Use only this number of examples, for training and testing."
+    )
+    flags.DEFINE_bool("only_report", False, "Only make the page, from existing results.")
+    flags.DEFINE_string(
+        "part", "0/1", "Part of the runs to do: `1/3` is the second of three parts."
+    )
     flags.register_validator(
         "part",
         lambda part: re.fullmatch(r"\d+/[1-9]\d*", part) and Fraction(part) < 1,

@@ -1,4 +1,4 @@
-"""Means of rows, tables in Markdown, and series of numbers as text in a column."""
+"""Means of results, tables in Markdown, and series of numbers as text in a column."""
 
 import statistics
 

@@ -1,4 +1,4 @@
-"""The protocols of the lottery-ticket papers: what is trained and measured.
+"""The protocols of the lottery-ticket papers: they train networks and measure them.
 
 Each module has `NAME`, of its files in `results/`; `KEY`, the columns that make a run; `CASES`, a
 dictionary of what can be chosen by `--cases`; `wanted(case, seed)`, the runs as dictionaries;

@@ -25,7 +25,7 @@ def _define_flags():
     experiments.define_flags(epochs=10)
     flags.DEFINE_enum("protocol", None, PROTOCOLS, "The protocol to run.")
     flags.mark_flag_as_required("protocol")
-    flags.DEFINE_list("cases", [], "Its cases to run, such as mnist; all if none is given.")
+    flags.DEFINE_list("cases", [], "Cases of the protocol to run, such as mnist. Default: all.")
 
 
 def main(_):

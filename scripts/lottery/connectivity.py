@@ -1,4 +1,4 @@
-"""Do two trainings of a ticket end in the same valley? And where a dense one ended?
+"""Tests whether trainings of a ticket, and of the dense network, end linearly connected.
 
     python -m scripts.lottery --protocol=connectivity --data_dir=DATA
 

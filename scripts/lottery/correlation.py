@@ -1,4 +1,4 @@
-"""Are large weights large from the start? And is fine-tuning better than a ticket?
+"""Tests whether large weights are large from the start, and compares tickets and fine-tuning.
 
     python -m scripts.lottery --protocol=correlation --data_dir=DATA
 

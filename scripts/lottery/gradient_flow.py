@@ -1,4 +1,4 @@
-"""Gradient flow in sparse networks, and whether lottery tickets re-learn the pruned solution.
+"""Measures gradient flow, and whether lottery tickets learn the pruned solution again.
 
     python -m scripts.lottery --protocol=gradient_flow --data_dir=DATA
 

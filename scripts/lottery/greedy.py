@@ -1,4 +1,4 @@
-"""Greedy forward selection: how few units of a trained layer are enough.
+"""Greedy forward selection: measures how many units of a trained layer are enough.
 
     python -m scripts.lottery --protocol=greedy --data_dir=DATA
 

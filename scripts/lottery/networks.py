@@ -1,4 +1,4 @@
-"""The networks that the protocols train, and how."""
+"""The networks of the protocols, and their training."""
 
 import dataclasses
 import functools

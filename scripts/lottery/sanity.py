@@ -1,4 +1,4 @@
-"""Which tickets notice corrupted data, moved connections and shuffled weights?
+"""Tests which tickets lose accuracy by corrupted data, moved connections, shuffled weights.
 
     python -m scripts.lottery --protocol=sanity --data_dir=DATA
 

@@ -1,4 +1,4 @@
-"""Tickets against their rivals: accuracy over sparsity, judged as Ma et al. do.
+"""Compares tickets with other networks: accuracy over sparsity, judged as by Ma et al.
 
     python -m scripts.lottery --protocol=tickets --data_dir=DATA
 

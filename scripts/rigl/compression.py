@@ -1,4 +1,4 @@
-"""How small RigL makes LeNet-300-100 on MNIST, and RigL+ after it.
+"""Measures how small LeNet-300-100 becomes on MNIST with RigL, and with RigL+.
 
     python -m scripts.rigl.compression --data_dir=DATA
 

@@ -21,7 +21,7 @@ from absl import app, flags
 
 import models
 import rigl_tf
-from scripts.common import experiments, methods, plots, tables
+from scripts.common import experiments, methods, plots, styles, tables
 
 _NAME = "language"
 _KEY = ("method", "seed", "steps", "characters")
@@ -41,7 +41,7 @@ def _define_flags():
     experiments.define_flags(epochs=40, seeds=("0",))
     flags.DEFINE_string("text", "tinyshakespeare.txt.gz", "A text file in --data_dir.")
     flags.DEFINE_list("methods", list(_METHODS), "Methods to run.")
-    flags.DEFINE_float("width", 0.5, "Width of the paper's network of 512 units.")
+    flags.DEFINE_float("width", 0.5, "Width, relative to the paper's network of 512 units.")
 
 
 def load_text(path):
@@ -162,7 +162,8 @@ def _report(rows):
         longest = {method: max(k[1] for k in values if k[0] == method) for method, _ in values}
         for method, steps in longest.items():
             mean, deviation, _ = values[method, steps]
-            axes.bar(method, mean, yerr=deviation, capsize=3)
+            color = styles.of([method])[method]["color"]
+            axes.bar(styles.label(method), mean, yerr=deviation, capsize=3, color=color)
         axes.set(title="Characters, GRU at 75 %", ylabel="bits per character (test)")
         axes.set_ylim(bottom=0.95 * min(value[0] for value in values.values()))
 

@@ -135,9 +135,9 @@ SETTINGS = {
 def _define_flags():
     experiments.define_flags(epochs=None, seeds=())
     flags.DEFINE_enum("dataset", "mnist", list(SETTINGS), "Data to train on.")
-    flags.DEFINE_list("methods", [], "Methods to run; all of the table if none is given.")
-    flags.DEFINE_list("sparsities", [], "Sparsities to run, likewise.")
-    flags.DEFINE_list("multipliers", ["1"], "Integers: train so many times --epochs.")
+    flags.DEFINE_list("methods", [], "Methods to run. Default: all methods of the table.")
+    flags.DEFINE_list("sparsities", [], "Sparsities to run. Default: all.")
+    flags.DEFINE_list("multipliers", ["1"], "Integers: factors of --epochs.")
 
 
 def _given():

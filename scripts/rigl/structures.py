@@ -1,4 +1,4 @@
-"""What structures cost: accuracy of blocks, N of M, a constant fan-in and channels.
+"""Measures the accuracy of structures: blocks, N:M, constant fan-in and channels.
 
     python -m scripts.rigl.structures --data_dir=DATA
     python -m scripts.rigl.structures --data_dir=DATA --dataset=cifar10
@@ -25,7 +25,7 @@ from absl import app, flags
 import models
 import rigl_tf
 from rigl_tf.structures import NM, Block, Channels, ConstantFanIn
-from scripts.common import classifiers, experiments, plots, tables
+from scripts.common import classifiers, experiments, plots, styles, tables
 
 _NAME = "structures"
 _KEY = ("dataset", "method", "structure", "sparsity", "seed", "epochs", "examples")
@@ -91,8 +91,8 @@ def _define_flags():
     experiments.define_flags(epochs=None)
     flags.DEFINE_enum("dataset", "mnist", list(NETWORKS), "Data to train on.")
     flags.DEFINE_list("methods", list(_METHODS), "Methods to run.")
-    flags.DEFINE_list("structures", [], "Structures to run, such as NM; all if none is given.")
-    flags.DEFINE_list("sparsities", [], "Sparsities to run, likewise.")
+    flags.DEFINE_list("structures", [], "Structures to run, such as NM. Default: all.")
+    flags.DEFINE_list("sparsities", [], "Sparsities to run. Default: all.")
 
 
 def train(data, run):
@@ -235,8 +235,13 @@ def _report(rows, missing):
 
 
 def _plot(dataset, rows):
-    rows = [{**row, "line": f"{row['structure']}, {row['method']}"} for row in rows]
-    order = [f"{name}, {method}" for method in _METHODS for name in _STRUCTURES]
+    rows = [{**row, "line": f"{row['structure']}, {styles.label(row['method'])}"} for row in rows]
+    kinds = {"rigl": {}, "pruning": {"linestyle": "--", "markerfacecolor": "white"}}
+    look = {
+        f"{name}, {styles.label(method)}": {**styles.numbered(number), "linestyle": "-", **kind}
+        for method, kind in kinds.items()
+        for number, name in enumerate(_STRUCTURES)
+    }
     path = pathlib.Path(FLAGS.output_dir) / f"{_NAME}_{dataset}.png"
     plots.plot_means(
         rows,
@@ -244,11 +249,12 @@ def _plot(dataset, rows):
         "sparsity",
         "accuracy",
         path,
-        order,
+        list(look),
         NETWORKS[dataset].heading,
         "sparsity",
         "test error (%)",
         as_error=True,
+        look=look,
     )
 
 

@@ -1,4 +1,4 @@
-"""Trains one network and leaves everything about it in one directory.
+"""Trains one network and writes all results to one directory.
 
     python -m scripts.train
 
@@ -59,7 +59,7 @@ def main(_):
 def _define_flags():
     settings.define_flags(FLAGS)
     flags.DEFINE_string(
-        "output_dir", None, "The run directory; by default one in runs/.", flag_values=FLAGS
+        "output_dir", None, "Directory of the run. Default: a new one in runs/.", flag_values=FLAGS
     )
     flags.DEFINE_bool("resume", False, "Continue the run in --output_dir.", flag_values=FLAGS)
 

@@ -1,4 +1,4 @@
-"""The settings of a training run: flags, a dataclass, and what is allowed."""
+"""The settings of a training run: flags, a dataclass, and checks."""
 
 import dataclasses
 import math

@@ -274,7 +274,7 @@ def test_bad_arguments_of_train_bezier():
         train(masks={"nowhere": np.ones((2, 1), bool)})
     with pytest.raises(ValueError, match=r"`data` must be a `tf.data.Dataset`.* 'list'"):
         train(data=[1])
-    with pytest.raises(ValueError, match="`data` must have a batch at least"):
+    with pytest.raises(ValueError, match="`data` must have at least one batch"):
         train(data=EYE.take(0))
     with pytest.raises(ValueError, match=r"pairs `\(inputs, targets\)`"):
         train(data=EYE.map(lambda x, y: (x, y, y)))

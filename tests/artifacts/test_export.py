@@ -765,10 +765,10 @@ def test_paths_that_are_none(path, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (np.ones((0, 16)), r"an example at least.*\(0, 16\)"),
-        (np.ones((2, 5)), r"shapes that the model knows.*\(2, 5\) as 'features'.*\(None, 16\)"),
-        (np.ones(16), r"shapes that the model knows.*\(16,\) as"),
-        ("words", "strings where the model takes strings.*string as 'features'.*float32"),
+        (np.ones((0, 16)), r"at least one example.*\(0, 16\)"),
+        (np.ones((2, 5)), r"shapes of the model's inputs.*\(2, 5\) for 'features'.*\(None, 16\)"),
+        (np.ones(16), r"shapes of the model's inputs.*\(16,\) for"),
+        ("words", "strings where the model takes strings.*string for 'features'.*float32"),
         (tf.data.Dataset.from_tensors(np.ones((2, 16))), "a batch of arrays.*_TensorDataset"),
         ([None], "a batch of arrays.*NoneType"),
     ],
@@ -810,12 +810,12 @@ def test_an_unbuilt_model(untouched):
 
 def test_an_unknown_input_dimension(untouched):
     model = keras.Sequential([keras.Input((None, 4)), layers.Conv1D(2, 3)])
-    with pytest.raises(ValueError, match=r"input dimensions.*give a batch, `inputs=...`"):
+    with pytest.raises(ValueError, match=r"input dimensions.*pass a batch, `inputs=...`"):
         rigl_tf.export(model, untouched / "new" / "export")
 
 
 def test_unknown_inputs(untouched):
-    with pytest.raises(ValueError, match=r"must be known.*give a batch.*of class Subclassed"):
+    with pytest.raises(ValueError, match=r"not know its inputs.*pass a batch.*Subclassed"):
         rigl_tf.export(subclassed(), untouched / "export")
 
 

@@ -399,7 +399,7 @@ def test_a_state_is_kept_by_a_saved_model_alone(format, tmp_path):
         ({"representative_data": np.ones((2, 32))}, "and only then.*quantize=None, and data"),
         (
             {"quantize": "int8", "representative_data": np.ones((2, 5))},
-            "`representative_data` must be of the shapes that the model knows",
+            "`representative_data` must have the shapes of the model's inputs",
         ),
         (
             {"quantize": "int8", "representative_data": "words"},
@@ -429,7 +429,7 @@ def test_a_model_without_sparse_kernels(format, tmp_path):
 def test_unknown_dimensions(tmp_path):
     model = keras.Sequential([keras.Input((None, 4), name="x"), layers.Conv1D(8, 3)])
     sparse = rigl_tf.sparsify(model, 0.8)
-    with pytest.raises(ValueError, match="must be known, but for the batch size: give a batch"):
+    with pytest.raises(ValueError, match="except the batch size, must be known: pass a batch"):
         rigl_tf.export(sparse, tmp_path / "m.tflite", "litert")
     assert not list(tmp_path.iterdir())
     batch = numbers((2, 9, 4))

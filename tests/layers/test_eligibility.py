@@ -323,7 +323,7 @@ def test_the_first_entry_that_names_a_kernel_counts():
     sparsity = {LSTM[1]: 0.3, "lstm": 0.6, re.compile(""): 0.9}
     assert shares(model, sparsity) == dict(zip(ALL, [0.9, 0.6, 0.3, 0.9, 0.9], strict=True))
     # An entry that never comes first would be ignored.
-    with pytest.raises(ValueError, match=r"no key before it names; .*Received: \['head'\]"):
+    with pytest.raises(ValueError, match=r"no earlier key names; .*Received: \['head'\]"):
         shares(model, {layers.Dense: 0.9, "head": 0.5})
 
 
@@ -384,7 +384,7 @@ def test_the_advice_names_what_is_frozen():
     choice = Choice()
     assert not any(choice.select(model))
     assert choice.advice() == (
-        "These are frozen, set `trainable` of their layers before: ['base/fc/kernel']. "
+        "These are frozen; set `trainable` of their layers first: ['base/fc/kernel']. "
     )
     plain = Choice()
     plain.select(layers.ReLU())
@@ -404,7 +404,7 @@ def test_objects_of_keras_2_are_told():
     for each in keras_2("Model"):
         with pytest.raises(ValueError, match=r"`model` must be made with Keras 3.*Keras 2"):
             check_keras_3(model=each)
-        with pytest.raises(ValueError, match="is of Keras 2"):
+        with pytest.raises(ValueError, match="is made with Keras 2"):
             rigl_tf.sparsity_summary(each)
         for optimizer in (rigl_tf.RigL, rigl_tf.StaticSparse):
             with pytest.raises(ValueError, match="`inner_optimizer` must be made with Keras 3"):

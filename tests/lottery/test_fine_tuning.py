@@ -98,7 +98,7 @@ def test_a_model_that_is_too_sparse_is_refused():
     model, train = linear(1, 2, 3, 4, 5), Training()
     (path,) = rigl_tf.get_masks(model)
     rigl_tf.set_masks(model, {path: np.array([0, 0, 0, 1, 1])[:, None]})
-    with pytest.raises(ValueError, match=r"2 active connections, of which 3 are to stay"):
+    with pytest.raises(ValueError, match=r"2 active connections, but pruning would leave 3"):
         lottery.prune_and_fine_tune(model, train, 0.4, "one_shot")
     assert train.seen == {}
     lottery.prune_and_fine_tune(model, train, 0.8, "one_shot")

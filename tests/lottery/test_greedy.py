@@ -394,7 +394,7 @@ def test_layers_without_a_next_one_are_refused(make_model, layer, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_units": None}, "When to stop must be given"),
+        ({"num_units": None}, "must say when to stop"),
         ({"num_units": 0}, "num_units=0"),
         ({"num_units": 2, "tolerance": -1}, "tolerance=-1"),
         ({"tolerance": float("nan")}, "tolerance=nan"),
@@ -403,9 +403,9 @@ def test_layers_without_a_next_one_are_refused(make_model, layer, message):
         ({"imitate": "teacher"}, "imitate='teacher'"),
         ({"score": "guess"}, "score='guess'"),
         ({"num_units": 4}, "num_units=4, and layer 'hidden' of 3 units"),
-        ({"loss": "mse"}, "those of the global imitation"),
-        ({"targets": np.ones(4)}, "those of the global imitation"),
-        ({"inputs": normal(0, 4)}, "one example at least"),
+        ({"loss": "mse"}, "only for the global imitation"),
+        ({"targets": np.ones(4)}, "only for the global imitation"),
+        ({"inputs": normal(0, 4)}, "at least one example"),
         ({"inputs": [normal(4, 4)]}, "Received: list"),
         ({"inputs": 3.0}, "Received: float"),
         ({"seed": -1}, "seed=-1"),
@@ -504,7 +504,7 @@ def test_the_global_imitation_needs_one_output():
 )
 def test_selections_of_other_layers_are_refused(units, weights, size):
     selection = Selection(np.array(units, int), np.array(weights), [0.0], [len(units)], size)
-    with pytest.raises(ValueError, match="A selection must be that of its layer"):
+    with pytest.raises(ValueError, match="A selection must fit its layer"):
         keep_units(chain_with(), {"hidden": selection})
 
 

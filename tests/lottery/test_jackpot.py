@@ -99,7 +99,7 @@ def test_a_verdict_can_be_read():
 
 NONE = float("nan")
 BAD = [
-    ({"results": {}}, "one at least. Received: results={}"),
+    ({"results": {}}, "must map at least one learning rate.*Received: results={}"),
     ({"results": [(92, 92, 90)]}, "must map learning rates"),
     ({"results": {0.1: (92, 92)}}, r"must be three accuracies.*results\[0.1\]=\(92, 92\)"),
     ({"results": {0.1: 92}}, "must be three accuracies"),
@@ -495,7 +495,7 @@ def test_bad_protocols_are_refused_in_a_sentence(tmp_path):
         protocol(seeds=[1, 1])
     with pytest.raises(ValueError, match=r"`levels` must be an integer >= 1\. Received: levels=0"):
         protocol(levels=0)
-    with pytest.raises(ValueError, match=r"one at least; by default.*highest sparsity is 0\.5"):
+    with pytest.raises(ValueError, match=r"one or more levels from 1 .*highest sparsity is 0\.5"):
         protocol(levels=1)
     with pytest.raises(ValueError, match=r"`judged_levels` must be among 1 to 2"):
         protocol(judged_levels=[3])

@@ -298,7 +298,7 @@ def test_verdict_and_table():
     assert not SanityTable(ruined.accuracies, threshold=3.0).passed("half data")
     one = str(SanityTable({"ticket": [90.0], "half data": [89.0]}, 0.5))
     assert "| half data | 89.00 | 1.00 | passed |" in one
-    assert one.endswith("One seed: how far another would be from it is not known.")
+    assert one.endswith("There is only one seed, so the standard deviation is unknown.")
 
 
 def test_goes_on_where_it_was_stopped(tmp_path):

@@ -11,7 +11,7 @@ from rigl_tf import lottery
 
 layers = keras.layers
 # With so few connections a kernel soon has none.
-empties_kernels = pytest.mark.filterwarnings("ignore:Ranked together:UserWarning")
+empties_kernels = pytest.mark.filterwarnings("ignore:All kernels were ranked together:UserWarning")
 
 # Two kernels of ten connections, all weights different.
 ONE = np.array([[1, -2, 3, -4, 5], [-6, 7, -8, 9, -10]], "float32")
@@ -235,9 +235,9 @@ def test_a_half_written_level_does_not_count_and_a_damaged_one_is_named(tmp_path
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("settings.json", b"", "must be as they were written.*settings.json"),
-        ("settings.json", b"[]", "must be as they were written.*settings.json"),
-        ("settings.json", b"\xff", "must be as they were written.*settings.json"),
+        ("settings.json", b"", "settings of a directory are damaged.*settings.json"),
+        ("settings.json", b"[]", "settings of a directory are damaged.*settings.json"),
+        ("settings.json", b"\xff", "settings of a directory are damaged.*settings.json"),
         ("level-001.npz", b"", r"delete the file.*level-001\.npz"),
         ("level-001.npz", None, r"delete the file.*level-001\.npz \(without masks\)"),
     ],
@@ -374,9 +374,9 @@ def test_bad_arguments():
         find(keras.Sequential([keras.Input((2,)), layers.Dense(1)]))
     with pytest.raises(ValueError, match="model='m', without sparse kernels"):
         find("m")
-    with pytest.raises(ValueError, match="that JSON can hold"):
+    with pytest.raises(ValueError, match="that JSON can save"):
         find(train=lambda model, run: object())
-    with pytest.raises(ValueError, match="rewind_step=3, steps told of=0"):
+    with pytest.raises(ValueError, match="rewind_step=3, steps seen=0"):
         find(rewind_step=3)
     with pytest.raises(ValueError, match=r"steps_per_execution.*rewind_step=3, steps done=4"):
         find(train=lambda model, run: run.rewind.record(4), rewind_step=3)

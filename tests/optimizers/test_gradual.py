@@ -289,7 +289,7 @@ def make_uniform(algorithm):
 @pytest.mark.parametrize("algorithm", ["GradualPruning", "DNW"])
 def test_a_distribution_that_does_not_hold_the_sparsity(algorithm):
     """Of 96 connections 86 are left out; the 704 of the first layer stay: 86 of 800."""
-    message = rf"{algorithm} makes a sparsity of 0.107 instead of 0.9, .*/dense/kernel'\] dense"
+    message = rf"{algorithm} reaches a sparsity of 0.107 instead of 0.9, .*/dense/kernel'\] dense"
     with pytest.warns(UserWarning, match=message):
         model = trained(make_uniform(algorithm), 6)
     assert sparsity_of(model) == pytest.approx(86 / 800)
@@ -297,7 +297,7 @@ def test_a_distribution_that_does_not_hold_the_sparsity(algorithm):
 
 def test_a_model_that_is_sparser_already():
     model = rigl_tf.sparsify(mlp(44, 16, 6), 0.8)
-    with pytest.warns(UserWarning, match=r"makes a sparsity of 0\.(79.|80.) instead of 0\.5, by"):
+    with pytest.warns(UserWarning, match=r"a sparsity of 0\.(79.|80.) instead of 0\.5, because"):
         model = trained(rigl_tf.GradualPruning("sgd", 5, 0.5, update_frequency=2), 6, model)
     assert sparsity_of(model) == pytest.approx(0.8, abs=3 / 800)
 
@@ -307,7 +307,7 @@ def test_training_that_ends_before_the_last_update():
     optimizer = rigl_tf.GradualPruning(
         "sgd", 5, 0.8, update_frequency=2, power=1, distribution=all_alike
     )
-    message = "has made a sparsity of 0.399 of 0.8: training ended after 4 steps, .* is at 4."
+    message = "has reached a sparsity of 0.399 of 0.8: training ended after 4 steps, .* is at 4."
     with pytest.warns(UserWarning, match=message):
         trained(optimizer, 4)
 
@@ -370,7 +370,7 @@ def test_the_allocation_is_remembered_where_paths_change(algorithm, tmp_path):
     arguments = {"sparsity": 0.5, "distribution": by_name}
     times = {"end_step": 3, "update_frequency": 2} if algorithm == "GradualPruning" else {}
     optimizer = getattr(rigl_tf, algorithm)("sgd", **arguments, **times)
-    with pytest.warns(UserWarning, match="makes a sparsity of 0.375 instead of 0.5"):
+    with pytest.warns(UserWarning, match="reaches a sparsity of 0.375 instead of 0.5"):
         optimizer.build(model.trainable_variables)
     config = optimizer.get_config()
     renamed = keras.Sequential([keras.Input((8,)), layers.Dense(8), layers.Dense(24)])

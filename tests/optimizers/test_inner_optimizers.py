@@ -262,7 +262,7 @@ def test_a_model_with_a_multi_optimizer_is_saved_and_loaded(tmp_path):
 @multi_optimizer
 def test_a_multi_optimizer_that_makes_its_optimizers_late():
     late = optimizers.MultiOptimizer(lambda variable: optimizers.SGD(0.1))
-    with pytest.raises(ValueError, match=r"must be given a .*OptimizerMap.*made by a function"):
+    with pytest.raises(ValueError, match=r"must get a .*OptimizerMap.*created by a function"):
         every_third(late).build(sparse_model().trainable_variables)
 
 

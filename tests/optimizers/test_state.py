@@ -287,7 +287,7 @@ def test_a_build_that_failed_says_the_same_again():
     model = make("RigL", lambda: late)
     messages = []
     for _ in range(2):
-        with pytest.raises(ValueError, match="must be given a") as error:
+        with pytest.raises(ValueError, match="must get a") as error:
             model.optimizer.build(model.trainable_variables)
         messages.append(str(error.value))
         assert not model.optimizer.built

@@ -266,7 +266,7 @@ def test_a_constant_stays_where_zeros_are_padded_around_it():
     small, report = rigl_tf.compact(model, return_report=True)
     assert small.layers[1].filters == 3
     assert report.layers[0].num_dead == 1
-    assert report.cannot_remove["first"] == "1 dead: 'second' pads zeros around what they send"
+    assert report.cannot_remove["first"] == "1 dead: 'second' pads their outputs with zeros"
     # A constant of 0 is the same as the padding.
     model = conv_after("relu", "same", bias=-0.5)
     small = rigl_tf.compact(model)
@@ -297,7 +297,7 @@ def test_one_constant_stands_for_all_of_them(is_sparse):
     small, report = rigl_tf.compact(model, return_report=True)
     # The largest constant of those that are read stands for them; unit 5 sends 0.
     assert report.layers[0].kept.tolist() == ([0, 1, 2] if is_sparse else [0, 2, 3])
-    assert report.cannot_remove["first"] == "1 dead: 'second' pads zeros around what they send"
+    assert report.cannot_remove["first"] == "1 dead: 'second' pads their outputs with zeros"
     check_same(model, small)
     if is_sparse:
         check_invariant(small)
@@ -622,7 +622,7 @@ D = L.Dense
             lambda: stack((4,), D(4), D(2)),
             {"keep": {"x": 0.5}},
             ValueError,
-            r"must name layers with a kernel, each once.*Received: 'x'",
+            r"must fit one layer with a kernel.*Received: 'x'",
         ),
         (
             lambda: stack((4,), D(4), D(2, name="last")),
@@ -634,7 +634,7 @@ D = L.Dense
             residual,
             {"keep": {"first": 0.5, "second": 0.25}},
             ValueError,
-            r"must have one share in `keep`",
+            r"must have the same share in `keep`",
         ),
         (
             lambda: stack((4,), D(4), D(2)),
@@ -658,13 +658,13 @@ D = L.Dense
             lambda: stack((4,), D(4), L.Lambda(noisy), D(2)),
             {},
             ValueError,
-            "must not depend on chance",
+            "must not be random",
         ),
         (
             lambda: stack((4,), D(4), L.Lambda(mixing_large_batches), D(2)),
             {"keep": 1.0},
             RuntimeError,
-            "outputs of the smaller model are not those",
+            "outputs of the smaller model differ from those",
         ),
     ],
 )

@@ -175,11 +175,11 @@ def test_what_fits_of_the_state_of_another_sparse_optimizer():
     """The counts are those of every sparse optimizer; the averages of SNFS are left out."""
     snfs, rigl = built("SNFS"), built("RigL")
     snfs.step.assign(7)
-    with pytest.warns(UserWarning, match="state, of 6 variables, is not that of this RigL, of 4"):
+    with pytest.warns(UserWarning, match="state, of 6 variables, does not fit this RigL, of 4"):
         rigl.load_own_variables(store_of(snfs))
     assert int(rigl.step) == 7
     rigl.step.assign(5)
-    with pytest.warns(UserWarning, match="state, of 4 variables, is not that of this SNFS, of 6"):
+    with pytest.warns(UserWarning, match="state, of 4 variables, does not fit this SNFS, of 6"):
         snfs.load_own_variables(store_of(rigl))
     assert int(snfs.step) == 5
 

@@ -11,6 +11,7 @@ import pathlib
 import pickle
 import sys
 import time
+from typing import Any
 
 import numpy as np
 
@@ -137,7 +138,8 @@ def main(directory):
         load = functools.partial(keras, structure=structure)
     outputs = in_batches(load(request["paths"][0]), arrays, request["size"])
     # With a first letter of ours, an array may have the name of an argument of `savez`.
-    np.savez(directory / "outputs.npz", **{f"_{name}": outputs[name] for name in outputs})
+    named: Any = {f"_{name}": outputs[name] for name in outputs}
+    np.savez(directory / "outputs.npz", **named)
     seconds = {}
     for size in request["batch_sizes"]:
         # New ones, whose buffers have this size from the start.

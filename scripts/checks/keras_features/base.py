@@ -1,4 +1,4 @@
-"""What a feature of Keras is, and the small problem that it is tried on."""
+"""The definition of a feature of Keras, and the small problem to try it on."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Features that a model brings: losses, constraints, embeddings, quantization, random layers."""
+"""Features of a model: losses, constraints, embeddings, quantization, random layers."""
 
 import keras
 import numpy as np

@@ -32,8 +32,8 @@ _DETERMINISM = "`enable_op_determinism`, `set_random_seed`"
 
 
 def _define_flags():
-    flags.DEFINE_string("output_dir", "results", "Where keras_features.md goes.")
-    flags.DEFINE_bool("determinism", False, "Only compare two runs with deterministic ops.")
+    flags.DEFINE_string("output_dir", "results", "Directory for keras_features.md.")
+    flags.DEFINE_bool("determinism", False, "Only compare two runs with deterministic operations.")
 
 
 class Watch(keras.callbacks.Callback):

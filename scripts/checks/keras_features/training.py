@@ -1,4 +1,4 @@
-"""Features of `compile`, of `fit` and of loops of one's own."""
+"""Features of `compile`, of `fit` and of custom training loops."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Makes training scripts sparse by two lines, runs them, and checks what comes out.
+"""Makes training scripts sparse with two lines, runs them, and checks the results.
 
     python -m scripts.checks.your_script.run [NAME ...] [--output=results/your_script.md]
 

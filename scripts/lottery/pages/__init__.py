@@ -1,4 +1,4 @@
-"""The pages of the protocols: what the papers claim, asked of the rows; tables and plots.
+"""The pages of the protocols: claims of the papers, tested with the results; tables and plots.
 
 Each module has `lines(rows)`, the lines of the page, and `plot(rows, path)`.
 """

@@ -1,4 +1,4 @@
-"""What the pages share: which rows count, means and spreads, verdicts on claims."""
+"""Code that the pages share: choice of results, means and deviations, verdicts on claims."""
 
 import pathlib
 import statistics

@@ -1,4 +1,6 @@
-"""Callbacks for `fit`."""
+"""How much of the kernels an optimizer has tried, in the logs of `fit`."""
+
+from typing import Any
 
 import keras
 
@@ -23,7 +25,7 @@ class ExplorationLogger(keras.callbacks.Callback):
     >>> callbacks = [ExplorationLogger(), keras.callbacks.CSVLogger("training.csv")]
     """
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         optimizers = optimizers_within(self.model.optimizer)
         sparse = [each for each in optimizers if isinstance(each, SparseTraining)]
         self._optimizers = [each for each in sparse if each.track_exploration]
@@ -33,7 +35,7 @@ class ExplorationLogger(keras.callbacks.Callback):
                 f"Received: optimizer={self.model.optimizer.name!r}"
             )
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is not None:
             explored = [each for o in self._optimizers for each in o._explored_kernels()]
             logs["exploration_rate"] = kernels.exploration_rate(explored)
