@@ -17,6 +17,7 @@ setup: $(VENV)/package
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "Python 3.10 to 3.13 is needed. Received: $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@test ! -L $(VENV) || { echo "$(VENV) is a link to another folder, which would be emptied: remove the link"; exit 1; }
 	@echo "Setting up $(VENV) (a few minutes, once)"
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
@@ -38,7 +39,7 @@ lint: setup
 
 # The site, in site/. A broken link, or a public name that is in no page or has no docstring, fails.
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 test: lint docs
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal

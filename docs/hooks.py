@@ -1,4 +1,4 @@
-"""What mkdocs does not do by itself: `results/` and the notebooks as pages, links, public names.
+"""What mkdocs does not do by itself: pages from elsewhere, links, public names.
 
 The pages link to each other as files of the repository, so that a link works on the code host, too.
 """
@@ -12,6 +12,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).parent.parent
+OF_ROOT = ("CHANGELOG.md", "CONTRIBUTING.md")
 # Code, in which nothing is a link, or the target of a link.
 _CODE_OR_LINK = re.compile(
     r"^```.*?^```|`[^`\n]+`|(?<=\]\()[^)\s]+(?=\))", re.DOTALL | re.MULTILINE
@@ -19,7 +20,9 @@ _CODE_OR_LINK = re.compile(
 
 
 def on_files(files, config):
-    """Adds the pages and plots of results/, where they stand, and the notebooks as pages."""
+    """Adds results/ and pages of the root, where they stand, and the notebooks as pages."""
+    for name in OF_ROOT:
+        files.append(File(name, str(ROOT), config.site_dir, False))
     for path in sorted((ROOT / "results").glob("*.*")):
         if path.suffix in {".md", ".png", ".csv"}:
             files.append(File(f"results/{path.name}", str(ROOT), config.site_dir, False))
@@ -45,7 +48,8 @@ def page_of_notebook(source):
 
 def in_repository(src_uri):
     """Where the source of a page stands in the repository."""
-    return src_uri if src_uri.startswith("results/") else f"docs/{src_uri}"
+    from_elsewhere = src_uri.startswith("results/") or src_uri in OF_ROOT
+    return src_uri if from_elsewhere else f"docs/{src_uri}"
 
 
 def on_page_markdown(markdown, page, config, files):
