@@ -1,12 +1,15 @@
 """What sparsity is doing while a model trains: for TensorBoard, CSV files, progress bars."""
 
 import math
+import os
 import pathlib
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from rigl_tf import multi_worker
+from rigl_tf._types import Data, Loss
 from rigl_tf.callbacks.board import Board
 from rigl_tf.callbacks.gradients import GradientNorms
 from rigl_tf.callbacks.updates import UpdateClock, has_updates
@@ -15,6 +18,7 @@ from rigl_tf.checks import check_integers
 from rigl_tf.optimizers import DNW, GradualPruning, SparseOptimizer, kernels
 
 _NAN = float("nan")
+Logs = dict[str, Any] | None
 
 
 class SparsityLogger(keras.callbacks.Callback):
@@ -102,10 +106,18 @@ class SparsityLogger(keras.callbacks.Callback):
 
     # All that is done on the end of a batch is to pass on a number, so Keras need not wait there.
     async_safe = True
+    _watched: Any
 
     def __init__(
-        self, log_dir=None, every="update", masks=False, *, data=None, loss=None, kernels=True
-    ):
+        self,
+        log_dir: str | os.PathLike[str] | None = None,
+        every: str | int = "update",
+        masks: bool = False,
+        *,
+        data: Data | None = None,
+        loss: Loss | None = None,
+        kernels: bool = True,
+    ) -> None:
         super().__init__()
         if every != "update":
             if isinstance(every, str):
@@ -121,7 +133,7 @@ class SparsityLogger(keras.callbacks.Callback):
         if log_dir is not None and pathlib.Path(log_dir).is_file():
             raise ValueError(f"`log_dir` must be a folder. Received: log_dir={str(log_dir)!r}")
         self._log_dir = log_dir
-        self._every = every
+        self._every: Any = every
         self._shows_masks = bool(masks)
         self._data = data
         self._loss = loss
@@ -131,7 +143,7 @@ class SparsityLogger(keras.callbacks.Callback):
 
     # What Keras calls.
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         self._watched = None
         self._first_sparsity = self._sparsity = None
         strategy = self.model.distribute_strategy
@@ -141,42 +153,42 @@ class SparsityLogger(keras.callbacks.Callback):
         if self.model.built:
             self._begin()
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         if self._watched is not None:
             self._clock.begin_epoch()
         self._moved = dict.fromkeys(self._watched or (), 0)
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         if self._watched is None:
             if not self.model.built:
                 return
             self._begin()
-            self._moved = dict.fromkeys(self._watched, 0)
+            self._moved = dict.fromkeys(self._watched or (), 0)
         has_updated = self._clock.before_batch(batch)
         self._has_updated |= has_updated
         if has_updated if self._every == "update" else self._clock.step >= self._next_step:
             self._look()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         if logs is not None and self._shows_sparsity():
             logs["sparsity"] = self._sparsity
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         if self._watched is None:
             self._begin()
-            self._moved = dict.fromkeys(self._watched, 0)
+            self._moved = dict.fromkeys(self._watched or (), 0)
         self._has_updated |= self._clock.end_epoch()
         numbers = self._look()
         if self._shows_masks and self._board.is_open:
             self._write_masks()
         self._board.flush()
         if logs is not None:
-            paths = list(self._watched) if self._logs_kernels else ()
+            paths = list(self._watched or ()) if self._logs_kernels else ()
             logs.update(self._of_all(numbers, sum(self._moved.values())))
             logs.update({f"sparsity/{path}": numbers[f"sparsity/{path}"] for path in paths})
             logs.update({f"moved/{path}": self._moved[path] for path in paths})
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         self._board.close()
 
     # What is known of the model.

@@ -2,7 +2,7 @@
 
 import math
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -41,7 +41,8 @@ class UpdateClock:
         self.last_update = None
         self.seconds = float("nan")
         self._batch = self._quiet_until = 0
-        self._begun = self._before = None
+        self._begun: Any = None
+        self._before: Any = None
         self._has_run = False
 
     def begin_epoch(self):

@@ -92,15 +92,20 @@ class _WatchedPlaces:
         self._ever = self._places
 
     def _now(self):
-        return self.kernel.storage.places().numpy()
+        """The places of the active connections in the flat kernel, sorted."""
+        storage = self.kernel.storage
+        splits, columns = storage.row_splits.numpy(), storage.columns.numpy()
+        num_rows, num_units = storage.matrix_shape
+        rows = np.repeat(np.arange(num_rows, dtype=np.int64) * num_units, np.diff(splits))
+        return rows + columns
 
     def look(self):
         """A `Seen`."""
         old, self._places = self._places, self._now()
-        kept = np.intersect1d(old, self._places, assume_unique=True)
-        num_grown = len(self._places) - len(kept)
-        if num_grown:
-            self._ever = np.union1d(self._ever, self._places)
+        num_grown = 0
+        if not np.array_equal(old, self._places):
+            num_grown = len(_union(old, self._places)) - len(old)
+            self._ever = _union(self._ever, self._places)
         num_units = self.kernel.storage.matrix_shape[1]
         is_alive = np.zeros(num_units, bool)
         is_alive[self._places % num_units] = True
@@ -119,12 +124,21 @@ class _WatchedPlaces:
         rows, columns = np.divmod(self._places, num_units)
         shape = min(num_rows, _MOST_PIXELS), min(num_units, _MOST_PIXELS)
         cells = rows * shape[0] // num_rows, columns * shape[1] // num_units
-        counts, sizes = np.zeros(shape), np.zeros(shape)
+        counts = np.zeros(shape)
         np.add.at(counts, cells, 1)
         heights = np.bincount(np.arange(num_rows) * shape[0] // num_rows)
         widths = np.bincount(np.arange(num_units) * shape[1] // num_units)
         sizes = np.outer(heights, widths)
         return (counts / sizes).astype("float32")
+
+
+def _union(one, other):
+    """The numbers in either of two sorted arrays, each once."""
+    both = np.concatenate([one, other])
+    both.sort(kind="stable")  # which merges what is sorted
+    is_first = np.ones(len(both), bool)
+    np.not_equal(both[1:], both[:-1], out=is_first[1:])
+    return both[is_first]
 
 
 def pooled(matrix, most=_MOST_PIXELS):

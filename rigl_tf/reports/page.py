@@ -7,12 +7,17 @@ import math
 import os
 import pathlib
 import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 
+from rigl_tf.artifacts.report import ExportReport
 from rigl_tf.checks import check_keras_3
 from rigl_tf.reports import kernels, pictures, tables
 from rigl_tf.reports.curves import Curves
+
+History = keras.callbacks.History | Mapping[str, Any] | str | os.PathLike[str] | None
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #f6f8fa; --card: #ffffff; --ink: #1f2328;
@@ -64,7 +69,15 @@ _OF_SPARSITY = (
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def report(model, history=None, path="report.html", *, export=None, inputs=None, command=None):
+def report(
+    model: keras.Model,
+    history: History = None,
+    path: str | os.PathLike[str] = "report.html",
+    *,
+    export: ExportReport | Sequence[ExportReport] | None = None,
+    inputs: Any = None,
+    command: str | None = None,
+) -> pathlib.Path:
     """Writes a page on a sparse model: how it was trained, what is sparse, what it costs.
 
     The page is one HTML file, with pictures in it, that needs no network and runs no script. It has
