@@ -23,7 +23,12 @@ PAGES = {
 }
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.py"))
 # Most parts of these take long to trace, and run elsewhere, too.
-SLOW = ("docs/recipes/", "docs/guides/lottery.md", "docs/guides/fine_tuning.md")
+SLOW = (
+    "docs/recipes/",
+    "docs/guides/fine_tuning.md",
+    "docs/guides/lottery.md",
+    "docs/guides/watching.md",
+)
 
 
 def blocks(name, language="python"):
