@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,7 @@ def _png(draw, height, theme):
     from matplotlib.figure import Figure
 
     paper, ink, line, grid = _THEMES[theme].values()
-    settings = {
+    settings: Any = {
         "font.size": 11,
         "font.family": "sans-serif",
         "text.parse_math": False,
