@@ -9,7 +9,7 @@ DATA_DIR ?=
 # The CPU build of torch, where it is not the usual one.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-web lint benchmark matrix setup clean
+.PHONY: demo test test-web lint docs benchmark matrix setup clean
 
 setup: $(VENV)/package
 
@@ -17,6 +17,7 @@ setup: $(VENV)/package
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "Python 3.10 to 3.13 is needed. Received: $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@test ! -L $(VENV) || { echo "$(VENV) is a link to another folder, which would be emptied: remove the link"; exit 1; }
 	@echo "Setting up $(VENV) (a few minutes, once)"
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
@@ -36,7 +37,11 @@ lint: setup
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/pyright
 
-test: lint
+# The site, in site/. A broken link, or a public name that is in no page or has no docstring, fails.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+test: lint docs
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
 # The pages of `export(..., format="web")` and of `report` in headless Chromium. All of it must be there, and pass.
@@ -73,4 +78,4 @@ matrix:
 	$(PYTHON) -m scripts.checks.matrix $(if $(CELLS),--cells=$(CELLS))
 
 clean:
-	rm -rf $(VENV) .venv-torch .venv-matrix .web demo
+	rm -rf $(VENV) .venv-torch .venv-matrix .web demo site

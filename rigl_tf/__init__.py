@@ -14,7 +14,7 @@ of this package, around the optimizer.
 0.9
 
 `export` writes the trained model to a file, runs that file, and compares its outputs with those of
-the model. `strip` turns the model into a plain Keras model. The README says more.
+the model. `strip` turns the model into a plain Keras model. README and `docs` say more.
 """
 
 import keras
