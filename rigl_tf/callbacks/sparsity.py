@@ -106,7 +106,6 @@ class SparsityLogger(keras.callbacks.Callback):
 
     # All that is done on the end of a batch is to pass on a number, so Keras need not wait there.
     async_safe = True
-    _watched: Any
 
     def __init__(
         self,
@@ -133,18 +132,18 @@ class SparsityLogger(keras.callbacks.Callback):
         if log_dir is not None and pathlib.Path(log_dir).is_file():
             raise ValueError(f"`log_dir` must be a folder. Received: log_dir={str(log_dir)!r}")
         self._log_dir = log_dir
-        self._every: Any = every
+        self._every = None if every == "update" else int(every)
         self._shows_masks = bool(masks)
         self._data = data
         self._loss = loss
         self._logs_kernels = bool(kernels)
-        self._watched = None
+        self._watched = {}
         self.history = []
 
     # What Keras calls.
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        self._watched = None
+        self._watched = {}
         self._first_sparsity = self._sparsity = None
         strategy = self.model.distribute_strategy
         is_multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
@@ -154,19 +153,19 @@ class SparsityLogger(keras.callbacks.Callback):
             self._begin()
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        if self._watched is not None:
+        if self._watched:
             self._clock.begin_epoch()
-        self._moved = dict.fromkeys(self._watched or (), 0)
+        self._moved = dict.fromkeys(self._watched, 0)
 
     def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
-        if self._watched is None:
+        if not self._watched:
             if not self.model.built:
                 return
             self._begin()
-            self._moved = dict.fromkeys(self._watched or (), 0)
+            self._moved = dict.fromkeys(self._watched, 0)
         has_updated = self._clock.before_batch(batch)
         self._has_updated |= has_updated
-        if has_updated if self._every == "update" else self._clock.step >= self._next_step:
+        if has_updated if self._every is None else self._clock.step >= self._next_step:
             self._look()
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
@@ -174,16 +173,16 @@ class SparsityLogger(keras.callbacks.Callback):
             logs["sparsity"] = self._sparsity
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        if self._watched is None:
+        if not self._watched:
             self._begin()
-            self._moved = dict.fromkeys(self._watched or (), 0)
+            self._moved = dict.fromkeys(self._watched, 0)
         self._has_updated |= self._clock.end_epoch()
         numbers = self._look()
         if self._shows_masks and self._board.is_open:
             self._write_masks()
         self._board.flush()
         if logs is not None:
-            paths = list(self._watched or ()) if self._logs_kernels else ()
+            paths = list(self._watched) if self._logs_kernels else ()
             logs.update(self._of_all(numbers, sum(self._moved.values())))
             logs.update({f"sparsity/{path}": numbers[f"sparsity/{path}"] for path in paths})
             logs.update({f"moved/{path}": self._moved[path] for path in paths})
@@ -211,7 +210,7 @@ class SparsityLogger(keras.callbacks.Callback):
         self._turnover, self._has_updated = _NAN, False
         seen = {path: each.look() for path, each in watched.items()}
         self._note_sparsity(_sparsity(seen.values()))
-        if self._every != "update":
+        if self._every is not None:
             self._next_step = self._clock.step + self._every
         if self._shows_masks and self._board.is_open:
             self._write_masks()
@@ -233,7 +232,7 @@ class SparsityLogger(keras.callbacks.Callback):
         """Looks at all kernels, and writes what there is. Returns it, `{name: number}`."""
         seen = {path: each.look() for path, each in self._watched.items()}
         step = self._clock.step
-        if self._every != "update":
+        if self._every is not None:
             self._next_step = step - step % self._every + self._every
         self._note_sparsity(_sparsity(seen.values()))
         num_grown = sum(each.num_grown for each in seen.values())

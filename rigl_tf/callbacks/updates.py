@@ -2,7 +2,7 @@
 
 import math
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -41,8 +41,7 @@ class UpdateClock:
         self.last_update = None
         self.seconds = float("nan")
         self._batch = self._quiet_until = 0
-        self._begun: Any = None
-        self._before: Any = None
+        self._begun = self._before = None
         self._has_run = False
 
     def begin_epoch(self):
@@ -58,7 +57,7 @@ class UpdateClock:
         if self.step + 2 * size <= self._quiet_until:  # most often there is nothing to do
             self._has_run = True
             return False
-        is_done = self._finish(time_counts=True) if self._begun is not None else False
+        is_done = self._finish(self._begun, True) if self._begun is not None else False
         if self._updates(self.step, self.step + size):
             self.step = self._read(self.step)
             now = time.perf_counter()
@@ -76,12 +75,13 @@ class UpdateClock:
 
     def end_epoch(self):
         """Whether masks were updated in the last batch, or where steps are not counted."""
-        is_done = self._finish(time_counts=False) if self._begun is not None else False
+        is_done = self._finish(self._begun, False) if self._begun is not None else False
         self.step = self._read(self.step + self._model.steps_per_execution)
         return is_done
 
-    def _finish(self, time_counts):
-        begun, self._begun, self._before = self._begun, None, None
+    def _finish(self, begun, time_counts):
+        """Whether masks were updated since an execution has `_Begun`."""
+        self._begun = self._before = None
         self.step = self._read(self.step)
         elapsed = time.perf_counter() - begun.time
         done = self._updates(begun.step, self.step)

@@ -96,12 +96,14 @@ def test_dead_units(tmp_path):
 
 def test_an_export(tmp_path):
     model = lenet()
-    report = rigl_tf.export(model, tmp_path / "lenet.tflite", "litert")
+    report = rigl_tf.export(model, tmp_path / "lenet")
     text = write(tmp_path, model, export=[report])
-    assert f"{report.file_bytes:,} (dense: {report.dense_file_bytes:,})" in text
+    assert f"bytes on disk {report.file_bytes:,}" in text
     assert f"largest difference to the outputs of the model {report.max_difference:.2g}" in text
+    assert report.latencies
     for latency in report.latencies:
         assert f"time of a call, {latency.batch_size} examples {latency}" in text
+    assert report.kernels
     for each in report.kernels:
         assert f"{each.path} {each.sparsity:.1%} {each.structure} {each.kernel}" in text
 
@@ -182,9 +184,7 @@ def test_any_model(make, tmp_path):
 
 def test_flops_of_a_model_that_does_not_know_its_inputs(tmp_path):
     model = subclassed()
-    assert "FLOPs and stored bytes are not counted: The inputs of the model" in write(
-        tmp_path, model
-    )
+    assert "FLOPs and stored bytes are not counted: " in write(tmp_path, model)
     text = write(tmp_path, model, inputs=tf.TensorSpec((1, 6)))
     assert "FLOPs for one example 144 72 0.500" in text
 
