@@ -9,7 +9,7 @@ DATA_DIR ?=
 # The CPU build of torch, where it is not the usual one.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-web lint benchmark setup clean
+.PHONY: demo test test-web lint docs benchmark matrix setup clean
 
 setup: $(VENV)/package
 
@@ -17,6 +17,7 @@ setup: $(VENV)/package
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "Python 3.10 to 3.13 is needed. Received: $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@test ! -L $(VENV) || { echo "$(VENV) is a link to another folder, which would be emptied: remove the link"; exit 1; }
 	@echo "Setting up $(VENV) (a few minutes, once)"
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
@@ -36,15 +37,19 @@ lint: setup
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/pyright
 
-test: lint
+# The site, in site/. A broken link, or a public name that is in no page or has no docstring, fails.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+test: lint docs
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
-# The pages of `export(..., format="web")` in headless Chromium. All of it must be there, and pass.
+# The pages of `export(..., format="web")` and of `report` in headless Chromium. All of it must be there, and pass.
 test-web: setup .web/installed
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || { \
 	  sudo=$$(command -v sudo || true); $$sudo apt-get update && \
 	  $$sudo apt-get install --yes --no-install-recommends chromium; }
-	RIGL_TF_WEB=required $(BIN)/python -m pytest -m "not slow" tests/artifacts/test_web.py tests/scripts/test_browser.py
+	RIGL_TF_WEB=required $(BIN)/python -m pytest -m "not slow" tests/artifacts/test_web.py tests/reports tests/scripts/test_browser.py
 
 .web/installed:
 	@command -v npm > /dev/null || { echo "npm is needed: install Node.js from https://nodejs.org"; exit 1; }
@@ -68,5 +73,9 @@ benchmark: setup .venv-torch/installed
 	$(BIN)/python -m scripts.benchmark.execution
 	$(BIN)/python -m scripts.benchmark.networks
 
+# The core tests in other versions of Python and Keras; `CELLS=3.11:3.12,3.13:3.15` for some.
+matrix:
+	$(PYTHON) -m scripts.checks.matrix $(if $(CELLS),--cells=$(CELLS))
+
 clean:
-	rm -rf $(VENV) .venv-torch .web demo
+	rm -rf $(VENV) .venv-torch .venv-matrix .web demo site

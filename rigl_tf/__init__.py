@@ -14,7 +14,7 @@ of this package, around the optimizer.
 0.9
 
 `export` writes the trained model to a file, runs that file, and compares its outputs with those of
-the model. `strip` turns the model into a plain Keras model. The README says more.
+the model. `strip` turns the model into a plain Keras model. README and `docs` say more.
 """
 
 import keras
@@ -46,6 +46,7 @@ from rigl_tf.artifacts import export
 from rigl_tf.layers import SparseWrapper
 from rigl_tf.layers.summary import sparsity_summary
 from rigl_tf.masks import get_masks, load_masks, save_masks, set_masks
+from rigl_tf.moved import install as _find_moved_modules
 from rigl_tf.optimizers import (
     DNW,
     SET,
@@ -56,6 +57,7 @@ from rigl_tf.optimizers import (
     SparseOptimizer,
     StaticSparse,
 )
+from rigl_tf.reports import report
 from rigl_tf.transforms import compact, live_units, sparsify, strip, with_execution
 
 __version__ = "0.1.0"
@@ -85,6 +87,7 @@ __all__ = [
     "multi_worker",
     "online",
     "pruning",
+    "report",
     "save_masks",
     "schedules",
     "selection",
@@ -96,6 +99,8 @@ __all__ = [
     "with_execution",
     "xnnpack",
 ]
+
+_find_moved_modules()
 
 
 def __dir__():

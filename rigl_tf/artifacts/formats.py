@@ -20,6 +20,9 @@ from rigl_tf.artifacts import (
 from rigl_tf.inputs import concrete, signature
 from rigl_tf.walk import all_layers
 
+# How many times as fast as dense is faster than dense, as clocks vary.
+_FASTER = 1.05
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -117,16 +120,16 @@ def write_litert(job):
         dense,
         job.batch_sizes,
     )
+    reports = kernels.report_litert(job.kernels, operations, name)
     notes = () if made_with is specs else ("It takes batches of one example only.",)
-    return Artifact(
-        outputs,
-        job.path,
-        dense,
-        litert.TOLERANCES[job.quantize],
-        kernels.report_litert(job.kernels, operations, name),
-        tuple(latencies),
-        notes,
-    )
+    is_native = any(each.kernel == kernels.NATIVE for each in reports)
+    if is_native and latencies and all(each.speedup < _FASTER for each in latencies):
+        notes += (
+            "Measured here it is no faster than dense, though sparse kernels run: the other layers "
+            "take the time, or the kernels are too small.",
+        )
+    tolerance = litert.TOLERANCES[job.quantize]
+    return Artifact(outputs, job.path, dense, tolerance, reports, tuple(latencies), notes)
 
 
 def write_onnx(job):

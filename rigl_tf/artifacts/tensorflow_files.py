@@ -36,9 +36,9 @@ def run(format, path, specs, batch, expected, batch_sizes=()):
     except RuntimeError as error:
         outputs, latencies = _run_here(format, path, specs, batch, error)
         notes = (
-            "It holds classes or operations that are not TensorFlow's or Keras's own, so it can be "
-            "loaded only where these are known: it was not run in a fresh interpreter, but in the "
-            f"process that wrote it ({in_a_line(error)}).",
+            f"It could not be run in a fresh interpreter ({in_a_line(error)}): it was run in the "
+            "process that wrote it. If it holds classes or operations of your own, these must be "
+            "known wherever it is loaded.",
         )
     names = list(outputs) if format == "keras" else saved_model.output_names(expected)
     flat = [outputs[name] for name in names]

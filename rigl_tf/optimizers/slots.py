@@ -16,7 +16,12 @@ _ELEMENTWISE = (
     keras.optimizers.Nadam,
     keras.optimizers.Lion,
 )
-_AROUND_OTHERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
+# Keras has `MultiOptimizer` since 3.15.
+_AROUND_OTHERS = tuple(
+    getattr(keras.optimizers, name)
+    for name in ("LossScaleOptimizer", "MultiOptimizer")
+    if hasattr(keras.optimizers, name)
+)
 
 
 @dataclasses.dataclass(eq=False)

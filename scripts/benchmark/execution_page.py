@@ -6,7 +6,7 @@ import platform
 import numpy as np
 
 from scripts.benchmark import time_to_accuracy
-from scripts.common import plots, tables
+from scripts.common import plots, styles, tables
 from scripts.common.rows import Rows
 
 LABELS = {
@@ -333,12 +333,12 @@ def _plot(times, group, sparsity, path):
     }
     with plots.figure(path, (11, 4), ncols=3, sharey=True) as axes:
         for axis, (axes_of, (name, cases)) in enumerate(zip(axes, panels.items(), strict=True)):
-            for than in (_BASE, "torch", "sparselab"):
+            for number, than in enumerate((_BASE, "torch", "sparselab")):
                 ratios = [times.faster("csr", *case, than) for case in cases]
                 known = [(at, np.median(r)) for at, r in enumerate(ratios) if r is not None]
                 if known:
                     label = f"than {LABELS.get(than, than)}"
-                    axes_of.plot(*zip(*known, strict=True), marker="o", label=label)
+                    axes_of.plot(*zip(*known, strict=True), **styles.numbered(number), label=label)
             labels = [f"{case[0]:.0%}" if axis == 0 else case[axis] for case in cases]
             axes_of.set_xticks(range(len(cases)), labels)
             axes_of.axhline(1, color="black", linewidth=0.8)
@@ -350,4 +350,4 @@ def _plot(times, group, sparsity, path):
         axes[1].set(title=f"at {sparsity:.0%}")
         axes[2].set(title=f"at {sparsity:.0%}")
         if axes[0].get_legend_handles_labels()[1]:
-            axes[0].legend()
+            plots.legend(axes[0])

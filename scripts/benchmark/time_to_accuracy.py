@@ -23,7 +23,7 @@ from absl import app, flags
 
 import rigl_tf
 from scripts.benchmark import keras_programs
-from scripts.common import classifiers, experiments, plots, tables
+from scripts.common import classifiers, experiments, plots, styles, tables
 
 NAME = "time_to_accuracy"
 KEY = ("sparsity", "seed", "epochs", "width", "examples")
@@ -241,16 +241,23 @@ def _sentences(kinds, goals, reached):
 def _plot(rows, path):
     with plots.figure(path) as axes:
         lowest = 100.0
-        for number, (kind, group) in enumerate(_kinds(rows).items()):
+        sparsities = sorted({kind[0] for kind in _kinds(rows)} - {0})
+        for (sparsity, length), group in _kinds(rows).items():
+            style = styles.of(["dense"])["dense"] | {"marker": "."}
+            if sparsity:
+                style = {**styles.numbered(sparsities.index(sparsity)), "linestyle": "-"}
+            if length > 1:
+                style |= {"linestyle": ":", "markerfacecolor": "white"}
             runs = [tables.from_text(row["points"]) for row in group]
             for points in runs:
-                axes.plot(*zip(*points, strict=True), color=f"C{number}", alpha=0.3, linewidth=0.8)
+                pale = {**styles.line(style), "alpha": 0.3, "linewidth": 0.8}
+                axes.plot(*zip(*points, strict=True), **pale)
             middle = [
                 [statistics.mean(point[axis] for point in points) for axis in (0, 1)]
                 for points in zip(*runs, strict=True)
             ]
             axes.plot(
-                *zip(*middle, strict=True), color=f"C{number}", marker="o", label=label(*kind)
+                *zip(*middle, strict=True), **style, markersize=5, label=label(sparsity, length)
             )
             lowest = min(lowest, middle[-1][1])
         axes.set(
@@ -260,7 +267,7 @@ def _plot(rows, path):
             ylim=(max(0, lowest - 15), None),
         )
         axes.grid(alpha=0.3)
-        axes.legend()
+        plots.legend(axes)
 
 
 def main(_):

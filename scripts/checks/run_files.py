@@ -110,6 +110,9 @@ def _load(path):
         _load_metrics(path)
     elif path.suffix == ".keras":
         _load_model(path)
+    elif path.name == "report.html":
+        if not path.read_text(encoding="utf-8").endswith("</html>\n"):
+            raise ValueError("cut off")
     elif path.name == "export":
         artifact = tf.saved_model.load(str(path))
         (inputs,) = artifact.signatures["serving_default"].structured_input_signature[1].values()

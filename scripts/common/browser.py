@@ -1,4 +1,4 @@
-"""Headless Chromium, to look at the folders that `rigl_tf.export(..., format="web")` writes.
+"""Headless Chromium, to look at pages: those of `rigl_tf.export(..., format="web")`, and reports.
 
 `make test-web` installs what it needs: Chromium, and in `.web` LiteRT.js and puppeteer-core.
 """
@@ -76,3 +76,26 @@ def run(folder, screenshot=None):
     if error:
         raise RuntimeError(f"The page has errors: {error}")
     return result["report"]
+
+
+def look(page, folder, widths=(400, 1400)):
+    """Looks at a page of one file, at these widths in pixels, in light and in dark.
+
+    Args:
+        page: Path of the HTML file.
+        folder: Where the screenshots go, `400-light.png` and so on.
+        widths: Integers.
+
+    Returns:
+        Dictionary: `views`, a dictionary for each width and scheme, with what was seen; `requests`,
+        the addresses that were asked for; `errors`, what was on the console.
+    """
+    if missing():
+        raise RuntimeError(missing())
+    program = pathlib.Path(__file__).with_name("look.mjs")
+    address = pathlib.Path(page).resolve().as_uri()
+    command = ["node", program, _MODULES, chromium(), address, folder, ",".join(map(str, widths))]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        raise RuntimeError(f"Chromium failed: {done.stderr.strip()[-500:]}")
+    return json.loads(done.stdout)

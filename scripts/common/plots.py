@@ -3,41 +3,86 @@
 import contextlib
 import io
 
-from scripts.common import tables
+import numpy as np
+
+from scripts.common import styles, tables
 
 MAX_BYTES = 150_000
 _DPI = (150, 120, 100, 80, 70, 60, 50)
 
 
-def plot_means(rows, series, x, y, path, order, title, xlabel, ylabel, as_error=False):
+def plot_means(rows, series, x, y, path, order, title, xlabel, ylabel, as_error=False, look=None):
     """Draws mean ± standard deviation over x, a line for each series; x = 0 across the plot.
 
-    With `as_error` it draws `100 - y`, on a logarithmic axis.
+    With `as_error` it draws `100 - y`, on a logarithmic axis. `look` is `{series: style}`, that of
+    the methods if it is not given.
     """
     if as_error:
         rows = [{**row, y: 100 - row[y]} for row in rows]
     values = tables.means(rows, series, x, y)
     ticks = sorted({key[1] for key in values if key[1] > 0})
-    with figure(path) as axes:
-        for number, name in enumerate(order):
-            style = ("-", "--", ":")[number // 10 % 3]
+    order = [name for name in order if any(key[0] == name for key in values)]
+    look = look or styles.of(order)
+    shifts = apart(len(order))
+    with figure(path, (8, 5)) as axes:
+        for name, shift in zip(order, shifts, strict=True):
             points = sorted((key[1], *value) for key, value in values.items() if key[0] == name)
             if len(points) == 1 and points[0][0] == 0:
-                axes.axhline(points[0][1], color="black", linestyle="--", label=name)
-            elif points:
-                xs, ys, errors, _ = zip(*points, strict=True)
-                positions = [ticks.index(value) for value in xs]
-                axes.errorbar(
-                    positions, ys, errors, marker="o", capsize=3, label=name, linestyle=style
-                )
+                across(axes, *points[0][1:3], label=styles.label(name))
+                continue
+            xs, ys, errors, _ = zip(*points, strict=True)
+            positions = [ticks.index(value) + shift for value in xs]
+            with_errors(axes, positions, ys, errors, look[name], styles.label(name))
         axes.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
+        axes.set_xlim(-0.4, len(ticks) - 0.6)
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
         if as_error:
-            axes.set_yscale("log")
+            plain_numbers(axes)
         axes.grid(alpha=0.3, which="both")
-        # Many lines leave no room between them.
-        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "fontsize": "small"}
-        axes.legend(**(beside if len(axes.get_legend_handles_labels()[1]) > 6 else {}))
+        legend(axes)
+
+
+def with_errors(axes, x, y, errors, style, label):
+    """A line with error bars that end in caps, thinner than the line; none if all are 0."""
+    bars = {"capsize": 3, "elinewidth": 1} if np.any(errors) else {}
+    errors = errors if bars else None
+    axes.errorbar(x, y, errors, **style, **bars, label=label, markersize=5, linewidth=1.4)
+
+
+def across(axes, mean, deviation=0.0, label="Dense"):
+    """The dense network's value across the plot, in a band of its standard deviation."""
+    axes.axhline(mean, **styles.line(styles.of(["dense"])["dense"]), linewidth=1.2, label=label)
+    axes.axhspan(mean - deviation, mean + deviation, color="black", alpha=0.08, linewidth=0)
+
+
+def apart(number, width=0.3):
+    """How far each of `number` lines is shifted along x, so that no error bar hides another.
+
+    Example:
+
+    >>> apart(3)
+    [-0.05, 0.0, 0.05]
+    """
+    step = min(0.05, width / max(number - 1, 1))
+    return [round(step * (i - (number - 1) / 2), 6) for i in range(number)]
+
+
+def plain_numbers(axes):
+    """A logarithmic y axis whose numbers are written as they are."""
+    from matplotlib import ticker
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
+
+
+def legend(axes, **arguments):
+    """A legend within the plot; beside it where many lines leave no room."""
+    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "fontsize": "small"}
+    many = len(axes.get_legend_handles_labels()[1]) > 6
+    # Long enough to show a line's dashes.
+    axes.legend(**{"handlelength": 3.2, **(beside if many else {}), **arguments})
 
 
 @contextlib.contextmanager
@@ -89,6 +134,10 @@ def _with_palette(figure, dpi):
 
     whole, small = io.BytesIO(), io.BytesIO()
     figure.savefig(whole, format="png", dpi=dpi)
-    colours = Image.open(whole).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    colours = (
+        Image.open(whole)
+        .convert("RGB")
+        .quantize(64, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    )
     colours.save(small, format="png", optimize=True)
     return small

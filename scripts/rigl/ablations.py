@@ -319,6 +319,7 @@ def _plot(values, path):
         labels = [f"{study}: {setting}" for study, setting in values]
         mean, deviation, _ = zip(*values.values(), strict=True)
         axes.errorbar(mean, labels, xerr=deviation, fmt="o", capsize=3)
+        axes.margins(y=0.02)
         axes.invert_yaxis()
         axes.set(title="MNIST: settings of RigL", xlabel="test accuracy (%)")
         axes.grid(alpha=0.3)

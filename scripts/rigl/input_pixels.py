@@ -18,7 +18,7 @@ from absl import app
 
 import models
 import rigl_tf
-from scripts.common import classifiers, experiments, methods, plots, tables
+from scripts.common import classifiers, experiments, methods, plots, styles, tables
 
 _BATCH_SIZE = 100
 _NAME = "input_pixels"
@@ -147,17 +147,17 @@ def plot(rows, epochs, path):
             axes = figure.add_subplot(grid[i, j], xticks=[], yticks=[], title=f"epoch {epoch}")
             shown_as = axes.imshow(image.reshape(_SIDE, _SIDE), vmin=0, vmax=highest)
             if j == 0:
-                axes.set_ylabel(f"{method}, seed {first['seed']}")
+                axes.set_ylabel(f"{styles.label(method)}, seed {first['seed']}")
         figure.colorbar(shown_as, cax=figure.add_subplot(grid[i, -1]))
     axes = figure.add_subplot(grid[-1, :])
     for method in shown:
         of_method = [row for row in rows if row["method"] == method]
         values = [100 * _mean(of_method, "at_border", epoch)[0] for epoch in range(epochs + 1)]
-        axes.plot(values, marker=".", label=method)
+        axes.plot(values, **styles.of([method])[method], markersize=4, label=styles.label(method))
     axes.axhline(100 * border_pixels().mean(), color="black", linestyle=":", label="of all pixels")
     axes.set(xlabel="epoch", ylabel="at the border (%)", ylim=(0, None))
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="center right")
     plots.save(figure, path)
 
 

@@ -19,7 +19,7 @@ from absl import app
 
 import rigl_tf
 from rigl_tf import analysis
-from scripts.common import classifiers, experiments, methods, plots, tables
+from scripts.common import classifiers, experiments, methods, plots, styles, tables
 
 _BATCH_SIZE = 100
 _NAME = "landscape"
@@ -203,13 +203,14 @@ def plot(rows, path):
         over_epochs[name] = over_epochs[name] + epochs
     with plots.figure(path, (12, 4.5), ncols=2) as (left, right):
         for axes, xs in ((left, dict.fromkeys(_PATHS, _COEFFICIENTS)), (right, over_epochs)):
-            for number, (name, x) in enumerate(xs.items()):
+            for name, style in styles.of(xs).items():
                 curves = np.array([_numbers(row[name]) for row in rows])
-                axes.plot(x, curves.T, color=f"C{number}", alpha=0.25)
-                axes.plot(x, curves.mean(axis=0), color=f"C{number}", label=name)
+                axes.plot(xs[name], curves.T, color=style["color"], alpha=0.25, linewidth=0.8)
+                label = styles.label(name)
+                axes.plot(xs[name], curves.mean(axis=0), **style, markersize=4, label=label)
             axes.grid(alpha=0.3)
-            axes.set_yscale("log")
-            axes.legend(loc="upper center", ncols=2)
+            plots.plain_numbers(axes)
+            plots.legend(axes, loc="upper center", ncols=2)
         left.set(
             title="from the pruned solution (0) to the static one (1)",
             xlabel="t",

@@ -21,7 +21,7 @@ from absl import app, flags
 
 import models
 import rigl_tf
-from scripts.common import experiments, methods, plots, tables
+from scripts.common import experiments, methods, plots, styles, tables
 
 _NAME = "language"
 _KEY = ("method", "seed", "steps", "characters")
@@ -162,7 +162,8 @@ def _report(rows):
         longest = {method: max(k[1] for k in values if k[0] == method) for method, _ in values}
         for method, steps in longest.items():
             mean, deviation, _ = values[method, steps]
-            axes.bar(method, mean, yerr=deviation, capsize=3)
+            color = styles.of([method])[method]["color"]
+            axes.bar(styles.label(method), mean, yerr=deviation, capsize=3, color=color)
         axes.set(title="Characters, GRU at 75 %", ylabel="bits per character (test)")
         axes.set_ylim(bottom=0.95 * min(value[0] for value in values.values()))
 

@@ -25,7 +25,7 @@ from absl import app, flags
 import models
 import rigl_tf
 from rigl_tf.structures import NM, Block, Channels, ConstantFanIn
-from scripts.common import classifiers, experiments, plots, tables
+from scripts.common import classifiers, experiments, plots, styles, tables
 
 _NAME = "structures"
 _KEY = ("dataset", "method", "structure", "sparsity", "seed", "epochs", "examples")
@@ -235,8 +235,13 @@ def _report(rows, missing):
 
 
 def _plot(dataset, rows):
-    rows = [{**row, "line": f"{row['structure']}, {row['method']}"} for row in rows]
-    order = [f"{name}, {method}" for method in _METHODS for name in _STRUCTURES]
+    rows = [{**row, "line": f"{row['structure']}, {styles.label(row['method'])}"} for row in rows]
+    kinds = {"rigl": {}, "pruning": {"linestyle": "--", "markerfacecolor": "white"}}
+    look = {
+        f"{name}, {styles.label(method)}": {**styles.numbered(number), "linestyle": "-", **kind}
+        for method, kind in kinds.items()
+        for number, name in enumerate(_STRUCTURES)
+    }
     path = pathlib.Path(FLAGS.output_dir) / f"{_NAME}_{dataset}.png"
     plots.plot_means(
         rows,
@@ -244,11 +249,12 @@ def _plot(dataset, rows):
         "sparsity",
         "accuracy",
         path,
-        order,
+        list(look),
         NETWORKS[dataset].heading,
         "sparsity",
         "test error (%)",
         as_error=True,
+        look=look,
     )
 
 

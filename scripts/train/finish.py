@@ -8,14 +8,15 @@ import tensorflow as tf
 import rigl_tf
 
 
-def finish(directory, settings, data, model):
-    """Saves the model, exports it, and prints what came out and where it is.
+def finish(directory, settings, data, model, command=None):
+    """Saves the model, exports it, writes a page, and prints what came out and where it is.
 
     Args:
         directory: The `scripts.train.runs.RunDirectory`.
         settings: The `scripts.train.settings.Settings`.
         data: The `scripts.common.datasets.Dataset`.
         model: The trained `keras.Model`.
+        command: String, the command that the page tells of.
     """
     with directory.replacing("model.keras") as temporary:
         model.save(temporary)
@@ -26,8 +27,21 @@ def finish(directory, settings, data, model):
         "test_accuracy": _accuracy(lambda x: model(x, training=False), data),
         "exported_test_accuracy": _accuracy(exported.serve, data),
     }
+    page = _write_page(directory, model, report, command)
     directory.write_json("report.json", {**accuracies, **report.to_dict()})
     _print_result(directory, settings, data, model, report, accuracies)
+    print(page)
+
+
+def _write_page(directory, model, export, command):
+    """Writes the page on the run. Returns a sentence: where it is, or why there is none."""
+    metrics = directory.path / "metrics.csv"
+    try:
+        with directory.replacing("report.html") as temporary:
+            rigl_tf.report(model, metrics, temporary, export=export, command=command)
+    except ImportError as error:  # matplotlib is optional
+        return f"There is no page on the run: {error}"
+    return f"The page on the run is {directory.path / 'report.html'}"
 
 
 def _accuracy(call, data):

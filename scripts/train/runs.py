@@ -5,6 +5,7 @@
 | `config.json` | settings, versions, git revision, data checksum, the command |
 | `metrics.csv` | one row an epoch |
 | `checkpoint-0007.keras` | model and optimizer after 7 epochs; only the last one is kept |
+| `report.html` | a page to look at: curves, sparsity, costs (if matplotlib is installed) |
 | `model.keras`, `export/`, `report.json` | the results; `report.json` is written last |
 
 Everything is written under a temporary name and renamed when it is complete. The epoch of a
@@ -52,7 +53,14 @@ class RunDirectory:
         """Raises a `ValueError` if the directory holds a run, or is no directory."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"`output_dir` must be a directory. Received: {self.path}, a file")
-        names = ("config.json", "metrics.csv", "model.keras", "export", "report.json")
+        names = (
+            "config.json",
+            "metrics.csv",
+            "model.keras",
+            "export",
+            "report.html",
+            "report.json",
+        )
         if any((self.path / name).exists() for name in names) or self._checkpoints():
             raise ValueError(
                 "`output_dir` must not hold a run already: continue it with --resume or choose "

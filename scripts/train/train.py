@@ -96,9 +96,13 @@ def train(training):
             "val_accuracy": float(logs["val_accuracy"]),
             "sparsity": rigl_tf.sparsity_summary(model).sparsity,
             "learning_rate": float(model.optimizer.learning_rate),
+            **{name: value for name, value in logs.items() if name.startswith("moved")},
         }
         training.directory.save_epoch(model, epoch + 1, row)
 
+    callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=save)]
+    if rigl_tf.masks.kernels_of(model):
+        callbacks.insert(0, rigl_tf.callbacks.SparsityLogger())
     strategies.fit(
         model,
         batches(data, settings, training.first_epoch),
@@ -106,7 +110,7 @@ def train(training):
         epochs=settings.epochs,
         steps_per_epoch=_steps_per_epoch(settings, data),
         validation_data=_test_batches(data),
-        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=save)] if is_chief else [],
+        callbacks=callbacks if is_chief else [],
         verbose=("auto" if sys.stdout.isatty() else 2) if is_chief else 0,
     )
 
@@ -126,8 +130,10 @@ def batches(data, settings, first_epoch=0):
 def _steps_per_execution(settings, steps_per_epoch):
     if settings.strategy == "mirrored":
         return 1  # TensorFlow fails if a loop of steps on several local replicas has a condition.
-    # A divisor, so that an execution never takes batches of the next epoch.
-    return max(n for n in range(1, _MAX_STEPS_PER_EXECUTION + 1) if steps_per_epoch % n == 0)
+    # A divisor, so that an execution never takes batches of the next epoch. And one update at most
+    # is in it, so that each of them is seen.
+    most = min(_MAX_STEPS_PER_EXECUTION, settings.update_frequency)
+    return max(n for n in range(1, most + 1) if steps_per_epoch % n == 0)
 
 
 def _test_batches(data):
@@ -222,7 +228,7 @@ def _run(output_dir, resume, given, command):
     try:
         train(training)
         if strategies.is_chief(training.strategy):
-            finish(training.directory, training.settings, training.data, training.model)
+            finish(training.directory, training.settings, training.data, training.model, command)
     except OSError as error:
         return refuse(error)
     return 0

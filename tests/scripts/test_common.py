@@ -2,6 +2,7 @@
 
 import csv
 import doctest
+import itertools
 import math
 import os
 
@@ -12,7 +13,16 @@ import tensorflow as tf
 from absl import flags
 from running import given
 
-from scripts.common import classifiers, datasets, experiments, plots, provenance, tables
+from scripts.common import (
+    classifiers,
+    datasets,
+    experiments,
+    methods,
+    plots,
+    provenance,
+    styles,
+    tables,
+)
 from scripts.common.rows import Rows
 
 KEY = ("method", "sparsity", "seed")
@@ -152,10 +162,95 @@ def test_plot_means(tmp_path):
         ylabel="accuracy (%)",
     )
     image = keras.utils.img_to_array(keras.utils.load_img(path))
-    assert image.shape == (675, 1050, 3)
+    assert image.shape == (750, 1200, 3)
     colours = {tuple(colour) for colour in image.reshape(-1, 3).astype(int)}
-    assert (31, 119, 180) in colours  # The first line with error bars: set.
-    assert (255, 127, 14) in colours  # The second: rigl.
+    look = styles.of(["set", "rigl", "static"])
+    assert rgb(look["set"]) in colours
+    assert rgb(look["rigl"]) in colours
+    assert rgb(look["static"]) not in colours  # it has no row
+
+
+def rgb(style):
+    return tuple(int(style["color"][i : i + 2], 16) for i in (1, 3, 5))
+
+
+# How the three kinds of colour blindness see linear red, green and blue (Machado et al., 2009).
+VISIONS = {
+    "usual": np.eye(3),
+    "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritanopia": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+
+
+def seen(style, vision):
+    linear = (np.array(rgb(style)) / 255) ** 2.2
+    return np.clip(np.array(VISIONS[vision]) @ linear, 0, 1) ** (1 / 2.2)
+
+
+def test_each_method_has_a_style_that_can_be_told_from_all_others():
+    look = styles.of(methods.METHODS)
+    assert len(look) == len(methods.METHODS) >= 12
+    for one, other in itertools.combinations(look.values(), 2):
+        assert one["marker"] != other["marker"]
+        assert (one["color"], one["linestyle"]) != (other["color"], other["linestyle"])
+        if one["linestyle"] == other["linestyle"]:
+            for vision in VISIONS:
+                distance = np.linalg.norm(seen(one, vision) - seen(other, vision))
+                assert distance > 0.15, (one, other, vision)
+
+
+def test_a_method_has_the_same_style_in_every_plot():
+    rigl = styles.of(["rigl"])["rigl"]
+    assert styles.of(["shuffled", "pruning", "rigl 2x", "rigl"])["rigl"] == rigl
+    assert styles.of(["RigL"])["RigL"] == rigl
+    assert styles.of(["small dense"])["small dense"] == styles.of(["small_dense"])["small_dense"]
+    # The first kind of a method that is not there itself.
+    assert styles.of(["rigl, neuron", "rigl, layer"])["rigl, neuron"] == rigl
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["rigl", "rigl 2x", "rigl 5x", "rigl (erk)", "static again", "static", "set"],
+        ["random, ERK", "random, cubic", "random, linear", "SNIP", "GraSP", "LT", "hybrid"],
+        ["local", "local, no repetition", "global", "global, no repetition", "random"],
+        [f"line {number}" for number in range(20)],
+        [*methods.METHODS, "a new one", "another"],
+    ],
+)
+def test_kinds_and_other_names_have_styles_of_their_own(names):
+    look = styles.of(names)
+    assert list(look) == names
+    assert len({tuple(sorted(style.items())) for style in look.values()}) == len(names)
+    for name, style in look.items():
+        family = name.partition(" ")[0]
+        if family in look:
+            assert style["color"] == look[family]["color"]
+    others = [style["color"] for name, style in look.items() if name in ("hybrid", "global")]
+    assert not set(others) & {look[name]["color"] for name in ("GraSP", "random") if name in look}
+
+
+def test_labels_are_those_of_the_papers():
+    names = ["rigl", "small_dense", "small dense", "rigl 5x", "rigl (erk)", "rigl, neuron", "a b"]
+    assert list(map(styles.label, names)) == [
+        "RigL",
+        "Small-Dense",
+        "Small-Dense",
+        "RigL 5×",
+        "RigL (ERK)",
+        "RigL, neuron",
+        "a b",
+    ]
+
+
+def test_error_bars_stand_beside_each_other():
+    for number in (1, 2, 7, 14):
+        shifts = np.array(plots.apart(number))
+        assert len(shifts) == number
+        assert abs(shifts.mean()) < 1e-6
+        assert number == 1 or (np.diff(shifts) > 0.02).all()
+        assert shifts[-1] - shifts[0] <= 0.3 + 1e-6  # far from the next x
 
 
 def noise(path, size):

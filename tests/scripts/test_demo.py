@@ -47,6 +47,8 @@ def test_demo(tmp_path, capsys, monkeypatch):
     assert num_active + 410 <= shown <= 5020 + 410 + 3
     assert float(table["FLOPs ratio"][1]) == pytest.approx(0.1, abs=0.001)
     assert f"{tmp_path}/out/saved_model" in text
+    assert f"{tmp_path}/out/report.html" in text
+    assert "Moves for each active connection: " in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_plain_tensorflow(tmp_path, capsys):

@@ -13,8 +13,8 @@ RESULTS = ROOT / "results"
 
 
 def modules():
-    """The modules that README and pages run."""
-    pages = [ROOT / "README.md", *RESULTS.glob("*.md")]
+    """The modules that README, site and pages of results run."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *RESULTS.glob("*.md")]
     found = [re.findall(r"python -m (scripts[\w.]*)", page.read_text()) for page in pages]
     return sorted({name for names in found for name in names})
 

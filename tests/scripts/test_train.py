@@ -86,6 +86,7 @@ def test_run_directory(uninterrupted, data_path):
         "export",
         "metrics.csv",
         "model.keras",
+        "report.html",
         "report.json",
     ]
     config = json.loads((uninterrupted / "config.json").read_text())
@@ -98,6 +99,32 @@ def test_run_directory(uninterrupted, data_path):
     )
     assert config["versions"]["keras"] == keras.__version__
     assert config["data"]["train"] == 70
+
+
+def test_the_page_on_the_run(uninterrupted):
+    page = (uninterrupted / "report.html").read_text()
+    assert "the command" in page
+    moved = sum(float(row["moved"]) for row in rows(uninterrupted))
+    of_kernels = {
+        name: sum(float(row[name]) for row in rows(uninterrupted))
+        for name in rows(uninterrupted)[0]
+        if name.startswith("moved/")
+    }
+    assert len(of_kernels) == 3
+    assert sum(of_kernels.values()) == moved > 0
+    model = keras.saving.load_model(uninterrupted / "model.keras")
+    masks = rigl_tf.get_masks(model).values()
+    for mask, number in zip(masks, of_kernels.values(), strict=True):
+        assert f"{number / mask.sum():.2f}" in page
+    assert "accuracy over the epochs" in page
+
+
+def test_without_matplotlib(data_path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert train.run(tmp_path, given=small(data_path, epochs=1)) == 0
+    assert "There is no page on the run: `rigl_tf.report` needs" in capsys.readouterr().out
+    assert not (tmp_path / "report.html").exists()
+    assert (tmp_path / "report.json").exists()
 
 
 def test_metrics_are_those_of_the_model(uninterrupted, data_path):

@@ -38,7 +38,7 @@ QUICK = {
 }
 
 # Their second model mixes `layer.output` of wrapped layers and of others, which are two graphs: the
-# README says what to write in place of it.
+# guide "Any model" says what to write in place of it.
 TWO_GRAPHS = ("functional_resnet", "grad_cam")
 
 
@@ -243,7 +243,7 @@ def test_a_script_that_mixes_two_graphs(name, free_memory):
 
 
 def test_grad_cam_of_the_given_model():
-    """What the README advises for such scripts: the given model has the same weights."""
+    """What the guide advises for such scripts: the given model has the same weights."""
     dense, mixed = your_script.sparse("grad_cam"), "make_gradcam_heatmap(sample, model, name)"
     assert mixed in dense
     text = dense.replace("rigl_tf.sparsify(make_model(), 0.8)", "rigl_tf.sparsify(given, 0.8)")

@@ -86,10 +86,10 @@ def test_help_shows_the_two_lines(imported):
     assert f"VERSION\n    {rigl_tf.__version__}" in imported
 
 
-def test_the_first_program_of_the_readme_runs_anywhere(tmp_path):
+def test_the_first_program_of_the_site_runs_anywhere(tmp_path):
     """It needs nothing but the package, and its accuracy is one to be believed."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    program = re.search(r"^```python\n(.*?)^```", readme, flags=re.DOTALL | re.MULTILINE)[1]
+    page = (ROOT / "docs" / "getting_started.md").read_text(encoding="utf-8")
+    program = re.search(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)[1]
     imports = set(re.findall(r"^(?:import|from) (\w+)", program, flags=re.MULTILINE))
     assert imports == {"keras", "numpy", "rigl_tf"}
     script = tmp_path / "first.py"

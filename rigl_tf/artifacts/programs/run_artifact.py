@@ -6,6 +6,7 @@ take turns, so that all of them see the same machine.
 """
 
 import functools
+import importlib
 import json
 import pathlib
 import pickle
@@ -28,9 +29,9 @@ def litert(path):
 
 def onnx(path):
     """As `litert`. The outputs are numbered, in their order."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = importlib.import_module("onnxruntime").InferenceSession(
+        path, providers=["CPUExecutionProvider"]
+    )
     names = [each.name for each in session.get_inputs()]
 
     def run(arrays):

@@ -300,7 +300,8 @@ def page(rows):
             "cannot load the dense script's model either (with the error that it gives). "
             "Predictions of what was loaded are the same, bit for bit. What fails makes a second "
             "model of `layer.output` of wrapped layers and of others, which stand in two graphs: "
-            "[what to write in its place](../README.md#any-model).",
+            "[what to write in its place]"
+            "(../docs/guides/any_model.md#a-second-model-of-inner-outputs).",
             "",
             table(rows),
             "",

@@ -3,7 +3,7 @@
 import operator
 import statistics
 
-from scripts.common import plots, tables
+from scripts.common import plots, styles, tables
 from scripts.lottery import connectivity
 from scripts.lottery.pages import common
 
@@ -340,18 +340,21 @@ def plot(rows, path):
                 axes.set(title=f"{case}:\n{title}", xlabel="sparsity")
             row[0].set(ylabel="barrier (% of error)")
             row[2].set(ylabel="test accuracy (%)")
-            row[0].legend()
+            plots.legend(row[0])
 
 
 def _plot_column(axes, found, column):
     levels = found.pruned if column == "barrier_to_dense" else list(found.plan.levels)
-    for setting in found.settings:
+    shifts = plots.apart(len(found.settings))
+    for number, (setting, shift) in enumerate(zip(found.settings, shifts, strict=True)):
         values = [found.of(column, setting, level) for level in levels]
         deviations = [statistics.stdev(each) if len(each) > 1 else 0 for each in values]
         label = f"{setting[0]}, rewound to {setting[1]:.0%}"
         means = list(map(statistics.mean, values))
-        axes.errorbar(levels, means, deviations, marker="o", capsize=3, label=label)
+        places = [level + shift for level in levels]
+        plots.with_errors(axes, places, means, deviations, styles.numbered(number), label)
     if column != "accuracy":
         axes.axhline(_STABLE, color="black", linestyle=":")
     axes.set_xticks(levels, [f"{found.sparsity(level):.1%}" for level in levels])
+    axes.set_xlim(levels[0] - 0.4, levels[-1] + 0.4)
     axes.grid(alpha=0.3)

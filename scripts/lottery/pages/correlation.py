@@ -2,7 +2,7 @@
 
 import statistics
 
-from scripts.common import plots, tables
+from scripts.common import plots, styles, tables
 from scripts.lottery.correlation import FINE_TUNED, PRUNINGS, P
 from scripts.lottery.pages import common
 
@@ -209,20 +209,18 @@ def plot(rows, path):
             for axes in (above, below):
                 axes.set(xlabel="learning rate", xscale="log")
                 axes.grid(alpha=0.3)
-                axes.legend(fontsize="x-small")
+                plots.legend(axes, loc="best", bbox_to_anchor=None, fontsize="x-small")
 
 
 def _plot(axes, rows, prefix):
     sparsities = sorted({row["sparsity"] for row in rows})
-    for number, name in enumerate(_NETWORKS):
+    look = {name: styles.numbered(number) for number, name in enumerate(_NETWORKS)}
+    for name, style in {**look, **styles.of(["dense"])}.items():
         # A dense network was trained for each sparsity, from one seed: they are the same.
-        for sparsity, style in zip(
-            sparsities[: 1 if name == "dense" else None], "os", strict=False
-        ):
+        for number, sparsity in enumerate(sparsities[: 1 if name == "dense" else None]):
             chosen = [row for row in rows if row["sparsity"] == sparsity]
             values = tables.means(chosen, "sparsity", "learning_rate", prefix + name)
             points = sorted((rate, *value[:2]) for (_, rate), value in values.items())
             label = name if name == "dense" else f"{name}, {sparsity:.0%}"
-            axes.errorbar(
-                *zip(*points, strict=True), fmt=f"{style}-", color=f"C{number}", label=label
-            )
+            second = {"marker": "s", "markerfacecolor": "white"} if number else {}
+            plots.with_errors(axes, *zip(*points, strict=True), {**style, **second}, label)

@@ -5,7 +5,7 @@ import statistics
 import numpy as np
 
 from rigl_tf import analysis
-from scripts.common import plots, tables
+from scripts.common import plots, styles, tables
 from scripts.lottery import gradient_flow, spectra
 from scripts.lottery.pages import common
 
@@ -277,25 +277,26 @@ def _spectrum_section(rows):
 
 def plot(rows, path):
     """For each case: norms over the steps, spectra of the first seed, errors on the line."""
-    cases = common.by_case(rows)
+    cases, look = common.by_case(rows), styles.of(_by_network(rows))
     size = {"figsize": (16, 4.2 * len(cases)), "squeeze": False}
     with plots.figure(path, nrows=len(cases), ncols=3, **size) as grid:
         for (case, of_case), axes in zip(cases.items(), grid, strict=True):
-            _plot_norms(axes[0], case, of_case)
+            _plot_norms(axes[0], case, of_case, look)
             _plot_spectra(axes[1], case, of_case)
-            _plot_line(axes[2], case, of_case)
+            _plot_line(axes[2], case, of_case, look)
             for each in axes:
                 each.grid(alpha=0.3)
                 if each.get_legend_handles_labels()[0]:
                     each.legend(fontsize="x-small")
 
 
-def _plot_norms(axes, case, rows):
+def _plot_norms(axes, case, rows, look):
     for name, found in _by_network(rows).items():
         if found[0]["init"] == "layer":
             continue
         curves = np.array([tables.from_text(row["norms"]) for row in found])
-        axes.plot(curves[0, :, 0], curves[:, :, 1].mean(axis=0), label=name)
+        means, label = curves[:, :, 1].mean(axis=0), styles.label(name)
+        axes.plot(curves[0, :, 0], means, **look[name], markersize=3, markevery=0.1, label=label)
     axes.set(title=case, xlabel="step", ylabel="gradient norm", yscale="log")
 
 
@@ -305,10 +306,8 @@ def _plot_spectra(axes, case, rows):
     ends = [end for _, _, spectrum in drawn for end in spectrum[:2]]
     for number, (row, point, spectrum) in enumerate(drawn):
         label = f"{row['network']}, {row['init']}: {point.replace('_', ' ')}"
-        style = "--" if point == "before_update" else "-"
-        axes.stairs(
-            spectrum.shares, spectra.EDGES, label=label, color=f"C{number}", linestyle=style
-        )
+        style = styles.line(styles.numbered(number))
+        axes.stairs(spectrum.shares, spectra.EDGES, label=label, **style)
     middle = spectra.ABOUT_ZERO
     axes.set_xscale("symlog", linthresh=middle)
     axes.set(title=case, xlabel="eigenvalue of the Hessian", ylabel="share", yscale="log")
@@ -318,10 +317,11 @@ def _plot_spectra(axes, case, rows):
         axes.set_xticks([-1e-1, -1e-3, 0, 1e-3, 1e-1, 1e1])
 
 
-def _plot_line(axes, case, rows):
+def _plot_line(axes, case, rows, look):
     for name, found in _by_network(rows).items():
         curves = [errors(row) for row in found if row["errors_to_pruned"]]
         if curves:
-            axes.plot(gradient_flow.COEFFICIENTS, np.mean(curves, axis=0), label=name)
+            means, label = np.mean(curves, axis=0), styles.label(name)
+            axes.plot(gradient_flow.COEFFICIENTS, means, **look[name], markersize=3, label=label)
     axes.set(title=case, xlabel="from the network (0) to the pruned one (1)")
     axes.set_ylabel("test error (%)")

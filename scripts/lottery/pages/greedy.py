@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from scripts.common import plots, tables
+from scripts.common import plots, styles, tables
 from scripts.lottery import greedy
 from scripts.lottery.pages import common
 
@@ -250,17 +250,17 @@ def plot(rows, path):
                 _plot_curves(each, of_case, objective)
                 each.set(title=f"{case}, {objective}", ylabel="relative discrepancy")
             _plot_accuracies(axes[-1], of_case)
-            axes[-1].set(title=f"{case}, fine-tuned", ylabel="test accuracy (%)", xscale="log")
+            axes[-1].set(title=f"{case}, fine-tuned", ylabel="test accuracy (%)")
             for each in axes:
                 each.set_xlabel(f"units of {place.layer} kept")
                 each.grid(alpha=0.3)
-                each.legend(fontsize="small")
+                plots.legend(each, loc="best", bbox_to_anchor=None, fontsize="small")
 
 
 def _plot_curves(axes, rows, objective):
     """The geometric mean over the seeds, at the numbers of units that all have."""
     largest = 1
-    for number, method in enumerate(greedy.METHODS):
+    for method, style in styles.of(greedy.METHODS).items():
         found = [dict(curve) for curve in curves(rows, method, objective)]
         if not found:
             continue
@@ -268,7 +268,7 @@ def _plot_curves(axes, rows, objective):
         means = [
             np.exp(np.mean([np.log(max(curve[n], _FLOOR)) for curve in found])) for n in counts
         ]
-        axes.plot(counts, means, color=f"C{number}", label=method)
+        axes.plot(counts, means, **style, markersize=4, markevery=0.15, label=method)
         largest = max(largest, *counts)
     counts = np.arange(1, largest + 1)
     axes.plot(counts, 1 / counts, color="black", linestyle=":", label="1/n")
@@ -277,9 +277,14 @@ def _plot_curves(axes, rows, objective):
 
 def _plot_accuracies(axes, rows):
     values = tables.means(rows, "method", "num_units", "fine_tuned_accuracy")
-    for number, method in enumerate(greedy.METHODS):
+    look, sizes = styles.of(greedy.METHODS), sorted({size for _, size in values})
+    for (method, style), shift in zip(look.items(), plots.apart(len(look)), strict=True):
         points = sorted((n, *value[:2]) for (name, n), value in values.items() if name == method)
         if points:
-            axes.errorbar(*zip(*points, strict=True), fmt="o-", color=f"C{number}", label=method)
-    dense = np.mean([row["dense_accuracy"] for row in rows])
-    axes.axhline(dense, color="black", linestyle="--", label="dense")
+            num_units, means, deviations = zip(*points, strict=True)
+            places = [n * (1 + shift) for n in num_units]
+            plots.with_errors(axes, places, means, deviations, style, method)
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, sizes)
+    axes.minorticks_off()
+    plots.across(axes, np.mean([row["dense_accuracy"] for row in rows]))

@@ -2,7 +2,7 @@
 
 from rigl_tf import lottery
 from rigl_tf.lottery.sanity import CHECKS
-from scripts.common import plots, tables
+from scripts.common import plots, styles, tables
 from scripts.lottery.pages import common
 from scripts.lottery.sanity import HYBRID, INITIAL, PARTIALLY_TRAINED
 
@@ -211,19 +211,20 @@ def _drop(table, check):
 def plot(rows, path):
     """For each case, the drop by each check, and accuracy over sparsity."""
     cases = _by_case(rows)
-    size = {"figsize": (14, 4.2 * len(cases)), "squeeze": False}
+    look = styles.of(dict.fromkeys(each for found in cases.values() for each in found.tickets))
+    size = {"figsize": (17, 4.2 * len(cases)), "squeeze": False}
     with plots.figure(path, nrows=len(cases), ncols=2, **size) as grid:
         for (case, found), (left, right) in zip(cases.items(), grid, strict=True):
-            _plot_drops(left, found)
-            _plot_accuracies(right, found)
+            _plot_drops(left, found, look)
+            _plot_accuracies(right, found, look)
             left.set(title=f"{case}: checks", ylabel="drop of accuracy (points)")
             right.set(title=case, xlabel="sparsity (%)", ylabel="test accuracy (%)")
             for axes in (left, right):
                 axes.grid(alpha=0.3)
-                axes.legend(fontsize="x-small")
+                plots.legend(axes, loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
 
 
-def _plot_drops(axes, found):
+def _plot_drops(axes, found, look):
     checked = list(found.checked())
     width = 0.8 / max(len(checked), 1)
     for number, (ticket, sparsity, table) in enumerate(checked):
@@ -231,21 +232,28 @@ def _plot_drops(axes, found):
         places = [CHECKS.index(check) + width * number - 0.4 for check in drops]
         heights = [mean for mean, _ in drops.values()]
         errors = [deviation or 0 for _, deviation in drops.values()]
-        axes.bar(places, heights, width, yerr=errors, align="edge", label=f"{ticket}, {sparsity:g}")
+        label = f"{styles.label(ticket)}, {sparsity:g}"
+        # Paler where a ticket is drawn at a second sparsity.
+        paler = 0.5 if ticket in [each[0] for each in checked[:number]] else 1.0
+        color = look[ticket]["color"]
+        bars = {"color": color, "alpha": paler, "error_kw": {"elinewidth": 1}, "capsize": 2}
+        axes.bar(places, heights, width, yerr=errors, align="edge", label=label, **bars)
     axes.axhline(_THRESHOLD, color="black", linestyle=":", linewidth=1)
     axes.set_xticks(range(len(CHECKS)), [check.replace(" ", "\n") for check in CHECKS])
+    axes.set_xlim(-0.6, len(CHECKS) - 0.4)
     axes.set_yscale("symlog", linthresh=1)
 
 
-def _plot_accuracies(axes, found):
-    for number, ticket in enumerate(found.tickets):
+def _plot_accuracies(axes, found, look):
+    for ticket, shift in zip(found.tickets, plots.apart(len(found.tickets)), strict=True):
         sparsities = [sparsity for sparsity in found.sparsities if found.of(ticket, sparsity)]
         values = [found.of(ticket, sparsity) for sparsity in sparsities]
-        places = [found.sparsities.index(sparsity) + 0.02 * number for sparsity in sparsities]
+        places = [found.sparsities.index(sparsity) + shift for sparsity in sparsities]
         ranges = [[_mean(each) - min(each) for each in values]]
         ranges += [[max(each) - _mean(each) for each in values]]
-        style = "s--" if ticket.startswith("random") else "o-"
-        axes.errorbar(places, list(map(_mean, values)), ranges, fmt=style, ms=4, label=ticket)
+        means = list(map(_mean, values))
+        plots.with_errors(axes, places, means, ranges, look[ticket], styles.label(ticket))
     if dense := found.of("dense", 0.0):
-        axes.axhline(_mean(dense), color="black", linestyle="--", label="dense")
+        plots.across(axes, _mean(dense))
     axes.set_xticks(range(len(found.sparsities)), [f"{100 * s:g}" for s in found.sparsities])
+    axes.set_xlim(-0.4, len(found.sparsities) - 0.6)

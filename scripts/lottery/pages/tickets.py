@@ -3,7 +3,7 @@
 import statistics
 
 from rigl_tf import lottery
-from scripts.common import plots, tables
+from scripts.common import plots, styles, tables
 from scripts.lottery import tickets
 from scripts.lottery.pages import common
 
@@ -309,18 +309,20 @@ def plot(rows, path):
 
 def _plot_case(axes, found, rate):
     dense = found.of("dense", 0, rate)
-    axes.axhline(statistics.mean(dense), color="black", linestyle="--", label="dense")
+    plots.across(axes, statistics.mean(dense))
     lowest = statistics.mean(dense)
-    for kind in ("LT-IMP", *found.plan.rivals):
+    look = styles.of(["LT-IMP", *found.plan.rivals])
+    for (kind, style), shift in zip(look.items(), plots.apart(len(look)), strict=True):
         levels = [k for k in sorted(found.sparsities) if k and found.of(kind, k, rate)]
         values = [found.of(kind, level, rate) for level in levels]
         means = [statistics.mean(each) for each in values]
         deviations = [statistics.stdev(each) if len(each) > 1 else 0 for each in values]
-        axes.errorbar(levels, means, deviations, marker="o", capsize=3, label=kind)
+        places = [level + shift for level in levels]
+        plots.with_errors(axes, places, means, deviations, style, styles.label(kind))
         if kind != "small dense":
             lowest = min(lowest, *means)
     ticks = sorted(set(found.sparsities) - {0})
     axes.set_xticks(ticks, [_percents([found.sparsities[level]]) for level in ticks])
-    axes.set(xlabel="sparsity", ylim=(lowest - 1, None))
+    axes.set(xlabel="sparsity", ylim=(lowest - 1, None), xlim=(ticks[0] - 0.4, ticks[-1] + 0.4))
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left", fontsize="small")
+    plots.legend(axes, loc="lower left", bbox_to_anchor=None, fontsize="small")

@@ -1,4 +1,4 @@
-"""Callbacks for `fit`."""
+"""How much of the kernels an optimizer has tried, in the logs of `fit`."""
 
 from typing import Any
 

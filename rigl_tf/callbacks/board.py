@@ -1,0 +1,66 @@
+"""Numbers and pictures for TensorBoard."""
+
+import importlib.util
+import os
+import warnings
+
+import tensorflow as tf
+
+
+class Board:
+    """Writes into a folder that TensorBoard shows.
+
+    Without the package `tensorboard`, TensorFlow writes no summaries: a warning says so, and
+    nothing is written.
+
+    Args:
+        log_dir: Path of the folder, `None` to write nothing.
+    """
+
+    def __init__(self, log_dir):
+        self._writer = None
+        if log_dir is None:
+            return
+        if importlib.util.find_spec("tensorboard") is None:
+            warnings.warn(
+                "Nothing is written for TensorBoard, as the package 'tensorboard' is not "
+                "installed: `pip install tensorboard`. The logs of `fit` have all numbers. "
+                f"Received: log_dir={os.fspath(log_dir)!r}",
+                stacklevel=2,
+            )
+            return
+        self._writer = tf.summary.create_file_writer(os.fspath(log_dir))
+
+    def write(self, step, numbers, images=None):
+        """Writes `{name: number}` and `{name: matrix of numbers in [0, 1]}`."""
+        if self._writer is None:
+            return
+        with self._writer.as_default(step=step), tf.summary.record_if(True):
+            if numbers:
+                # All at once: `tf.summary.scalar` takes 0.3 ms for each.
+                summary = tf.compat.v1.Summary(value=map(_scalar, numbers, numbers.values()))
+                tf.summary.experimental.write_raw_pb(summary.SerializeToString())
+            for name, matrix in (images or {}).items():
+                tf.summary.image(name, matrix[tf.newaxis, :, :, tf.newaxis])
+
+    def flush(self):
+        if self._writer is not None:
+            self._writer.flush()
+
+    @property
+    def is_open(self):
+        return self._writer is not None
+
+    def close(self):
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _scalar(name, number):
+    """What `tf.summary.scalar` writes of a number."""
+    plugin = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
+    return tf.compat.v1.Summary.Value(
+        tag=name,
+        tensor=tf.make_tensor_proto(number, tf.float32),
+        metadata=tf.compat.v1.SummaryMetadata(plugin_data=plugin),
+    )

@@ -1,0 +1,326 @@
+"""What sparsity is doing while a model trains: for TensorBoard, CSV files, progress bars."""
+
+import math
+import os
+import pathlib
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from rigl_tf import multi_worker
+from rigl_tf._types import Data, Loss
+from rigl_tf.callbacks.board import Board
+from rigl_tf.callbacks.gradients import GradientNorms
+from rigl_tf.callbacks.updates import UpdateClock, has_updates
+from rigl_tf.callbacks.watching import squared_norm, watch
+from rigl_tf.checks import check_integers
+from rigl_tf.optimizers import DNW, GradualPruning, SparseOptimizer, kernels
+
+_NAN = float("nan")
+Logs = dict[str, Any] | None
+
+
+class SparsityLogger(keras.callbacks.Callback):
+    """Tells how sparse the kernels are while a model trains, and how their connections move.
+
+    At the end of each epoch these are in the logs of `fit`: so they are in the `History`, and in
+    what callbacks after this one write, such as `keras.callbacks.CSVLogger`. With a `log_dir`,
+    TensorBoard shows them too, as often as `every` says.
+
+    | name | number |
+    | --- | --- |
+    | `sparsity` | share of zeros in all sparse kernels, in `[0, 1)` |
+    | `moved` | connections that became active, in the logs: in this epoch |
+    | `turnover` | share of the active connections that the last update grew |
+    | `drop_fraction` | share of the active connections that the last update was to drop |
+    | `exploration_rate` | share of all connections that were active at some time |
+    | `dead_units` | share of the units that no active connection leads to |
+    | `weight_norm` | L2 norm of the weights of all sparse kernels |
+    | `gradient_norm_active`, `gradient_norm_inactive` | L2 norms of the loss gradient on `data` |
+    | `seconds_per_update` | how long the last step with an update took |
+
+    `sparsity/PATH` and `moved/PATH` are those of each kernel; in TensorBoard there are
+    `turnover/PATH`, `dead_units/PATH`, `weight_norm/PATH` and the gradients' norms as well. A
+    number that is not known yet, such as the `turnover` before the first update, is NaN. What can
+    never be known is left out: the `drop_fraction` of a method without one, or gradients without
+    `data`. The gradient of the inactive connections of CSR kernels is not computed, so
+    `gradient_norm_inactive` is left out if a kernel is CSR.
+
+    While the sparsity changes, as it does in gradual pruning, the progress bar shows it.
+
+    Masks are looked at after updates. If several happen in between, as with
+    `compile(steps_per_execution=...)`, or with an integer `every`, `moved`, `turnover` and
+    `exploration_rate` compare what was seen: a connection that was dropped and grown again in
+    between counts as one that stayed. An optimizer with `track_exploration=True` counts each
+    update, and then `turnover` and `exploration_rate` are its own. Of `rigl_tf.DNW`, which updates
+    masks in every step, only the ends of epochs are looked at, unless `every` is an integer.
+
+    `seconds_per_update` is the time from the beginning of the step to that of the next, with what
+    other callbacks do in it. With `steps_per_execution` above 1 that of the other steps in the same
+    execution is taken off; it is NaN where these cannot be told apart. So it is of an update in
+    the last batch of an epoch.
+
+    It works with masked and CSR kernels, any optimizer, and under any strategy; of several workers
+    only the chief writes for TensorBoard. It keeps two booleans for each connection, of a CSR
+    kernel the places of the active ones.
+
+    Args:
+        log_dir: Path of the folder for TensorBoard, or `None` to write nothing. The package
+            `tensorboard` is needed; without it a warning says so, and the logs have all numbers.
+        every: When masks are looked at: `"update"`, after each step with an update, or an integer
+            of at least 1, every so many steps (at the next beginning of an execution). At the end
+            of an epoch they are, too. Defaults to `"update"`.
+        masks: Boolean, whether pictures of the masks are written for TensorBoard when training
+            begins and after each epoch: inputs down, units across, in at most 256 x 256 cells, each
+            as bright as its share of active connections. Defaults to `False`.
+        data: Data for the gradients' norms, which each look computes anew: a pair
+            `(inputs, targets)`, or a list of such batches. It costs a training step for each batch.
+            Defaults to `None`.
+        loss: The loss of these gradients, see `rigl_tf.analysis.gradient_norms`. Defaults to the
+            loss that the model was compiled with.
+        kernels: Boolean, whether the logs have the numbers of each kernel. Keras writes all logs
+            at the end of its progress bar, which is long for a model of many layers. Defaults to
+            `True`.
+
+    Attributes:
+        history: List of a dictionary for each look, all that TensorBoard gets, and the `step`.
+
+    Raises:
+        ValueError: If an argument is out of its range; when training begins, if the model has no
+            sparse kernel.
+
+    Example:
+
+    >>> x, y = np.ones((32, 8), "float32"), np.ones((32, 4), "float32")
+    >>> inputs = keras.Input((8,))
+    >>> dense = keras.Model(inputs, keras.layers.Dense(4, name="last")(inputs))
+    >>> model = rigl_tf.sparsify(dense, 0.5)
+    >>> model.compile(rigl_tf.SET("sgd", end_step=8, update_frequency=2), "mse")
+    >>> history = model.fit(x, y, epochs=8, verbose=0, callbacks=[SparsityLogger()]).history
+    >>> history["sparsity"][-1], history["sparsity/last/kernel"][-1]
+    (0.5, 0.5)
+    >>> sum(history["moved"]) > 0
+    True
+    """
+
+    # All that is done on the end of a batch is to pass on a number, so Keras need not wait there.
+    async_safe = True
+
+    def __init__(
+        self,
+        log_dir: str | os.PathLike[str] | None = None,
+        every: str | int = "update",
+        masks: bool = False,
+        *,
+        data: Data | None = None,
+        loss: Loss | None = None,
+        kernels: bool = True,
+    ) -> None:
+        super().__init__()
+        if every != "update":
+            if isinstance(every, str):
+                raise ValueError(
+                    f"`every` must be 'update' or an integer >= 1. Received: every={every!r}"
+                )
+            check_integers(1, every=every)
+        if masks and log_dir is None:
+            raise ValueError(
+                "`masks=True` writes pictures for TensorBoard, so it needs a `log_dir`. "
+                f"Received: masks={masks}, log_dir=None"
+            )
+        if log_dir is not None and pathlib.Path(log_dir).is_file():
+            raise ValueError(f"`log_dir` must be a folder. Received: log_dir={str(log_dir)!r}")
+        self._log_dir = log_dir
+        self._every = None if every == "update" else int(every)
+        self._shows_masks = bool(masks)
+        self._data = data
+        self._loss = loss
+        self._logs_kernels = bool(kernels)
+        self._watched = {}
+        self.history = []
+
+    # What Keras calls.
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        self._watched = {}
+        self._first_sparsity = self._sparsity = None
+        strategy = self.model.distribute_strategy
+        is_multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        is_chief = not is_multi_worker or multi_worker.is_chief(strategy)
+        self._board = Board(self._log_dir if is_chief else None)
+        if self.model.built:
+            self._begin()
+
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        if self._watched:
+            self._clock.begin_epoch()
+        self._moved = dict.fromkeys(self._watched, 0)
+
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        if not self._watched:
+            if not self.model.built:
+                return
+            self._begin()
+            self._moved = dict.fromkeys(self._watched, 0)
+        has_updated = self._clock.before_batch(batch)
+        self._has_updated |= has_updated
+        if has_updated if self._every is None else self._clock.step >= self._next_step:
+            self._look()
+
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        if logs is not None and self._shows_sparsity():
+            logs["sparsity"] = self._sparsity
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        if not self._watched:
+            self._begin()
+            self._moved = dict.fromkeys(self._watched, 0)
+        self._has_updated |= self._clock.end_epoch()
+        numbers = self._look()
+        if self._shows_masks and self._board.is_open:
+            self._write_masks()
+        self._board.flush()
+        if logs is not None:
+            paths = list(self._watched) if self._logs_kernels else ()
+            logs.update(self._of_all(numbers, sum(self._moved.values())))
+            logs.update({f"sparsity/{path}": numbers[f"sparsity/{path}"] for path in paths})
+            logs.update({f"moved/{path}": self._moved[path] for path in paths})
+
+    def on_train_end(self, logs: Logs = None) -> None:
+        self._board.close()
+
+    # What is known of the model.
+
+    def _begin(self):
+        watched = watch(self.model)
+        if not watched:
+            raise ValueError(
+                "`SparsityLogger` needs a model with sparse kernels: make one with "
+                "`rigl_tf.sparsify`. "
+                f"Received: model={self.model.name!r}, without sparse kernels"
+            )
+        self._clock = UpdateClock(self.model)
+        self._gradients = None
+        if self._data is not None:
+            kernels_of = {path: each.kernel for path, each in watched.items()}
+            loss = self.model.loss if self._loss is None else self._loss
+            self._gradients = GradientNorms(self.model, self._data, loss, kernels_of)
+        self._watched = watched
+        self._turnover, self._has_updated = _NAN, False
+        seen = {path: each.look() for path, each in watched.items()}
+        self._note_sparsity(_sparsity(seen.values()))
+        if self._every is not None:
+            self._next_step = self._clock.step + self._every
+        if self._shows_masks and self._board.is_open:
+            self._write_masks()
+
+    def _note_sparsity(self, sparsity):
+        self._sparsity = sparsity
+        if self._first_sparsity is None:
+            self._first_sparsity = sparsity
+
+    def _shows_sparsity(self):
+        if self._sparsity is None:
+            return False
+        ramps = any(isinstance(each, GradualPruning) for each in self._clock.optimizers)
+        return ramps or self._sparsity != self._first_sparsity
+
+    # A look.
+
+    def _look(self):
+        """Looks at all kernels, and writes what there is. Returns it, `{name: number}`."""
+        seen = {path: each.look() for path, each in self._watched.items()}
+        step = self._clock.step
+        if self._every is not None:
+            self._next_step = step - step % self._every + self._every
+        self._note_sparsity(_sparsity(seen.values()))
+        num_grown = sum(each.num_grown for each in seen.values())
+        if self._has_updated or num_grown:  # else the last one is as it was
+            self._turnover = num_grown / max(1, sum(each.num_active for each in seen.values()))
+        is_news, self._has_updated = self._has_updated or num_grown > 0, False
+        squares = {
+            path: float(squared_norm(watched.kernel.variable))
+            for path, watched in self._watched.items()
+        }
+        units = sum(each.num_units for each in seen.values())
+        numbers = {
+            "sparsity": self._sparsity,
+            "moved": num_grown,
+            **({"turnover": self._own_or("turnover", self._turnover)} if self._moves() else {}),
+            **self._drop_fractions(),
+            "exploration_rate": self._own_or(
+                "exploration_rate",
+                sum(each.num_ever for each in seen.values())
+                / sum(each.size for each in seen.values()),
+            ),
+            "dead_units": sum(each.num_dead for each in seen.values()) / max(1, units),
+            "weight_norm": math.sqrt(sum(squares.values())),
+            **self._gradient_norms(),
+        }
+        if any(map(has_updates, self._clock.optimizers)):
+            numbers["seconds_per_update"] = self._clock.seconds
+        for path, each in seen.items():
+            self._moved[path] += each.num_grown
+            numbers[f"sparsity/{path}"] = 1 - each.num_active / each.size
+            numbers[f"moved/{path}"] = each.num_grown
+            numbers[f"turnover/{path}"] = each.num_grown / max(1, each.num_active)
+            numbers[f"dead_units/{path}"] = each.num_dead / max(1, each.num_units)
+            numbers[f"weight_norm/{path}"] = math.sqrt(squares[path])
+        news = numbers
+        if not is_news:  # At the end of an epoch: nothing has moved that was not told of before.
+            old = ("moved", "turnover/")
+            news = {name: x for name, x in numbers.items() if not name.startswith(old)}
+        self.history.append({"step": step, **news})
+        self._board.write(step, news)
+        return numbers
+
+    def _of_all(self, numbers, num_moved):
+        own = {name: number for name, number in numbers.items() if "/" not in name}
+        return {**own, "moved": num_moved}
+
+    def _own_or(self, name, seen):
+        """What the optimizers count themselves, if all of them do, else what was seen."""
+        optimizers = [each for each in self._clock.optimizers if each.built]
+        if not optimizers or not all(each.track_exploration for each in optimizers):
+            return seen
+        explored = [each for o in optimizers for each in o._explored_kernels()]
+        if len(explored) < len(self._watched):  # some are trained by others
+            return seen
+        return getattr(kernels, name)(explored)
+
+    def _moves(self):
+        return any(isinstance(o, DNW) or has_updates(o) for o in self._clock.optimizers)
+
+    def _drop_fractions(self):
+        """`{name: number}`, one of each optimizer if there are several."""
+        dropping = [each for each in self._clock.optimizers if isinstance(each, SparseOptimizer)]
+        step = self._clock.last_update
+        result = {}
+        for number, optimizer in enumerate(dropping, 1):
+            value = _NAN
+            if step is not None and optimizer.built:
+                value = float(optimizer._drop_fraction_at(tf.constant(step, tf.int64)))
+            result["drop_fraction" if number == 1 else f"drop_fraction_{number}"] = value
+        return result
+
+    def _gradient_norms(self):
+        if self._gradients is None:
+            return {}
+        norms = self._gradients()
+        result = {}
+        for index, kind in enumerate(("active", "inactive")):
+            values = {path: pair[index] for path, pair in norms.items()}
+            if None not in values.values():
+                result[f"gradient_norm_{kind}"] = math.hypot(*values.values())
+                result |= {f"gradient_norm_{kind}/{path}": v for path, v in values.items()}
+        return result
+
+    def _write_masks(self):
+        images = {f"mask/{path}": each.image() for path, each in self._watched.items()}
+        self._board.write(self._clock.step, {}, images)
+
+
+def _sparsity(seen):
+    seen = list(seen)
+    return 1 - sum(each.num_active for each in seen) / sum(each.size for each in seen)

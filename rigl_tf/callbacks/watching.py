@@ -1,0 +1,159 @@
+"""What a sparse kernel is like now, and what has changed in it since it was looked at last."""
+
+import dataclasses
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from rigl_tf import masks
+from rigl_tf.layers.axes import axes_of
+from rigl_tf.walk import layers_of_weights
+
+_MOST_PIXELS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """One look at a kernel: all are integers.
+
+    Attributes:
+        size, num_active: Numbers of connections, and of active ones.
+        num_grown: How many of these were not active at the look before.
+        num_ever: How many connections were active at some look.
+        num_units, num_dead: Numbers of units that it makes, and of those without an active
+            connection.
+    """
+
+    size: int
+    num_active: int
+    num_grown: int
+    num_ever: int
+    num_units: int
+    num_dead: int
+
+
+def watch(model):
+    """`{path: Watched}` of the sparse kernels of a model."""
+    layers = {id(weight): around[-1] for weight, around in layers_of_weights(model)}
+    return {
+        path: (
+            _WatchedPlaces(kernel)
+            if kernel.execution == "csr"
+            else _WatchedMask(kernel, layers[id(kernel.variable)])
+        )
+        for path, kernel in masks.kernels_of(model).items()
+    }
+
+
+def squared_norm(values):
+    """The sum of the squares of a tensor, in float32."""
+    return 2 * tf.nn.l2_loss(tf.cast(tf.convert_to_tensor(values), tf.float32))
+
+
+class _WatchedMask:
+    """A kernel with a mask."""
+
+    def __init__(self, kernel, layer):
+        self.kernel = kernel
+        axes = axes_of(layer, kernel.variable)
+        self._outputs = tuple(axis % len(kernel.shape) for axis in axes.outputs)
+        self._others = tuple(a for a in range(len(kernel.shape)) if a not in self._outputs)
+        self._mask = kernel.mask
+        self._ever = self._mask.copy()
+
+    def look(self):
+        """A `Seen`."""
+        old, self._mask = self._mask, self.kernel.mask
+        self._ever |= self._mask
+        is_alive = self._mask.any(axis=self._others)
+        return Seen(
+            self._mask.size,
+            int(np.count_nonzero(self._mask)),
+            int(np.count_nonzero(self._mask > old)),
+            int(np.count_nonzero(self._ever)),
+            is_alive.size,
+            int(is_alive.size - np.count_nonzero(is_alive)),
+        )
+
+    def image(self):
+        """The mask as a matrix of shares of active connections: inputs down, units across."""
+        matrix = self._mask.transpose(*self._others, *self._outputs)
+        num_units = math.prod(self._mask.shape[axis] for axis in self._outputs)
+        return pooled(matrix.reshape(-1, num_units))
+
+
+class _WatchedPlaces:
+    """A CSR kernel: no array of the size of the dense kernel is made here."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+        self._places = self._now()
+        self._ever = self._places
+
+    def _now(self):
+        """The places of the active connections in the flat kernel, sorted."""
+        storage = self.kernel.storage
+        splits, columns = storage.row_splits.numpy(), storage.columns.numpy()
+        num_rows, num_units = storage.matrix_shape
+        rows = np.repeat(np.arange(num_rows, dtype=np.int64) * num_units, np.diff(splits))
+        return rows + columns
+
+    def look(self):
+        """A `Seen`."""
+        old, self._places = self._places, self._now()
+        num_grown = 0
+        if not np.array_equal(old, self._places):
+            num_grown = len(_union(old, self._places)) - len(old)
+            self._ever = _union(self._ever, self._places)
+        num_units = self.kernel.storage.matrix_shape[1]
+        is_alive = np.zeros(num_units, bool)
+        is_alive[self._places % num_units] = True
+        return Seen(
+            self.kernel.size,
+            len(self._places),
+            num_grown,
+            len(self._ever),
+            num_units,
+            int(num_units - np.count_nonzero(is_alive)),
+        )
+
+    def image(self):
+        """As of a kernel with a mask."""
+        num_rows, num_units = self.kernel.storage.matrix_shape
+        rows, columns = np.divmod(self._places, num_units)
+        shape = min(num_rows, _MOST_PIXELS), min(num_units, _MOST_PIXELS)
+        cells = rows * shape[0] // num_rows, columns * shape[1] // num_units
+        counts = np.zeros(shape)
+        np.add.at(counts, cells, 1)
+        heights = np.bincount(np.arange(num_rows) * shape[0] // num_rows)
+        widths = np.bincount(np.arange(num_units) * shape[1] // num_units)
+        sizes = np.outer(heights, widths)
+        return (counts / sizes).astype("float32")
+
+
+def _union(one, other):
+    """The numbers in either of two sorted arrays, each once."""
+    both = np.concatenate([one, other])
+    both.sort(kind="stable")  # which merges what is sorted
+    is_first = np.ones(len(both), bool)
+    np.not_equal(both[1:], both[:-1], out=is_first[1:])
+    return both[is_first]
+
+
+def pooled(matrix, most=_MOST_PIXELS):
+    """The means of the cells of a matrix, at most `most` of them down and across, as float32.
+
+    Example:
+
+    >>> pooled(np.array([[1, 0, 0, 0], [1, 0, 1, 1]]), most=2).tolist()
+    [[0.5, 0.0], [0.5, 1.0]]
+    """
+    for axis in (0, 1):
+        size = matrix.shape[axis]
+        if size > most:
+            starts = np.searchsorted(np.arange(size) * most // size, np.arange(most))
+            sums = np.add.reduceat(matrix.astype("float32"), starts, axis=axis)
+            lengths = np.diff([*starts, size])
+            matrix = sums / (lengths[:, np.newaxis] if axis == 0 else lengths)
+    return np.asarray(matrix, "float32")

@@ -1,0 +1,123 @@
+"""The sparse kernels of a model, and what leads to each input and unit of them."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from rigl_tf import masks
+from rigl_tf.layers.axes import axes_of
+from rigl_tf.layers.eligibility import dense_reason
+from rigl_tf.walk import layers_of_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One kernel.
+
+    Attributes:
+        path, shape: Of the kernel.
+        num_active: Number of active connections.
+        inputs: Array of integers: the number of active connections of each input, for each
+            position of a convolution's window; the inputs are its last axis.
+        num_dead: Number of units that no active connection leads to.
+        num_units: Number of units.
+    """
+
+    path: str
+    shape: tuple
+    num_active: int
+    inputs: np.ndarray
+    num_dead: int
+    num_units: int
+
+    @property
+    def size(self):
+        return math.prod(self.shape)
+
+    @property
+    def sparsity(self):
+        return 1 - self.num_active / self.size
+
+    @property
+    def num_unread(self):
+        """Number of inputs without an active connection."""
+        return int((self.inputs.reshape(-1, self.inputs.shape[-1]).sum(axis=0) == 0).sum())
+
+
+def kernels_of(model):
+    """The `Kernel`s that are sparse, and whether they have masks.
+
+    If none has a mask, as in a model of `rigl_tf.strip`, those count that hold zeros.
+    """
+    around = {id(weight): layers[-1] for weight, layers in layers_of_weights(model)}
+    found = masks.kernels_of(model)
+    if found:
+        return [_of_sparse(path, kernel, around) for path, kernel in found.items()], True
+    plain = {
+        weight.path: weight
+        for weight, layers in layers_of_weights(model)
+        if len(weight.shape) >= 2
+        and "float" in weight.dtype
+        and dense_reason(layers[-1], weight) not in ("bias", "normalisation", "activation")
+    }
+    kernels = []
+    for path, weight in plain.items():
+        active = weight.numpy() != 0
+        if active.any() and not active.all():
+            kernels.append(_of_mask(path, active, axes_of(around[id(weight)], weight)))
+    return kernels, False
+
+
+def _of_sparse(path, kernel, around):
+    if kernel.execution == "csr":
+        places = kernel.storage.places().numpy()
+        num_rows, num_units = kernel.storage.matrix_shape
+        inputs = np.bincount(places // num_units, minlength=num_rows)
+        units = np.bincount(places % num_units, minlength=num_units)
+        shape = kernel.shape[:-1] if math.prod(kernel.shape[:-1]) == num_rows else (num_rows,)
+        dead = int((units == 0).sum())
+        return Kernel(path, kernel.shape, len(places), inputs.reshape(shape), dead, num_units)
+    return _of_mask(path, kernel.mask, axes_of(around[id(kernel.variable)], kernel.variable))
+
+
+def _of_mask(path, mask, axes):
+    outputs = tuple(axis % mask.ndim for axis in axes.outputs)
+    inputs = tuple(axis % mask.ndim for axis in axes.inputs if axis % mask.ndim not in outputs)
+    others = tuple(axis for axis in range(mask.ndim) if axis not in outputs)
+    positions = tuple(axis for axis in others if axis not in inputs)
+    units = mask.any(axis=others)
+    counts = mask.sum(axis=outputs)  # axes in the order of `others`
+    counts = counts.transpose([others.index(axis) for axis in (*positions, *inputs)])
+    num_inputs = math.prod(mask.shape[axis] for axis in inputs)
+    counts = counts.reshape(*(mask.shape[axis] for axis in positions), num_inputs)
+    dead = int(units.size - np.count_nonzero(units))
+    return Kernel(path, mask.shape, int(np.count_nonzero(mask)), counts, dead, units.size)
+
+
+def as_image(kernel, model):
+    """The active connections of each input of a kernel as a matrix, and what it shows, in words.
+
+    The inputs of an image that is flattened are its pixels, and those of a convolution positions
+    and channels. All others are in rows.
+    """
+    counts = kernel.inputs
+    shape = _shape_of_image(model)
+    if counts.ndim == 1 and shape is not None and math.prod(shape) == counts.size:
+        return counts.reshape(shape).sum(axis=-1), "each input pixel"
+    if counts.ndim > 1:
+        matrix = counts.reshape(-1, counts.shape[-1])
+        return matrix, "each position of the window (down) and input channel (across)"
+    width = counts.size if counts.size <= 64 else math.ceil(math.sqrt(2 * counts.size))
+    matrix = np.full(math.ceil(counts.size / width) * width, np.nan)
+    matrix[: counts.size] = counts
+    return matrix.reshape(-1, width), "each input, row by row"
+
+
+def _shape_of_image(model):
+    """Height, width and channels of the images that a model takes, `None` if it takes others."""
+    inputs = getattr(model, "inputs", None) or []
+    shape = tuple(inputs[0].shape[1:]) if len(inputs) == 1 else ()
+    if len(shape) not in (2, 3) or None in shape:
+        return None
+    return shape if len(shape) == 3 else (*shape, 1)

@@ -1,0 +1,215 @@
+"""Puts runs of `scripts.train` side by side.
+
+    python -m scripts.compare RUN RUN ...
+
+Each RUN is a run directory, finished or not. It prints the settings that differ, and what came out,
+a row for each run, and writes both with a plot of the curves into `--output_dir`:
+`comparison.md` and `comparison.png`.
+"""
+
+import json
+import os
+import pathlib
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import rich.console
+import rich.table
+from absl import app, flags
+
+from rigl_tf.reports.curves import Curves
+from scripts.common import plots, tables
+from scripts.train import runs
+
+FLAGS = flags.FLAGS
+_NAME = "comparison"
+_CURVES = {"val_accuracy": "test accuracy", "loss": "training loss"}
+
+
+def _define_flags():
+    flags.DEFINE_string("output_dir", ".", "Where comparison.md and comparison.png go.")
+
+
+class Run:
+    """What a run directory holds.
+
+    Args:
+        path: Its path.
+
+    Raises:
+        ValueError: If it is none, or has no finished epoch.
+    """
+
+    def __init__(self, path):
+        directory = runs.RunDirectory(path)
+        self.path = directory.path
+        if not (self.path / "config.json").is_file():
+            raise ValueError(
+                "RUN must be a run directory of scripts.train, with a config.json. "
+                f"Received: {self.path}"
+            )
+        self.config = directory.read_config()
+        try:
+            self.curves = Curves(self.path / "metrics.csv")
+        except ValueError as error:
+            raise ValueError(
+                f"A run to compare must have a finished epoch in metrics.csv. Received: {self.path}"
+            ) from error
+        self.result = self._read_result()
+
+    def _read_result(self):
+        path = self.path / "report.json"
+        try:
+            return json.loads(path.read_text()) if path.exists() else {}
+        except ValueError as error:
+            raise ValueError(
+                f"report.json must be as the run wrote it. Received: {path} ({error})"
+            ) from error
+
+    def facts(self):
+        """`{name: value}` of all that decides its result."""
+        versions = {f"version of {name}": x for name, x in self.config["versions"].items()}
+        data = {f"data: {name}": x for name, x in self.config["data"].items()}
+        return {**self.config["settings"], **data, **versions}
+
+    def outcome(self):
+        """`{name: text}` of what came out."""
+        last = {name: numbers[-1] for name, numbers in self.curves.of_all.items()}
+        of_all = self.config["settings"].get("epochs", "?")
+        result = self.result
+        return {
+            "epochs": f"{self.curves.epochs[-1]} of {of_all}",
+            "test accuracy": _share(result.get("test_accuracy", last.get("val_accuracy"))),
+            "training loss": _number(last.get("loss")),
+            "test loss": _number(last.get("val_loss")),
+            "sparsity": _share(last.get("sparsity")),
+            "active weights": _count(result.get("num_active")),
+            "FLOPs ratio": _number(result.get("flops_ratio")),
+            "bytes compressed": _count(result.get("compressed_bytes")),
+        }
+
+
+def _number(value):
+    return "" if value is None else f"{value:.4g}"
+
+
+def _share(value):
+    return "" if value is None else f"{value:.2%}"
+
+
+def _count(value):
+    return "" if value is None else f"{value:,}"
+
+
+def read_runs(paths):
+    """`{name: Run}`, the names as short as they can be.
+
+    Raises:
+        ValueError: If there are fewer than two, one is named twice, or one is no run.
+    """
+    paths = [pathlib.Path(path).expanduser() for path in paths]
+    if len(paths) < 2:
+        given = ", ".join(map(str, paths)) or "none"
+        raise ValueError(f"Give two run directories or more to compare. Received: {given}")
+    resolved = [path.resolve() for path in paths]
+    for path in paths:
+        if resolved.count(path.resolve()) > 1:
+            raise ValueError(f"Give each run directory once. Received: {path} twice")
+    parts = [path.parts for path in resolved]
+    length = 1
+    while len({each[-length:] for each in parts}) < len(parts):
+        length += 1
+    return {
+        str(pathlib.Path(*each[-length:])): Run(path)
+        for each, path in zip(parts, paths, strict=True)
+    }
+
+
+def differing(found):
+    """`{name: [value of each run]}` of the settings, data and versions that are not all the same.
+
+    What a run does not have is an empty text.
+    """
+    facts = [run.facts() for run in found.values()]
+    names = dict.fromkeys(name for each in facts for name in each)
+    values = {name: [each.get(name, "") for each in facts] for name in names}
+    return {name: of_runs for name, of_runs in values.items() if len(set(map(str, of_runs))) > 1}
+
+
+def plot(found, path):
+    """Draws the curves of all runs, accuracy and loss beside each other."""
+    with plots.figure(path, figsize=(11, 4.5), ncols=2) as both:
+        for axes, (column, label) in zip(both, _CURVES.items(), strict=True):
+            for number, (name, run) in enumerate(found.items()):
+                numbers = run.curves.of_all.get(column)
+                if numbers is not None:
+                    style = ("-", "--", ":")[number // 10 % 3]
+                    few = "o" if np.isfinite(numbers).sum() == 1 else ""
+                    axes.plot(run.curves.epochs, numbers, label=name, linestyle=style, marker=few)
+            axes.set(title=label, xlabel="epoch")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid(alpha=0.3)
+        # Below both: names of runs are long.
+        axes.legend(loc="upper right", bbox_to_anchor=(1, -0.15), fontsize="small", ncols=2)
+
+
+def compare(paths, output_dir):
+    """Prints tables of runs, and writes them with a plot.
+
+    Args:
+        paths: Paths of run directories, two or more.
+        output_dir: Path of the directory to write to; it is made.
+    """
+    found = read_runs(paths)
+    other = differing(found)
+    outcomes = {name: run.outcome() for name, run in found.items()}
+    heads = list(next(iter(outcomes.values())))
+    made = {
+        "Settings that differ": (
+            ["run", *other],
+            [
+                [name, *(str(values[index]) for values in other.values())]
+                for index, name in enumerate(found)
+            ],
+        ),
+        "What came out": (["run", *heads], [[n, *each.values()] for n, each in outcomes.items()]),
+    }
+    if not other:
+        made.pop("Settings that differ")
+        print("The runs have the same settings, data and versions")
+    output_dir = pathlib.Path(output_dir).expanduser()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    plot(found, output_dir / f"{_NAME}.png")
+    lines = ["# Runs side by side", ""]
+    for title, (head, rows) in made.items():
+        _print(title, head, rows)
+        lines += [f"## {title}", "", *tables.table(head, rows), ""]
+    lines.append(f"![Curves]({_NAME}.png)")
+    (output_dir / f"{_NAME}.md").write_text("\n".join(lines) + "\n")
+    print(f"The tables are in {output_dir / _NAME}.md, the curves in {output_dir / _NAME}.png")
+
+
+def _print(title, head, rows):
+    table = rich.table.Table(title=title, title_justify="left")
+    for name in head:
+        table.add_column(name, justify="left" if name == "run" else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 160, markup=False)
+    console.print(table)
+
+
+def main(argv):
+    try:
+        compare(argv[1:], FLAGS.output_dir)
+    except (ValueError, OSError) as error:
+        print(f"compare.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main)

@@ -1,0 +1,445 @@
+"""Tests of `SparsityLogger`: its numbers are those of the masks after each step."""
+
+import csv
+import itertools
+import math
+import re
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import (
+    ALGORITHMS,
+    INNER,
+    WORLDS,
+    all_alike,
+    covers_part,
+    drop_half,
+    ends_early,
+    every_algorithm,
+    half,
+    logs_of,
+    mirrored,
+    mlp,
+    numbers,
+    rigl,
+    two_workers,
+    updates_only,
+    wait_for,
+)
+
+import rigl_tf
+from rigl_tf.callbacks import SparsityLogger, updates
+from rigl_tf.callbacks.board import Board
+
+layers, optimizers = keras.layers, keras.optimizers
+pytestmark = [ends_early, covers_part, updates_only]
+
+NUM_STEPS = 4  # in an epoch
+
+
+class Masks(keras.callbacks.Callback):
+    """Keeps `{path: mask}` before training, and after each step or execution of steps."""
+
+    def on_train_begin(self, logs=None):
+        self.history = [rigl_tf.get_masks(self.model)]
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.history.append(rigl_tf.get_masks(self.model))
+
+
+def fit(model, optimizer, *callbacks, epochs=3, scale=1.0, **settings):
+    x, y = numbers((16, 6)), numbers((16, 3), seed=1, scale=scale)
+    settings = {"run_eagerly": True, **settings}
+    model.compile(optimizer, "mse", **settings)
+    fitted = model.fit(
+        x, y, batch_size=4, epochs=epochs, shuffle=False, verbose=0, callbacks=list(callbacks)
+    )
+    return fitted.history
+
+
+def check(history, masks, every=1):
+    """Compares the logs of all epochs with masks that were kept after every so many steps."""
+    assert len(masks) == 1 + len(history["loss"]) * NUM_STEPS // every
+    per_epoch = NUM_STEPS // every
+    for epoch in range(len(history["loss"])):
+        last = (epoch + 1) * per_epoch
+        now, in_epoch = masks[last], masks[last - per_epoch : last + 1]
+        moved = {
+            path: sum((two[path] & ~one[path]).sum() for one, two in itertools.pairwise(in_epoch))
+            for path in now
+        }
+        sizes = {path: mask.size for path, mask in now.items()}
+        active = {path: mask.sum() for path, mask in now.items()}
+        ever = {path: np.any([each[path] for each in masks[: last + 1]], axis=0) for path in now}
+        dead = {
+            path: (~mask.reshape(-1, mask.shape[-1]).any(0)).sum() for path, mask in now.items()
+        }
+        want = {
+            "sparsity": 1 - sum(active.values()) / sum(sizes.values()),
+            "moved": sum(moved.values()),
+            "exploration_rate": sum(e.sum() for e in ever.values()) / sum(sizes.values()),
+            "dead_units": sum(dead.values()) / sum(mask.shape[-1] for mask in now.values()),
+            **{f"sparsity/{path}": 1 - active[path] / sizes[path] for path in now},
+            **{f"moved/{path}": moved[path] for path in now},
+        }
+        for name, value in want.items():
+            assert history[name][epoch] == pytest.approx(value), (name, epoch)
+
+
+@every_algorithm
+def test_the_logs_are_those_of_the_masks(name):
+    algorithm, masks = ALGORITHMS[name], Masks()
+    model = rigl_tf.sparsify(mlp(), algorithm.sparsity, all_alike)
+    logger = SparsityLogger(every=1 if algorithm.moves == "step" else "update")
+    history = fit(model, algorithm(), masks, logger)
+    check(history, masks.history)
+    norm = np.sqrt(sum((k.numpy() ** 2).sum() for k in rigl_tf.masks.kernels_of(model).values()))
+    assert history["weight_norm"][-1] == pytest.approx(norm)
+    assert ("drop_fraction" in history) == isinstance(model.optimizer, rigl_tf.SparseOptimizer)
+    assert ("turnover" in history) == (name != "StaticSparse")
+    if algorithm.moves == "updates":
+        # The last of the updates, which are at even steps below 11.
+        *_, old, new = [masks.history[step] for step in (10, 11)]
+        grown = sum((new[path] & ~old[path]).sum() for path in new)
+        assert history["turnover"][-1] == pytest.approx(grown / sum(m.sum() for m in new.values()))
+        assert all(seconds > 0 for seconds in history["seconds_per_update"])
+    else:
+        assert "seconds_per_update" not in history
+
+
+def test_the_drop_fraction_is_that_of_the_last_update():
+    history = fit(half(mlp()), rigl(end_step=9, update_frequency=4), SparsityLogger())
+    at_4 = 0.25 * (1 + math.cos(math.pi * 4 / 9))
+    at_8 = 0.25 * (1 + math.cos(math.pi * 8 / 9))
+    assert np.isnan(history["drop_fraction"][0])
+    np.testing.assert_allclose(history["drop_fraction"][1:], [at_4, at_8], rtol=1e-5)
+
+
+@pytest.mark.parametrize("world", [*WORLDS, "csr", "executions", "float16", "accumulated"])
+def test_in_every_world(world):
+    settings = WORLDS.get(world, {"jit_compile": False})
+    strategy = mirrored() if world == "two replicas" else tf.distribute.get_strategy()
+    every = 2 if world == "executions" else 1
+    masks = Masks()
+    with strategy.scope():
+        model = half(mlp(), execution="csr" if world == "csr" else "masked")
+        inner = INNER["sgd"]()
+        if world == "accumulated":
+            inner = optimizers.SGD(0.1, gradient_accumulation_steps=2)
+        optimizer = rigl(inner, update_frequency=3, drop_fraction=drop_half)
+        if world == "float16":
+            optimizer = optimizers.LossScaleOptimizer(optimizer)
+        # The order of callbacks does not matter to what each of them sees in the masks.
+        settings = {"run_eagerly": False, **settings, "steps_per_execution": every}
+        history = fit(model, optimizer, SparsityLogger(), masks, **settings)
+    check(history, masks.history, every)
+    assert sum(history["moved"]) > 0
+
+
+def test_steps_that_overflow_are_no_steps():
+    """The first steps of a large loss scale are left out, and updates come later."""
+    masks = Masks()
+    optimizer = optimizers.LossScaleOptimizer(
+        rigl("sgd", update_frequency=3, drop_fraction=drop_half), initial_scale=2.0**127
+    )
+    logger = SparsityLogger()
+    model = half(mlp())
+    history = fit(model, optimizer, masks, logger, epochs=5, scale=30.0)
+    num_steps = int(optimizer.inner_optimizer.step)
+    assert 3 < num_steps < 17
+    check(history, masks.history)
+    assert [each["step"] for each in logger.history if each.get("moved")] == [
+        step + 1 for step in range(3, num_steps, 3)
+    ]
+
+
+def nested():
+    inner = mlp(6, 8, 5, name="inner")
+    return keras.Sequential([keras.Input((6,)), inner, layers.Dense(3)])
+
+
+def shared():
+    inputs, dense = keras.Input((6,)), layers.Dense(6)
+    return keras.Model(inputs, layers.Dense(3)(dense(dense(inputs))))
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = layers.Dense(8), layers.Dense(3)
+
+    def call(self, inputs):
+        return self.two(self.one(inputs))
+
+
+def recurrent():
+    return keras.Sequential(
+        [keras.Input((6,)), layers.Reshape((3, 2)), layers.GRU(5), layers.Dense(3)]
+    )
+
+
+def convolutions():
+    inputs = keras.Input((6,))
+    x = layers.Reshape((3, 2))(inputs)
+    x = layers.Conv1D(8, 2)(x)
+    return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+
+
+@pytest.mark.built_in_fit
+@pytest.mark.parametrize(
+    "make",
+    [nested, shared, Subclassed, recurrent, convolutions, lambda: mlp_without_input()],
+)
+def test_any_model(make):
+    """Those that are built in `fit`, too."""
+    model, masks = half(make()), Masks()
+    history = fit(model, rigl("sgd", drop_fraction=drop_half), SparsityLogger(), masks)
+    if masks.history[0]:
+        check(history, masks.history)
+    assert sum(history["moved"]) > 0
+    paths = {name.partition("/")[2] for name in history if "/" in name}
+    assert paths == set(rigl_tf.get_masks(model))
+
+
+def mlp_without_input():
+    return keras.Sequential([layers.Dense(8), layers.Dense(3)])
+
+
+def test_a_dense_optimizer_of_a_sparse_model():
+    history = fit(half(mlp()), "adam", SparsityLogger())
+    assert history["sparsity"] == [0.5] * 3
+    assert not {"turnover", "drop_fraction", "seconds_per_update"} & set(history)
+
+
+def test_masks_that_other_code_sets():
+    class Other(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            masks = rigl_tf.get_masks(self.model)
+            rigl_tf.set_masks(self.model, {path: ~mask for path, mask in masks.items()})
+
+    model = half(mlp())
+    history = fit(model, rigl_tf.StaticSparse("sgd"), Other(), SparsityLogger())
+    assert history["moved"] == [36, 36, 36]
+    assert history["exploration_rate"] == [1, 1, 1]
+
+
+def test_gradients_of_active_and_inactive_connections():
+    """`mean(x @ w)` has the gradient `mean(x)` of the input at each connection of one unit."""
+    x, y = np.array([[1.0, 2, 2, 4]]), np.zeros((1, 1))
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(1, use_bias=False, name="sum")])
+    model = rigl_tf.sparsify(model, 0.5)
+    rigl_tf.set_masks(model, {"sum/kernel": [[1], [1], [0], [0]]})
+    model.compile(rigl_tf.StaticSparse(optimizers.SGD(0.0)), "mse")
+    logger = SparsityLogger(data=(x, y), loss=lambda y, z: tf.reduce_mean(z, axis=-1))
+    history = model.fit(x, y, epochs=1, verbose=0, callbacks=[logger]).history
+    assert history["gradient_norm_active"] == [pytest.approx(5**0.5)]
+    assert history["gradient_norm_inactive"] == [pytest.approx(20**0.5)]
+    rigl_tf.with_execution(model, "csr")
+    model.compile(rigl_tf.StaticSparse(optimizers.SGD(0.0)), "mse")
+    history = model.fit(x, y, epochs=1, verbose=0, callbacks=[logger]).history
+    assert history["gradient_norm_active"] == [pytest.approx(5**0.5)]
+    assert "gradient_norm_inactive" not in history
+
+
+def test_looking_changes_nothing():
+    def trained(*callbacks):
+        model = half(mlp())
+        fit(model, rigl("adam", drop_fraction=drop_half), *callbacks)
+        return model.get_weights()
+
+    keras.utils.set_random_seed(0)
+    want = trained()
+    keras.utils.set_random_seed(0)
+    got = trained(SparsityLogger(every=1, data=(numbers((4, 6)), numbers((4, 3)))))
+    for one, two in zip(got, want, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def events(directory):
+    """`{tag: {step: value}}` of all event files."""
+    found = {}
+    for path in sorted(directory.rglob("*tfevents*")):
+        for record in tf.data.TFRecordDataset(str(path)):
+            event = tf.compat.v1.Event.FromString(record.numpy())
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = tf.make_ndarray(value.tensor)
+    return found
+
+
+@pytest.mark.parametrize("execution", ["masked", "csr"])
+def test_what_tensorboard_gets(tmp_path, execution):
+    model = half(mlp(6, 300, 3), execution=execution)
+    logger = SparsityLogger(tmp_path / "logs", masks=True)
+    optimizer = rigl("sgd", end_step=7, update_frequency=3, drop_fraction=drop_half)
+    history = fit(model, optimizer, logger)
+    found = events(tmp_path / "logs")
+    # Looks are after the updates at 3 and 6, and at the end of each epoch.
+    assert list(found["sparsity"]) == [4, 7, 8, 12]
+    assert found["sparsity"][12] == pytest.approx(0.5)
+    assert list(found["moved"]) == [4, 7]
+    assert [found["moved"][4], found["moved"][7]] == history["moved"][:2]
+    path = next(iter(rigl_tf.get_masks(model)))
+    assert list(found[f"dead_units/{path}"]) == [4, 7, 8, 12]
+    pictures = found[f"mask/{path}"]
+    assert list(pictures) == [0, 4, 8, 12]
+    width, height, *png = pictures[12]
+    assert (int(width), int(height)) == (256, 6)
+    picture = tf.io.decode_png(png[0]).numpy()[..., 0]
+    mask = rigl_tf.get_masks(model)[path]
+    for column in (0, 7, 255):
+        cells = np.arange(300) * 256 // 300 == column
+        np.testing.assert_allclose(picture[:, column] / 255, mask[:, cells].mean(axis=1), atol=0.01)
+
+
+def test_without_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.warns(UserWarning, match="Nothing is written for TensorBoard"):
+        history = fit(half(mlp()), rigl(), SparsityLogger(tmp_path / "logs", masks=True))
+    assert history["sparsity"] == [0.5] * 3
+    assert not (tmp_path / "logs").exists()
+
+
+def test_csv_files_have_all_of_it(tmp_path):
+    path = tmp_path / "log.csv"
+    history = fit(half(mlp()), rigl(), SparsityLogger(), keras.callbacks.CSVLogger(path))
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    for name, values in history.items():
+        np.testing.assert_allclose([float(row[name]) for row in rows], values, err_msg=name)
+
+
+def test_the_progress_bar_shows_a_sparsity_that_changes():
+    class Bar(keras.callbacks.Callback):
+        """Comes after the logger, as the progress bar of Keras does."""
+
+        def on_train_begin(self, logs=None):
+            self.seen = []
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.seen.append(logs.get("sparsity"))
+
+    bar = Bar()
+    pruning = ALGORITHMS["GradualPruning"]()
+    fit(rigl_tf.sparsify(mlp(), 0.0), pruning, SparsityLogger(kernels=False), bar)
+    assert bar.seen[0] == 0
+    assert bar.seen == sorted(bar.seen)
+    assert bar.seen[-1] == 0.75
+    fit(half(mlp()), rigl(), SparsityLogger(), bar)
+    assert set(bar.seen) == {None}
+
+
+def test_no_number_of_a_kernel():
+    history = fit(half(mlp()), rigl(), SparsityLogger(kernels=False))
+    assert not [name for name in history if "/" in name]
+
+
+def test_one_logger_for_several_fits():
+    model, logger = half(mlp()), SparsityLogger()
+    model.compile(rigl("sgd", end_step=100, update_frequency=3), "mse")
+    x, y = numbers((16, 6)), numbers((16, 3))
+    for _ in range(2):
+        model.fit(x, y, batch_size=4, verbose=0, callbacks=[logger])
+    assert [each["step"] for each in logger.history] == [4, 7, 8] or [
+        each["step"] for each in logger.history
+    ] == [4, 4, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"every": 0}, "`every` must be an integer >= 1"),
+        ({"every": "epoch"}, "`every` must be 'update' or an integer"),
+        ({"every": 2.5}, "`every` must be an integer"),
+        ({"masks": True}, "needs a `log_dir`"),
+        ({"log_dir": __file__}, "`log_dir` must be a folder"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SparsityLogger(**arguments)
+
+
+@pytest.mark.built_in_fit
+@pytest.mark.parametrize("make", [mlp, mlp_without_input])
+def test_a_model_without_sparse_kernels(make):
+    with pytest.raises(ValueError, match="needs a model with sparse kernels"):
+        fit(make(), "sgd", SparsityLogger())
+
+
+PROGRAM = """
+import json, sys
+import keras, tensorflow as tf
+import rigl_tf
+
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+with strategy.scope():
+    dense = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8), keras.layers.Dense(3)])
+    model = rigl_tf.sparsify(dense, 0.5)
+    model.compile(rigl_tf.RigL("sgd", end_step=99, update_frequency=2), "mse")
+data = tf.data.Dataset.from_tensors((tf.ones((8, 6)), tf.ones((8, 3)))).repeat(4)
+folder = f"{sys.argv[1]}/{strategy.cluster_resolver.task_id}"
+logger = rigl_tf.callbacks.SparsityLogger(folder)
+history = rigl_tf.multi_worker.fit(model, data, epochs=2, callbacks=[logger], verbose=0).history
+print("HISTORY", json.dumps({name: history[name] for name in ("moved", "sparsity")}))
+"""
+
+
+@pytest.mark.slow
+def test_of_two_workers_the_chief_writes(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    with two_workers(tmp_path, str(program), str(tmp_path / "logs")) as processes:
+        codes, last = wait_for(processes, tmp_path)
+    assert codes == [0, 0], last
+    histories = [re.search("HISTORY (.*)", log).group(1) for log in logs_of(tmp_path)]
+    assert histories[0] == histories[1]
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["0"]
+    assert set(events(tmp_path / "logs")["sparsity"]) >= {3, 4, 8}
+
+
+def test_numbers_are_written_as_tensorboard_writes_them(tmp_path):
+    board = Board(tmp_path / "ours")
+    board.write(7, {"one": 0.25, "two/kernel": 3})
+    board.close()
+    with tf.summary.create_file_writer(str(tmp_path / "theirs")).as_default(step=7):
+        tf.summary.scalar("one", 0.25)
+        tf.summary.scalar("two/kernel", 3)
+
+    def summaries(directory):
+        (path,) = directory.iterdir()
+        records = [record.numpy() for record in tf.data.TFRecordDataset(str(path))]
+        found = [tf.compat.v1.Event.FromString(record) for record in records]
+        return [(e.step, value) for e in found if e.step for value in e.summary.value]
+
+    ours, theirs = summaries(tmp_path / "ours"), summaries(tmp_path / "theirs")
+    assert [(step, value.tag) for step, value in ours] == [(7, "one"), (7, "two/kernel")]
+    for (_, one), (_, two) in zip(ours, theirs, strict=True):
+        assert one.tag == two.tag
+        assert tf.make_ndarray(one.tensor) == tf.make_ndarray(two.tensor)
+        assert one.tensor.dtype == two.tensor.dtype
+        assert one.metadata == two.metadata
+
+
+def test_steps_with_updates_are_those_of_the_optimizer():
+    class Own(rigl_tf.SET):
+        def is_update_step(self, step):
+            return step % 5 == 3
+
+    for optimizer in (
+        rigl("sgd", 20, 4),
+        rigl("sgd", 20, 4, begin_step=6),
+        rigl("sgd", 20, 7, begin_step=0),
+        Own("sgd", end_step=20),
+    ):
+        optimizer.build(half(mlp()).trainable_variables)
+        for first in range(25):
+            for stop in range(first, 25):
+                want = [step for step in range(first, stop) if optimizer.is_update_step(step)]
+                assert list(updates._updates_of(optimizer, first, stop)) == want
+        later = [step for step in range(100) if optimizer.is_update_step(step)]
+        for first in range(25):
+            quiet = updates._quiet_until(optimizer, first)
+            assert not [step for step in later if first <= step < quiet]
