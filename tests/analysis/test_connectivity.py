@@ -262,7 +262,9 @@ def test_bad_arguments_of_train_bezier():
         arguments = {"start": column(0, 0), "end": column(1, 1), "data": EYE, "loss": "mse"}
         analysis.train_bezier(model, optimizer="sgd", **{**arguments, "steps": 1, **changes})
 
-    with pytest.raises(ValueError, match=r"`start` must be weights of this model.* 1 arrays.* 0 arrays"):
+    with pytest.raises(
+        ValueError, match=r"`start` must be weights of this model.* 1 arrays.* 0 arrays"
+    ):
         train(start=[])
     with pytest.raises(ValueError, match=r"`end` .* of shape \(3, 1\) for \(2, 1\)"):
         train(end=column(1, 2, 3))
@@ -285,7 +287,7 @@ def test_bad_arguments_of_train_bezier():
     scope = mirrored().scope()
     with scope, pytest.raises(ValueError, match=r"one device.*the scope of MirroredStrategy"):
         train()
-    with pytest.raises(ValueError, match=r"`control_points\[0\]` must be the weights"):
+    with pytest.raises(ValueError, match=r"`control_points\[0\]` must be weights of this model"):
         analysis.interpolate(model, column(0, 0), column(1, 1), len, control_points=[column(1)])
 
 

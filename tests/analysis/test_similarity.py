@@ -138,7 +138,7 @@ def test_models():
         ({"b": {"k": np.ones(4)}}, r"\[\(3,\)\] and \[\(4,\)\]"),
         ({"masks_a": {"other": np.ones(3)}}, r"'other' of shape \(3,\)"),
         ({"masks_b": {"k": np.ones(2)}}, r"'k' of shape \(2,\)"),
-        ({"a": {"k": np.zeros(3)}}, "'k' with 0 of 3 left"),
+        ({"a": {"k": np.zeros(3)}}, "'k' with 0 of 3 active"),
         ({"masks_a": {"k": np.full(3, 0.5)}}, "other values for 'k'"),
         ({"masks_a": [1]}, "list"),
         ({"b": {"k": np.full(3, np.nan)}}, r"NaN or inf in \['k'\]"),

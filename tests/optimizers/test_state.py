@@ -326,7 +326,9 @@ def test_all_sparse_kernels_are_frozen():
         layer.trainable = False
     head = keras.Sequential([keras.Input((8,)), model, layers.Dense(4)])
     head.compile(rigl_tf.RigL(INNER["momentum"](), **TIMES), "mse")
-    with pytest.raises(ValueError, match=r"if all sparse layers are frozen on purpose.*inner optimizer"):
+    with pytest.raises(
+        ValueError, match=r"if all sparse layers are frozen on purpose.*inner optimizer"
+    ):
         fit(head)
     head.compile(INNER["momentum"](), "mse")
     before = values(model.weights)
