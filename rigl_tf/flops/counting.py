@@ -291,7 +291,13 @@ def estimate(model: keras.Model, inputs: Any = None) -> Cost:
     return Cost(tuple(costs), num_weights - sum(cost.size for cost in costs))
 
 
-def training_flops(dense: float, sparse: float, method: str, update_frequency: int = 100) -> float:
+def training_flops(
+    dense: float,
+    sparse: float,
+    method: str,
+    update_frequency: int = 100,
+    input_gradient: float = 0,
+) -> float:
     """The FLOPs of training for one sample and step, on average over the steps.
 
     The forward pass, the gradients of the activations and the gradients of the weights cost the
@@ -317,6 +323,10 @@ def training_flops(dense: float, sparse: float, method: str, update_frequency: i
         method: String, see the table.
         update_frequency: Integer >= 1, the number of steps between updates of `"rigl"` or
             `"rigl_inverted"`. Other methods do not use it.
+        input_gradient: FLOPs to take off: those of the gradient of the network's inputs, which no
+            training computes. That is the cost of inference of the layers that read the inputs, of
+            their active connections. Appendix H counts it, as the default of 0 does; table 2 of the
+            paper takes it off.
 
     Returns:
         Number of FLOPs, a float or an integer.
@@ -329,16 +339,17 @@ def training_flops(dense: float, sparse: float, method: str, update_frequency: i
     >>> training_flops(dense=1000, sparse=100, method="rigl", update_frequency=99)
     309.0
     """
-    check_numbers("[0, inf]", dense=dense, sparse=sparse)
+    check_numbers("[0, inf]", dense=dense, sparse=sparse, input_gradient=input_gradient)
     check_integers(1, update_frequency=update_frequency)
     check_choice(["dense", *_WITH_FIXED_MASKS, *ALGORITHMS], method=method)
     if method == "dense":
-        return 3 * dense
+        return 3 * dense - input_gradient
     if method in _WITH_FIXED_MASKS or ALGORITHMS[method].dense_gradients == "never":
-        return 3 * sparse
+        return 3 * sparse - input_gradient
     if ALGORITHMS[method].dense_gradients == "always":
-        return 2 * sparse + dense
-    return (3 * sparse * update_frequency + 2 * sparse + dense) / (update_frequency + 1)
+        return 2 * sparse + dense - input_gradient
+    mean = (3 * sparse * update_frequency + 2 * sparse + dense) / (update_frequency + 1)
+    return mean - input_gradient
 
 
 def _kernel_cost(kernel, multiplications, unknown):

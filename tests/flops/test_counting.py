@@ -348,6 +348,12 @@ def test_training_flops(method, want):
     assert rigl_tf.flops.training_flops(1000, 100, method, update_frequency=9) == want
 
 
+@pytest.mark.parametrize("method", ["dense", "static", "snfs", "rigl"])
+def test_training_flops_without_the_gradient_of_the_inputs(method):
+    whole = rigl_tf.flops.training_flops(1000, 100, method)
+    assert rigl_tf.flops.training_flops(1000, 100, method, input_gradient=40) == whole - 40
+
+
 def test_training_flops_of_the_paper():
     # Figure 2: ResNet-50 at 80 %, the share of the dense model's 3.2e18; updates end at 25,000
     # of 32,000 steps, which changes no digit that is given.
@@ -367,6 +373,7 @@ def test_training_flops_of_the_paper():
         ((1000, None, "rigl"), "Received: sparse=None"),
         ((1000, float("nan"), "rigl"), "Received: sparse=nan"),
         ((1000, 100, "rigl", 0), "Received: update_frequency=0"),
+        ((1000, 100, "rigl", 100, -1), "Received: input_gradient=-1"),
     ],
 )
 def test_bad_arguments_of_training_flops(arguments, message):

@@ -73,7 +73,7 @@ def test_what_is_not_reproduced_has_a_note(text):
         for row in rows_of(text, title):
             num_bold += sum(cell.startswith("**") for cell in row)
             assert "**" not in "".join(row) or row[-1] == "b"
-    assert f"Of 140 published numbers the authors' count gives {140 - num_bold} to" in text
+    assert f"Of 146 published numbers the authors' count gives {146 - num_bold} to" in text
     assert num_bold == 30
 
 
@@ -110,6 +110,12 @@ def test_the_networks_of_mnist(text):
     assert [row[5] == row[6] for row in rows[:3]] == [True] * 3
     for row, tolerance in zip(rows[3:], (97, 54), strict=True):
         assert abs(int(row[5]) - int(row[6])) <= tolerance
+
+
+def test_the_training_of_table_2(text):
+    rows = rows_of(text, "MNIST, training in table 2")
+    assert [row[3] for row in rows] == [row[4] for row in rows]
+    assert len(rows) == 6
 
 
 @pytest.mark.parametrize(
