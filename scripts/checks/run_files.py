@@ -79,7 +79,7 @@ def differences(directory, other):
     """What is not the same in two finished runs, as a list of strings.
 
     Compared are the names of the files, all of `final_arrays` bit for bit, and the accuracies and
-    counts in `report.json` (not its paths and sizes of files).
+    counts in `report.json` (not its paths, sizes of files and times).
     """
     one, two = (sorted(p.name for p in pathlib.Path(d).iterdir()) for d in (directory, other))
     if one != two:
@@ -99,7 +99,7 @@ def _equal(array, other):
 
 def _numbers(path):
     report = json.loads(path.read_text())
-    without = ("path", "file_bytes", "compressed_bytes")
+    without = ("path", "file_bytes", "compressed_bytes", "latencies")
     return {name: value for name, value in report.items() if name not in without}
 
 

@@ -211,7 +211,10 @@ def repel_nan():
         (lambda: analysis.ensemble_accuracy([LOGITS], [0, 1]), r"shape=\(2,\), dtype=int64"),
         (lambda: analysis.ensemble_accuracy([LOGITS], LOGITS[:, 0]), r".*dtype=float64"),
         (lambda: analysis.ensemble_accuracy([LOGITS], [0, 1, 2, 3]), "labels from 0 to 3"),
-        (lambda: analysis.disagreement(LOGITS * np.nan, LOGITS), r"NaN logits .* \[0\]"),
+        (
+            lambda: analysis.disagreement(LOGITS * np.nan, LOGITS),
+            r"infinite or NaN logits .* \[0\]",
+        ),
         (lambda: analysis.ensemble_accuracy([LOGITS + np.inf], [0] * 4), "infinite or NaN logits"),
         (lambda: analysis.solution_distance(two_kernels(), None, []), "0 arrays"),
         (lambda: analysis.solution_distance(dense_model(), [], []), "model='sequential', without"),
