@@ -54,7 +54,10 @@ def interpreter(version):
     """The path of a Python of this version, such as `"3.12"`; `None` if there is none."""
     if sys.version_info[:2] == tuple(map(int, version.split("."))):
         return sys.executable
-    return shutil.which(f"python{version}")
+    found = shutil.which(f"python{version}")
+    # A version manager may have a command of that name that only says that there is none.
+    works = found and subprocess.run([found, "--version"], capture_output=True).returncode == 0
+    return found if works else None
 
 
 def environment(version, folder):

@@ -95,3 +95,9 @@ def test_the_interpreter_is_of_the_version(monkeypatch, tmp_path):
     assert matrix.interpreter(matrix.short(platform.python_version())) == sys.executable
     monkeypatch.setenv("PATH", str(tmp_path))
     assert matrix.interpreter("3.99") is None
+    command = tmp_path / "python3.99"
+    command.write_text("#!/bin/sh\nexit 127\n")
+    command.chmod(0o755)
+    assert matrix.interpreter("3.99") is None
+    command.write_text("#!/bin/sh\nexit 0\n")
+    assert matrix.interpreter("3.99") == str(command)
