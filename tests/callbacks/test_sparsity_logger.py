@@ -33,6 +33,7 @@ from helpers import (
 import rigl_tf
 from rigl_tf.callbacks import SparsityLogger, updates
 from rigl_tf.callbacks.board import Board
+from rigl_tf.callbacks.updates import UpdateClock
 
 layers, optimizers = keras.layers, keras.optimizers
 pytestmark = [ends_early, covers_part, updates_only]
@@ -443,3 +444,20 @@ def test_steps_with_updates_are_those_of_the_optimizer():
         for first in range(25):
             quiet = updates._quiet_until(optimizer, first)
             assert not [step for step in later if first <= step < quiet]
+
+
+def test_a_step_that_was_skipped_is_no_update():
+    """As in float16, where a step that overflows is not counted by the optimizer."""
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    model = rigl_tf.sparsify(model, 0.5)
+    optimizer = rigl_tf.RigL("sgd", end_step=10, update_frequency=2)
+    model.compile(optimizer, "mse")
+    optimizer.build(model.trainable_variables)
+    optimizer.step.assign(2)
+    clock = UpdateClock(model)
+    clock.begin_epoch()
+    assert not clock.before_batch(0)
+    assert not clock.before_batch(1)  # step 2 is still to come
+    optimizer.step.assign(3)
+    assert clock.before_batch(2)
+    assert clock.last_update == 2
