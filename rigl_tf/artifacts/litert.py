@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from rigl_tf.artifacts import litert_file, runtime, saved_model
 from rigl_tf.artifacts.comparison import in_a_line
+from rigl_tf.masks import own_masks
 
 SIGNATURE = "serving_default"
 QUANTIZATIONS = ("float16", "dynamic_int8", "int8")
@@ -80,7 +81,10 @@ def _repaired(model, specs, content):
     sizes = {math.prod(each.weights.shape) for each in misfits(litert_file.read(content))}
     if not sizes:
         return content
-    weights = [each for each in model.weights if math.prod(each.shape) in sizes]
+    masks = own_masks(model)
+    weights = [
+        each for each in model.weights if math.prod(each.shape) in sizes and id(each) not in masks
+    ]
     arrays = [each.numpy() for each in weights]
     try:
         # Without zeros they are not stored sparse.

@@ -1,20 +1,9 @@
 // Opens a page in headless Chromium and prints what it reports, and what went wrong, as JSON:
 // `node page.mjs MODULES CHROMIUM URL [SCREENSHOT]`; MODULES is a folder with puppeteer-core.
-import path from 'path';
-import {pathToFileURL} from 'url';
-import fs from 'fs';
+import {launch} from './launch.mjs';
 
 const [modules, chromium, url, screenshot] = process.argv.slice(2);
-const folder = path.resolve(modules, 'puppeteer-core');
-const {main, exports: exported} = JSON.parse(fs.readFileSync(path.join(folder, 'package.json')));
-const entry = exported?.['.']?.import ?? exported?.['.']?.default ?? exported?.['.'] ?? main;
-const file = typeof entry === 'string' ? entry : entry.default;
-const {default: puppeteer} = await import(pathToFileURL(path.join(folder, file)));
-
-const browser = await puppeteer.launch({
-  executablePath: chromium, headless: true,
-  args: ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'],
-});
+const browser = await launch(modules, chromium);
 const errors = [];
 let report = null;
 try {
