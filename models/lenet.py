@@ -11,6 +11,7 @@ def lenet_300_100(
     num_classes: int = 10,
     l2: float = 0.0,
     width: float = 1.0,
+    units: tuple[int, int] = (300, 100),
 ) -> keras.Model:
     """Two hidden layers of 300 and 100 units; 266,610 parameters on MNIST.
 
@@ -20,6 +21,7 @@ def lenet_300_100(
         num_classes: Integer, the number of logits.
         l2: Float, adds `l2 * sum(kernel ** 2)` to the loss for each kernel.
         width: Float above 0, multiplies the hidden units.
+        units: Pair of integers, the units of the two hidden layers before `width`.
 
     Returns:
         A `keras.Model` whose output are logits, shape `(batch, num_classes)`.
@@ -27,8 +29,8 @@ def lenet_300_100(
     hidden = {"activation": "relu", "kernel_regularizer": kernel_regularizer(l2)}
     inputs = keras.Input(input_shape, name="inputs")
     x = layers.Flatten(name="flatten")(inputs)
-    x = layers.Dense(scaled(300, width), name="dense_1", **hidden)(x)
-    x = layers.Dense(scaled(100, width), name="dense_2", **hidden)(x)
+    x = layers.Dense(scaled(units[0], width), name="dense_1", **hidden)(x)
+    x = layers.Dense(scaled(units[1], width), name="dense_2", **hidden)(x)
     return keras.Model(inputs, classifier(num_classes, l2)(x), name="lenet_300_100")
 
 

@@ -1,9 +1,12 @@
 """Where a result comes from: the command, the versions, the machine."""
 
+import hashlib
 import os
 import platform
 import subprocess
 import sys
+
+_CHANGES = "+changes"
 
 
 def versions():
@@ -32,7 +35,30 @@ def git_revision():
         changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/results")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return f"{revision}+changes" if changes else revision
+    return f"{revision}{_CHANGES}" if changes else revision
+
+
+def code():
+    """A name of the code of the commit: `rigl_tf`, `models` and `scripts`; `unknown` outside git.
+
+    Commits that differ in documentation, tests or results alone have the same.
+    """
+    try:
+        trees = _git("rev-parse", *(f"HEAD:{room}" for room in ("rigl_tf", "models", "scripts")))
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return f"code-{hashlib.sha256(trees.encode()).hexdigest()[:10]}"
+
+
+def is_clean(revision):
+    """Whether a `revision` of a row, as `git_revision` has it, is a commit and no more.
+
+    Example:
+
+    >>> is_clean("git-1a2b3c4"), is_clean("git-1a2b3c4+changes"), is_clean("git-unknown")
+    (True, False, False)
+    """
+    return not revision.endswith((_CHANGES, "unknown")) and " " not in revision
 
 
 def _git(*arguments):

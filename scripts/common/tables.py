@@ -1,5 +1,6 @@
 """Means of results, tables in Markdown, and series of numbers as text in a column."""
 
+import math
 import statistics
 
 
@@ -15,6 +16,12 @@ def means(rows, series, x, y):
         key: (statistics.mean(v), statistics.stdev(v) if len(v) > 1 else 0.0, len(v))
         for key, v in groups.items()
     }
+
+
+def middle(rows, column):
+    """The median of a column over the rows that have it; `nan` if none has."""
+    found = [row[column] for row in rows if row.get(column) not in (None, "")]
+    return statistics.median(found) if found else math.nan
 
 
 def table(head, rows):

@@ -1,33 +1,38 @@
-"""Compares the methods: accuracy over sparsity, on small data.
+"""Compares the methods: accuracy over sparsity and over the cost of training, on small data.
 
     python -m scripts.rigl.methods_table --data_dir=DATA
-    python -m scripts.rigl.methods_table --data_dir=DATA --multipliers=2,5 --methods=rigl
-    python -m scripts.rigl.methods_table --data_dir=DATA --dataset=fashion_mnist \\
-        --methods=dense,static,set,rigl,pruning
+    python -m scripts.rigl.methods_table --data_dir=DATA --dataset=fashion_mnist
     python -m scripts.rigl.methods_table --data_dir=DATA --dataset=cifar10
 
-On MNIST and Fashion-MNIST it trains LeNet-300-100 by all methods at 80, 90, 95, 98 and 99 %: 168
-runs of 10 epochs with three seeds, about 20 s each on two cores. With `--multipliers` it trains
-longer, all schedules stretched. Expect RigL above SET above static, the more so the sparser.
+On MNIST and Fashion-MNIST it trains LeNet-300-100 by all methods at 80, 90, 95, 98 and 99 %, with
+five seeds, 10 epochs; those that the papers train longer also for two and five times as many, all
+schedules stretched: 645 runs of 8 to 75 s on one core. With one core each
+(`TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1`), two processes that do a part (`--part=0/2`)
+get more done than one with both. `scripts.rigl.small_dense` has to be run before. The claims of
+`scripts.rigl.methods_claims` were fixed before the runs.
 
 On CIFAR-10 it trains ResNet-20 at 80 and 90 %: 13 runs of 6 epochs with one seed, about nine
 minutes each on two cores. The papers train 160 epochs or more; what can be seen in six is the order
 of the methods. Expect pruning and RigL above SET above static, and small-dense last.
 
 Finished runs are rows of a CSV file in `results/` and are never repeated. The Markdown table and
-the plot beside it are made anew from all rows.
+the plots beside it are made anew from all rows.
 """
 
 import dataclasses
-import pathlib
+import math
 from collections.abc import Callable
 
 import keras
 from absl import app, flags
 
-from scripts.common import classifiers, experiments, methods, plots, tables
+import models
+import rigl_tf
+from scripts.common import classifiers, costs, experiments, methods
+from scripts.rigl import methods_page, small_dense
 
 _KEY = ("method", "sparsity", "seed", "epochs", "examples")
+_END_FRACTION = 0.75
 
 FLAGS = flags.FLAGS
 
@@ -38,7 +43,7 @@ class Setting:
 
     Attributes:
         heading: Of the page.
-        title: Of the plot.
+        title: Of the plots.
         how: The first paragraph of the page, with `{seeds}` and `{epochs}`.
         network: Name of a builder of `models`.
         methods: `{name in the table: (method, distribution)}`.
@@ -46,10 +51,15 @@ class Setting:
         batch_size: Integer.
         learning_rate: Function of the number of steps: the schedule of SGD.
         l2: Float, adds `l2 * sum(kernel ** 2)` to the loss.
+        seconds: Function of the epochs: what a run takes.
         update_frequency: Integer, in steps.
+        multipliers: `{name in the table: how many times --epochs it is trained}`, where not once.
+        csr: Methods that train with `execution="csr"`: same masks, faster.
+        searches_widths: Whether small-dense has the widths that `scripts.rigl.small_dense` found
+            best, as its rows in the output directory say; else it is narrower by one factor.
         fit: Further arguments of `classifiers.fit`.
         keeps_loss: Whether a row has the last training loss.
-        seconds: Function of the epochs: what a run takes on two cores.
+        keeps_units: Whether a row has the units that are alive.
     """
 
     heading: str
@@ -65,11 +75,16 @@ class Setting:
     l2: float
     seconds: Callable
     update_frequency: int = 100
+    multipliers: dict = dataclasses.field(default_factory=dict)
+    csr: tuple = ()
     fit: dict = dataclasses.field(default_factory=dict)
+    searches_widths: bool = False
     keeps_loss: bool = False
+    keeps_units: bool = False
 
 
-def _cosine(total_steps):
+def cosine(total_steps):
+    """The learning rate of the runs on MNIST."""
     return keras.optimizers.schedules.CosineDecay(0.1, total_steps)
 
 
@@ -80,24 +95,33 @@ def _cosine_after_warm_up(total_steps):
 
 
 _PRUNING = "Pruning goes from dense to sparse between 30 % and 75 % of training."
-_SMALL_DENSE = "Small-dense has as many kernel weights as the sparse networks active ones."
+_SMALL_DENSE = "Small-dense has as many kernel weights as the sparse networks active ones"
 _MNIST = Setting(
     heading="MNIST, LeNet-300-100: accuracy over sparsity",
     title="MNIST, LeNet-300-100",
     how="mean ± standard deviation over seeds {seeds}. ERK, batch 100, {epochs} epochs, SGD 0.1, "
-    "Nesterov momentum 0.9, cosine decay, L2 1e-4, masks updated every 100 steps until 75 % of "
-    f"training, drop fraction 0.3 (cosine). {_PRUNING} SNIP and GraSP score the first 1000 "
-    f"training examples, kernel by kernel. {_SMALL_DENSE} `2x` trains twice as long, all schedules "
-    "stretched (`--multipliers=2,5 --methods=rigl`).",
+    "Nesterov momentum 0.9, cosine decay, L2 1e-4 (as TF1 has it, half of the squares), masks "
+    "updated every 100 steps until 75 % of training, drop fraction 0.3 (cosine). "
+    f"{_PRUNING} SNIP and GraSP score the first 1000 training examples, kernel by kernel. "
+    f"{_SMALL_DENSE}, its two widths are those that [small_dense.md](small_dense.md) found best. "
+    "`2x` trains twice as long, all schedules stretched.",
     network="lenet_300_100",
     methods={method: (method, "erk") for method in methods.METHODS},
     sparsities=(0.8, 0.9, 0.95, 0.98, 0.99),
-    seeds=(0, 1, 2),
+    seeds=(0, 1, 2, 3, 4),
     epochs=10,
     batch_size=100,
-    learning_rate=_cosine,
+    learning_rate=cosine,
     l2=5e-5,  # The paper's coefficient 1e-4 is of TF1, which halves the sum of squares.
-    seconds=lambda epochs: 5 + 1.5 * epochs,
+    seconds=lambda epochs: 6 + 1.2 * epochs,
+    multipliers={
+        "dense": (1, 5),
+        "small_dense": (1, 5),
+        **dict.fromkeys(("static", "set", "rigl", "snfs", "pruning", "dnw"), (1, 2, 5)),
+    },
+    csr=("static", "snip", "grasp", "set", "rigl_inverted", "rigl"),
+    searches_widths=True,
+    keeps_units=True,
 )
 SETTINGS = {
     "mnist": _MNIST,
@@ -111,7 +135,7 @@ SETTINGS = {
         "Nesterov momentum 0.9, learning rate 0.2 after a warm-up over a tenth of training, then a "
         "cosine to 0, L2 1e-4, shifts and flips. Masks are updated every 50 steps until 75 % of "
         f"training, drop fraction 0.3 (cosine). {_PRUNING} Each layer has the same sparsity, the "
-        f"first is dense; or ERK. {_SMALL_DENSE}",
+        f"first is dense; or ERK. {_SMALL_DENSE}.",
         network="resnet20",
         methods={
             **{name: (name, "uniform") for name in ("dense", "static", "set", "rigl", "pruning")},
@@ -137,7 +161,9 @@ def _define_flags():
     flags.DEFINE_enum("dataset", "mnist", list(SETTINGS), "Data to train on.")
     flags.DEFINE_list("methods", [], "Methods to run. Default: all methods of the table.")
     flags.DEFINE_list("sparsities", [], "Sparsities to run. Default: all.")
-    flags.DEFINE_list("multipliers", ["1"], "Integers: factors of --epochs.")
+    flags.DEFINE_list(
+        "multipliers", [], "Integers, factors of --epochs. Default: those of each method."
+    )
 
 
 def _given():
@@ -151,23 +177,31 @@ def _given():
     return dataclasses.replace(setting, **{name: value for name, value in given.items() if value})
 
 
+def _build(setting, run, data):
+    """The model of a run, before it is compiled."""
+    sparsity = run["sparsity"]
+    method, distribution = setting.methods[run["method"]]
+    arguments = {"input_shape": data.x_train.shape[1:], "l2": setting.l2}
+    if method == "small_dense" and setting.searches_widths:
+        found = experiments.store(small_dense.NAME, small_dense.KEY).rows
+        units = small_dense.best(found, FLAGS.dataset, sparsity, len(data.x_train))
+        return models.build(setting.network, units=units, **arguments)
+    seed = run["seed"]
+    model = methods.build_model(
+        method, setting.network, sparsity, distribution, seed, data, **arguments
+    )
+    return rigl_tf.with_execution(model, "csr") if method in setting.csr else model
+
+
 def train(setting, data, run):
-    """One run. Returns the columns of its row: the test accuracy in percent, maybe the loss."""
+    """One run. Returns the columns of its row: the test accuracy in percent, and what it cost."""
     sparsity, seed, epochs = run["sparsity"], run["seed"], run["epochs"]
     method, distribution = setting.methods[run["method"]]
     keras.utils.set_random_seed(seed)
     keras.backend.clear_session()
-    model = methods.build_model(
-        method,
-        setting.network,
-        sparsity,
-        distribution,
-        seed,
-        data,
-        input_shape=data.x_train.shape[1:],
-        l2=setting.l2,
-    )
-    total_steps = epochs * classifiers.steps_per_epoch(data, setting.batch_size)
+    model = _build(setting, run, data)
+    steps = classifiers.steps_per_epoch(data, setting.batch_size)
+    total_steps = epochs * steps
     schedule = setting.learning_rate(total_steps)
     optimizer = methods.wrap_optimizer(
         method,
@@ -175,16 +209,36 @@ def train(setting, data, run):
         total_steps,
         sparsity,
         distribution,
+        end_fraction=_END_FRACTION,
         update_frequency=setting.update_frequency,
         seed=seed,
     )
+    fit = {"jit_compile": method not in setting.csr, **setting.fit}
+    times = costs.StepTime()
     history = classifiers.fit(
-        model, optimizer, data, setting.batch_size, epochs, seed, **setting.fit
+        model, optimizer, data, setting.batch_size, epochs, seed, callbacks=[times], **fit
     )
     columns = {"accuracy": classifiers.accuracy(model, data.x_test, data.y_test)}
     if setting.keeps_loss:
         columns["loss"] = round(history.history["loss"][-1], 4)
+    if setting.keeps_units:
+        live = rigl_tf.live_units(model)[:-1]
+        columns["live"] = "-".join(str(len(units)) for units in live)
+        firing = costs.firing_units(model, live[1:], data.x_train[:10_000])
+        columns["firing"] = "-".join(map(str, firing))
+    flops = costs.training_flops(
+        model, method, total_steps, end_step(total_steps), setting.update_frequency
+    )
+    columns["gflops"] = round(setting.batch_size * flops / 1e9, 2)
+    columns["kilobytes"] = round(costs.training_bytes(model) / 1000, 1)
+    milliseconds = times.milliseconds(steps)
+    columns["step_ms"] = "" if milliseconds is None else round(milliseconds, 3)
     return columns
+
+
+def end_step(total_steps):
+    """The step after which masks stay."""
+    return math.ceil(_END_FRACTION * total_steps)
 
 
 def _wanted(setting, num_examples):
@@ -198,6 +252,7 @@ def _wanted(setting, num_examples):
         )
     dense = [("dense", 0.0)] if "dense" in names else []
     sparse = [(name, s) for s in setting.sparsities for name in names if name != "dense"]
+    given = tuple(map(int, FLAGS.multipliers))
     return [
         {
             "method": name,
@@ -208,45 +263,8 @@ def _wanted(setting, num_examples):
         }
         for seed in setting.seeds
         for name, sparsity in dense + sparse
-        for multiplier in map(int, FLAGS.multipliers)
+        for multiplier in given or setting.multipliers.get(name, (1,))
     ]
-
-
-def _report(setting, name, rows, missing):
-    """Writes the page and the plot; who trained longer is a method of its own there."""
-
-    def label(row):
-        multiplier = row["epochs"] / setting.epochs
-        return row["method"] if multiplier == 1 else f"{row['method']} {multiplier:g}x"
-
-    rows = [{**row, "method": label(row)} for row in rows]
-    order = [*setting.methods, *sorted({row["method"] for row in rows} - {*setting.methods})]
-    seeds = sorted({row["seed"] for row in rows})
-    how = setting.how.format(seeds=seeds, epochs=setting.epochs)
-    lines = [
-        f"# {setting.heading}",
-        "",
-        f"Test accuracy in percent after the last epoch, {how}",
-        "",
-        tables.mean_table(rows, "method", "sparsity", "accuracy", order),
-        "",
-        f"![Accuracy over sparsity]({name}.png)",
-    ]
-    if missing:
-        lines += ["", f"Not run yet: {', '.join(missing)}."]
-    experiments.write_page(name, lines, "scripts.rigl.methods_table")
-    plots.plot_means(
-        rows,
-        "method",
-        "sparsity",
-        "accuracy",
-        pathlib.Path(FLAGS.output_dir) / f"{name}.png",
-        order,
-        title=setting.title,
-        xlabel="sparsity",
-        ylabel="test error (%)",
-        as_error=True,
-    )
 
 
 def main(_):
@@ -264,7 +282,7 @@ def main(_):
     missing = [f"{run['method']} at {run['sparsity']:g}" for run in wanted if run not in rows]
     whole = [row for row in rows.rows if row["examples"] == len(data.x_train)]
     shown = [row for row in whole if row["epochs"] % setting.epochs == 0]
-    _report(setting, name, shown, list(dict.fromkeys(missing)))
+    methods_page.write(setting, name, shown, list(dict.fromkeys(missing)))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ def given(define_flags, *arguments):
     """The flags that a script defines, with these arguments. They are gone afterwards."""
     with flagsaver.flagsaver():
         define_flags()
-        flags.FLAGS(["test", *arguments])
+        # What is tested need not be committed.
+        own = ["--allow_dirty"] if "allow_dirty" in flags.FLAGS else []
+        flags.FLAGS(["test", *own, *arguments])
         yield flags.FLAGS
 
 

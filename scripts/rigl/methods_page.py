@@ -1,0 +1,243 @@
+"""The page and the plots of the table of methods."""
+
+import pathlib
+
+from absl import flags
+
+from scripts.common import claims, costs, experiments, plots, styles, tables
+from scripts.rigl.methods_claims import CLAIMS
+
+FLAGS = flags.FLAGS
+
+
+def write(setting, name, rows, missing):
+    """Writes the page and its plots.
+
+    Args:
+        setting: The `scripts.rigl.methods_table.Setting`.
+        name: Of the files.
+        rows: List of rows; who trained longer is a method of its own on the page.
+        missing: List of texts: what is still to be run.
+    """
+    rows = [
+        {
+            **row,
+            "method": _label(row["method"], row["epochs"] / setting.epochs),
+            "plain": row["method"],
+        }
+        for row in rows
+    ]
+    times = sorted({row["epochs"] / setting.epochs for row in rows})
+    order = [_label(name, each) for name in setting.methods for each in times]
+    seeds = sorted({row["seed"] for row in rows})
+    how = setting.how.format(seeds=seeds, epochs=setting.epochs)
+    lines = [
+        f"# {setting.heading}",
+        "",
+        f"Test accuracy in percent after the last epoch, {how}",
+        "",
+        *_accuracies(rows, order),
+        "",
+        f"![Accuracy over sparsity]({name}.png)",
+    ]
+    costed = [row for row in rows if row.get("gflops") not in (None, "")]
+    if costed:
+        lines += ["", *_costs(costed, order), "", f"![Accuracy over cost]({name}_cost.png)"]
+        _plot_costs(setting, costed, order, pathlib.Path(FLAGS.output_dir) / f"{name}_cost.png")
+    if any(row.get("live") for row in rows):
+        lines += ["", *_units(rows, order)]
+    if len(seeds) > 1 and setting.keeps_units:
+        lines += ["", *_claims(setting, rows)]
+    if missing:
+        lines += ["", f"Not run yet: {', '.join(missing)}."]
+    experiments.write_page(name, lines, "scripts.rigl.methods_table")
+    at_once = [row for row in rows if row["epochs"] == setting.epochs]
+    plots.plot_means(
+        at_once,
+        "method",
+        "sparsity",
+        "accuracy",
+        pathlib.Path(FLAGS.output_dir) / f"{name}.png",
+        order,
+        title=setting.title,
+        xlabel="sparsity",
+        ylabel="test error (%)",
+        as_error=True,
+    )
+
+
+def _label(method, times):
+    return method if times == 1 else f"{method} {times:g}x"
+
+
+def _marked(method):
+    """The method, with a mark if it is not sparse all the way."""
+    return f"{method} *" if method.split(" ")[0] in costs.DENSE else method
+
+
+def _accuracies(rows, order):
+    marked = [{**row, "method": _marked(row["method"])} for row in rows]
+    lines = [tables.mean_table(marked, "method", "sparsity", "accuracy", map(_marked, order))]
+    dense = {row["plain"] for row in rows} & costs.DENSE.keys()
+    if dense:
+        which = "; ".join(f"{name}: {costs.DENSE[name]}" for name in sorted(dense))
+        lines += ["", f"\\* Not sparse all the way. {which[0].upper()}{which[1:]}."]
+    return lines
+
+
+def _costs(rows, order):
+    """What a training costs beside the dense one of the same page."""
+    dense = [row for row in rows if row["method"] == "dense"]
+    lines = ["## What a training costs", ""]
+    if not dense:
+        return [*lines, "The dense network was not run."]
+    columns = sorted({row["sparsity"] for row in rows} - {0})
+    table = []
+    for name in order:
+        cells = []
+        for sparsity in columns:
+            mine = [r for r in rows if r["method"] == name and r["sparsity"] in (sparsity, 0)]
+            cells.append(_cost(mine, dense) if mine else "–")
+        if any(cell != "–" for cell in cells):
+            table.append([_marked(name), *cells])
+    return [
+        *lines,
+        "Training FLOPs (appendix H of the paper) · bytes of weights, gradients, momentum and "
+        "masks, both as a share of the dense network's · milliseconds for a step on one core, "
+        "median of all epochs and seeds, two runs at a time on the machine. Static masks, SNIP, "
+        'GraSP, SET, RigL and its inverse train with `execution="csr"`, which holds active '
+        "connections only; the others hold what the dense network does, and the masks, and XLA "
+        "compiles their steps.",
+        "",
+        *tables.table(["method", *(f"sparsity {column:g}" for column in columns)], table),
+    ]
+
+
+def _cost(rows, dense):
+    flops = tables.middle(rows, "gflops") / tables.middle(dense, "gflops")
+    memory = tables.middle(rows, "kilobytes") / tables.middle(dense, "kilobytes")
+    return f"{flops:.3f} · {memory:.2f} · {tables.middle(rows, 'step_ms'):.2f}"
+
+
+def _units(rows, order):
+    """How many units are alive and fire, of the first hidden layer and of the second."""
+
+    def number(row, column, layer):
+        return int(row[column].split("-")[layer])
+
+    marked = [
+        {**row, "text": tuple(number(row, *where) for where in _PLACES)}
+        for row in rows
+        if row.get("live")
+    ]
+    columns = sorted({row["sparsity"] for row in marked} - {0})
+    table = []
+    for name in order:
+        cells = []
+        for sparsity in columns:
+            mine = [r["text"] for r in marked if (r["method"], r["sparsity"]) == (name, sparsity)]
+            pairs = zip(*mine, strict=True)
+            cells.append(" · ".join(f"{sum(each) / len(mine):.0f}" for each in pairs) or "–")
+        if any(cell != "–" for cell in cells):
+            table.append([name, *cells])
+    return [
+        "## Units that are alive",
+        "",
+        "Mean over the seeds: pixels that are read · units of the first hidden layer that have a "
+        "path from a pixel to an output · of them, those that are above 0 for any of the first "
+        "10,000 training examples · the same two numbers of the second hidden layer.",
+        "",
+        *tables.table(["method", *(f"sparsity {column:g}" for column in columns)], table),
+    ]
+
+
+_PLACES = (("live", 0), ("live", 1), ("firing", 0), ("live", 2), ("firing", 1))
+
+
+def claims_of(rows, epochs):
+    """`[(claim, {sparsity: (verdict, difference as text)})]` of the rows of a table.
+
+    Args:
+        rows: The rows of the CSV file.
+        epochs: Integer, the epochs of a training that is not longer.
+    """
+    values = {}
+    for row in rows:
+        series = (row["method"], row["epochs"] // epochs, row["sparsity"])
+        values.setdefault(series, {})[row["seed"]] = row["accuracy"]
+    sparsities = sorted({row["sparsity"] for row in rows} - {0})
+    found = []
+    for claim in CLAIMS:
+        at = {}
+        for sparsity in claim.sparsities or sparsities:
+            first, second = (
+                (*series, 0 if series[0] == "dense" else sparsity)
+                for series in (claim.first, claim.second)
+            )
+            each = claims.differences(values, first, second)
+            at[sparsity] = claims.verdict(each, claim.margin), claims.signed(each)
+        found.append((claim, at))
+    return found
+
+
+def _claims(setting, rows):
+    plain = [{**row, "method": row["plain"]} for row in rows]
+    found = claims_of(plain, setting.epochs)
+    columns = sorted({sparsity for _, at in found for sparsity in at})
+    table = [
+        [claim.text, claim.source]
+        + ["<br>".join(at[column]) if column in at else "" for column in columns]
+        for claim, at in found
+    ]
+    return [
+        "## Claims",
+        "",
+        "They were fixed before the runs (`scripts/rigl/methods_claims.py`). Under each verdict is "
+        "the mean difference in percentage points with its 95 % interval, a paired t interval over "
+        "the seeds. Confirmed: the whole interval is as claimed. Contradicted: none of it is. "
+        "There is no correction for the number of claims.",
+        "",
+        *tables.table(["claim", "from", *(f"{column:g}" for column in columns)], table),
+    ]
+
+
+def _plot_costs(setting, rows, order, path):
+    """Accuracy over training FLOPs, as figure 2 of the paper, a panel for each sparsity."""
+    dense = tables.middle([row for row in rows if row["method"] == "dense"] or rows, "gflops")
+    sparsities = sorted({row["sparsity"] for row in rows} - {0})[-4:]
+    if not sparsities:
+        return
+    names = [name for name in setting.methods if any(row["plain"] == name for row in rows)]
+    look = styles.of(names)
+    columns = min(2, len(sparsities))
+    lines = -(-len(sparsities) // columns)
+    with plots.figure(path, (5.2 * columns, 4 * lines), ncols=columns, nrows=lines) as axes:
+        panels = list(getattr(axes, "flat", [axes]))
+        for panel, sparsity in zip(panels, sparsities, strict=False):
+            for name in names:
+                mine = [r for r in rows if r["plain"] == name and r["sparsity"] in (sparsity, 0)]
+                if mine:
+                    _curve(panel, mine, dense, look[name], styles.label(name))
+            panel.set(
+                title=f"sparsity {sparsity:g}",
+                xlabel="training FLOPs (of the dense network's)",
+                ylabel="test error (%)",
+                xscale="log",
+            )
+            plots.plain_numbers(panel)
+            panel.grid(alpha=0.3, which="both")
+        for panel in panels[len(sparsities) :]:
+            panel.set_axis_off()
+        panels[0].figure.suptitle(setting.title)
+        plots.legend(panels[min(columns, len(sparsities)) - 1])
+
+
+def _curve(panel, rows, dense, style, label):
+    values = tables.means(
+        [{**r, "error": 100 - r["accuracy"]} for r in rows], "plain", "epochs", "error"
+    )
+    points = []
+    for (_, epochs), (mean, deviation, _) in sorted(values.items()):
+        mine = [row for row in rows if row["epochs"] == epochs]
+        points.append((tables.middle(mine, "gflops") / dense, mean, deviation))
+    plots.with_errors(panel, *map(list, zip(*points, strict=True)), style, label)
