@@ -5,15 +5,17 @@ import doctest
 import itertools
 import math
 import os
+import re
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
+from absl import app, flags
 from running import given
 
 from scripts.common import (
+    claims,
     classifiers,
     datasets,
     experiments,
@@ -290,8 +292,9 @@ def test_versions(tmp_path, monkeypatch):
 def test_revision(monkeypatch):
     assert provenance.git_revision()
     assert " " not in provenance.git_revision()
+    assert re.fullmatch(r"code-[0-9a-f]{10}", provenance.code())
     monkeypatch.setenv("PATH", "")
-    assert provenance.git_revision() == "unknown"
+    assert provenance.git_revision() == provenance.code() == "unknown"
 
 
 # How they are trained.
@@ -371,6 +374,73 @@ def test_runs_are_done_once_and_in_parts(experiment_flags, capsys):
     experiments.run_all(rows, wanted, do, lambda run: 60)
     assert done == [1, 3, 0, 2, 4]
     assert [(row["seed"], row["accuracy"]) for row in rows.rows] == [(s, 10 * s) for s in done]
+
+
+MADE_BY = {"revision": "git-1a2b3c4", "code": "code-1"}
+
+
+@pytest.mark.parametrize("revision", ["git-1a2b3c4+changes", "git-unknown"])
+def test_code_that_is_not_committed_adds_no_row(tmp_path, revision):
+    rows = Rows(tmp_path / "rows.csv", ("seed",))
+    with pytest.raises(app.UsageError, match=r"commit the changes first\. .*--allow_dirty"):
+        experiments.check_code(rows, [{"seed": 0}], {**MADE_BY, "revision": revision})
+
+
+def test_rows_of_a_table_are_of_one_code(tmp_path):
+    rows = Rows(tmp_path / "rows.csv", ("dataset", "seed"))
+    rows.add({"dataset": "mnist", "seed": 0, "revision": "git-0", "code": "code-0"})
+    rows.add({"dataset": "cifar10", "seed": 0, **MADE_BY})
+    with pytest.raises(app.UsageError, match="rows of other code, of git-0; all rows of a table"):
+        experiments.check_code(rows, [{"dataset": "mnist", "seed": 1}], MADE_BY)
+    experiments.check_code(rows, [{"dataset": "cifar10", "seed": 1}], MADE_BY)
+    # Another commit of the same code, as one that adds results.
+    later = {**MADE_BY, "revision": "git-2"}
+    experiments.check_code(rows, [{"dataset": "cifar10", "seed": 1}], later)
+
+
+def test_runs_are_refused_before_they_begin(experiment_flags, monkeypatch):
+    monkeypatch.setattr(provenance, "git_revision", lambda: "1a2b3c4+changes")
+    experiment_flags.allow_dirty = False
+    rows = experiments.store("e", ("seed",))
+    with pytest.raises(app.UsageError, match="commit the changes first"):
+        experiments.run_all(rows, [{"seed": 0}], lambda run: pytest.fail("run"), lambda run: 1)
+    assert rows.rows == []
+    experiment_flags.only_report = True
+    experiments.run_all(rows, [{"seed": 0}], lambda run: pytest.fail("run"), lambda run: 1)
+
+
+@pytest.mark.parametrize(
+    ("differences", "margin", "expected"),
+    [
+        ([], None, "not run"),
+        ([1.0], None, "undecided"),
+        ([0.5, 0.6, 0.7], None, "confirmed"),
+        ([-0.5, -0.6, -0.7], None, "contradicted"),
+        ([-0.5, 0.6, 0.7], None, "undecided"),
+        # 0.2 ± 0.25: above 0 it is not, but within half a point.
+        ([0.1, 0.2, 0.3], None, "undecided"),
+        ([0.1, 0.2, 0.3], 0.5, "confirmed"),
+        ([0.1, 0.2, 0.3], 0.4, "undecided"),
+        ([0.9, 1.0, 1.1], 0.5, "contradicted"),
+        ([-0.9, -1.0, -1.1], 0.5, "contradicted"),
+    ],
+)
+def test_verdicts(differences, margin, expected):
+    assert claims.verdict(differences, margin) == expected
+
+
+def test_intervals_of_a_mean_and_of_one_more_value():
+    mean, half = claims.interval([1.0, 2.0, 4.0])
+    # t of 2 degrees of freedom at 97.5 %: 4.3027; the standard deviation is 1.5275.
+    assert (mean, half) == pytest.approx((7 / 3, 4.3027 * 1.5275 / 3**0.5), rel=1e-4)
+    _, wider = claims.prediction_interval([1.0, 2.0, 4.0])
+    assert wider == pytest.approx(4.3027 * 1.5275 * (1 + 1 / 3) ** 0.5, rel=1e-4)
+
+
+def test_differences_are_those_of_the_seeds_that_both_have():
+    values = {"rigl": {0: 5.0, 1: 7.0, 2: 9.0}, "set": {2: 8.0, 1: 4.0, 3: 0.0}}
+    assert claims.differences(values, "rigl", "set") == [3.0, 1.0]
+    assert claims.differences(values, "rigl", "static") == []
 
 
 def test_processes_add_rows_to_the_same_file(tmp_path):

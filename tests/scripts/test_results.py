@@ -1,12 +1,14 @@
 """What is in `results/`: pages whose commands exist, and plots that are small."""
 
+import collections
 import importlib
 import pathlib
 import re
 
 import pytest
 
-from scripts.common import plots
+from scripts.common import experiments, plots, provenance
+from scripts.common.rows import Rows
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -32,3 +34,38 @@ def test_every_plot_is_small():
     sizes = {path.name: path.stat().st_size for path in RESULTS.glob("*.png")}
     assert len(sizes) >= 10
     assert {name: size for name, size in sizes.items() if size > plots.MAX_BYTES} == {}
+
+
+# Tables whose rows are of several revisions, or of none: they are still to be made anew.
+_OF_OLDER_CODE = {
+    "ablations",
+    "cifar10_resnet20",
+    "compression",
+    "lottery_connectivity",
+    "lottery_correlation",
+    "lottery_gradient_flow",
+    "lottery_greedy",
+    "lottery_sanity",
+    "lottery_tickets",
+    "time_to_accuracy",
+}
+
+
+def codes_of(path):
+    """`{table: codes of its rows}`: of older rows, which have none, the revisions."""
+    found = collections.defaultdict(set)
+    for row in Rows(path, ()).rows:
+        if row.get("revision"):
+            clean = provenance.is_clean(row["revision"])
+            code = row.get("code") or row["revision"]
+            found[experiments.table_of(row)].add(code if clean else "not committed")
+    return found
+
+
+def test_the_rows_of_a_table_are_of_one_committed_code():
+    wrong = set()
+    for path in RESULTS.glob("*.csv"):
+        for codes in codes_of(path).values():
+            if len(codes) > 1 or "not committed" in codes:
+                wrong.add(path.stem)
+    assert wrong == _OF_OLDER_CODE

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from absl import app
-from running import given, rows_of, run
+from running import cells_of, given, rows_of, run
 
 import models
 import rigl_tf
@@ -20,7 +20,9 @@ from scripts.rigl import (
     input_pixels,
     landscape,
     language,
+    methods_page,
     methods_table,
+    small_dense,
     structures,
 )
 
@@ -62,6 +64,91 @@ def test_methods_on_cifar10(data_dir, tmp_path, monkeypatch):
     assert f"| static | {float(rows[0]['accuracy']):.2f} |" in page
     assert "Not run yet" not in page
     assert (tmp_path / "cifar10_resnet20.png").stat().st_size > 1000
+
+
+def test_small_dense_has_the_widths_that_were_found_best(mnist_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(small_dense, "SPARSITIES", (0.99,))
+    output_dir = tmp_path / "out"
+    same = [f"--data_dir={mnist_dir}", f"--output_dir={output_dir}", "--epochs=1"]
+    only = [*same, "--methods=small_dense", "--sparsities=0.99", "--seeds=0", "--multipliers=1"]
+    with pytest.raises(ValueError, match="run it before, with the same --dataset"):
+        run(methods_table, *only)
+    run(small_dense, *same, "--seeds=5")
+    rows = rows_of(output_dir / "small_dense.csv")
+    assert {(row["first"], row["second"]) for row in rows} == {
+        ("3", "24"),
+        ("2", "91"),
+        ("1", "170"),
+    }
+    assert all(int(row["weights"]) <= 2664 for row in rows)
+    first, second, accuracy = max(
+        ((row["first"], row["second"], float(row["held_out"])) for row in rows),
+        key=lambda row: row[2],
+    )
+    page = (output_dir / "small_dense.md").read_text()
+    assert f"| 0.99 | 784-{first}-{second}-10 | **{accuracy:.2f}** |" in page
+    built = []
+    monkeypatch.setattr(
+        models, "build", lambda name, **given: built.append(given) or models.lenet_300_100(**given)
+    )
+    run(methods_table, *only)
+    assert [given["units"] for given in built] == [(int(first), int(second))]
+
+
+@pytest.mark.parametrize("sparsity", [0.8, 0.9, 0.95, 0.98, 0.99])
+def test_candidates_of_small_dense_use_up_the_weights(sparsity):
+    most = small_dense.num_active(sparsity)
+    assert most == pytest.approx(266_200 * (1 - sparsity), abs=3)
+    found = small_dense.candidates(most)
+    sizes = [784 * first + first * second + 10 * second for first, second in found]
+    assert len(found) >= 3
+    assert all(
+        most - (first + 10) < size <= most for size, (first, _) in zip(sizes, found, strict=True)
+    )
+    assert max(first for first, _ in found) == (most - 10) // 785
+
+
+def _table(accuracies, seeds=(0, 1, 2)):
+    """Rows of a table of methods: `{(method, epochs): mean accuracy}`, all at 90 %."""
+    return [
+        {
+            "method": method,
+            "sparsity": 0.9 * (method != "dense"),
+            "seed": seed,
+            "epochs": epochs,
+            "accuracy": accuracy + 0.01 * seed * (seed + epochs % 3),
+            "gflops": 2.0 * epochs if method == "dense" else 0.5 * epochs,
+            "kilobytes": 40.0 if method == "dense" else 10.0,
+            "step_ms": "",
+            "live": "7-5-3" if method != "dense" else "",
+            "firing": "4-2" if method != "dense" else "",
+            "examples": 9,
+        }
+        for (method, epochs), accuracy in accuracies.items()
+        for seed in seeds
+    ]
+
+
+def test_the_page_of_methods_has_costs_units_and_claims(tmp_path):
+    rows = _table(
+        {("dense", 10): 98, ("rigl", 10): 97, ("rigl", 50): 98, ("set", 10): 96, ("dnw", 10): 99}
+    )
+    with given(methods_table._define_flags, f"--output_dir={tmp_path}"):
+        methods_page.write(methods_table.SETTINGS["mnist"], "page", rows, ["snip at 0.9"])
+    page = (tmp_path / "page.md").read_text()
+    assert cells_of(page, "rigl 5x")[1].startswith("98.0")
+    assert "| dnw * | – | 99.0" in page
+    assert "Dnw: dense weights and dense gradient in every step." in page
+    # 0.5 of 2 GFLOPs for each epoch; no step was timed.
+    assert "| rigl | 0.250 · 0.25 · nan |" in page
+    assert "| rigl 5x | 1.250 · 0.25 · nan |" in page
+    assert "| rigl | 7 · 5 · 4 · 3 · 2 |" in page
+    source, *cells = cells_of(page, "RigL is better than SET")
+    assert source == "Evci et al. 2020, figure 2 and table 4"
+    assert "confirmed<br>+1.00 ± 0.00" in cells
+    assert "Not run yet: snip at 0.9." in page
+    assert (tmp_path / "page.png").exists()
+    assert (tmp_path / "page_cost.png").exists()
 
 
 def test_methods_that_a_table_does_not_have(data_dir, tmp_path):
@@ -277,6 +364,7 @@ def test_methods_on_mnist(mnist_dir, tmp_path, capsys, monkeypatch):
         "--epochs=7",  # 140 steps; the first mask update is at step 100
         "--sparsities=0.9",
         "--seeds=3",
+        "--multipliers=1",
     ]
     run(methods_table, *arguments, "--methods=dense,rigl")
     assert capsys.readouterr().out.startswith("2 runs to do")
@@ -303,7 +391,7 @@ def test_methods_on_mnist(mnist_dir, tmp_path, capsys, monkeypatch):
     assert csv_file.read_bytes() == before
     assert f"| dense | {dense} | – |" in table.read_text().splitlines()
 
-    trained = []
+    trained, columns = [], dict.fromkeys(list(rows[0])[5:11], 42)
     monkeypatch.setattr(
         methods_table,
         "train",
@@ -314,7 +402,7 @@ def test_methods_on_mnist(mnist_dir, tmp_path, capsys, monkeypatch):
     dense, sparse = {"method": "dense", "sparsity": 0.0}, {"method": "set", "sparsity": 0.9}
     # With fewer examples it is another run, so the dense one is not taken for done.
     assert trained == [(150, {**dense, **settings}), (150, {**sparse, **settings})]
-    assert csv_file.read_bytes().startswith(before)
+    assert rows_of(csv_file)[:2] == rows
     assert "| set | – | 42.00 |" in table.read_text()
 
 
