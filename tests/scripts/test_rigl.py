@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import gzip
+import itertools
 
 import keras
 import numpy as np
@@ -160,6 +161,8 @@ def test_methods_that_a_table_does_not_have(data_dir, tmp_path):
 def test_compression(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(compression, "_L2", (1e-4,))
     monkeypatch.setattr(compression, "_UPDATE_FREQUENCY", 1)  # one update, in four steps
+    few = dict(itertools.islice(compression.METHODS.items(), 3))
+    monkeypatch.setattr(compression, "METHODS", few)
     run(
         compression,
         f"--data_dir={data_dir}",
@@ -167,8 +170,9 @@ def test_compression(data_dir, tmp_path, monkeypatch):
         "--epochs=2",
         "--seeds=1",
     )
-    first, second = rows_of(tmp_path / "compression.csv")
+    first, second, *others = rows_of(tmp_path / "compression.csv")
     assert (first["method"], second["method"]) == ("RigL", "RigL+")
+    assert [row["method"] for row in others] == list(compression.METHODS)[2:]
     widths = [int(width) for width in first["architecture"].split("-")]
     pixels = compression._from_text(first["pixels"])
     assert len(pixels) == widths[0]
