@@ -8,6 +8,7 @@ import itertools
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import app
 from running import cells_of, given, rows_of, run
 
@@ -21,6 +22,7 @@ from scripts.rigl import (
     input_pixels,
     landscape,
     language,
+    live_units,
     methods_page,
     methods_table,
     small_dense,
@@ -107,6 +109,40 @@ def test_candidates_of_small_dense_use_up_the_weights(sparsity):
         most - (first + 10) < size <= most for size, (first, _) in zip(sizes, found, strict=True)
     )
     assert max(first for first, _ in found) == (most - 10) // 785
+
+
+def test_live_units(mnist_dir, tmp_path):
+    output_dir = tmp_path / "out"
+    chosen = ["RigL", "sometimes random"]
+    settings = {
+        name: dataclasses.replace(live_units.SETTINGS[name], arguments={"update_frequency": 10})
+        for name in chosen
+    }
+    arguments = [f"--data_dir={mnist_dir}", f"--output_dir={output_dir}", "--epochs=2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live_units, "SETTINGS", settings)
+        run(live_units, *arguments, "--seeds=1", f"--settings={','.join(chosen)}")
+        with pytest.raises(app.UsageError, match="--settings must be some of RigL, some"):
+            run(live_units, *arguments, "--settings=DNW")
+    rows = rows_of(output_dir / "live_units.csv")
+    assert [row["setting"] for row in rows] == chosen
+    for row in rows:
+        assert 0 < int(row["firing_1"]) <= int(row["live_1"]) <= 300
+        assert 0 < int(row["firing_2"]) <= int(row["live_2"]) <= 100
+    page = (output_dir / "live_units.md").read_text()
+    assert "## MNIST, 2 epochs" in page
+    assert cells_of(page, "sometimes random")[-2].endswith(", one seed)")
+    assert (output_dir / "live_units.png").stat().st_size > 1000
+
+
+def test_growth_that_is_sometimes_random():
+    optimizer = live_units.SometimesRandom("sgd", end_step=101)
+    kernel = keras.Variable(np.zeros((4, 4)))
+    gradient = tf.constant(-np.arange(16.0).reshape(4, 4), "float32")
+    optimizer.random_uniform = lambda kernel: tf.fill((4, 4), 0.3)
+    np.testing.assert_array_equal(optimizer.grow_scores(kernel, None, gradient), -gradient)
+    optimizer.random_uniform = lambda kernel: tf.fill((4, 4), 0.1)
+    assert np.all(optimizer.grow_scores(kernel, None, gradient) == np.float32(0.1))
 
 
 def _table(accuracies, seeds=(0, 1, 2)):
