@@ -1,5 +1,6 @@
 """Each experiment of the RigL paper for a few steps on small data."""
 
+import collections
 import dataclasses
 import functools
 import gzip
@@ -15,7 +16,7 @@ from running import cells_of, given, rows_of, run
 import models
 import rigl_tf
 from models import resnet_cifar
-from scripts.common import experiments, methods
+from scripts.common import datasets, experiments, methods
 from scripts.rigl import (
     ablations,
     compression,
@@ -23,6 +24,7 @@ from scripts.rigl import (
     landscape,
     language,
     live_units,
+    methods_claims,
     methods_page,
     methods_table,
     small_dense,
@@ -186,6 +188,28 @@ def test_the_page_of_methods_has_costs_units_and_claims(tmp_path):
     assert "Not run yet: snip at 0.9." in page
     assert (tmp_path / "page.png").exists()
     assert (tmp_path / "page_cost.png").exists()
+
+
+def test_what_is_trained_longer_has_fewer_seeds():
+    with given(methods_table._define_flags, "--dataset=cifar10_small"):
+        wanted = methods_table._wanted(methods_table._given(), 50_000)
+    counts = collections.Counter((run["method"], run["epochs"]) for run in wanted)
+    assert len(wanted) == 2 * 3 * 5 + 2 * 3 + 2 * 3
+    assert counts["rigl (erk)", 30] == counts["static", 30] == 5
+    assert counts["rigl (erk)", 150] == counts["set (erk)", 150] == 3
+    assert counts["dense", 30] == counts["pruning", 30] == 3
+    claimed = {
+        series for claim in methods_claims.ON_CIFAR10 for series in (claim.first, claim.second)
+    }
+    assert {(name, times * 30) for name, times in claimed} == counts.keys()
+
+
+def test_images_made_smaller():
+    x = np.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+    data = datasets.pooled(datasets.Dataset(x, [0, 1], x[:1], [0], 2, "small"), 2)
+    assert data.x_train.shape == (2, 2, 3, 3)
+    assert data.x_test.shape == (1, 2, 3, 3)
+    np.testing.assert_allclose(data.x_train[1, 0, 2], x[1, :2, 4:].mean(axis=(0, 1)))
 
 
 def test_methods_that_a_table_does_not_have(data_dir, tmp_path):
