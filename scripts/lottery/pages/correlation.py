@@ -6,7 +6,7 @@ from scripts.lottery.pages import common
 
 _NETWORKS = ("dense", "ticket", "reinitialised")
 _TRAINED = (FINE_TUNED, "rewound", "ticket", "reinitialised")
-_WEAK = 0.01  # so far from P at most: by chance a thousand weights go about so far
+_WEAK = 0.01  # so far from P counts as chance; the paper says "close to"
 _SIMILAR = 0.5  # percentage points, as Ma et al. have it for CIFAR-10
 
 
