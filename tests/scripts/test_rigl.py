@@ -1,25 +1,30 @@
 """Each experiment of the RigL paper for a few steps on small data."""
 
+import collections
 import dataclasses
 import functools
 import gzip
+import itertools
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import app
 from running import cells_of, given, rows_of, run
 
 import models
 import rigl_tf
 from models import resnet_cifar
-from scripts.common import experiments, methods
+from scripts.common import datasets, experiments, methods
 from scripts.rigl import (
     ablations,
     compression,
     input_pixels,
     landscape,
     language,
+    live_units,
+    methods_claims,
     methods_page,
     methods_table,
     small_dense,
@@ -108,6 +113,40 @@ def test_candidates_of_small_dense_use_up_the_weights(sparsity):
     assert max(first for first, _ in found) == (most - 10) // 785
 
 
+def test_live_units(mnist_dir, tmp_path):
+    output_dir = tmp_path / "out"
+    chosen = ["RigL", "sometimes random"]
+    settings = {
+        name: dataclasses.replace(live_units.SETTINGS[name], arguments={"update_frequency": 10})
+        for name in chosen
+    }
+    arguments = [f"--data_dir={mnist_dir}", f"--output_dir={output_dir}", "--epochs=2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live_units, "SETTINGS", settings)
+        run(live_units, *arguments, "--seeds=1", f"--settings={','.join(chosen)}")
+        with pytest.raises(app.UsageError, match="--settings must be some of RigL, some"):
+            run(live_units, *arguments, "--settings=DNW")
+    rows = rows_of(output_dir / "live_units.csv")
+    assert [row["setting"] for row in rows] == chosen
+    for row in rows:
+        assert 0 < int(row["firing_1"]) <= int(row["live_1"]) <= 300
+        assert 0 < int(row["firing_2"]) <= int(row["live_2"]) <= 100
+    page = (output_dir / "live_units.md").read_text()
+    assert "## MNIST, 2 epochs" in page
+    assert cells_of(page, "sometimes random")[-2].endswith(", one seed)")
+    assert (output_dir / "live_units.png").stat().st_size > 1000
+
+
+def test_growth_that_is_sometimes_random():
+    optimizer = live_units.SometimesRandom("sgd", end_step=101)
+    kernel = keras.Variable(np.zeros((4, 4)))
+    gradient = tf.constant(-np.arange(16.0).reshape(4, 4), "float32")
+    optimizer.random_uniform = lambda kernel: tf.fill((4, 4), 0.3)
+    np.testing.assert_array_equal(optimizer.grow_scores(kernel, None, gradient), -gradient)
+    optimizer.random_uniform = lambda kernel: tf.fill((4, 4), 0.1)
+    assert np.all(optimizer.grow_scores(kernel, None, gradient) == np.float32(0.1))
+
+
 def _table(accuracies, seeds=(0, 1, 2)):
     """Rows of a table of methods: `{(method, epochs): mean accuracy}`, all at 90 %."""
     return [
@@ -151,6 +190,28 @@ def test_the_page_of_methods_has_costs_units_and_claims(tmp_path):
     assert (tmp_path / "page_cost.png").exists()
 
 
+def test_what_is_trained_longer_has_fewer_seeds():
+    with given(methods_table._define_flags, "--dataset=cifar10_small"):
+        wanted = methods_table._wanted(methods_table._given(), 50_000)
+    counts = collections.Counter((run["method"], run["epochs"]) for run in wanted)
+    assert len(wanted) == 2 * 3 * 5 + 2 * 3 + 2 * 3
+    assert counts["rigl (erk)", 30] == counts["static", 30] == 5
+    assert counts["rigl (erk)", 150] == counts["set (erk)", 150] == 3
+    assert counts["dense", 30] == counts["pruning", 30] == 3
+    claimed = {
+        series for claim in methods_claims.ON_CIFAR10 for series in (claim.first, claim.second)
+    }
+    assert {(name, times * 30) for name, times in claimed} == counts.keys()
+
+
+def test_images_made_smaller():
+    x = np.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+    data = datasets.pooled(datasets.Dataset(x, [0, 1], x[:1], [0], 2, "small"), 2)
+    assert data.x_train.shape == (2, 2, 3, 3)
+    assert data.x_test.shape == (1, 2, 3, 3)
+    np.testing.assert_allclose(data.x_train[1, 0, 2], x[1, :2, 4:].mean(axis=(0, 1)))
+
+
 def test_methods_that_a_table_does_not_have(data_dir, tmp_path):
     arguments = ["--dataset=cifar10", f"--data_dir={data_dir}", f"--output_dir={tmp_path}"]
     with pytest.raises(app.UsageError, match=r"--methods must be some of dense, .*Received: dnw"):
@@ -160,6 +221,8 @@ def test_methods_that_a_table_does_not_have(data_dir, tmp_path):
 def test_compression(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(compression, "_L2", (1e-4,))
     monkeypatch.setattr(compression, "_UPDATE_FREQUENCY", 1)  # one update, in four steps
+    few = dict(itertools.islice(compression.METHODS.items(), 3))
+    monkeypatch.setattr(compression, "METHODS", few)
     run(
         compression,
         f"--data_dir={data_dir}",
@@ -167,8 +230,9 @@ def test_compression(data_dir, tmp_path, monkeypatch):
         "--epochs=2",
         "--seeds=1",
     )
-    first, second = rows_of(tmp_path / "compression.csv")
+    first, second, *others = rows_of(tmp_path / "compression.csv")
     assert (first["method"], second["method"]) == ("RigL", "RigL+")
+    assert [row["method"] for row in others] == list(compression.METHODS)[2:]
     widths = [int(width) for width in first["architecture"].split("-")]
     pixels = compression._from_text(first["pixels"])
     assert len(pixels) == widths[0]
