@@ -2,8 +2,8 @@
 
     python -m scripts.lottery --protocol=tickets --data_dir=DATA
 
-runs one of them (tickets, sanity, connectivity, gradient_flow, correlation, greedy), three seeds;
-the module of that name in `scripts/lottery` says what it trains, what it costs and what to
+runs one of them (tickets, sanity, connectivity, gradient_flow, recipe, correlation, greedy), three
+seeds; the module of that name in `scripts/lottery` says what it trains, what it costs and what to
 expect. Finished runs are rows of a CSV file in `results/` and are never repeated; the page and the
 plots beside it, which set our numbers beside the paper's claims, are made anew from all rows.
 """
@@ -16,7 +16,15 @@ from scripts.common import experiments
 from scripts.lottery import networks
 from scripts.lottery.pages import common
 
-PROTOCOLS = ("tickets", "sanity", "connectivity", "gradient_flow", "correlation", "greedy")
+PROTOCOLS = (
+    "tickets",
+    "sanity",
+    "connectivity",
+    "gradient_flow",
+    "recipe",
+    "correlation",
+    "greedy",
+)
 
 FLAGS = flags.FLAGS
 

@@ -289,23 +289,53 @@ def test_which_of_the_published_numbers_are_hit():
     ]
     rows[0]["error_last"] = 1.6
     table = "\n".join(compression._against_the_paper(rows))
-    assert "| RigL | kflops | 12.6 | 12.60 | +0.0 | hit |" in table
-    assert "| RigL | bytes | 31,914 | 32,000 | +60.8 | missed |" in table
-    assert "| RigL | error_best | 1.44 | 1.40 | -0.3 | hit |" in table
+    # One more value: t(1) = 12.706 for 95 %, times the deviation and the root of 1 + 1/2.
+    half = 12.706 * 0.1 * 2**0.5 * 1.5**0.5
+    assert f"| RigL | kflops | 12.6 | 12.60 ± {half:.2f} | inside |" in table
+    assert "| RigL | bytes | 31,914 | 32,000 ± 22 | outside |" in table
+    assert f"| RigL | error_best | 1.44 | 1.40 ± {half:.2f} | inside |" in table
     assert "RigL+ |" not in table
     assert compression._against_the_paper(rows[:1]) == []
 
 
-@pytest.mark.parametrize(("ticket", "says"), [(95.0, "confirmed"), (98.0, "not confirmed")])
-def test_claims_of_the_ablations(ticket, says):
-    values = {
-        ("lottery", "lottery masks and weights, static"): (ticket, 0.1, 3),
-        ("lottery", "random masks, RigL"): (96.5, 0.1, 3),
-    }
-    lines = ablations._claims(values)
+def _ablation_rows(study, accuracies):
+    return [
+        {"study": study, "setting": setting, "seed": seed, "accuracy": accuracy}
+        for setting, of_seeds in accuracies.items()
+        for seed, accuracy in enumerate(of_seeds)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tickets", "says", "gain"),
+    [
+        ([95.0, 95.2], "confirmed", "+1.50 ± 1.27"),
+        ([98.0, 98.2], "contradicted", "-1.50 ± 1.27"),
+        ([95.0, 97.0], "undecided", "+0.60 ± 10.16"),
+        ([95.0], "undecided", "+1.40, one seed"),
+    ],
+)
+def test_claims_of_the_ablations(tickets, says, gain):
+    static, rigl = "lottery masks and weights, static", "random masks, RigL"
+    # t(1) = 12.71 for 95 %, and half of the difference of two values.
+    accuracies = {static: tickets, rigl: [96.4, 96.8]}
+    lines = ablations._claims(_ablation_rows("lottery", accuracies))
     claim = "RigL from random masks is better than static training of a ticket"
-    assert f"| {claim} | {says} (96.50 ± 0.10 and {ticket:.2f} ± 0.10) |" in lines
+    assert f"| {claim} | {says} ({rigl} less {static}: {gain}) |" in lines
     assert "| ERK is the best distribution for all methods | still to be run |" in lines
+
+
+def test_claims_of_the_ablations_about_several_settings():
+    """All must be confirmed; each pair of schedules is one, and each start."""
+    accuracies = {name: [96.0, 96.1] for name in ablations.STUDIES["schedule"][1]}
+    accuracies |= {"inverse power 1": [96.2, 96.3], "constant": [90.0, 99.0]}
+    rows = _ablation_rows("schedule", accuracies)
+    starts = {name: [96.0, 96.1] for name in ablations.STUDIES["grow_init"][1]}
+    rows += _ablation_rows("grow_init", starts | {"random normal": [97.0, 97.1]})
+    lines = "\n".join(ablations._claims(rows))
+    assert "by less than half a point | confirmed (cosine less inverse power 1: -0.20" in lines
+    start = "better than zero by half a point | contradicted (zeros less the best other, random"
+    assert f"{start} normal: -1.00 ± 0.00)" in lines
 
 
 @pytest.fixture
@@ -515,13 +545,17 @@ def test_the_verdicts_of_the_landscape():
     one = row("0 3 2", "0 1 2", "0 0 2", "2 1.5", "2 0.5")
     two = row("0 2.5 2", "0 2.1 2", "0 2.5 2", "2 0.9", "2 1.1")
     text = "\n".join(landscape._verdicts([one, two]))
-    assert "straight line | confirmed (2 of 2 seeds)" in text
-    assert "quadratic, in the union | confirmed in part (1 of 2 seeds)" in text
-    assert "dense space | confirmed in part (1 of 2 seeds)" in text
-    assert "stays | confirmed in part (1 of 2 seeds)" in text
-    assert "pruned loss | confirmed in part (1 of 2 seeds)" in text
+    # Rises of 1 and 0.5, of which 0.01 is none; t(1) = 12.706 for 95 %.
+    assert "straight line | undecided (+0.740 ± 3.177)" in text
+    text = "\n".join(landscape._verdicts([one, one]))
+    assert "straight line | confirmed (+0.990 ± 0.000)" in text
+    assert "quadratic, in the union | contradicted (-0.010 ± 0.000)" in text
+    assert "dense space | confirmed (+0.010 ± 0.000)" in text
+    # The middle is at 1: it ends at 1.5, and RigL at 0.5.
+    assert "stays | confirmed (+0.500 ± 0.000)" in text
+    assert "pruned loss | confirmed (+0.500 ± 0.000)" in text
     text = "\n".join(landscape._verdicts([one]))
-    assert "quadratic, in the union | not confirmed (0 of 1 seeds)" in text
+    assert "straight line | undecided (+0.990, one seed)" in text
     assert landscape.rise([1.0, 4.0, 3.0]) == 1.0
     assert landscape.rise([1.0, 2.0, 3.0]) == 0.0
 
