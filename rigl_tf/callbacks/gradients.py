@@ -1,4 +1,4 @@
-"""How large the gradients of active and of inactive connections are, on data that is given."""
+"""Computes the norms of the gradients of active and of inactive connections on given data."""
 
 import tensorflow as tf
 
@@ -8,14 +8,14 @@ from rigl_tf.objective import batches, mean_loss, mean_over, on_a_replica, untou
 
 
 class GradientNorms:
-    """The norms of the gradients of a model's sparse kernels, as a function to call again.
+    """A function that computes the norms of the gradients of a model's sparse kernels.
 
-    The network computes as in training, and its state is afterwards what it was.
+    It can be called again and again during training. The network computes as in training, for
+    example with dropout. Its state, such as moving averages, is restored afterwards.
 
     Args:
         model: A built `keras.Model`.
-        data: See `rigl_tf.analysis.gradient_norms`.
-        loss: Likewise.
+        data, loss: See `rigl_tf.analysis.gradient_norms`.
         kernels: `{path: SparseKernel}`.
     """
 
@@ -29,9 +29,10 @@ class GradientNorms:
         )
 
     def __call__(self):
-        """`{path: (norm of the active connections, that of the inactive ones)}`.
+        """`{path: (norm over the active connections, norm over the inactive connections)}`.
 
-        The latter is `None` of a CSR kernel, of which a backward pass has no such gradient.
+        For a CSR kernel the second norm is `None`, because its backward pass does not compute the
+        gradient of inactive connections.
         """
         with untouched_state(self._model):
             gradients = mean_over(self._data, self._of_batch)
