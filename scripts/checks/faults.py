@@ -139,7 +139,7 @@ def state(directory):
 
 
 def moment(directory, frequency, before):
-    """What a killed process was doing, judged by its files; `before`: their `state` at its start."""
+    """What a killed process was doing, judged by its files. `before`: their first `state`."""
     if state(directory) == before:
         return "resumed, nothing written yet"
     temporaries = " ".join(run_files.temporaries(directory))
