@@ -132,7 +132,7 @@ class Authors:
         return num_flops, bits / 8e6
 
     def _scaled(self, path, width):
-        """Channels times the width, rounded down, except of images, classes and depthwise kernels."""
+        """Channels times the width, rounded down, but not of images, classes, depthwise kernels."""
         *window, inputs, outputs = self._shapes[path]
         paths = list(self._shapes)
         if path != paths[0] and inputs != 1:

@@ -178,7 +178,7 @@ def _wanted(epochs, num_examples):
 
 
 def _has(structure, sparsity, fixed):
-    """Whether a structure is run at a sparsity. At that of an `NM`, only it and unstructured are."""
+    """Whether a structure is run at a sparsity. At that of an `NM`, only it and `None` are."""
     if structure is None or structure.sparsity:
         return structure is None or structure.sparsity == sparsity
     return sparsity not in fixed
