@@ -39,11 +39,11 @@ class GradientNorms:
         norms = {}
         for (path, kernel), gradient in zip(self._kernels.items(), gradients, strict=True):
             if kernel.execution == "csr":
-                norms[path] = float(squared_norm(gradient)) ** 0.5, None
+                norms[path] = squared_norm(gradient) ** 0.5, None
                 continue
             active = masks.masked(gradient, kernel.kernel_mask)
             inactive = gradient - active
-            norms[path] = tuple(float(squared_norm(each)) ** 0.5 for each in (active, inactive))
+            norms[path] = tuple(squared_norm(each) ** 0.5 for each in (active, inactive))
         return norms
 
     def _gradients(self, inputs, targets, sample_weight):

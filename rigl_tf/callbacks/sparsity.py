@@ -149,6 +149,7 @@ class SparsityLogger(keras.callbacks.Callback):
     def on_train_begin(self, logs: Logs = None) -> None:
         self._watched = {}
         self._first_sparsity = self._sparsity = None
+        self._shows_sparsity = False
         strategy = self.model.distribute_strategy
         is_multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
         is_chief = not is_multi_worker or multi_worker.is_chief(strategy)
@@ -173,7 +174,7 @@ class SparsityLogger(keras.callbacks.Callback):
             self._look()
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        if logs is not None and self._shows_sparsity():
+        if logs is not None and self._shows_sparsity:
             logs["sparsity"] = self._sparsity
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
@@ -212,6 +213,7 @@ class SparsityLogger(keras.callbacks.Callback):
             self._gradients = GradientNorms(self.model, self._data, loss, kernels_of)
         self._watched = watched
         self._turnover, self._has_updated = _NAN, False
+        self._dropped = None
         seen = {path: each.look() for path, each in watched.items()}
         self._note_sparsity(_sparsity(seen.values()))
         if self._every is not None:
@@ -223,12 +225,8 @@ class SparsityLogger(keras.callbacks.Callback):
         self._sparsity = sparsity
         if self._first_sparsity is None:
             self._first_sparsity = sparsity
-
-    def _shows_sparsity(self):
-        if self._sparsity is None:
-            return False
         ramps = any(isinstance(each, GradualPruning) for each in self._clock.optimizers)
-        return ramps or self._sparsity != self._first_sparsity
+        self._shows_sparsity = ramps or sparsity != self._first_sparsity
 
     # One reading of all masks.
 
@@ -244,8 +242,7 @@ class SparsityLogger(keras.callbacks.Callback):
             self._turnover = num_grown / max(1, sum(each.num_active for each in seen.values()))
         is_news, self._has_updated = self._has_updated or num_grown > 0, False
         squares = {
-            path: float(squared_norm(watched.kernel.variable))
-            for path, watched in self._watched.items()
+            path: squared_norm(watched.kernel.variable) for path, watched in self._watched.items()
         }
         units = sum(each.num_units for each in seen.values())
         numbers = {
@@ -298,14 +295,17 @@ class SparsityLogger(keras.callbacks.Callback):
 
     def _drop_fractions(self):
         """`{name: number}`, with one number for each optimizer that drops connections."""
-        dropping = [each for each in self._clock.optimizers if isinstance(each, SparseOptimizer)]
         step = self._clock.last_update
+        if self._dropped is not None and self._dropped[0] == step:
+            return self._dropped[1]  # To compute it takes as long as reading a small mask.
+        dropping = [each for each in self._clock.optimizers if isinstance(each, SparseOptimizer)]
         result = {}
         for number, optimizer in enumerate(dropping, 1):
             value = _NAN
             if step is not None and optimizer.built:
                 value = float(optimizer._drop_fraction_at(tf.constant(step, tf.int64)))
             result["drop_fraction" if number == 1 else f"drop_fraction_{number}"] = value
+        self._dropped = step, result
         return result
 
     def _gradient_norms(self):

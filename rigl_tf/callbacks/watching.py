@@ -52,8 +52,8 @@ def watch(model):
 
 
 def squared_norm(values):
-    """The sum of the squares of a tensor's entries, in float32."""
-    return 2 * tf.nn.l2_loss(tf.cast(tf.convert_to_tensor(values), tf.float32))
+    """The sum of the squares of a tensor's entries, as a float."""
+    return 2 * float(tf.nn.l2_loss(tf.cast(tf.convert_to_tensor(values), tf.float32)))
 
 
 class _WatchedMask:
@@ -66,16 +66,23 @@ class _WatchedMask:
         self._others = tuple(a for a in range(len(kernel.shape)) if a not in self._outputs)
         self._mask = kernel.mask
         self._ever = self._mask.copy()
+        self._seen = self._count(num_grown=0)
 
     def look(self):
         """The `Seen` of now."""
         old, self._mask = self._mask, self.kernel.mask
+        if np.array_equal(old, self._mask):
+            return dataclasses.replace(self._seen, num_grown=0)
         self._ever |= self._mask
+        self._seen = self._count(int(np.count_nonzero(self._mask > old)))
+        return self._seen
+
+    def _count(self, num_grown):
         is_alive = self._mask.any(axis=self._others)
         return Seen(
             self._mask.size,
             int(np.count_nonzero(self._mask)),
-            int(np.count_nonzero(self._mask > old)),
+            num_grown,
             int(np.count_nonzero(self._ever)),
             is_alive.size,
             int(is_alive.size - np.count_nonzero(is_alive)),
@@ -93,30 +100,41 @@ class _WatchedPlaces:
 
     def __init__(self, kernel):
         self.kernel = kernel
-        self._places = self._now()
-        self._ever = self._places
+        self._stored = self._read()
+        self._ever = self._places(self._stored)
+        self._seen = self._count(num_grown=0)
 
-    def _now(self):
-        """The places of the active connections in the flat kernel, sorted."""
+    def _read(self):
+        """Where each row ends, and the columns of the active connections."""
         storage = self.kernel.storage
-        splits, columns = storage.row_splits.numpy(), storage.columns.numpy()
-        num_rows, num_units = storage.matrix_shape
+        return storage.row_splits.numpy(), storage.columns.numpy()
+
+    def _places(self, stored):
+        """The places of the active connections in the flat kernel, sorted."""
+        splits, columns = stored
+        num_rows, num_units = self.kernel.storage.matrix_shape
         rows = np.repeat(np.arange(num_rows, dtype=np.int64) * num_units, np.diff(splits))
         return rows + columns
 
     def look(self):
         """The `Seen` of now."""
-        old, self._places = self._places, self._now()
-        num_grown = 0
-        if not np.array_equal(old, self._places):
-            num_grown = len(_union(old, self._places)) - len(old)
-            self._ever = _union(self._ever, self._places)
+        old, self._stored = self._stored, self._read()
+        if all(map(np.array_equal, old, self._stored)):
+            return dataclasses.replace(self._seen, num_grown=0)
+        before, now = self._places(old), self._places(self._stored)
+        num_grown = len(_union(before, now)) - len(before)
+        self._ever = _union(self._ever, now)
+        self._seen = self._count(num_grown)
+        return self._seen
+
+    def _count(self, num_grown):
+        _, columns = self._stored
         num_units = self.kernel.storage.matrix_shape[1]
         is_alive = np.zeros(num_units, bool)
-        is_alive[self._places % num_units] = True
+        is_alive[columns] = True
         return Seen(
             self.kernel.size,
-            len(self._places),
+            len(columns),
             num_grown,
             len(self._ever),
             num_units,
@@ -126,7 +144,7 @@ class _WatchedPlaces:
     def image(self):
         """The same picture as of a kernel with a mask."""
         num_rows, num_units = self.kernel.storage.matrix_shape
-        rows, columns = np.divmod(self._places, num_units)
+        rows, columns = np.divmod(self._places(self._stored), num_units)
         shape = min(num_rows, _MOST_PIXELS), min(num_units, _MOST_PIXELS)
         cells = rows * shape[0] // num_rows, columns * shape[1] // num_units
         counts = np.zeros(shape)
