@@ -5,8 +5,8 @@
 runs one of them (tickets, sanity, connectivity, gradient_flow, recipe, correlation, greedy) with
 three seeds. The module with this name in `scripts/lottery` says what is trained, how long it takes
 and which results to expect. Finished runs are rows of a CSV file in `results/` and are never
-repeated. The page and the plots, which compare our numbers with the claims of the papers, are made from all
-rows.
+repeated. The page and the plots, which compare our numbers with the claims of the papers, are made
+from all rows.
 """
 
 import importlib

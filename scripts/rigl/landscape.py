@@ -159,10 +159,10 @@ def _training_table(rows):
     return tables.table(["training", "training loss", "test accuracy (%)"], cells)
 
 
-def _verdicts(rows):
-    """The paper's claims, judged by the interval over the seeds of how much each holds."""
+def judged(rows):
+    """The paper's claims and what the rows say of them, each with its interval: `{claim: text}`."""
 
-    def judged(measure):
+    def by_seeds(measure):
         values = [measure(row) for row in rows]
         return f"{claims.verdict(values)} ({claims.signed(values, 3)})"
 
@@ -173,24 +173,23 @@ def _verdicts(rows):
         static, pruned, last = (_numbers(row[n])[-1] for n in ("static", "pruning", name))
         return (static + pruned) / 2 - last
 
-    found = {
-        "A high barrier on the straight line": judged(lambda row: barrier(row, _LINE)),
+    return {
+        "A high barrier on the straight line": by_seeds(lambda row: barrier(row, _LINE)),
         **{
-            f"A barrier on the trained curve, {path}": judged(lambda row, p=path: barrier(row, p))
+            f"A barrier on the trained curve, {path}": by_seeds(lambda row, p=path: barrier(row, p))
             for path, (_, in_union) in _CURVES.items()
             if in_union
         },
-        "No barrier on the quadratic curve in the dense space": judged(
+        "No barrier on the quadratic curve in the dense space": by_seeds(
             lambda row: -barrier(row, "quadratic, all dense")
         ),
-        "Static training, started again, stays": judged(
+        "Static training, started again, stays": by_seeds(
             lambda row: -nearer_to_pruned(row, "static again")
         ),
-        "RigL escapes, to about the pruned loss": judged(
+        "RigL escapes, to about the pruned loss": by_seeds(
             lambda row: nearer_to_pruned(row, "rigl from static")
         ),
     }
-    return tables.table(["claim of the paper (ResNet-50, ImageNet)", "here"], found.items())
 
 
 def plot(rows, path):
@@ -230,7 +229,7 @@ def report(rows, epochs, output_dir):
         "the same optimizer for as many epochs, without L2 (the paper does not say how). Losses "
         f"are the cross-entropy of all training examples, without L2. {words.L2}",
         "",
-        *_verdicts(rows),
+        *tables.table(["claim of the paper (ResNet-50, ImageNet)", "here"], judged(rows).items()),
         "",
         f"{words.VERDICTS} In brackets is by how much the claim holds, in units of the loss, with "
         f"the interval. A barrier is counted from {_NO_RISE:g} above the worse end on. A training "
