@@ -12,6 +12,7 @@ def lenet_300_100(
     l2: float = 0.0,
     width: float = 1.0,
     units: tuple[int, int] = (300, 100),
+    activation: str = "relu",
 ) -> keras.Model:
     """Two hidden layers of 300 and 100 units; 266,610 parameters on MNIST.
 
@@ -22,11 +23,12 @@ def lenet_300_100(
         l2: Float, adds `l2 * sum(kernel ** 2)` to the loss for each kernel.
         width: Float above 0, multiplies the hidden units.
         units: Pair of integers, the units of the two hidden layers before `width`.
+        activation: String or callable, that of the hidden layers.
 
     Returns:
         A `keras.Model` whose output are logits, shape `(batch, num_classes)`.
     """
-    hidden = {"activation": "relu", "kernel_regularizer": kernel_regularizer(l2)}
+    hidden = {"activation": activation, "kernel_regularizer": kernel_regularizer(l2)}
     inputs = keras.Input(input_shape, name="inputs")
     x = layers.Flatten(name="flatten")(inputs)
     x = layers.Dense(scaled(units[0], width), name="dense_1", **hidden)(x)

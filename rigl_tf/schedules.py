@@ -148,11 +148,25 @@ class _DropFraction:
 class _AnnealedDropFraction(_DropFraction):
     """A share that falls from `begin_step` to `end_step`, and is constant before and after."""
 
-    def __init__(self, drop_fraction: float, begin_step: int, end_step: int, **config: Any) -> None:
+    def __init__(
+        self,
+        drop_fraction: float,
+        begin_step: int,
+        end_step: int,
+        minimum: float = 0.0,
+        **config: Any,
+    ) -> None:
         check_update_steps(begin_step, end_step, update_frequency=1)
-        super().__init__(drop_fraction, begin_step=begin_step, end_step=end_step, **config)
+        steps = {"begin_step": begin_step, "end_step": end_step}
+        super().__init__(drop_fraction, **steps, minimum=minimum, **config)
+        check_numbers(f"[0, {self.drop_fraction:g}]", minimum=minimum)
         self.begin_step = begin_step
         self.end_step = end_step
+        self.minimum = float(minimum)
+
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
+        above = self.drop_fraction - self.minimum
+        return self.minimum + self._annealed(above, self._progress(step))
 
     def _progress(self, step):
         """How far `step` is on the way from `begin_step` to `end_step`, in `[0, 1]`."""
@@ -163,7 +177,8 @@ class _AnnealedDropFraction(_DropFraction):
 class CosineDropFraction(_AnnealedDropFraction):
     """The share of active connections to drop, annealed to zero along a cosine.
 
-    `drop_fraction / 2 * (1 + cos(pi * (step - begin_step) / (end_step - begin_step)))`.
+    `drop_fraction / 2 * (1 + cos(pi * (step - begin_step) / (end_step - begin_step)))`; with a
+    `minimum` the share above it is annealed.
 
     Reference:
 
@@ -173,6 +188,7 @@ class CosineDropFraction(_AnnealedDropFraction):
         drop_fraction: Float in `[0, 1]`, the share at `begin_step`.
         begin_step: Integer, in steps.
         end_step: Integer, in steps, greater than `begin_step`.
+        minimum: Float in `[0, drop_fraction]`, the share at `end_step`. Defaults to 0.0.
 
     Example:
 
@@ -181,15 +197,16 @@ class CosineDropFraction(_AnnealedDropFraction):
     [0.3, 0.15, 0.0]
     """
 
-    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
-        return cosine(self.drop_fraction, self._progress(step))
+    def _annealed(self, share, progress):
+        return cosine(share, progress)
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
 class PowerDropFraction(_AnnealedDropFraction):
     """The share of active connections to drop, annealed to zero by an inverse power.
 
-    `drop_fraction * (1 - (step - begin_step) / (end_step - begin_step)) ** power`.
+    `drop_fraction * (1 - (step - begin_step) / (end_step - begin_step)) ** power`; with a `minimum`
+    the share above it is annealed.
 
     Reference:
 
@@ -200,6 +217,7 @@ class PowerDropFraction(_AnnealedDropFraction):
         begin_step: Integer, in steps.
         end_step: Integer, in steps, greater than `begin_step`.
         power: Number > 0.
+        minimum: Float in `[0, drop_fraction]`, the share at `end_step`. Defaults to 0.0.
 
     Example:
 
@@ -209,14 +227,19 @@ class PowerDropFraction(_AnnealedDropFraction):
     """
 
     def __init__(
-        self, drop_fraction: float, begin_step: int, end_step: int, power: float = 1
+        self,
+        drop_fraction: float,
+        begin_step: int,
+        end_step: int,
+        power: float = 1,
+        minimum: float = 0.0,
     ) -> None:
         check_numbers("(0, inf)", power=power)
-        super().__init__(drop_fraction, begin_step, end_step, power=power)
+        super().__init__(drop_fraction, begin_step, end_step, minimum, power=power)
         self.power = power
 
-    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
-        return self.drop_fraction * (1 - self._progress(step)) ** self.power
+    def _annealed(self, share, progress):
+        return share * (1 - progress) ** self.power
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")

@@ -66,6 +66,16 @@ def test_power_by_hand():
     np.testing.assert_allclose(got, [0.4, 0.4, 0.1, 0.0, 0.0], atol=1e-7)
 
 
+def test_shares_that_do_not_fall_below_a_minimum():
+    # What is above 0.1 is annealed: 0.3 at the beginning, half of it, or a quarter, in the middle.
+    cosine = schedules.CosineDropFraction(0.4, begin_step=10, end_step=30, minimum=0.1)
+    got = [float(cosine(step)) for step in (0, 10, 20, 30, 50)]
+    np.testing.assert_allclose(got, [0.4, 0.4, 0.25, 0.1, 0.1], atol=1e-7)
+    power = schedules.PowerDropFraction(0.4, begin_step=10, end_step=30, power=2, minimum=0.1)
+    got = [float(power(step)) for step in (0, 10, 20, 30, 50)]
+    np.testing.assert_allclose(got, [0.4, 0.4, 0.175, 0.1, 0.1], atol=1e-7)
+
+
 def test_in_proportion_to_the_learning_rate():
     rate = keras.optimizers.schedules.PiecewiseConstantDecay([5, 10], [0.2, 0.1, 1.0])
     schedule = schedules.LearningRateDropFraction(0.3, rate)
@@ -78,6 +88,8 @@ def test_in_proportion_to_the_learning_rate():
     [
         schedules.CosineDropFraction(0.3, 5, 50),
         schedules.PowerDropFraction(0.3, 5, 50, power=3),
+        schedules.CosineDropFraction(0.3, 5, 50, minimum=0.05),
+        schedules.PowerDropFraction(0.3, 5, 50, power=2, minimum=0.05),
         schedules.ConstantDropFraction(0.3),
         schedules.LearningRateDropFraction(0.3, keras.optimizers.schedules.CosineDecay(0.1, 50)),
     ],
@@ -93,6 +105,8 @@ def test_config_round_trip(schedule):
     ("make", "message"),
     [
         (lambda: schedules.PowerDropFraction(0.3, 0, 10, power=0), "power=0"),
+        (lambda: schedules.CosineDropFraction(0.3, 0, 10, minimum=0.4), "minimum=0.4"),
+        (lambda: schedules.PowerDropFraction(0.3, 0, 10, minimum=-0.1), "minimum=-0.1"),
         (lambda: schedules.PowerDropFraction(0.3, 10, 10), "begin_step=10, end_step=10"),
         (lambda: schedules.ConstantDropFraction(1.5), "drop_fraction=1.5"),
         (lambda: schedules.LearningRateDropFraction(0.3, 0.1), "learning_rate=0.1"),

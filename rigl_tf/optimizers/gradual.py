@@ -21,8 +21,9 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
     """Gradual magnitude pruning: a dense network loses its weakest connections during training.
 
     In an update step, after the gradient step, each kernel keeps the connections with the largest
-    weights, so that its sparsity is `s * (1 - (1 - p) ** power)`. Here `s` is its final sparsity,
-    and `p` rises from 0 at `begin_step` to 1 at the last update. Pruned connections do not come
+    weights, so that its sparsity is `s + (i - s) * (1 - p) ** power`. Here `s` is its final
+    sparsity, `i` its initial one, and `p` rises from 0 at `begin_step` to 1 at the last update.
+    Pruned connections do not come
     back. There is a warning, when the optimizer is built or when `fit` ends, if the final sparsity
     differs from `sparsity`.
 
@@ -40,7 +41,7 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
             after each update, which must not fall. Or a function of the step that returns the
             share, such as a `tfmot.sparsity.keras.PruningSchedule` (it returns a pair, of which the
             last is the sparsity). The function is called for each update step. With a list or a
-            function, `power` is not used.
+            function, `power` and `initial_sparsity` are not used.
         begin_step: Integer, in steps. No connection changes before this step or at step 0.
             Defaults to 0.
         update_frequency: Integer, the number of steps between mask updates. Every step trains the
@@ -50,6 +51,8 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
             `rigl_tf.sparsify`. With the default `"erk"`, all kernels together reach `sparsity`.
             With `"uniform"` the first kernel stays dense, and a warning says which sparsity is
             reached.
+        initial_sparsity: Share of zeros over all sparse kernels from which the sparsity rises, in
+            `[0, sparsity]`. The first update jumps to it, or to a little more. Defaults to 0.0.
         name: String. Defaults to the name of the class in snake case, with a number.
 
     Raises:
@@ -80,13 +83,16 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
         update_frequency: int = 100,
         power: float = 3,
         distribution: Distribution = "erk",
+        initial_sparsity: float = 0.0,
         name: str | None = None,
     ) -> None:
         distributions.get(distribution)
         check_numbers("(0, inf)", power=power)
+        check_numbers("[0, 1)", initial_sparsity=initial_sparsity)
         super().__init__(inner_optimizer, end_step, begin_step, update_frequency, name)
         self.power = power
         self.distribution = distribution
+        self.initial_sparsity = initial_sparsity
         self.sparsity: Any = _at_each(self._steps, sparsity) if callable(sparsity) else sparsity
         self._check_schedule()
 
@@ -101,6 +107,11 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
             _check_list(sparsity, len(self._steps))
         elif sparsity is not None:
             distributions.check_sparsity(sparsity)
+            if self.initial_sparsity > sparsity:
+                raise ValueError(
+                    "`initial_sparsity` must be at most `sparsity`. "
+                    f"Received: initial_sparsity={self.initial_sparsity}, sparsity={sparsity}"
+                )
 
     @property
     def _final_sparsity(self):
@@ -146,8 +157,10 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
         left = 1 - (steps - begin) / (last - begin)
         if self.power == int(self.power):
             # By multiplication, which is exact if the result is exact; a power may be rounded.
-            return 1 - functools.reduce(np.multiply, [left] * int(self.power))
-        return 1 - left**self.power
+            left = functools.reduce(np.multiply, [left] * int(self.power))
+        else:
+            left = left**self.power
+        return 1 - left + left * (self.initial_sparsity / (self._final_sparsity or 1.0))
 
     def _update_masks(self, strategy, pairs, loss_scale):
         # Magnitudes need no gradient, so it is not summed over replicas and may be infinite.
@@ -184,7 +197,11 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
         )
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "power": self.power}
+        return {
+            **super().get_config(),
+            "power": self.power,
+            "initial_sparsity": self.initial_sparsity,
+        }
 
 
 def _at_each(steps, schedule):

@@ -60,12 +60,12 @@ def verdict(differences, margin=None):
     return CONTRADICTED if high < below or low > above else UNDECIDED
 
 
-def signed(differences):
+def signed(differences, digits=2):
     """The mean difference with its interval, as text: `+0.60 ± 0.25`."""
     if not differences:
         return "–"
     mean, half = interval(differences)
-    return f"{mean:+.2f}" + (f" ± {half:.2f}" if half < math.inf else ", one seed")
+    return f"{mean:+.{digits}f}" + (f" ± {half:.{digits}f}" if half < math.inf else ", one seed")
 
 
 @dataclasses.dataclass(frozen=True)

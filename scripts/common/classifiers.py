@@ -101,7 +101,8 @@ def fit(
             layers and slower for convolutions.
         validate: Boolean, whether to evaluate the test data after every epoch.
         steps_per_execution: Integer, a divisor of the steps of an epoch. Defaults to the largest
-            one up to 50. Use 1 for callbacks that do something between steps.
+            one up to 50. Use 1 for callbacks that do something between steps. With `steps` it need
+            not be a divisor.
 
     Returns:
         The `keras.callbacks.History`.
@@ -110,7 +111,8 @@ def fit(
     examples = batches(data.x_train, data.y_train, batch_size, epochs, seed, first_epoch, augment)
     if steps is not None:
         start, stop = steps
-        examples, first_epoch, epochs, num_steps = examples.skip(start), 0, 1, stop - start
+        first_epoch, epochs, num_steps = 0, 1, stop - start
+        examples = examples.skip(start).take(num_steps)
     # A divisor, so that an execution never takes batches of the next epoch.
     steps_per_execution = steps_per_execution or max(n for n in range(1, 51) if num_steps % n == 0)
     compile_classifier(model, optimizer, jit_compile, steps_per_execution)

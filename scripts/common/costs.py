@@ -79,7 +79,7 @@ class StepTime(keras.callbacks.Callback):
         """The median over the epochs of a step's time; `None` after one epoch."""
         if len(self._ends) < 2:
             return None
-        return 1000 * statistics.median(np.diff(self._ends)) / steps_per_epoch
+        return 1000 * float(statistics.median(np.diff(self._ends))) / steps_per_epoch
 
 
 def firing_units(model, live, x):

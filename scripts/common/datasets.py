@@ -59,6 +59,17 @@ def load(name, data_dir=None):
     return _finish(path.stem, path, _read(path))
 
 
+def pooled(data, size):
+    """A `Dataset` of smaller images: each pixel is the mean over `size` x `size` pixels."""
+    smaller = {}
+    for name in ("x_train", "x_test"):
+        images = getattr(data, name)
+        num_images, height, width, channels = images.shape
+        tiles = (num_images, height // size, size, width // size, size, channels)
+        smaller[name] = images.reshape(tiles).mean(axis=(2, 4))
+    return data._replace(**smaller)
+
+
 def _named(name, data_dir):
     path = Path(data_dir or "").expanduser() / f"{name}.npz"
     if data_dir is not None and path.exists():

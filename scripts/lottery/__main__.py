@@ -2,11 +2,11 @@
 
     python -m scripts.lottery --protocol=tickets --data_dir=DATA
 
-runs one of them (tickets, sanity, connectivity, gradient_flow, correlation, greedy) with three
-seeds. The module with this name in `scripts/lottery` says what is trained, how long it takes and
-which results to expect. Finished runs are rows of a CSV file in `results/` and are never repeated.
-The page and the plots, which compare our numbers with the claims of the papers, are made from all
-rows.
+runs one of them (tickets, sanity, connectivity, gradient_flow, recipe, correlation, greedy) with
+three seeds. The module with this name in `scripts/lottery` says what is trained, how long it takes
+and which results to expect. Finished runs are rows of a CSV file in `results/` and are never
+repeated. The page and the plots, which compare our numbers with the claims of the papers, are made
+from all rows.
 """
 
 import importlib
@@ -17,7 +17,15 @@ from scripts.common import experiments
 from scripts.lottery import networks
 from scripts.lottery.pages import common
 
-PROTOCOLS = ("tickets", "sanity", "connectivity", "gradient_flow", "correlation", "greedy")
+PROTOCOLS = (
+    "tickets",
+    "sanity",
+    "connectivity",
+    "gradient_flow",
+    "recipe",
+    "correlation",
+    "greedy",
+)
 
 FLAGS = flags.FLAGS
 

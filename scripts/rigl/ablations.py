@@ -11,15 +11,17 @@ all rows.
 """
 
 import collections
+import itertools
 import math
 import pathlib
+import statistics
 
 import keras
 from absl import app, flags
 
 import models
 import rigl_tf
-from scripts.common import classifiers, experiments, methods, plots, tables
+from scripts.common import claims, classifiers, experiments, methods, plots, tables, words
 from scripts.common.tables import with_spread
 
 _BATCH_SIZE = 100
@@ -31,7 +33,8 @@ _FREQUENCIES = (50, 100, 500, 1000)
 _DROP_FRACTIONS = (0.1, 0.3, 0.5)
 _DISTRIBUTIONS = ("uniform", "erdos_renyi", "erk")
 _DISTRIBUTED = ("static", "set", "rigl")
-_LITTLE = 0.5  # percentage points
+# Percentage points that are little: about what two seeds of such a training differ by.
+_LITTLE = 0.5
 
 FLAGS = flags.FLAGS
 
@@ -186,7 +189,7 @@ def _report(rows, missing):
         f"{sorted({row['seed'] for row in rows})}. LeNet-300-100 at 98 % (ERK), {FLAGS.epochs} "
         "epochs, batch 100, SGD 0.1, Nesterov momentum 0.9, cosine decay, L2 1e-4; unless the "
         "setting says otherwise, masks are updated every 100 steps until 75 % of training, drop "
-        "fraction 0.3 (cosine), and grown connections start at zero.",
+        f"fraction 0.3 (cosine), and grown connections start at zero. {words.L2}",
     ]
     for study, (title, settings, share) in STUDIES.items():
         found = {s: values[study, s] for s in settings if (study, s) in values}
@@ -196,7 +199,7 @@ def _report(rows, missing):
         lines += ["", heading, "", *_table(study, found)]
         if share != 1:
             lines += ["", f"{round(share * FLAGS.epochs)} epochs."]
-    lines += ["", *_claims(values), "", f"![Accuracy by setting]({_NAME}.png)"]
+    lines += ["", *_claims(rows), "", f"![Accuracy by setting]({_NAME}.png)"]
     if missing:
         names = ", ".join(f"{study} ({count})" for study, count in missing.items())
         lines += ["", f"Runs that are still to be done: {names}."]
@@ -204,94 +207,137 @@ def _report(rows, missing):
     _plot(values, pathlib.Path(FLAGS.output_dir) / f"{_NAME}.png")
 
 
-def _at_least(value, other, less=0.0):
-    """Whether a mean is not below another, but for `less` and for their standard deviations."""
-    return value[0] + value[1] + other[1] >= other[0] - less
+def _settings(values, study, names):
+    """`{setting: {seed: accuracy}}` of a study; a `KeyError` if one of these is not run."""
+    return {name: values[study, name] for name in names}
 
 
-def _best(values, study):
-    return max(value for (name, _), value in values.items() if name == study)
+def _mean(of_seeds):
+    return statistics.mean(of_seeds.values())
 
 
-def _every(values, frequency):
-    return max(values["update", f"every {frequency}, {f:g}"] for f in _DROP_FRACTIONS[1:])
+def _best(settings):
+    """The setting with the highest mean."""
+    return max(settings, key=lambda name: _mean(settings[name]))
+
+
+def _judge(settings, first, second, more=0.0):
+    """What the interval of `first` less `second` says, with `more` points for `first`: text."""
+    gains = claims.differences(settings, first, second)
+    verdict = claims.verdict([gain + more for gain in gains])
+    return f"{verdict} ({first} less {second}: {claims.signed(gains)})"
+
+
+def _every(frequency):
+    return [f"every {frequency}, {fraction:g}" for fraction in _DROP_FRACTIONS[1:]]
 
 
 def _hundred_is_best(values):
-    mine = _every(values, 100)  # a `KeyError` if that is still to be run
-    best = _best(values, "update")
-    return _at_least(mine, best), f"{with_spread(mine)}, the best of all {with_spread(best)}"
+    settings = _settings(values, "update", [name for name, _ in _grid()])
+    mine = _best({name: settings[name] for name in _every(100)})
+    other = _best({name: of for name, of in settings.items() if name not in _every(100)})
+    return _judge(settings, mine, other)
 
 
 def _thousand_is_not_bad(values):
-    seldom, often = _every(values, 1000), _every(values, 100)
-    return _at_least(seldom, often, 2 * _LITTLE), f"{with_spread(seldom)} and {with_spread(often)}"
+    settings = _settings(values, "update", [*_every(1000), *_every(100)])
+    seldom, often = (_best({name: settings[name] for name in _every(n)}) for n in (1000, 100))
+    return _judge(settings, seldom, often, 2 * _LITTLE)
 
 
 def _schedules_are_alike(values):
-    names = ("cosine", "inverse power 1", "inverse power 3")
-    means = [values["schedule", name][0] for name in names]
-    return max(means) - min(means) <= _LITTLE, f"{min(means):.2f} to {max(means):.2f}"
+    settings = _settings(values, "schedule", ("cosine", "inverse power 1", "inverse power 3"))
+    pairs = list(itertools.combinations(settings, 2))
+    found = [claims.differences(settings, *pair) for pair in pairs]
+    verdicts = [claims.verdict(each, _LITTLE) for each in found]
+    seen = ", ".join(
+        f"{a} less {b}: {claims.signed(d)}" for (a, b), d in zip(pairs, found, strict=True)
+    )
+    return f"{_all(verdicts)} ({seen})"
+
+
+def _all(verdicts):
+    """The verdict that all of some claims hold."""
+    for verdict in (claims.CONTRADICTED, claims.UNDECIDED):
+        if verdict in verdicts:
+            return verdict
+    return claims.CONFIRMED
 
 
 def _zero_is_best(values):
-    zero = values["grow_init", "zeros"]
-    best = _best(values, "grow_init")
-    return _at_least(zero, best), f"{with_spread(zero)}, the best of all {with_spread(best)}"
+    settings = _settings(values, "grow_init", _GROW_INITS)
+    others = [name for name in settings if name != "zeros"]
+    verdicts = [
+        claims.verdict([g + _LITTLE for g in claims.differences(settings, "zeros", name)])
+        for name in others
+    ]
+    best = _best({name: settings[name] for name in others})
+    seen = claims.signed(claims.differences(settings, "zeros", best))
+    return f"{_all(verdicts)} (zeros less the best other, {best}: {seen})"
 
 
 def _erk_is_best(values):
-    best = [
-        max(_DISTRIBUTIONS, key=lambda name, of=method: values["distribution", f"{of}, {name}"])
-        for method in _DISTRIBUTED
-    ]
-    pairs = zip(_DISTRIBUTED, best, strict=True)
-    return set(best) == {"erk"}, ", ".join(f"{method}: {name}" for method, name in pairs)
+    verdicts, seen = [], []
+    for method in _DISTRIBUTED:
+        names = [f"{method}, {name}" for name in _DISTRIBUTIONS]
+        settings, erk = _settings(values, "distribution", names), f"{method}, erk"
+        other = _best({name: of for name, of in settings.items() if name != erk})
+        each = claims.differences(settings, erk, other)
+        verdicts.append(claims.verdict(each))
+        seen.append(f"erk less {other}: {claims.signed(each)}")
+    return f"{_all(verdicts)} ({'; '.join(seen)})"
 
 
-def _ticket(way, other, is_better):
-    def claim(values):
-        ticket, random = values["lottery", _TICKET[way]], values["lottery", other]
-        holds = _at_least(random, ticket) and not (is_better and _at_least(ticket, random))
-        return holds, f"{with_spread(random)} and {with_spread(ticket)}"
-
-    return claim
+def _ticket(way, other, more=0.0):
+    names = other, _TICKET[way]
+    return lambda values: _judge(_settings(values, "lottery", names), *names, more)
 
 
 _TICKET = {way: f"lottery masks and weights, {way}" for way in ("static", "RigL")}
 _CLAIMS = {
-    "An update every 100 steps with a drop fraction of 0.3 or 0.5 is best": _hundred_is_best,
-    "Every 1000 steps is not much worse (by a point at most)": _thousand_is_not_bad,
-    "Cosine and inverse power schedules differ little (by half a point)": _schedules_are_alike,
-    "No start of grown connections is better than zero": _zero_is_best,
+    "An update every 100 steps with a drop fraction of 0.3 or 0.5 is better than any other": (
+        _hundred_is_best
+    ),
+    "Every 1000 steps is worse by less than a point": _thousand_is_not_bad,
+    "Cosine and inverse power schedules differ by less than half a point": _schedules_are_alike,
+    "No start of grown connections is better than zero by half a point": _zero_is_best,
     "ERK is the best distribution for all methods": _erk_is_best,
     "RigL from random masks is better than static training of a ticket": _ticket(
-        "static", "random masks, RigL", True
+        "static", "random masks, RigL"
     ),
-    "RigL gains nothing from a ticket": _ticket("RigL", "random masks, RigL", False),
+    "RigL gains less than half a point from a ticket": _ticket(
+        "RigL", "random masks, RigL", _LITTLE
+    ),
     "RigL from random masks, twice as long, is better than RigL from a ticket": _ticket(
-        "RigL", "random masks, RigL, twice as long", True
+        "RigL", "random masks, RigL, twice as long"
     ),
 }
 
 
-def _claims(values):
-    """The paper's claims and whether they hold here: a table."""
-    rows = []
+def judged(rows):
+    """The paper's claims and what the rows say of them: `{claim: text}`."""
+    values = {}
+    for row in rows:
+        values.setdefault((row["study"], row["setting"]), {})[row["seed"]] = row["accuracy"]
+    found = {}
     for claim, judge in _CLAIMS.items():
         try:
-            holds, seen = judge(values)
+            found[claim] = judge(values)
         except KeyError:
-            rows.append([claim, "still to be run"])
-            continue
-        rows.append([claim, f"{'confirmed' if holds else 'not confirmed'} ({seen})"])
+            found[claim] = claims.NOT_RUN
+    return found
+
+
+def _claims(rows):
     return [
         "## What the paper finds",
         "",
         "In its appendix, with ResNet-50 on ImageNet and WRN-22-2 on CIFAR-10; tickets in its "
-        "table 3. A difference counts if it is above the sum of both standard deviations.",
+        f"table 3. {words.VERDICTS} In brackets is the difference in points, with its interval. "
+        "Where the claim names points they are its margin; where it is about several comparisons, "
+        "all must be confirmed, and one that is contradicted contradicts it.",
         "",
-        *tables.table(["claim", "here"], rows),
+        *tables.table(["claim", "here"], judged(rows).items()),
         "",
         "On MNIST a ticket of 98 %, found by gradual pruning, is nearly as good as the dense "
         "network; with ResNet-50 the paper's tickets are 4 points below RigL. LeNet-5 has so few "

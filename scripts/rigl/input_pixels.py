@@ -18,7 +18,7 @@ from absl import app
 
 import models
 import rigl_tf
-from scripts.common import classifiers, experiments, methods, plots, styles, tables
+from scripts.common import classifiers, experiments, methods, plots, styles, tables, words
 
 _BATCH_SIZE = 100
 _NAME = "input_pixels"
@@ -178,7 +178,7 @@ def report(rows, epochs, output_dir):
         f"pixel on average), the second of {_SPARSITIES[1]:.0%}, the last is dense. Batch "
         f"{_BATCH_SIZE}, {epochs} epochs, SGD 0.1, Nesterov momentum 0.9, cosine decay, L2 1e-4, "
         "masks updated every 100 steps until 75 % of training, drop fraction 0.3 (cosine). The "
-        "masks at epoch 0 are random; a static network keeps them.",
+        f"masks at epoch 0 are random; a static network keeps them. {words.L2}",
         "",
         f"The border is what is outside the middle 20 x 20 pixels, {border_pixels().mean():.0%} "
         "of the image: digits were scaled to fit into these, then moved by their centre of mass. "

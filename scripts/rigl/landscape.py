@@ -19,7 +19,7 @@ from absl import app
 
 import rigl_tf
 from rigl_tf import analysis
-from scripts.common import classifiers, experiments, methods, plots, styles, tables
+from scripts.common import claims, classifiers, experiments, methods, plots, styles, tables, words
 
 _BATCH_SIZE = 100
 _NAME = "landscape"
@@ -33,6 +33,7 @@ _CURVES = {
     "quadratic, all dense": (2, False),
 }
 _LINE = "straight line"
+_NO_RISE = 0.01  # of the loss above the worse end: a tenth of what two solutions differ by
 _PATHS = (_LINE, *_CURVES)
 _TRAININGS = ("static", "pruning", "static again", "rigl from static")
 
@@ -158,41 +159,37 @@ def _training_table(rows):
     return tables.table(["training", "training loss", "test accuracy (%)"], cells)
 
 
-def _verdicts(rows):
-    """The paper's claims, and in how many seeds each is true."""
+def judged(rows):
+    """The paper's claims and what the rows say of them, each with its interval: `{claim: text}`."""
 
-    def holds(claim):
-        count = sum(map(claim, rows))
-        verdict = {len(rows): "confirmed", 0: "not confirmed"}.get(count, "confirmed in part")
-        return f"{verdict} ({count} of {len(rows)} seeds)"
+    def by_seeds(measure):
+        values = [measure(row) for row in rows]
+        return f"{claims.verdict(values)} ({claims.signed(values, 3)})"
 
-    def barrier(path):
-        return lambda row: rise(_numbers(row[path])) > 0.01
-
-    def last(row, name):
-        return _numbers(row[name])[-1]
+    def barrier(row, path):
+        return rise(_numbers(row[path])) - _NO_RISE
 
     def nearer_to_pruned(row, name):
-        return last(row, name) < (last(row, "static") + last(row, "pruning")) / 2
+        static, pruned, last = (_numbers(row[n])[-1] for n in ("static", "pruning", name))
+        return (static + pruned) / 2 - last
 
-    claims = {
-        "A high barrier on the straight line": holds(barrier(_LINE)),
+    return {
+        "A high barrier on the straight line": by_seeds(lambda row: barrier(row, _LINE)),
         **{
-            f"A barrier on the trained curve, {path}": holds(barrier(path))
+            f"A barrier on the trained curve, {path}": by_seeds(lambda row, p=path: barrier(row, p))
             for path, (_, in_union) in _CURVES.items()
             if in_union
         },
-        "No barrier on the quadratic curve in the dense space": holds(
-            lambda row: not barrier("quadratic, all dense")(row)
+        "No barrier on the quadratic curve in the dense space": by_seeds(
+            lambda row: -barrier(row, "quadratic, all dense")
         ),
-        "Static training, started again, stays": holds(
-            lambda row: not nearer_to_pruned(row, "static again")
+        "Static training, started again, stays": by_seeds(
+            lambda row: -nearer_to_pruned(row, "static again")
         ),
-        "RigL escapes, to about the pruned loss": holds(
+        "RigL escapes, to about the pruned loss": by_seeds(
             lambda row: nearer_to_pruned(row, "rigl from static")
         ),
     }
-    return tables.table(["claim of the paper (ResNet-50, ImageNet)", "here"], claims.items())
 
 
 def plot(rows, path):
@@ -230,12 +227,14 @@ def report(rows, epochs, output_dir):
         f"start from different weights; batch {_BATCH_SIZE}, {epochs} epochs, SGD 0.1, "
         "Nesterov momentum 0.9, cosine decay, L2 1e-4. The curves' control points are trained with "
         "the same optimizer for as many epochs, without L2 (the paper does not say how). Losses "
-        "are the cross-entropy of all training examples, without L2.",
+        f"are the cross-entropy of all training examples, without L2. {words.L2}",
         "",
-        *_verdicts(rows),
+        *tables.table(["claim of the paper (ResNet-50, ImageNet)", "here"], judged(rows).items()),
         "",
-        "A barrier is counted from 0.01 above the worse end on. A training escapes if its loss "
-        "ends nearer to the pruned than to the static one, else it stays; to begin again with a "
+        f"{words.VERDICTS} In brackets is by how much the claim holds, in units of the loss, with "
+        f"the interval. A barrier is counted from {_NO_RISE:g} above the worse end on. A training "
+        "escapes if its loss ends nearer to the pruned than to the static one (by so much, from "
+        "the middle between them), else it stays; to begin again with a "
         "high learning rate lowers the loss a little in any case. Where a curve finds a way here "
         "that the paper's did not, the reason may be the small network and the easy task, or how "
         "the curves were trained, which the paper leaves open.",

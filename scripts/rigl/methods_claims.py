@@ -8,9 +8,10 @@ from scripts.common.claims import Claim
 
 _PAPER = "Evci et al. 2020"
 _FIGURE_2 = f"{_PAPER}, figure 2 and table 4"
+_HERE = "fixed for this table"
 _SPARSE = (0.9, 0.95, 0.98, 0.99)
 
-CLAIMS = (
+ON_LENET = (
     Claim("SET is better than static masks", _FIGURE_2, ("set", 1), ("static", 1)),
     Claim("RigL is better than SET", _FIGURE_2, ("rigl", 1), ("set", 1)),
     Claim("RigL is better than SNIP", _FIGURE_2, ("rigl", 1), ("snip", 1)),
@@ -55,4 +56,29 @@ CLAIMS = (
         margin=0.3,
         sparsities=_SPARSE,
     ),
+)
+
+_KINDS = {"": "uniform", " (erk)": "ERK"}
+ON_CIFAR10 = (
+    *(
+        Claim(f"{text}, {distribution}", _FIGURE_2, (f"{first}{kind}", 1), (f"{second}{kind}", 1))
+        for kind, distribution in _KINDS.items()
+        for text, first, second in (
+            ("SET is better than static masks", "set", "static"),
+            ("RigL is better than SET", "rigl", "set"),
+        )
+    ),
+    *(
+        Claim(f"{text} is better with ERK than uniform", _FIGURE_2, (f"{name} (erk)", 1), (name, 1))
+        for name, text in (("static", "static training"), ("set", "SET"), ("rigl", "RigL"))
+    ),
+    Claim("pruning is better than RigL of the same steps", _FIGURE_2, ("pruning", 1), ("rigl", 1)),
+    Claim(
+        "RigL 5x (ERK) does not differ from the dense network by more than 0.3 points",
+        _HERE,
+        ("rigl (erk)", 5),
+        ("dense", 1),
+        margin=0.3,
+    ),
+    Claim("RigL 5x is better than SET 5x (ERK)", _HERE, ("rigl (erk)", 5), ("set (erk)", 5)),
 )

@@ -1,11 +1,11 @@
 """The page and the plots of the table of methods."""
 
+import math
 import pathlib
 
 from absl import flags
 
 from scripts.common import claims, costs, experiments, plots, styles, tables
-from scripts.rigl.methods_claims import CLAIMS
 
 FLAGS = flags.FLAGS
 
@@ -46,7 +46,7 @@ def write(setting, name, rows, missing):
         _plot_costs(setting, costed, order, pathlib.Path(FLAGS.output_dir) / f"{name}_cost.png")
     if any(row.get("live") for row in rows):
         lines += ["", *_units(rows, order)]
-    if len(seeds) > 1 and setting.keeps_units:
+    if len(seeds) > 1 and setting.claims:
         lines += ["", *_claims(setting, rows)]
     if missing:
         lines += ["", f"Not run yet: {', '.join(missing)}."]
@@ -104,7 +104,8 @@ def _costs(rows, order):
         *lines,
         "Training FLOPs (appendix H of the paper) · bytes of weights, gradients, momentum and "
         "masks, both as a share of the dense network's · milliseconds for a step on one core, "
-        "median of all epochs and seeds, two runs at a time on the machine. Static masks, SNIP, "
+        "median of the epochs, of the seed where it is least (the machine did other work as well). "
+        "Static masks, SNIP, "
         'GraSP, SET, RigL and its inverse train with `execution="csr"`, which holds active '
         "connections only; the others hold what the dense network does, and the masks, and XLA "
         "compiles their steps.",
@@ -116,7 +117,8 @@ def _costs(rows, order):
 def _cost(rows, dense):
     flops = tables.middle(rows, "gflops") / tables.middle(dense, "gflops")
     memory = tables.middle(rows, "kilobytes") / tables.middle(dense, "kilobytes")
-    return f"{flops:.3f} · {memory:.2f} · {tables.middle(rows, 'step_ms'):.2f}"
+    fastest = min((row["step_ms"] for row in rows if row.get("step_ms")), default=math.nan)
+    return f"{flops:.3f} · {memory:.2f} · {fastest:.2f}"
 
 
 def _units(rows, order):
@@ -154,10 +156,11 @@ def _units(rows, order):
 _PLACES = (("live", 0), ("live", 1), ("firing", 0), ("live", 2), ("firing", 1))
 
 
-def claims_of(rows, epochs):
+def claims_of(wanted, rows, epochs):
     """`[(claim, {sparsity: (verdict, difference as text)})]` of the rows of a table.
 
     Args:
+        wanted: List of `scripts.common.claims.Claim`.
         rows: The rows of the CSV file.
         epochs: Integer, the epochs of a training that is not longer.
     """
@@ -167,7 +170,7 @@ def claims_of(rows, epochs):
         values.setdefault(series, {})[row["seed"]] = row["accuracy"]
     sparsities = sorted({row["sparsity"] for row in rows} - {0})
     found = []
-    for claim in CLAIMS:
+    for claim in wanted:
         at = {}
         for sparsity in claim.sparsities or sparsities:
             first, second = (
@@ -182,7 +185,7 @@ def claims_of(rows, epochs):
 
 def _claims(setting, rows):
     plain = [{**row, "method": row["plain"]} for row in rows]
-    found = claims_of(plain, setting.epochs)
+    found = claims_of(setting.claims, plain, setting.epochs)
     columns = sorted({sparsity for _, at in found for sparsity in at})
     table = [
         [claim.text, claim.source]

@@ -3,6 +3,7 @@
     python -m scripts.rigl.methods_table --data_dir=DATA
     python -m scripts.rigl.methods_table --data_dir=DATA --dataset=fashion_mnist
     python -m scripts.rigl.methods_table --data_dir=DATA --dataset=cifar10
+    python -m scripts.rigl.methods_table --data_dir=DATA --dataset=cifar10_small
 
 On MNIST and Fashion-MNIST it trains LeNet-300-100 by all methods at 80, 90, 95, 98 and 99 %, with
 five seeds, 10 epochs; those that the papers train longer also for two and five times as many, all
@@ -15,11 +16,15 @@ On CIFAR-10 it trains ResNet-20 at 80 and 90 %: 13 runs of 6 epochs with one see
 minutes each on two cores. The papers train 160 epochs or more; what can be seen in six is the order
 of the methods. Expect pruning and RigL above SET above static, and small-dense last.
 
+`cifar10_small` is CIFAR-10 at 16 x 16 pixels: WRN-10-1 at 90 %, 30 epochs, uniform and ERK, five
+seeds; the dense network, pruning and the longer trainings have three.
+
 Finished runs are rows of a CSV file in `results/` and are never repeated. The Markdown table and
 the plots beside it are made anew from all rows.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -28,8 +33,8 @@ from absl import app, flags
 
 import models
 import rigl_tf
-from scripts.common import classifiers, costs, experiments, methods
-from scripts.rigl import methods_page, small_dense
+from scripts.common import classifiers, costs, datasets, experiments, methods
+from scripts.rigl import methods_claims, methods_page, small_dense
 
 _KEY = ("method", "sparsity", "seed", "epochs", "examples")
 _END_FRACTION = 0.75
@@ -46,8 +51,12 @@ class Setting:
         title: Of the plots.
         how: The first paragraph of the page, with `{seeds}` and `{epochs}`.
         network: Name of a builder of `models`.
+        network_arguments: Of this builder.
+        data: Name of the data set.
+        pooled: Integer, images are made smaller by this number.
         methods: `{name in the table: (method, distribution)}`.
         sparsities, seeds, epochs: Those of the published table.
+        fewer_seeds: `{(name in the table, multiplier): seeds}`, where not all.
         batch_size: Integer.
         learning_rate: Function of the number of steps: the schedule of SGD.
         l2: Float, adds `l2 * sum(kernel ** 2)` to the loss.
@@ -60,12 +69,14 @@ class Setting:
         fit: Further arguments of `classifiers.fit`.
         keeps_loss: Whether a row has the last training loss.
         keeps_units: Whether a row has the units that are alive.
+        claims: Of `scripts.rigl.methods_claims`.
     """
 
     heading: str
     title: str
     how: str
     network: str
+    data: str
     methods: dict
     sparsities: tuple
     seeds: tuple
@@ -81,6 +92,10 @@ class Setting:
     searches_widths: bool = False
     keeps_loss: bool = False
     keeps_units: bool = False
+    network_arguments: dict = dataclasses.field(default_factory=dict)
+    pooled: int = 1
+    fewer_seeds: dict = dataclasses.field(default_factory=dict)
+    claims: tuple = ()
 
 
 def cosine(total_steps):
@@ -91,6 +106,13 @@ def cosine(total_steps):
 def _cosine_after_warm_up(total_steps):
     return keras.optimizers.schedules.CosineDecay(
         0.02, total_steps, warmup_target=0.2, warmup_steps=total_steps // 10
+    )
+
+
+def _in_steps(total_steps):
+    drops = [round(share * total_steps) for share in (0.4, 0.7, 0.9)]
+    return keras.optimizers.schedules.PiecewiseConstantDecay(
+        drops, [0.1 / 5**drop for drop in range(4)]
     )
 
 
@@ -106,6 +128,7 @@ _MNIST = Setting(
     f"{_SMALL_DENSE}, its two widths are those that [small_dense.md](small_dense.md) found best. "
     "`2x` trains twice as long, all schedules stretched.",
     network="lenet_300_100",
+    data="mnist",
     methods={method: (method, "erk") for method in methods.METHODS},
     sparsities=(0.8, 0.9, 0.95, 0.98, 0.99),
     seeds=(0, 1, 2, 3, 4),
@@ -122,11 +145,15 @@ _MNIST = Setting(
     csr=("static", "snip", "grasp", "set", "rigl_inverted", "rigl"),
     searches_widths=True,
     keeps_units=True,
+    claims=methods_claims.ON_LENET,
 )
 SETTINGS = {
     "mnist": _MNIST,
     "fashion_mnist": dataclasses.replace(
-        _MNIST, heading=f"Fashion-{_MNIST.heading}", title=f"Fashion-{_MNIST.title}"
+        _MNIST,
+        heading=f"Fashion-{_MNIST.heading}",
+        title=f"Fashion-{_MNIST.title}",
+        data="fashion_mnist",
     ),
     "cifar10": Setting(
         heading="CIFAR-10, ResNet-20: accuracy of all methods, a short schedule",
@@ -137,6 +164,7 @@ SETTINGS = {
         f"training, drop fraction 0.3 (cosine). {_PRUNING} Each layer has the same sparsity, the "
         f"first is dense; or ERK. {_SMALL_DENSE}.",
         network="resnet20",
+        data="cifar10",
         methods={
             **{name: (name, "uniform") for name in ("dense", "static", "set", "rigl", "pruning")},
             "rigl (erk)": ("rigl", "erk"),
@@ -152,6 +180,40 @@ SETTINGS = {
         update_frequency=50,
         fit={"augment": classifiers.shift_and_flip, "jit_compile": False},
         keeps_loss=True,
+    ),
+    "cifar10_small": Setting(
+        heading="CIFAR-10 at 16 x 16 pixels, WRN-10-1 at 90 %",
+        title="CIFAR-10 at 16 x 16 pixels, WRN-10-1",
+        how="mean ± standard deviation over seeds {seeds}. {epochs} epochs, batch 128, SGD, "
+        "Nesterov momentum 0.9, learning rate 0.1, a fifth of it after 40, 70 and 90 % of "
+        "training, L2 5e-4 (as TF1 has it, half of the squares), shifts by two pixels and flips. "
+        "Masks are updated every 100 steps until 75 % of training, drop fraction 0.3 (cosine). "
+        f"{_PRUNING} Each layer has the same sparsity, the first is dense; or ERK.",
+        network="wide_resnet",
+        network_arguments={"depth": 10, "widen": 1},
+        data="cifar10",
+        pooled=2,
+        methods={
+            "dense": ("dense", "uniform"),
+            **{name: (name, "uniform") for name in ("static", "set", "rigl", "pruning")},
+            **{f"{name} (erk)": (name, "erk") for name in ("static", "set", "rigl")},
+        },
+        sparsities=(0.9,),
+        seeds=(0, 1, 2, 3, 4),
+        fewer_seeds=dict.fromkeys(
+            (("dense", 1), ("pruning", 1), ("set (erk)", 5), ("rigl (erk)", 5)), (0, 1, 2)
+        ),
+        multipliers={"set (erk)": (1, 5), "rigl (erk)": (1, 5)},
+        epochs=30,
+        batch_size=128,
+        learning_rate=_in_steps,
+        l2=2.5e-4,
+        seconds=lambda epochs: 20 + 25 * epochs,
+        fit={
+            "augment": functools.partial(classifiers.shift_and_flip, most=2),
+            "jit_compile": False,
+        },
+        claims=methods_claims.ON_CIFAR10,
     ),
 }
 
@@ -181,7 +243,11 @@ def _build(setting, run, data):
     """The model of a run, before it is compiled."""
     sparsity = run["sparsity"]
     method, distribution = setting.methods[run["method"]]
-    arguments = {"input_shape": data.x_train.shape[1:], "l2": setting.l2}
+    arguments = {
+        "input_shape": data.x_train.shape[1:],
+        "l2": setting.l2,
+        **setting.network_arguments,
+    }
     if method == "small_dense" and setting.searches_widths:
         found = experiments.store(small_dense.NAME, small_dense.KEY).rows
         units = small_dense.best(found, FLAGS.dataset, sparsity, len(data.x_train))
@@ -264,12 +330,15 @@ def _wanted(setting, num_examples):
         for seed in setting.seeds
         for name, sparsity in dense + sparse
         for multiplier in given or setting.multipliers.get(name, (1,))
+        if seed in setting.fewer_seeds.get((name, multiplier), setting.seeds)
     ]
 
 
 def main(_):
     setting = _given()
-    data = experiments.load(FLAGS.dataset)
+    data = experiments.load(setting.data)
+    if setting.pooled > 1:
+        data = datasets.pooled(data, setting.pooled)
     name = f"{FLAGS.dataset}_{setting.network}"
     rows = experiments.store(name, _KEY)
     wanted = _wanted(setting, len(data.x_train))

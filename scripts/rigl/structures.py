@@ -27,7 +27,7 @@ from absl import app, flags
 import models
 import rigl_tf
 from rigl_tf.structures import NM, Block, Channels, ConstantFanIn
-from scripts.common import classifiers, experiments, plots, styles, tables
+from scripts.common import classifiers, datasets, experiments, plots, styles, tables
 
 _NAME = "structures"
 _KEY = ("dataset", "method", "structure", "sparsity", "seed", "epochs", "examples")
@@ -118,13 +118,6 @@ def train(data, run):
     reached = rigl_tf.sparsity_summary(model).sparsity
     accuracy = classifiers.accuracy(model, data.x_test, data.y_test)
     return {"accuracy": accuracy, "reached": round(reached, 5)}
-
-
-def _pooled(images, size):
-    """Smaller images: each pixel is the mean of `size` times `size` pixels."""
-    number, height, width, channels = images.shape
-    tiles = images.reshape(number, height // size, size, width // size, size, channels)
-    return tiles.mean(axis=(2, 4))
 
 
 def _optimizer(network, run, total_steps):
@@ -264,8 +257,7 @@ def main(_):
     network = NETWORKS[FLAGS.dataset]
     data = experiments.load(FLAGS.dataset)
     if network.pooled > 1:
-        images = {key: _pooled(getattr(data, key), network.pooled) for key in ("x_train", "x_test")}
-        data = data._replace(**images)
+        data = datasets.pooled(data, network.pooled)
     rows = experiments.store(_NAME, _KEY)
     wanted = _wanted(FLAGS.epochs or network.epochs, len(data.x_train))
     experiments.run_all(

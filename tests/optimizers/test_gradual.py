@@ -82,6 +82,23 @@ def test_counts_by_hand(inner, world):
     assert int(optimizer.iterations) == int(optimizer.step) == 14
 
 
+def test_an_initial_sparsity():
+    optimizer = rigl_tf.GradualPruning("sgd", **BY_HAND, initial_sparsity=0.25)
+    history = fit(model_to_prune(), optimizer, run_eagerly=True)
+    counts = [[int(mask.sum()) for mask in masks] for masks in history]
+    # s = 0.75 - 0.5 * (1 - p) ** 3 = 0.25, 0.53906, 0.6875, 0.74219, 0.75 of 64 and 24.
+    assert counts[1] == [64, 24]
+    assert [counts[step] for step in (2, 4, 6, 8, 10)] == [
+        [48, 18],
+        [30, 12],
+        [20, 8],
+        [17, 7],
+        [16, 6],
+    ]
+    copy = rigl_tf.GradualPruning.from_config(optimizer.get_config())
+    assert copy.initial_sparsity == 0.25
+
+
 def test_the_smallest_weights_go():
     model = model_to_prune()
     kernel = model.layers[0].layer.kernel
@@ -200,6 +217,8 @@ def test_saved_loaded_and_continued(tmp_path):
         ({"sparsity": lambda step: "a"}, r"sparsity\(2\)='a'"),
         ({"sparsity": lambda step: None}, r"sparsity\(2\)=None"),
         ({"power": 0}, "power=0"),
+        ({"initial_sparsity": -0.1}, "initial_sparsity=-0.1"),
+        ({"initial_sparsity": 0.8}, "initial_sparsity=0.8, sparsity=0.75"),
         ({"distribution": "erdos"}, "identifier='erdos'"),
         ({"end_step": 2}, "begin_step=2, end_step=2"),
         ({"begin_step": 0, "end_step": 2}, "begin_step=0, end_step=2, update_frequency=2"),

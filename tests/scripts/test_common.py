@@ -477,7 +477,8 @@ def test_parts_of_a_training_make_the_whole():
     whole = model.get_weights()
     model.set_weights(start)
     for steps in ((0, 3), (3, 8)):
-        classifiers.fit(model, keras.optimizers.SGD(0.1), data, 5, epochs=2, seed=0, steps=steps)
+        arguments = {"seed": 0, "steps": steps, "steps_per_execution": 2}
+        classifiers.fit(model, keras.optimizers.SGD(0.1), data, 5, epochs=2, **arguments)
     for part, weight in zip(model.get_weights(), whole, strict=True):
         np.testing.assert_allclose(part, weight, rtol=1e-6)
 

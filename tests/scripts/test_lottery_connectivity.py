@@ -77,28 +77,30 @@ def test_page_of_connectivity(lottery_flags):
         return lambda start: line_of(page, start)[-1]
 
     plain = "plain", 0
-    cell = page_with({plain: 4.0, ("large batch", 0): 1.0}, {plain: 1.0, ("warm-up", 0): 0.2})
-    assert cell("Frankle et al. | The dense") == "not confirmed (4.0 from step 0, 0.0 from 10%)"
-    assert cell("Frankle et al. | From a later") == "confirmed (4.00 from step 0, 0.00 later)"
+    cell = page_with({plain: 4.0, ("large batch", 0): 1.0}, {plain: 1.0, ("warm-up", 0): 0.1})
+    assert cell("Frankle et al. | The dense") == "contradicted (-2.00 ± 0.00)"
+    assert cell("Frankle et al. | From a later") == "confirmed (+4.00 ± 0.00)"
     # 3 levels of 5 settings; only the plain one from step 0 is not stable, nor does it match.
-    assert cell("Frankle et al. | A ticket") == "confirmed (15 of 15 agree, 12 are stable)"
-    assert cell("Frankle et al., Ma et al.") == "confirmed (+1.00 ± 0.00 from 10% of training)"
-    stabler = cell("Maene et al. | Large batches")
-    assert stabler == "confirmed (4.00 plain, 1.00 large batch, 0.00 warm-up)"
-    assert cell("Maene et al. | With these").startswith("confirmed (1.00 plain, 0.00 large")
-    assert cell("Maene et al. | The ticket of") == "not confirmed (4.0, 1.0, 0.0 at 75%)"
-    seen = "nor is the medium one; 5.0, 5.0, 5.0 at 98.4%"
-    assert cell("Maene et al. | The sparsest") == f"not testable here ({seen})"
-    assert cell("Maene et al. | Tickets train") == "not confirmed (0.20 to 0.60)"
-    assert cell("Maene et al. | A ticket that") == "confirmed (+1.50, a reinitialised one +0.25)"
+    matches = cell("Frankle et al. | A ticket")
+    assert matches == "confirmed (15 of 15 confirmed, 0 contradicted)"
+    assert cell("Frankle et al., Ma et al.") == "confirmed (+1.00 ± 0.00)"
+    # The large batch, which gains less, counts; and of drops the warm-up.
+    assert cell("Maene et al. | Large batches") == "confirmed (+3.00 ± 0.00)"
+    assert cell("Maene et al. | With these") == "confirmed (+0.90 ± 0.00)"
+    assert cell("Maene et al. | The ticket of") == "contradicted (-2.00 ± 0.00)"
+    assert cell("Maene et al. | The sparsest") == "not testable here (nor is the medium one)"
+    assert cell("Maene et al. | Tickets train") == "contradicted (-0.10 ± 0.00)"
+    # 1.5 points, of which 0.2 are none; 0.25 of a reinitialised one.
+    assert cell("Maene et al. | A ticket that") == "confirmed (+1.25 ± 0.00)"
 
     cell = page_with({}, {plain: 0.3})
-    assert cell("Frankle et al. | The dense").startswith("confirmed")
-    assert cell("Frankle et al. | A ticket").startswith("not testable here (all alike: 12 of 15")
-    assert cell("Maene et al. | Large batches").startswith("not confirmed")
+    assert cell("Frankle et al. | The dense") == "confirmed (+2.00 ± 0.00)"
+    none = "not testable here (of 15 none is clearly not stable)"
+    assert cell("Frankle et al. | A ticket") == none
+    assert cell("Maene et al. | Large batches") == "undecided (+0.00 ± 0.00)"
     assert cell("Maene et al. | The ticket of").startswith("confirmed")
-    assert cell("Maene et al. | The sparsest") == "confirmed (5.0, 5.0, 5.0 at 98.4%)"
+    assert cell("Maene et al. | The sparsest") == "confirmed (+3.00 ± 0.00)"
 
+    # t(1) = 12.71 for 95 %: 1.0 and -0.8, 0.9 on both sides of their mean.
     cell = page_with({}, {plain: 1.0}, {plain: -0.8})
-    gain = "not confirmed (+0.10 ± 1.27 from 10% of training)"
-    assert cell("Frankle et al., Ma et al.") == gain
+    assert cell("Frankle et al., Ma et al.") == "undecided (+0.10 ± 11.44)"

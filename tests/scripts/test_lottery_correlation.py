@@ -50,8 +50,8 @@ def test_correlation(mnist_dir, tmp_path, monkeypatch):
     assert cells_of(page, "70%", "0.0005")[:3] == [f"{float(x):.3f}" for x in shown]
 
 
-def _correlation_row(pruning, rate, **columns):
-    names = {"case": "c", "pruning": pruning, "learning_rate": rate, "sparsity": 0.7, "seed": 0}
+def _correlation_row(pruning, rate, seed, **columns):
+    names = {"case": "c", "pruning": pruning, "learning_rate": rate, "sparsity": 0.7, "seed": seed}
     correlations = ("dense", "ticket", "reinitialised", "fine_tune", "with_trained")
     return {
         **names,
@@ -63,29 +63,55 @@ def _correlation_row(pruning, rate, **columns):
 
 
 def test_verdicts_of_the_correlation_page():
-    rows = [
-        _correlation_row("one_shot", 0.01, ticket=89.6, reinitialised=89.0, dense=90.0),
-        _correlation_row(
-            "one_shot", 1.0, dense=91.0, ticket=90.4, fine_tune=91.0, correlation_dense=0.209
-        ),
-        _correlation_row("iterative", 1.0, fine_tune=90.9, ticket=91.0, rewound=91.5),
-    ]
+    rows = []
+    for seed, noise in enumerate((0.0, 0.02, -0.02)):
+        rows += [
+            _correlation_row(
+                "one_shot", 0.01, seed, ticket=89.6, reinitialised=89.0 + noise, dense=90.0
+            ),
+            _correlation_row(
+                "one_shot",
+                1.0,
+                seed,
+                dense=91.0 + noise,
+                ticket=90.4,
+                fine_tune=91.0,
+                correlation_dense=0.204 + noise / 20,
+            ),
+            # From one seed to the next, fine-tuning and the ticket change places.
+            _correlation_row(
+                "iterative", 1.0, seed, fine_tune=90.9, ticket=90.9 + 10 * noise, rewound=91.5
+            ),
+        ]
     page = "\n".join(page_of_correlation.lines(rows))
     verdicts = {
-        "At a large one they are not: the correlation is that of chance": "confirmed (1 of 1)",
+        # 0.5 is 0.3 above chance, of which 0.01 does not count.
+        "At a small learning rate the weights before and after training are correlated": (
+            "confirmed (+0.29 ± 0.00)"
+        ),
+        "At a large one they are not: the correlation is that of chance": (
+            "confirmed (+0.00 ± 0.00)"
+        ),
+        "The larger the learning rate, the less the correlation": "confirmed (+0.30 ± 0.00)",
         "At a small learning rate (a tenth of the large one, as in the paper) tickets win: as good "
-        "as dense, better than reinitialised": "confirmed (1 of 1)",
+        "as dense, better than reinitialised": "confirmed (1 of 1 confirmed, 0 contradicted)",
         # 90.4 is more than half a point below 91.0.
-        "At a large one they do not": "confirmed (1 of 1)",
-        "Fine-tuning is better than the ticket": "confirmed in part (1 of 2)",
-        "Rewinding is better than the ticket": "confirmed in part (1 of 2)",
-        "Iterative pruning is better than one-shot": "not confirmed (0 of 1)",
+        "At a large one they do not": "confirmed (1 of 1 confirmed, 0 contradicted)",
+        "Fine-tuning is better than the ticket": "undecided (1 of 2 confirmed, 0 contradicted)",
+        # 90 beside 90.4, and 91.5 beside 90.9 and 0.2 more or less.
+        "Rewinding is better than the ticket": "undecided (1 of 2 confirmed, 1 contradicted)",
+        "Iterative pruning is better than one-shot": (
+            "contradicted (0 of 1 confirmed, 1 contradicted)"
+        ),
         "ADMM is better than iterative pruning": "not run",
     }
     for claim, verdict in verdicts.items():
         assert cells_of(page, claim) == [verdict]
-    assert cells_of(page, "70%", "0.01")[-1] == "yes"
-    assert cells_of(page, "70%", "1")[-1] == "no"
+    assert cells_of(page, "70%", "0.01")[-1] == "confirmed"
+    assert cells_of(page, "70%", "1")[-1] == "contradicted"
+    # One seed decides nothing.
+    page = "\n".join(page_of_correlation.lines(rows[:3]))
+    assert cells_of(page, "70%", "1")[-1] == "undecided"
 
 
 def test_seconds(lottery_flags):

@@ -76,7 +76,7 @@ def accuracy(kind, level, learning_rate, seed):
     is_small = learning_rate == 0.01
     if level == 0:
         return 96.0 if is_small else 98.0
-    ticket = (95.9 if is_small else 97.8) - (level > 5) + 0.1 * seed
+    ticket = (95.9 if is_small else 97.8) - (level > 5) + 0.01 * seed
     below = {"LT-IMP": 0.0, "LT-OMP": 0.25, "RR-IMP": 1.0, "RR-OMP": 1.0, "random": 1.5}
     return ticket - below.get(kind, 9.0) - (is_small and kind == "RR-IMP")
 
@@ -84,16 +84,20 @@ def accuracy(kind, level, learning_rate, seed):
 def test_page_of_tickets(lottery_flags):
     page = page_of(tickets, tickets_page, ticket_rows(accuracy))
     # Conditions 1 to 5 hold up to level 5, 96.9 %; from there the ticket is 1.1 below.
-    assert line_of(page, "96.9 %") == ["96.9 %", "jackpot", "jackpot", "jackpot", "jackpot"]
-    assert line_of(page, "98.4 %")[1] == "none (not condition 4, 5)"
+    # One-shot it is 0.45 and 0.44 below the best dense one: 0.06 less than is similar, ± 0.06.
+    prizes = ["jackpot", "jackpot", "jackpot", "jackpot or secondary"]
+    assert line_of(page, "96.9 %") == ["96.9 %", *prizes]
+    assert line_of(page, "98.4 %")[1] == "none (not condition 4)"
     no_jackpot = line_of(page, "Ma et al. | There is no jackpot ticket")[-1]
-    assert no_jackpot == "not confirmed (jackpot at 75.0 %, 87.5 %, 93.8 %, 96.9 %)"
+    assert no_jackpot == "contradicted (jackpot at 75.0 %, 87.5 %, 93.8 %, 96.9 %)"
+    # 0.25 is that much below what is clear, 1 that much above; the small rate is 1.9 worse.
     assert line_of(page, "Ma et al. | Guideline 1")[-1] == "confirmed (+0.25 ± 0.00)"
-    assert line_of(page, "Ma et al. | Guideline 2")[-1] == "confirmed (ticket 0.1, dense 0.1)"
-    assert line_of(page, "Ma et al. | Guideline 4")[-1] == "not confirmed (+1.00 ± 0.00 at 0.1)"
-    assert line_of(page, "Ma et al. | Initial weights")[-1].startswith("confirmed (+2.00")
+    assert line_of(page, "Ma et al. | Guideline 2")[-1] == "confirmed (+1.90 ± 0.00)"
+    assert line_of(page, "Ma et al. | Guideline 4")[-1] == "contradicted (-0.50 ± 0.00)"
+    assert line_of(page, "Ma et al. | Initial weights")[-1] == "confirmed (+1.00 ± 0.00)"
+    # At 87.5, 93.8 and 96.9 % it is 0.2 and 0.19 below, of which 0.2 is none; then 1.2 and 1.19.
     tickets_are_as_good = line_of(page, "Frankle and Carbin | Tickets of 80 %")[-1]
-    assert tickets_are_as_good == "confirmed (up to 96.9 %)"
+    assert tickets_are_as_good == "undecided (0 of 5 confirmed, 2 contradicted)"
     assert "+1.50 ± 0.00" in line_of(page, "Frankle and Carbin | Tickets are better than ran")[-1]
     assert "guideline 3, the more redundant" in page
     assert "not testable here (it takes both networks on MNIST)" in page
@@ -106,12 +110,13 @@ def test_page_of_other_tickets(lottery_flags):
         return 90.0 + 5 * (learning_rate == 0.01) + 0.4 * (kind == "LT-OMP")
 
     page = page_of(tickets, tickets_page, ticket_rows(other))
-    assert line_of(page, "Ma et al. | There is no")[-1] == "confirmed (none)"
+    assert line_of(page, "Ma et al. | There is no")[-1] == "confirmed (none at 12 of 12)"
     assert line_of(page, "Ma et al. | Guideline 4")[-1].startswith(
         "not testable here (prefers 0.01"
     )
     for text in ("Tickets are better than rein", "Iterative pruning is better"):
-        assert line_of(page, f"Frankle and Carbin | {text}")[-1].startswith("not confirmed")
+        verdict = line_of(page, f"Frankle and Carbin | {text}")[-1]
+        assert verdict.startswith(("undecided (+0.00", "contradicted (-0.40"))
 
 
 def test_a_seed_counts_when_all_its_runs_are_done(lottery_flags):

@@ -9,6 +9,7 @@ import pytest
 
 from scripts.common import experiments, plots, provenance
 from scripts.common.rows import Rows
+from scripts.rigl import index
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -69,3 +70,27 @@ def test_the_rows_of_a_table_are_of_one_committed_code():
             if len(codes) > 1 or "not committed" in codes:
                 wrong.add(path.stem)
     assert wrong == _OF_OLDER_CODE
+
+
+def test_the_claims_on_top_of_the_index_are_those_of_the_rows():
+    page = (RESULTS / "README.md").read_text()
+    table = page.partition(index.BEGIN)[2].partition(index.END)[0]
+    assert table.strip().splitlines() == index.lines(RESULTS)
+
+
+def test_the_index_is_written_between_its_marks(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{index.BEGIN}\nold\n{index.END}\nafter\n")
+    index.write(page, ["| new |"])
+    assert page.read_text() == f"before\n{index.BEGIN}\n\n| new |\n\n{index.END}\nafter\n"
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="must have the marks"):
+        index.write(page, [])
+    assert page.read_text() == "no marks"
+
+
+def test_verdicts_of_a_claim_in_words():
+    at = {0.8: ("undecided", ""), 0.9: ("confirmed", ""), 0.98: ("confirmed", "")}
+    assert index._verdicts(at) == "undecided at 80 %; confirmed at 90 and 98 %"
+    assert index._verdicts({0.9: ("confirmed", "")}) == "confirmed"
+    assert index._verdicts({}) == "not run"

@@ -1,25 +1,30 @@
 """Each experiment of the RigL paper for a few steps on small data."""
 
+import collections
 import dataclasses
 import functools
 import gzip
+import itertools
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import app
 from running import cells_of, given, rows_of, run
 
 import models
 import rigl_tf
 from models import resnet_cifar
-from scripts.common import experiments, methods
+from scripts.common import datasets, experiments, methods, tables
 from scripts.rigl import (
     ablations,
     compression,
     input_pixels,
     landscape,
     language,
+    live_units,
+    methods_claims,
     methods_page,
     methods_table,
     small_dense,
@@ -108,6 +113,40 @@ def test_candidates_of_small_dense_use_up_the_weights(sparsity):
     assert max(first for first, _ in found) == (most - 10) // 785
 
 
+def test_live_units(mnist_dir, tmp_path):
+    output_dir = tmp_path / "out"
+    chosen = ["RigL", "sometimes random"]
+    settings = {
+        name: dataclasses.replace(live_units.SETTINGS[name], arguments={"update_frequency": 10})
+        for name in chosen
+    }
+    arguments = [f"--data_dir={mnist_dir}", f"--output_dir={output_dir}", "--epochs=2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live_units, "SETTINGS", settings)
+        run(live_units, *arguments, "--seeds=1", f"--settings={','.join(chosen)}")
+        with pytest.raises(app.UsageError, match="--settings must be some of RigL, some"):
+            run(live_units, *arguments, "--settings=DNW")
+    rows = rows_of(output_dir / "live_units.csv")
+    assert [row["setting"] for row in rows] == chosen
+    for row in rows:
+        assert 0 < int(row["firing_1"]) <= int(row["live_1"]) <= 300
+        assert 0 < int(row["firing_2"]) <= int(row["live_2"]) <= 100
+    page = (output_dir / "live_units.md").read_text()
+    assert "## MNIST, 2 epochs" in page
+    assert cells_of(page, "sometimes random")[-2].endswith(", one seed)")
+    assert (output_dir / "live_units.png").stat().st_size > 1000
+
+
+def test_growth_that_is_sometimes_random():
+    optimizer = live_units.SometimesRandom("sgd", end_step=101)
+    kernel = keras.Variable(np.zeros((4, 4)))
+    gradient = tf.constant(-np.arange(16.0).reshape(4, 4), "float32")
+    optimizer.random_uniform = lambda kernel: tf.fill((4, 4), 0.3)
+    np.testing.assert_array_equal(optimizer.grow_scores(kernel, None, gradient), -gradient)
+    optimizer.random_uniform = lambda kernel: tf.fill((4, 4), 0.1)
+    assert np.all(optimizer.grow_scores(kernel, None, gradient) == np.float32(0.1))
+
+
 def _table(accuracies, seeds=(0, 1, 2)):
     """Rows of a table of methods: `{(method, epochs): mean accuracy}`, all at 90 %."""
     return [
@@ -151,6 +190,28 @@ def test_the_page_of_methods_has_costs_units_and_claims(tmp_path):
     assert (tmp_path / "page_cost.png").exists()
 
 
+def test_what_is_trained_longer_has_fewer_seeds():
+    with given(methods_table._define_flags, "--dataset=cifar10_small"):
+        wanted = methods_table._wanted(methods_table._given(), 50_000)
+    counts = collections.Counter((run["method"], run["epochs"]) for run in wanted)
+    assert len(wanted) == 2 * 3 * 5 + 2 * 3 + 2 * 3
+    assert counts["rigl (erk)", 30] == counts["static", 30] == 5
+    assert counts["rigl (erk)", 150] == counts["set (erk)", 150] == 3
+    assert counts["dense", 30] == counts["pruning", 30] == 3
+    claimed = {
+        series for claim in methods_claims.ON_CIFAR10 for series in (claim.first, claim.second)
+    }
+    assert {(name, times * 30) for name, times in claimed} == counts.keys()
+
+
+def test_images_made_smaller():
+    x = np.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+    data = datasets.pooled(datasets.Dataset(x, [0, 1], x[:1], [0], 2, "small"), 2)
+    assert data.x_train.shape == (2, 2, 3, 3)
+    assert data.x_test.shape == (1, 2, 3, 3)
+    np.testing.assert_allclose(data.x_train[1, 0, 2], x[1, :2, 4:].mean(axis=(0, 1)))
+
+
 def test_methods_that_a_table_does_not_have(data_dir, tmp_path):
     arguments = ["--dataset=cifar10", f"--data_dir={data_dir}", f"--output_dir={tmp_path}"]
     with pytest.raises(app.UsageError, match=r"--methods must be some of dense, .*Received: dnw"):
@@ -160,6 +221,8 @@ def test_methods_that_a_table_does_not_have(data_dir, tmp_path):
 def test_compression(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(compression, "_L2", (1e-4,))
     monkeypatch.setattr(compression, "_UPDATE_FREQUENCY", 1)  # one update, in four steps
+    few = dict(itertools.islice(compression.METHODS.items(), 3))
+    monkeypatch.setattr(compression, "METHODS", few)
     run(
         compression,
         f"--data_dir={data_dir}",
@@ -167,8 +230,9 @@ def test_compression(data_dir, tmp_path, monkeypatch):
         "--epochs=2",
         "--seeds=1",
     )
-    first, second = rows_of(tmp_path / "compression.csv")
+    first, second, *others = rows_of(tmp_path / "compression.csv")
     assert (first["method"], second["method"]) == ("RigL", "RigL+")
+    assert [row["method"] for row in others] == list(compression.METHODS)[2:]
     widths = [int(width) for width in first["architecture"].split("-")]
     pixels = compression._from_text(first["pixels"])
     assert len(pixels) == widths[0]
@@ -225,23 +289,53 @@ def test_which_of_the_published_numbers_are_hit():
     ]
     rows[0]["error_last"] = 1.6
     table = "\n".join(compression._against_the_paper(rows))
-    assert "| RigL | kflops | 12.6 | 12.60 | +0.0 | hit |" in table
-    assert "| RigL | bytes | 31,914 | 32,000 | +60.8 | missed |" in table
-    assert "| RigL | error_best | 1.44 | 1.40 | -0.3 | hit |" in table
+    # One more value: t(1) = 12.706 for 95 %, times the deviation and the root of 1 + 1/2.
+    half = 12.706 * 0.1 * 2**0.5 * 1.5**0.5
+    assert f"| RigL | kflops | 12.6 | 12.60 ± {half:.2f} | inside |" in table
+    assert "| RigL | bytes | 31,914 | 32,000 ± 22 | outside |" in table
+    assert f"| RigL | error_best | 1.44 | 1.40 ± {half:.2f} | inside |" in table
     assert "RigL+ |" not in table
     assert compression._against_the_paper(rows[:1]) == []
 
 
-@pytest.mark.parametrize(("ticket", "says"), [(95.0, "confirmed"), (98.0, "not confirmed")])
-def test_claims_of_the_ablations(ticket, says):
-    values = {
-        ("lottery", "lottery masks and weights, static"): (ticket, 0.1, 3),
-        ("lottery", "random masks, RigL"): (96.5, 0.1, 3),
-    }
-    lines = ablations._claims(values)
+def _ablation_rows(study, accuracies):
+    return [
+        {"study": study, "setting": setting, "seed": seed, "accuracy": accuracy}
+        for setting, of_seeds in accuracies.items()
+        for seed, accuracy in enumerate(of_seeds)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tickets", "says", "gain"),
+    [
+        ([95.0, 95.2], "confirmed", "+1.50 ± 1.27"),
+        ([98.0, 98.2], "contradicted", "-1.50 ± 1.27"),
+        ([95.0, 97.0], "undecided", "+0.60 ± 10.16"),
+        ([95.0], "undecided", "+1.40, one seed"),
+    ],
+)
+def test_claims_of_the_ablations(tickets, says, gain):
+    static, rigl = "lottery masks and weights, static", "random masks, RigL"
+    # t(1) = 12.71 for 95 %, and half of the difference of two values.
+    accuracies = {static: tickets, rigl: [96.4, 96.8]}
+    lines = ablations._claims(_ablation_rows("lottery", accuracies))
     claim = "RigL from random masks is better than static training of a ticket"
-    assert f"| {claim} | {says} (96.50 ± 0.10 and {ticket:.2f} ± 0.10) |" in lines
-    assert "| ERK is the best distribution for all methods | still to be run |" in lines
+    assert f"| {claim} | {says} ({rigl} less {static}: {gain}) |" in lines
+    assert "| ERK is the best distribution for all methods | not run |" in lines
+
+
+def test_claims_of_the_ablations_about_several_settings():
+    """All must be confirmed; each pair of schedules is one, and each start."""
+    accuracies = {name: [96.0, 96.1] for name in ablations.STUDIES["schedule"][1]}
+    accuracies |= {"inverse power 1": [96.2, 96.3], "constant": [90.0, 99.0]}
+    rows = _ablation_rows("schedule", accuracies)
+    starts = {name: [96.0, 96.1] for name in ablations.STUDIES["grow_init"][1]}
+    rows += _ablation_rows("grow_init", starts | {"random normal": [97.0, 97.1]})
+    lines = "\n".join(ablations._claims(rows))
+    assert "by less than half a point | confirmed (cosine less inverse power 1: -0.20" in lines
+    start = "better than zero by half a point | contradicted (zeros less the best other, random"
+    assert f"{start} normal: -1.00 ± 0.00)" in lines
 
 
 @pytest.fixture
@@ -442,6 +536,10 @@ def test_landscape(mnist_dir, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "landscape.md").read_text() == page
 
 
+def _as_table(found):
+    return "\n".join(tables.table(["claim", "here"], found.items()))
+
+
 def test_the_verdicts_of_the_landscape():
     def row(line, curve, dense, again, rigl):
         paths = dict(zip(landscape._PATHS, (line, curve, curve, dense), strict=True))
@@ -450,14 +548,18 @@ def test_the_verdicts_of_the_landscape():
 
     one = row("0 3 2", "0 1 2", "0 0 2", "2 1.5", "2 0.5")
     two = row("0 2.5 2", "0 2.1 2", "0 2.5 2", "2 0.9", "2 1.1")
-    text = "\n".join(landscape._verdicts([one, two]))
-    assert "straight line | confirmed (2 of 2 seeds)" in text
-    assert "quadratic, in the union | confirmed in part (1 of 2 seeds)" in text
-    assert "dense space | confirmed in part (1 of 2 seeds)" in text
-    assert "stays | confirmed in part (1 of 2 seeds)" in text
-    assert "pruned loss | confirmed in part (1 of 2 seeds)" in text
-    text = "\n".join(landscape._verdicts([one]))
-    assert "quadratic, in the union | not confirmed (0 of 1 seeds)" in text
+    text = _as_table(landscape.judged([one, two]))
+    # Rises of 1 and 0.5, of which 0.01 is none; t(1) = 12.706 for 95 %.
+    assert "straight line | undecided (+0.740 ± 3.177)" in text
+    text = _as_table(landscape.judged([one, one]))
+    assert "straight line | confirmed (+0.990 ± 0.000)" in text
+    assert "quadratic, in the union | contradicted (-0.010 ± 0.000)" in text
+    assert "dense space | confirmed (+0.010 ± 0.000)" in text
+    # The middle is at 1: it ends at 1.5, and RigL at 0.5.
+    assert "stays | confirmed (+0.500 ± 0.000)" in text
+    assert "pruned loss | confirmed (+0.500 ± 0.000)" in text
+    text = _as_table(landscape.judged([one]))
+    assert "straight line | undecided (+0.990, one seed)" in text
     assert landscape.rise([1.0, 4.0, 3.0]) == 1.0
     assert landscape.rise([1.0, 2.0, 3.0]) == 0.0
 

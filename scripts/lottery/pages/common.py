@@ -1,9 +1,17 @@
-"""Code that the pages share: choice of results, means and deviations, verdicts on claims."""
+"""What the pages share: choice of results, means and deviations, verdicts on claims."""
 
 import pathlib
 import statistics
 
-from scripts.common import experiments, tables
+from scripts.common import claims, experiments, tables, words
+
+# What a page with verdicts says of them.
+HOW = (
+    f"{words.VERDICTS} In brackets is the mean of what is compared, with the interval: by how much "
+    "the claim holds (below 0: does not hold). Where several comparisons are judged, each has an "
+    "interval of its own, and in brackets are their verdicts: more than half of them must agree, "
+    "or the claim is undecided, and fewer than all of them confirm or contradict it in part."
+)
 
 
 def write(protocol, page, rows):
@@ -75,52 +83,65 @@ def spread(values, digits=2, sign=""):
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
-def verdict(holds, seen):
-    """What a page says of a claim.
+def judged(values, margin=None, digits=2):
+    """What a page says of a claim: the verdict, and by how much the claim holds.
 
     Args:
-        holds: Whether the claim is true; `None` if that cannot be told here.
-        seen: String, what the verdict rests on.
+        values: List of numbers, one for each seed: by how much the claim holds there, below 0 if it
+            does not.
+        margin: See `claims.verdict`.
+        digits: Integer, digits after the point.
 
     Example:
 
-    >>> verdict(True, "+0.31")
-    'confirmed (+0.31)'
+    >>> judged([0.3, 0.3])
+    'confirmed (+0.30 ± 0.00)'
     """
-    name = {True: "confirmed", False: "not confirmed", None: "not testable here"}[
-        holds if holds is None else bool(holds)
-    ]
-    return f"{name} ({seen})"
+    if not values:
+        return claims.NOT_RUN
+    return f"{claims.verdict(values, margin)} ({claims.signed(values, digits)})"
 
 
-def tally(outcomes):
-    """What a page says of a claim that was compared several times.
+def together(verdicts):
+    """What a page says of a claim about several comparisons, each with a verdict of its own.
+
+    It is confirmed or contradicted in part if more than half of the comparisons are.
 
     Args:
-        outcomes: For each comparison whether the claim was true; `None` for one that was not run.
+        verdicts: List of strings, those of `claims.verdict`.
 
     Example:
 
-    >>> tally([True, False, True])
-    'confirmed in part (2 of 3)'
+    >>> together(["confirmed", "undecided", "confirmed"])
+    'confirmed in part (2 of 3 confirmed, 0 contradicted)'
     """
-    outcomes = [outcome for outcome in outcomes if outcome is not None]
-    if not outcomes:
-        return "not run"
-    count = sum(map(bool, outcomes))
-    text = {len(outcomes): "confirmed", 0: "not confirmed"}.get(count, "confirmed in part")
-    return f"{text} ({count} of {len(outcomes)})"
+    verdicts = [each for each in verdicts if each != claims.NOT_RUN]
+    total = len(verdicts)
+    if not total:
+        return claims.NOT_RUN
+    counts = {name: verdicts.count(name) for name in (claims.CONFIRMED, claims.CONTRADICTED)}
+    said = claims.UNDECIDED
+    for name, count in counts.items():
+        if 2 * count > total:
+            said = name if count == total else f"{name} in part"
+    confirmed, contradicted = counts.values()
+    return f"{said} ({confirmed} of {total} confirmed, {contradicted} contradicted)"
 
 
-def claims_table(claims, cases):
+def not_testable(why):
+    """What a page says of a claim that cannot be told here."""
+    return f"not testable here ({why})"
+
+
+def claims_table(about, cases):
     """A table of claims and verdicts.
 
     Args:
-        claims: List of triples: the paper, the claim, a function that gets a case and returns the
+        about: List of triples: the paper, the claim, a function that gets a case and returns the
             verdict.
         cases: `{name: case}`, a column each.
     """
     rows = [
-        (paper, text, *(claim(found) for found in cases.values())) for paper, text, claim in claims
+        (paper, text, *(claim(found) for found in cases.values())) for paper, text, claim in about
     ]
     return tables.table(["paper", "claim", *cases], rows)

@@ -3,12 +3,12 @@
 import operator
 import statistics
 
-from scripts.common import plots, styles, tables
+from scripts.common import claims, plots, styles, tables, words
 from scripts.lottery import connectivity
 from scripts.lottery.pages import common
 
 _STABLE = 2.0  # percent of error, the threshold of Frankle et al.
-_MATCHING = 0.2  # percent, a drop of accuracy that is none
+_MATCHING = 0.2  # percent, a drop of accuracy that is none for Frankle et al.
 
 
 class Found:
@@ -35,19 +35,10 @@ class Found:
         """The values of a column, one for each seed."""
         return [row[column] for row in self.rows(setting, level)]
 
-    def mean(self, column, setting, level):
-        return statistics.mean(self.of(column, setting, level))
-
     def drops(self, setting, level):
         """By how much the ticket of each seed is worse than the dense network from its step."""
         pairs = zip(*(self.of("accuracy", setting, k) for k in (0, level)), strict=True)
         return [dense - ticket for dense, ticket in pairs]
-
-    def drop(self, setting, level):
-        return round(statistics.mean(self.drops(setting, level)), 6)
-
-    def mean_drop(self, setting):
-        return statistics.mean(self.drop(setting, level) for level in self.pruned)
 
     def sparsity(self, level):
         return self.rows(self.settings[0], level)[0]["sparsity"]
@@ -67,105 +58,121 @@ _PLAIN = ("plain", 0)
 
 
 def _dense_is_stable(found):
-    barriers = [found.mean("barrier", setting, 0) for setting in (_PLAIN, found.later)]
-    seen = f"{barriers[0]:.1f} from step 0, {barriers[1]:.1f} from {found.later[1]:.0%}"
+    at_start, later = (found.of("barrier", setting, 0) for setting in (_PLAIN, found.later))
     if found.plan.case.network == "resnet20":
-        return common.verdict(barriers[0] >= _STABLE > barriers[1], seen)
-    return common.verdict(barriers[0] < _STABLE, seen)
+        pairs = zip(at_start, later, strict=True)
+        return common.judged([min(a - _STABLE, _STABLE - b) for a, b in pairs])
+    return common.judged([_STABLE - barrier for barrier in at_start])
 
 
 def _later_is_stabler(found):
-    pairs = [
-        [found.mean("barrier", setting, level) for setting in (_PLAIN, found.later)]
-        for level in found.plan.levels
-    ]
-    first, last = map(statistics.mean, zip(*pairs, strict=True))
-    return common.verdict(last < first, f"{first:.2f} from step 0, {last:.2f} later")
+    pairs = zip(
+        *(_over_levels(found, "barrier", s, found.plan.levels) for s in (_PLAIN, found.later)),
+        strict=True,
+    )
+    return common.judged([start - later for start, later in pairs])
+
+
+def _over_levels(found, column, setting, levels):
+    """The mean of a column over some levels, for each seed."""
+    return _means([found.of(column, setting, level) for level in levels])
+
+
+def _means(lists):
+    """The means of the first numbers of some lists, of the second ones, and so on."""
+    return list(map(statistics.mean, zip(*lists, strict=True)))
 
 
 def _matches_where_stable(found):
-    tickets = [(setting, level) for setting in found.settings for level in found.pruned]
-    agrees = [
-        (found.mean("barrier", *ticket) < _STABLE) == (found.drop(*ticket) <= _MATCHING)
-        for ticket in tickets
-    ]
-    num_stable = sum(found.mean("barrier", *ticket) < _STABLE for ticket in tickets)
-    seen = f"{sum(agrees)} of {len(agrees)} agree, {num_stable} are stable"
-    if num_stable in (0, len(tickets)):
-        return common.verdict(None, f"all alike: {seen}")
-    return common.verdict(all(agrees), seen)
+    verdicts = []
+    for ticket in [(setting, level) for setting in found.settings for level in found.pruned]:
+        is_stable = claims.verdict([_STABLE - barrier for barrier in found.of("barrier", *ticket)])
+        matches = claims.verdict([_MATCHING - drop for drop in found.drops(*ticket)])
+        verdicts.append((is_stable, matches))
+    decided = {is_stable for is_stable, _ in verdicts} - {claims.UNDECIDED}
+    if len(decided) == 1:
+        return common.not_testable(f"of {len(verdicts)} none is {_OTHER[decided.pop()]}")
+    return common.together([_agree(*pair) for pair in verdicts])
+
+
+_OTHER = {claims.CONFIRMED: "clearly not stable", claims.CONTRADICTED: "clearly stable"}
+
+
+def _agree(one, other):
+    """The verdict that two claims are both true or both false, from their verdicts."""
+    if claims.UNDECIDED in (one, other):
+        return claims.UNDECIDED
+    return claims.CONFIRMED if one == other else claims.CONTRADICTED
 
 
 def _rewinding(found):
-    of_levels = [
-        map(operator.sub, found.drops(_PLAIN, level), found.drops(found.later, level))
-        for level in found.pruned
-    ]
-    gains = list(map(statistics.mean, zip(*of_levels, strict=True)))
-    mean, deviation = statistics.mean(gains), statistics.stdev(gains) if len(gains) > 1 else 0.0
-    text = f"{common.spread(gains, sign='+')} from {found.later[1]:.0%} of training"
-    return common.verdict(mean > deviation, text)
+    return common.judged(
+        _means(
+            [
+                list(map(operator.sub, found.drops(_PLAIN, k), found.drops(found.later, k)))
+                for k in found.pruned
+            ]
+        )
+    )
 
 
 def _stabilised(measure):
     """Whether each way of stable training lowers a measure of tickets from step 0."""
 
     def claim(found):
-        plain, *others = [(measure(found, setting), setting[0]) for setting in found.from_start]
-        seen = ", ".join(f"{value:.2f} {name}" for value, name in [plain, *others])
-        return common.verdict(all(value < plain[0] for value, _ in others), seen)
+        plain, *others = [measure(found, setting) for setting in found.from_start]
+        return common.judged(
+            [start - max(each) for start, *each in zip(plain, *others, strict=True)]
+        )
 
     return claim
 
 
 def _mean_barrier(found, setting):
-    return statistics.mean(found.mean("barrier", setting, level) for level in found.pruned)
+    return _over_levels(found, "barrier", setting, found.pruned)
+
+
+def _mean_drop(found, setting):
+    return _means([found.drops(setting, level) for level in found.pruned])
+
+
+def _of_all(found, column, levels, choose):
+    """The highest or lowest value of a column of tickets from step 0, for each seed."""
+    lists = [found.of(column, setting, level) for setting in found.from_start for level in levels]
+    return list(map(choose, zip(*lists, strict=True)))
 
 
 def _connected_to_dense(found):
-    barriers = [found.mean("barrier_to_dense", s, found.pruned[0]) for s in found.from_start]
-    seen = f"{_listed(barriers)} at {found.sparsity(found.pruned[0]):.0%}"
-    return common.verdict(max(barriers) < _STABLE, seen)
+    barriers = _of_all(found, "barrier_to_dense", found.pruned[:1], max)
+    return common.judged([_STABLE - barrier for barrier in barriers])
 
 
 def _sparsest_is_not(found):
-    level = found.pruned[-1]
-    barriers = [found.mean("barrier_to_dense", setting, level) for setting in found.from_start]
-    seen = f"{_listed(barriers)} at {found.sparsity(level):.1%}"
     if len(found.pruned) == 1:
-        return common.verdict(None, "one sparsity")
-    medium = [found.mean("barrier_to_dense", s, found.pruned[0]) for s in found.from_start]
-    if max(medium) >= _STABLE:
-        return common.verdict(None, f"nor is the medium one; {seen}")
-    return common.verdict(min(barriers) >= _STABLE, seen)
+        return common.not_testable("one sparsity")
+    if statistics.mean(_of_all(found, "barrier_to_dense", found.pruned[:1], max)) >= _STABLE:
+        return common.not_testable("nor is the medium one")
+    barriers = _of_all(found, "barrier_to_dense", found.pruned[-1:], min)
+    return common.judged([barrier - _STABLE for barrier in barriers])
 
 
 def _same_region(found):
-    angles = [
-        found.mean("angle_to_dense", setting, level)
-        for setting in found.from_start
-        for level in found.pruned
-    ]
-    return common.verdict(max(angles) < 0.5, f"{min(angles):.2f} to {max(angles):.2f}")
+    return common.judged([0.5 - a for a in _of_all(found, "angle_to_dense", found.pruned, max)])
 
 
 def _repelled(found):
     if not found.plan.repelled:
-        return common.verdict(None, "not run, for its cost")
-    losses = [
-        statistics.mean(_loss(found, name, _PLAIN, k) for k in found.pruned)
-        for name in ("ticket", "reinitialised")
-    ]
-    seen = f"{losses[0]:+.2f}, a reinitialised one {losses[1]:+.2f}"
-    return common.verdict(losses[0] > _MATCHING and losses[0] > losses[1], seen)
+        return common.not_testable("not run, for its cost")
+    pairs = zip(*(_loss(found, name) for name in ("ticket", "reinitialised")), strict=True)
+    return common.judged([min(ticket - _MATCHING, ticket - other) for ticket, other in pairs])
 
 
-def _loss(found, name, setting, level):
-    return found.mean(name, setting, level) - found.mean(f"{name}_repelled", setting, level)
-
-
-def _listed(values):
-    return ", ".join(f"{value:.1f}" for value in values)
+def _loss(found, name):
+    """What repulsion costs, the mean over the sparsities, for each seed."""
+    columns = (
+        _over_levels(found, each, _PLAIN, found.pruned) for each in (name, f"{name}_repelled")
+    )
+    return [plain - repelled for plain, repelled in zip(*columns, strict=True)]
 
 
 _FRANKLE, _MAENE = "Frankle et al.", "Maene et al."
@@ -185,7 +192,7 @@ _CLAIMS = [
     (
         "Frankle et al., Ma et al.",
         "Rewinding to an early step is better than to step 0 (mean gain of accuracy, less that of "
-        "the dense network; above its standard deviation over seeds)",
+        "the dense network)",
         _rewinding,
     ),
     (
@@ -196,7 +203,7 @@ _CLAIMS = [
     (
         _MAENE,
         "With these, tickets from step 0 lose less accuracy against the dense network (mean drop)",
-        _stabilised(Found.mean_drop),
+        _stabilised(_mean_drop),
     ),
     (
         _MAENE,
@@ -224,7 +231,14 @@ def lines(rows):
     """The lines of the page."""
     cases = _cases(rows)
     page = [*_head(common.seeds(rows)), "## Claims", "", *common.claims_table(_CLAIMS, cases)]
-    page += ["", *_notes(), "", f"![Barriers over sparsity]({connectivity.NAME}.png)"]
+    page += [
+        "",
+        *_reading(),
+        "",
+        *_notes(),
+        "",
+        f"![Barriers over sparsity]({connectivity.NAME}.png)",
+    ]
     for case, found in cases.items():
         page += ["", f"## {case}", "", *_about(found.plan), "", *_barrier_table(found)]
         if found.plan.repelled:
@@ -256,13 +270,22 @@ def _head(seeds):
         "2 % the network is stable. `d` is their angle at the "
         "connections that both have, times 2/π: 0 in the same direction, 1 orthogonal. To dense: "
         "from the dense solution that pruning began with to the ticket as pruning trained it. All "
-        "training is SGD with Nesterov momentum 0.9 and a cosine decay; large batches are ten "
-        "times as large for as many epochs, a warm-up takes a fifth of training.",
+        f"training is SGD with Nesterov momentum 0.9 and a cosine decay. {words.L2} Large "
+        "batches are ten times as large for as many epochs, a warm-up takes a fifth of training.",
         "",
         "Repelled: from step 0 the ticket is trained with the loss of Maene et al. "
         "(`analysis.repel`, weight 2), away from the dense solution and from that of the level "
         "before. A reinitialised network with the same mask tells what that loss costs alone.",
         "",
+    ]
+
+
+def _reading():
+    return [
+        f"{common.HOW} Barriers, errors and accuracies are compared in points, with the threshold "
+        "where the claim names one. Where several trainings are meant, the one that says most "
+        "against the claim counts for each seed. That a ticket matches if it is stable, and only "
+        "then, is confirmed for a ticket of which both are confirmed or both contradicted.",
     ]
 
 

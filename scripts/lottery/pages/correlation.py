@@ -1,15 +1,13 @@
 """The page on weight correlation, and on fine-tuning against tickets: Liu et al."""
 
-import statistics
-
-from scripts.common import plots, styles, tables
+from scripts.common import claims, plots, styles, tables, words
 from scripts.lottery.correlation import FINE_TUNED, PRUNINGS, P
 from scripts.lottery.pages import common
 
 _NETWORKS = ("dense", "ticket", "reinitialised")
 _TRAINED = (FINE_TUNED, "rewound", "ticket", "reinitialised")
-_WEAK = 0.01  # so far from P at most
-_SIMILAR = 0.5  # percentage points
+_WEAK = 0.01  # so far from P counts as chance; the paper says "close to"
+_SIMILAR = 0.5  # percentage points, as Ma et al. have it for CIFAR-10
 
 
 def _groups(rows, *columns):
@@ -18,10 +16,6 @@ def _groups(rows, *columns):
     for row in rows:
         groups.setdefault(tuple(row[column] for column in columns), []).append(row)
     return groups
-
-
-def _mean(rows, column):
-    return statistics.mean(row[column] for row in rows)
 
 
 def _at_rate(rows, choose):
@@ -40,25 +34,36 @@ def _tenth(rates, default):
 
 
 def _wins(rows):
-    """Whether tickets have the winning property: as good as dense, and clearly above others."""
-    ticket = _mean(rows, "ticket")
-    is_similar = ticket >= _mean(rows, "dense") - _SIMILAR
-    return is_similar and ticket > _mean(rows, "reinitialised") + _SIMILAR
+    """By how much tickets have the winning property: as good as dense, clearly above others."""
+    return [
+        min(
+            row["ticket"] - row["dense"] + _SIMILAR, row["ticket"] - row["reinitialised"] - _SIMILAR
+        )
+        for row in rows
+    ]
 
 
 def _dense_correlations(rows, choose):
-    return [_mean(of, "correlation_dense") for of in _at_rate(rows, choose)]
+    """How far the correlations of the dense network are above chance; it has no sparsity."""
+    return [row["correlation_dense"] - P for of in _at_rate(rows, choose)[:1] for row in of]
 
 
-def _small_and_large(rows, column):
-    """Pairs of means at the smallest and the largest learning rate, one for each sparsity."""
-    pairs = zip(_at_rate(rows, min), _at_rate(rows, max), strict=True)
-    return [(_mean(small, column), _mean(large, column)) for small, large in pairs]
+def _small_less_large(rows, column):
+    """Of the dense network, a column at the smallest learning rate less at the largest."""
+    ends = ((_at_rate(rows, choose) or [[]])[0] for choose in (min, max))
+    small, large = (_of_seeds(of, column) for of in ends)
+    return claims.differences({"small": small, "large": large}, "small", "large")
+
+
+def _of_seeds(rows, column):
+    return {row["seed"]: row[column] for row in rows}
 
 
 def _better(rows, one, other):
-    """Of each pruning and sparsity at the largest rate, whether `one` is better than `other`."""
-    return [_mean(of, one) > _mean(of, other) for of in _by_pruning(rows).values()]
+    """The verdict of all prunings and sparsities at the largest rate: `one` less `other`."""
+    return common.together(
+        [claims.verdict([row[one] - row[other] for row in of]) for of in _by_pruning(rows).values()]
+    )
 
 
 def _by_pruning(rows):
@@ -68,33 +73,42 @@ def _by_pruning(rows):
 
 
 def _better_pruning(one, other):
-    def outcomes(rows):
-        groups = _by_pruning(rows)
-        return [
-            _mean(of, FINE_TUNED) > _mean(groups[other, sparsity], FINE_TUNED)
-            for (pruning, sparsity), of in groups.items()
-            if pruning == one and (other, sparsity) in groups
-        ]
+    def judge(rows):
+        values = {key: _of_seeds(of, FINE_TUNED) for key, of in _by_pruning(rows).items()}
+        return common.together(
+            [
+                claims.verdict(claims.differences(values, (one, sparsity), (other, sparsity)))
+                for pruning, sparsity in values
+                if pruning == one
+            ]
+        )
 
-    return outcomes
+    return judge
+
+
+def _tickets_win(rows, choose, sign=1):
+    """The verdict of all sparsities; with `sign=-1` that they do not."""
+    return common.together(
+        [claims.verdict([sign * gain for gain in _wins(of)]) for of in _at_rate(rows, choose)]
+    )
 
 
 _CLAIMS = {
     "At a small learning rate the weights before and after training are correlated": (
-        lambda rows: [value > P + _WEAK for value in _dense_correlations(rows, min)][:1]
+        lambda rows: common.judged([x - _WEAK for x in _dense_correlations(rows, min)])
     ),
     "At a large one they are not: the correlation is that of chance": (
-        lambda rows: [value <= P + _WEAK for value in _dense_correlations(rows, max)][:1]
+        lambda rows: common.judged(_dense_correlations(rows, max), margin=_WEAK)
     ),
-    "The larger the learning rate, the less the correlation": lambda rows: [
-        small > large for small, large in _small_and_large(rows, "correlation_dense")
-    ][:1],
+    "The larger the learning rate, the less the correlation": lambda rows: common.judged(
+        _small_less_large(rows, "correlation_dense")
+    ),
     "At a small learning rate (a tenth of the large one, as in the paper) tickets win: as good as "
-    "dense, better than reinitialised": lambda rows: list(map(_wins, _at_rate(rows, _tenth))),
-    "At a large one they do not": lambda rows: [not _wins(of) for of in _at_rate(rows, max)],
-    "At the smallest learning rate the dense network is not trained enough": lambda rows: [
-        small < large for small, large in _small_and_large(rows, "dense")
-    ][:1],
+    "dense, better than reinitialised": lambda rows: _tickets_win(rows, _tenth),
+    "At a large one they do not": lambda rows: _tickets_win(rows, max, sign=-1),
+    "At the smallest learning rate the dense network is not trained enough": lambda rows: (
+        common.judged([-gain for gain in _small_less_large(rows, "dense")])
+    ),
     "Fine-tuning is better than the ticket": lambda rows: _better(rows, FINE_TUNED, "ticket"),
     "Fine-tuning is better than rewinding": lambda rows: _better(rows, FINE_TUNED, "rewound"),
     "Rewinding is better than the ticket": lambda rows: _better(rows, "rewound", "ticket"),
@@ -109,14 +123,11 @@ _CLAIMS = {
 def lines(rows):
     """The lines of the page."""
     cases = {case: of for (case,), of in _groups(rows, "case").items()}
-    claims = [
-        [claim, *(common.tally(outcomes(of)) for of in cases.values())]
-        for claim, outcomes in _CLAIMS.items()
-    ]
+    found = [[claim, *(judge(of) for of in cases.values())] for claim, judge in _CLAIMS.items()]
     seeds = common.seeds(rows)
-    introduction = _INTRODUCTION.format(seeds=seeds, p=P, weak=_WEAK, similar=_SIMILAR)
-    page = [*introduction.splitlines(), "", *tables.table(["claim", *cases], claims), ""]
-    page += [*_READING.splitlines(), ""]
+    introduction = _INTRODUCTION.format(seeds=seeds, p=P, weak=_WEAK, similar=_SIMILAR, l2=words.L2)
+    page = [*introduction.splitlines(), "", *tables.table(["claim", *cases], found), ""]
+    page += [*_READING.format(how=common.HOW).splitlines(), ""]
     page += ["![Weight correlation and accuracy over the learning rate](lottery_correlation.png)"]
     for case, of in cases.items():
         epochs = ", ".join(str(epochs) for (epochs,) in _groups(of, "epochs"))
@@ -134,25 +145,25 @@ accuracy in percent after the last epoch.
 
 The weight correlation R is the share of the largest weights of each kernel ({p:.0%} of those \
 that are left) that are the largest before training and after it. Chance gives {p}; up to {weak} \
-more counts as chance. A dense network is trained, pruned (all kernels to one sparsity; the \
-first convolution stays dense) and fine-tuned for as many epochs, with the same learning rates. \
-The same mask is trained from the first weights (ticket), from those after 10 % of the epochs, \
-one at least, for the rest of them (rewound), and from others (reinitialised). So the epochs of \
-the four are the same in total, but for those that rewound tickets skip. Between dense training \
-and fine-tuning, iterative pruning takes away half of the weights and trains for an epoch, again \
-and again; ADMM trains for four epochs with its penalty. Pruning and fine-tuning are compared at \
-the largest learning rate. A ticket wins (the winning property) if it is at most {similar} \
-points below the dense network and more than {similar} above the reinitialised one: the paper \
-gives no numbers for "similar" and "notable"."""
+more or less counts as chance. A dense network is trained, pruned (all kernels to one sparsity; \
+the first convolution stays dense) and fine-tuned for as many epochs, with the same learning \
+rates. The same mask is trained from the first weights (ticket), from those after 10 % of the \
+epochs, one at least, for the rest of them (rewound), and from others (reinitialised). So the \
+epochs of the four are the same in total, but for those that rewound tickets skip. Between dense \
+training and fine-tuning, iterative pruning takes away half of the weights and trains for an \
+epoch, again and again; ADMM trains for four epochs with its penalty. Pruning and fine-tuning are \
+compared at the largest learning rate. A ticket wins (the winning property) if it is at most \
+{similar} points below the dense network and more than {similar} above the reinitialised one: the \
+paper gives no numbers for "similar" and "notable". L2 is 1e-4 (ResNet-20: 2e-4): {l2}"""
 
 _READING = """\
-In brackets: at how many sparsities (and prunings) the means over the seeds agree with the \
-claim. The small learning rate is the smallest, a hundredth of the large one, unless a tenth is \
-said. The paper trains ResNet-20, MobileNetV2 and VGG for 150 epochs: its accuracies, and \
-whether a correlation goes away with so much more training, are not testable here. Correlations \
-of very sparse networks come from a few hundred weights, so that chance alone goes 0.02 from \
-0.2. On MNIST the weights of pixels that are never used stay as they were but for their decay, \
-at any learning rate: those of them that are among the largest can keep R above chance."""
+{how} Here they are the sparsities and prunings. The small learning rate is the smallest, a \
+hundredth of the large one, unless a tenth is said. The paper trains ResNet-20, MobileNetV2 and \
+VGG for 150 epochs: its accuracies, and whether a correlation goes away with so much more \
+training, are not testable here. Correlations of very sparse networks come from a few hundred \
+weights, so that chance alone goes 0.02 from 0.2. On MNIST the weights of pixels that are never \
+used stay as they were but for their decay, at any learning rate: those of them that are among \
+the largest can keep R above chance."""
 
 
 def _rate_table(rows):
@@ -164,7 +175,7 @@ def _rate_table(rows):
             f"{rate:g}",
             *(_spread(of, f"correlation_{name}", 3) for name in _NETWORKS),
             *(_spread(of, name) for name in _NETWORKS),
-            "yes" if _wins(of) else "no",
+            claims.verdict(_wins(of)),
         ]
         for (sparsity, rate), of in groups
     ]

@@ -1,15 +1,17 @@
 """The page on gradient flow and on tickets: the claims of Evci et al., and our results."""
 
+import math
 import statistics
 
 import numpy as np
 
 from rigl_tf import analysis
-from scripts.common import plots, styles, tables
+from scripts.common import plots, styles, tables, words
 from scripts.lottery import gradient_flow, spectra
 from scripts.lottery.pages import common
 
-_LARGER = 1.1  # a norm larger by this factor counts as larger, where noise would decide
+# A norm that is above another by a tenth at most counts as no gain: training alone moves it more.
+_LARGER = 1.1
 _NO_BARRIER = 2.0  # percentage points of test error
 _INSIDE = (gradient_flow.COEFFICIENTS > -1e-9) & (gradient_flow.COEFFICIENTS < 1 + 1e-9)
 
@@ -47,8 +49,13 @@ def _gain(row):
     return row["ensemble_accuracy"] - statistics.mean(map(float, str(row["accuracies"]).split()))
 
 
+def _above(norm, other):
+    """The logarithm of how many times a norm is another."""
+    return math.log(norm / other)
+
+
 def claims(of_one):
-    """Whether the paper's claims hold, `None` for what is not run.
+    """By how much the paper's claims hold (below 0: do not), `None` for what is not run.
 
     Args:
         of_one: `{(network, init): row}` of a case and seed.
@@ -59,40 +66,42 @@ def claims(of_one):
     scratch, rewound = of_one["scratch", "dense"], of_one.get(("rewound", "dense"))
     return {
         "Sparse networks have a poor gradient flow at initialisation: the norm is below the dense "
-        "network's": start_norm(static) < start_norm(dense),
-        "Sparsity-aware initialisation (per neuron) raises it": (
-            start_norm(aware) > start_norm(static)
+        "network's": _above(start_norm(dense), start_norm(static)),
+        "Sparsity-aware initialisation (per neuron) raises it": _above(
+            start_norm(aware), start_norm(static)
         ),
-        "… and static training with it is more accurate": aware["accuracy"] > static["accuracy"],
-        "RigL has a better gradient flow during training than static masks": (
-            mean_norm(rigl) > _LARGER * mean_norm(static)
+        "… and static training with it is more accurate": aware["accuracy"] - static["accuracy"],
+        "RigL has a better gradient flow during training than static masks": _above(
+            mean_norm(rigl), mean_norm(static)
         ),
-        "A mask update of RigL raises the norm, on average": statistics.mean(changes(rigl)) > 0,
-        "RigL is more accurate than static masks": rigl["accuracy"] > static["accuracy"],
+        "A mask update of RigL raises the norm, on average": statistics.mean(changes(rigl)),
+        "RigL is more accurate than static masks": rigl["accuracy"] - static["accuracy"],
         "A ticket does not improve gradient flow during training: its norms are not above those "
-        "of its masks on new weights": mean_norm(ticket) <= _LARGER * mean_norm(scratch),
-        "A ticket is more accurate than its masks on new weights": (
-            ticket["accuracy"] > scratch["accuracy"]
+        f"of its masks on new weights (by {_LARGER - 1:.0%} or more)": (
+            _above(_LARGER * mean_norm(scratch), mean_norm(ticket))
         ),
-        "A ticket starts and ends nearer to the pruned solution (cosine)": all(
-            ticket[f"{point}_cosine"] > scratch[f"{point}_cosine"] for point in ("start", "end")
+        "A ticket is more accurate than its masks on new weights": (
+            ticket["accuracy"] - scratch["accuracy"]
+        ),
+        "A ticket starts and ends nearer to the pruned solution (cosine)": min(
+            ticket[f"{point}_cosine"] - scratch[f"{point}_cosine"] for point in ("start", "end")
         ),
         "A ticket ends in the basin of the pruned solution: no barrier": (
-            barrier(ticket) < _NO_BARRIER
+            _NO_BARRIER - barrier(ticket)
         ),
         "… and so does one that is rewound to early weights": (
-            rewound and barrier(rewound) < _NO_BARRIER
+            _NO_BARRIER - barrier(rewound) if rewound else None
         ),
-        "… and its masks on new weights do not": barrier(scratch) >= _NO_BARRIER,
-        "A ticket re-learns the function of the pruned network: it disagrees with it less than "
-        "scratch, and than pruned networks with each other": (
-            ticket["pruned_disagreement"]
-            < min(scratch["pruned_disagreement"], dense["disagreement"])
+        "… and its masks on new weights do not": barrier(scratch) - _NO_BARRIER,
+        "A ticket re-learns the function of the pruned network: it disagrees with it in fewer "
+        "images than scratch, and than pruned networks with each other": 100
+        * (
+            min(scratch["pruned_disagreement"], dense["disagreement"])
+            - ticket["pruned_disagreement"]
         ),
-        "The cost is novelty: tickets disagree with each other less than scratch trainings do, and "
-        "gain less by an ensemble": (
-            ticket["disagreement"] < scratch["disagreement"] and _gain(ticket) < _gain(scratch)
-        ),
+        "The cost is novelty: tickets disagree with each other in fewer images than scratch "
+        "trainings do": 100 * (scratch["disagreement"] - ticket["disagreement"]),
+        "… and gain less by an ensemble": _gain(scratch) - _gain(ticket),
     }
 
 
@@ -100,7 +109,7 @@ def _verdicts(rows):
     found = {case: list(map(claims, _by_seed(of))) for case, of in common.by_case(rows).items()}
     names = next(iter(found.values()), [{}])[0]
     table = [
-        [name, *(common.tally(of_one[name] for of_one in seeds) for seeds in found.values())]
+        [name, *(common.judged(_run(of_one[name] for of_one in seeds)) for seeds in found.values())]
         for name in names
     ]
     return [
@@ -110,8 +119,14 @@ def _verdicts(rows):
         "them could not be read; ours are below.",
         "- The same of ResNet-50 on ImageNet: not testable here, too large for two cores.",
         "",
-        "In brackets: for how many seeds it holds.",
+        f"{common.HOW} Accuracies, ensembles, barriers and disagreements are compared in points; "
+        "of norms the natural logarithms: +0.10 is a tenth more, +1.00 is 2.7 times as much. What "
+        "an update changes is a share of the norm.",
     ]
+
+
+def _run(values):
+    return [value for value in values if value is not None]
 
 
 def _by_seed(rows):
@@ -130,9 +145,9 @@ def lines(rows):
         'Lottery Tickets Win" (AAAI 2022, arXiv 2010.03533).',
         "",
         *_verdicts(rows),
-        f"Mean norms over training, without that at the start, count as above another if larger by "
-        f"{_LARGER - 1:.0%}; a barrier is {_NO_BARRIER:g} percentage points of test error above "
-        "the straight line between the errors of the ends, which are not equally good here.",
+        "Mean norms over training are without that at the start. A barrier is "
+        f"{_NO_BARRIER:g} percentage points of test error above the straight line between the "
+        "errors of the ends, which are not equally good here.",
         "",
         f"![Gradient norms, spectra, errors on the line]({gradient_flow.NAME}.png)",
         "",
@@ -153,8 +168,9 @@ def _protocol(rows):
     return [
         f"Seeds {seeds}, mean ± standard deviation. LeNet-300-100 at 98 %, LeNet5 at 95 %, "
         f"ResNet-20 at 90 % (ERK), {epochs} epochs, batch 100, SGD 0.1 (LeNet5: 0.05; ResNet-20: "
-        "batch 128, 0.2), Nesterov momentum 0.9, cosine decay, L2 1e-4 (ResNet-20: 2e-4); RigL "
-        "updates its masks at every sixtieth of the training but in its last quarter. Norms are "
+        "batch 128, 0.2), Nesterov momentum 0.9, cosine decay, L2 1e-4 (ResNet-20: 2e-4; "
+        f"{words.L2[:-1]}); RigL updates its masks at every sixtieth of the training but in its "
+        "last quarter. Norms are "
         f"those of the active connections' gradients on {plan.num_held_out} test examples "
         f"(ResNet-20: {of_resnet.num_held_out}), without L2, measured as often. Lines between "
         f"networks have {len(gradient_flow.COEFFICIENTS)} points, where the authors' code has 29.",

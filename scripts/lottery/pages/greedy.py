@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from scripts.common import plots, styles, tables
+from scripts.common import claims, plots, styles, tables, words
 from scripts.lottery import greedy
 from scripts.lottery.pages import common
 
@@ -58,8 +58,9 @@ def lines(rows):
         *_verdicts(rows),
         "",
         "Exponential counts as the law if it explains more of the logarithm of the discrepancy "
-        "(R²) than 1/n and than any power of n. In brackets: for how many seeds it holds, or seeds "
-        "and sizes where sizes are compared. `Below` is the method's own objective.",
+        "(R²) than 1/n and than any power of n; what is compared is R². `Below` is the method's "
+        "own objective: the logarithms of the discrepancies, at each number of units. Accuracies "
+        f"are compared in points. {common.HOW}",
         "",
         *_remark(rows),
         "",
@@ -69,11 +70,12 @@ def lines(rows):
         "",
         f"Seeds {seeds}, mean ± standard deviation. Each network is trained densely "
         f"({_epochs(rows)} epochs, batch 100, SGD 0.1 (LeNet-5: 0.05; ResNet-20: batch 128, 0.2), "
-        "Nesterov momentum 0.9, cosine decay); units of the first Dense layer (of ResNet-20 "
-        f"`{greedy.PLACES['resnet20'].layer}`) are selected by the first "
+        "Nesterov momentum 0.9, cosine decay, L2 1e-4 (ResNet-20: 2e-4); units of the first Dense "
+        f"layer (of ResNet-20 `{greedy.PLACES['resnet20'].layer}`) are selected by the first "
         f"{greedy.NUM_EXAMPLES} training examples; "
         f"the small dense model is fine-tuned for {greedy.FINE_TUNING:.0%} of the epochs (one at "
-        "least), from a tenth of the learning rate. The local objective is the change of the next "
+        "least), from a tenth of the learning rate. "
+        f"{words.L2} The local objective is the change of the next "
         "layer's outputs, the global one that of the logits, both relative to the squared norm of "
         "what changes. Random units stand for all of them as a mean (weights 1/n); those with the "
         "largest incoming weights (sum of absolute values) stay as they are, as in pruning.",
@@ -114,8 +116,7 @@ _CLAIMS = {
 def _verdicts(rows):
     cases = common.by_case(rows)
     table = [
-        [claim, *(common.tally(outcomes(of_case)) for of_case in cases.values())]
-        for claim, outcomes in _CLAIMS.items()
+        [claim, *(judge(of_case) for of_case in cases.values())] for claim, judge in _CLAIMS.items()
     ]
     return [
         *tables.table(["claim", *cases], table),
@@ -125,18 +126,24 @@ def _verdicts(rows):
     ]
 
 
-def _is_exponential(rows, method, objective):
+def _exponential(rows, method, objective):
+    """By how much the R² of the exponential law is above the others', for each seed."""
     found = [fits(curve) for curve in curves(rows, method, objective)]
-    return [fit["exponential"] > max(fit["power"], fit["1/n"]) for fit in found if fit]
+    return [fit["exponential"] - max(fit["power"], fit["1/n"]) for fit in found if fit]
+
+
+def _is_exponential(rows, method, objective):
+    return common.judged(_exponential(rows, method, objective), digits=3)
 
 
 def _remark(rows):
-    outcomes = _is_exponential(rows, greedy.LARGEST, "local")
-    if any(outcomes):
+    gains = _exponential(rows, greedy.LARGEST, "local")
+    count = sum(gain > 0 for gain in gains)
+    if count:
         yield (
             "The law alone tells little of the selection: units of the largest weights, which are "
-            f"not selected by any discrepancy, follow it as well in {sum(outcomes)} of "
-            f"{len(outcomes)}. What greedy selection changes is how low the discrepancy is."
+            f"not selected by any discrepancy, follow it as well in {count} of {len(gains)} "
+            "networks. What greedy selection changes is how low the discrepancy is."
         )
 
 
@@ -150,22 +157,24 @@ def _same(rows, *columns):
 
 
 def _compare(rows, method, other):
+    """Of each number of units, how far the logarithm of the discrepancy is below the other."""
     column = f"{greedy.GREEDY[method]['imitate']}_discrepancy"
-    return [
-        group[method][column] < group[other][column]
-        for group in _same(rows, "num_units").values()
-        if {method, other} <= group.keys()
-    ]
+    of_sizes = {}
+    for (_, _, size), group in _same(rows, "num_units").items():
+        if {method, other} <= group.keys():
+            logs = [np.log(max(group[name][column], _FLOOR)) for name in (other, method)]
+            of_sizes.setdefault(size, []).append(float(logs[0] - logs[1]))
+    return common.together([claims.verdict(values) for values in of_sizes.values()])
 
 
 def _is_most_accurate(rows):
-    outcomes = []
+    gains = []
     for (case, _, size), group in _same(rows, "num_units").items():
         is_smallest = size == min(greedy.SIZES[greedy.CASES[case].network])
         if is_smallest and {"local", *greedy.BASELINES} <= group.keys():
             best = max(group[name]["fine_tuned_accuracy"] for name in greedy.BASELINES)
-            outcomes.append(group["local"]["fine_tuned_accuracy"] > best)
-    return outcomes
+            gains.append(group["local"]["fine_tuned_accuracy"] - best)
+    return common.judged(gains)
 
 
 def _fit_section(rows):
