@@ -1,9 +1,9 @@
-"""Puts runs of `scripts.train` side by side.
+"""Compares runs of `scripts.train`.
 
     python -m scripts.compare RUN RUN ...
 
-Each RUN is a run directory, finished or not. It prints the settings that differ, and what came out,
-a row for each run, and writes both with a plot of the curves into `--output_dir`:
+Each RUN is a run directory, finished or not. The settings that differ are printed, and a row with
+the results of each run. Both are also written to `--output_dir`, with a plot of the curves:
 `comparison.md` and `comparison.png`.
 """
 
@@ -33,13 +33,13 @@ def _define_flags():
 
 
 class Run:
-    """What a run directory holds.
+    """Reads a run directory.
 
     Args:
         path: Its path.
 
     Raises:
-        ValueError: If it is none, or has no finished epoch.
+        ValueError: If it is not a run directory, or has no finished epoch.
     """
 
     def __init__(self, path):
@@ -69,13 +69,13 @@ class Run:
             ) from error
 
     def facts(self):
-        """`{name: value}` of all that decides its result."""
+        """`{name: value}` of everything that determines the result of the run."""
         versions = {f"version of {name}": x for name, x in self.config["versions"].items()}
         data = {f"data: {name}": x for name, x in self.config["data"].items()}
         return {**self.config["settings"], **data, **versions}
 
     def outcome(self):
-        """`{name: text}` of what came out."""
+        """`{name: text}` of the results."""
         last = {name: numbers[-1] for name, numbers in self.curves.of_all.items()}
         of_all = self.config["settings"].get("epochs", "?")
         result = self.result
@@ -104,10 +104,10 @@ def _count(value):
 
 
 def read_runs(paths):
-    """`{name: Run}`, the names as short as they can be.
+    """`{name: Run}`, with names that are as short as possible.
 
     Raises:
-        ValueError: If there are fewer than two, one is named twice, or one is no run.
+        ValueError: If there are fewer than two runs, a run is named twice, or a path is not a run.
     """
     paths = [pathlib.Path(path).expanduser() for path in paths]
     if len(paths) < 2:
@@ -130,7 +130,7 @@ def read_runs(paths):
 def differing(found):
     """`{name: [value of each run]}` of the settings, data and versions that are not all the same.
 
-    What a run does not have is an empty text.
+    A value that a run does not have is an empty string.
     """
     facts = [run.facts() for run in found.values()]
     names = dict.fromkeys(name for each in facts for name in each)
@@ -139,7 +139,7 @@ def differing(found):
 
 
 def plot(found, path):
-    """Draws the curves of all runs, accuracy and loss beside each other."""
+    """Draws the curves of all runs, with accuracy and loss side by side."""
     with plots.figure(path, figsize=(11, 4.5), ncols=2) as both:
         for axes, (column, label) in zip(both, _CURVES.items(), strict=True):
             for number, (name, run) in enumerate(found.items()):
@@ -159,8 +159,8 @@ def compare(paths, output_dir):
     """Prints tables of runs, and writes them with a plot.
 
     Args:
-        paths: Paths of run directories, two or more.
-        output_dir: Path of the directory to write to; it is made.
+        paths: Paths of two or more run directories.
+        output_dir: Path of the directory to write to. It is created if it does not exist.
     """
     found = read_runs(paths)
     other = differing(found)

@@ -1,11 +1,12 @@
-"""From RigL to int8: prune-preserving quantisation-aware training of a sparse network.
+"""From RigL to int8: quantisation-aware training of a sparse network, which keeps its zeros.
 
     python -m scripts.quantize
 
-Trains a sparse convolutional network with RigL, hands it to TensorFlow Model Optimization (TFMOT)
-by `rigl_tf.interop.to_tf_keras`, fine-tunes it with simulated int8 while its zeros stay, and
-converts it to LiteRT. Beside it: the same network quantised after training, without fine-tuning.
-Takes two minutes on two cores; writes `results/quantize.md`.
+It trains a sparse convolutional network with RigL, and converts it to a model for TensorFlow Model
+Optimization (TFMOT) with `rigl_tf.interop.to_tf_keras`. This model is fine-tuned with simulated
+int8, keeping the zeros, and converted to LiteRT. For comparison, the same network is quantised
+after training without fine-tuning. It takes two minutes on two cores, and writes
+`results/quantize.md`.
 """
 
 import gzip
@@ -36,7 +37,7 @@ def _define_flags():
 
 
 def network(shape, num_classes):
-    """Three convolutions, each with its normalisation, and two Dense layers."""
+    """Three convolutions with normalisation, and two Dense layers."""
     inputs = x = keras.Input(shape, name="image")
     for number, width in enumerate((32, 64, 64)):
         x = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"conv_{number}")(x)
@@ -48,7 +49,7 @@ def network(shape, num_classes):
 
 
 def train(data):
-    """The sparse network, trained with RigL."""
+    """Trains the sparse network with RigL, and returns it."""
     keras.utils.set_random_seed(0)
     model = rigl_tf.sparsify(network(data.x_train.shape[1:], data.num_classes), FLAGS.sparsity)
     num_steps = FLAGS.epochs * -(-len(data.x_train) // 64)
@@ -65,7 +66,7 @@ def train(data):
 
 
 def fine_tune(model, data):
-    """A model of `tf_keras` with simulated int8, trained while its zeros stay."""
+    """A `tf_keras` model with simulated int8, fine-tuned with its zeros kept."""
     # These turn `tf.keras` into Keras 2, so they come last.
     import tensorflow_model_optimization as tfmot
     import tf_keras
@@ -92,13 +93,13 @@ def accuracy_of(outputs, data):
 
 
 def zeros_of(arrays):
-    """Share of zeros of all kernels."""
+    """The share of zeros in all kernels together."""
     arrays = [array for array in arrays if np.ndim(array) > 1]
     return f"{np.mean(np.concatenate([np.ravel(array) == 0 for array in arrays])):.2%}"
 
 
 def row_of_file(name, path, data):
-    """A row of the table, of a LiteRT file that is run in a fresh interpreter."""
+    """The row of a LiteRT file, which is run in a new Python process."""
     outputs, latencies = runtime.run(
         "litert", path, {_input_of(path): data.x_test}, batch_sizes=(1,)
     )

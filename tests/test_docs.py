@@ -1,6 +1,7 @@
 """README and site: their Python blocks run, page by page, and what they link to and name exists."""
 
 import importlib.util
+import inspect
 import pathlib
 import re
 import subprocess
@@ -120,6 +121,37 @@ def test_targets_exist():
     assert {"demo", "test", "docs", "setup"} <= named
     for target in named:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_the_names_to_use_instead_exist():
+    """In the tables of `coming_from.md`: names of `rigl_tf`, their arguments, or attributes."""
+    model = rigl_tf.sparsify(keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)]), 0.5)
+    known = {**vars(rigl_tf), "optimizer": rigl_tf.RigL("sgd", end_step=200)}
+    known["optimizer"].build(model.trainable_variables)
+    known["level"] = rigl_tf.lottery.Level(0, 1, 0.0, {}, None, [])
+    rooms = [rigl_tf, *(value for value in vars(rigl_tf).values() if hasattr(value, "__path__"))]
+    public = [getattr(room, name) for room in rooms for name in getattr(room, "__all__", ())]
+    arguments = {name for each in public if callable(each) for name in parameters(each)}
+    cells = re.findall(r"^\| .* \| (.*) \|$", PAGES["docs/coming_from.md"], flags=re.MULTILINE)
+    spans = {span for cell in cells for span in re.findall(r"`([^`]+)`", cell)}
+    names = {span: re.match(r"([a-zA-Z_][\w.]*)(?:=|\(|$)", span) for span in spans}
+    assert sum(map(bool, names.values())) > 60
+    for span, match in names.items():
+        if match is None or span == "fit":
+            continue
+        first, *rest = match[1].split(".")
+        if not rest and first in arguments and first not in known:
+            continue
+        value = known[first]
+        for name in rest:
+            value = getattr(value, name)
+        if match[0].endswith("("):
+            keywords = re.findall(r"(\w+)=", span[len(match[0]) :])
+            assert set(keywords) <= parameters(value), span
+
+
+def parameters(function):
+    return set(inspect.signature(function).parameters)
 
 
 def numbers(text):

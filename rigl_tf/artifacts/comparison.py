@@ -1,4 +1,4 @@
-"""Compares the outputs of an artifact with those of its model."""
+"""Compares the outputs of an artifact with the outputs of its model."""
 
 import math
 import re
@@ -9,24 +9,25 @@ import tensorflow as tf
 
 from rigl_tf.walk import all_layers
 
-# Relative to the largest output: compiled differently, float32 sums differ in the last digits.
+# As a share of the largest output. Programs that are compiled differently add float32 numbers in
+# another order, so the last digits differ.
 _TOLERANCE = 1e-4
-# Outputs that cancel out differ by more. The model itself may differ by this many times less
-# between eager execution and a graph.
+# If large numbers cancel out, outputs differ by more. Then the limit is this many times the
+# difference between eager execution and a graph of the model itself.
 _NUM_OWN_DIFFERENCES = 10
-# In a lower precision it is this many times the distance from 1 to the next number: a graph leaves
-# out roundings between operations.
+# In a lower precision the limit is this many times the distance from 1 to the next number, because
+# a graph does not round between all operations.
 _NUM_ROUNDINGS = 4
 _EPSILONS = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
 
 
 def outputs_of(model, batch):
-    """What the model itself computes; a `ValueError` if it cannot, or if these are NaN.
+    """The outputs of the model. Raises a `ValueError` if it cannot be called, or returns NaN.
 
-    It is computed on the CPU, as artifacts are run there: GPUs may round products of float32.
+    They are computed on the CPU, where artifacts are run too: GPUs may round products of float32.
     """
     try:
-        # A stateful layer of the model keeps its state.
+        # So a stateful layer of the model does not change its state.
         with keras.StatelessScope(), tf.device("CPU:0"):
             outputs = model(batch, training=False)
     except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
@@ -44,14 +45,16 @@ def outputs_of(model, batch):
 
 
 def checked(model, batch, expected, outputs, check=True, tolerance=0.0):
-    """The largest difference of the artifact's outputs; a `RuntimeError` if one is too large.
+    """Returns the largest difference between the outputs, or raises a `RuntimeError`.
 
     Args:
-        model: The model, called on `batch`.
-        batch, expected, outputs: Inputs, its outputs, and those of the artifact.
-        check: Whether a large difference is an error.
-        tolerance: Float. A share of the largest output that is allowed in any case, as numbers were
-            rounded on purpose.
+        model: The `keras.Model`.
+        batch: The inputs.
+        expected: The outputs of the model.
+        outputs: The outputs of the artifact.
+        check: Boolean, whether a large difference is an error.
+        tolerance: Float, a difference that is always allowed, as a share of the largest output. It
+            is above 0 if the numbers of the artifact were rounded on purpose.
     """
     differences = _differences(outputs, expected)
     largest = float(np.max(differences))
@@ -67,7 +70,7 @@ def _are_within(differences, tolerances):
 
 
 def _own_differences(model, batch, expected):
-    """By how much the outputs of the model differ between eager execution and a graph."""
+    """The differences between the outputs of the model in eager execution and in a graph."""
 
     @tf.function(autograph=False)
     def infer(batch):
@@ -75,13 +78,13 @@ def _own_differences(model, batch, expected):
             return model(batch, training=False)
 
     differences = _differences(infer(batch), expected)
-    # What changes from call to call is no matter of rounding.
+    # An output that changes from call to call is random. This is not a rounding error.
     again = _differences(outputs_of(model, batch), expected)
     return [0.0 if twice else once for once, twice in zip(differences, again, strict=True)]
 
 
 def _differences(outputs, expected):
-    """The largest difference of each of the outputs, NaN if one is NaN."""
+    """List of the largest difference of each output; NaN for an output with NaN."""
     pairs = zip(tf.nest.flatten(outputs), tf.nest.flatten(expected), strict=True)
     return [float(_difference_of_one(*pair)) for pair in pairs]
 
@@ -93,7 +96,7 @@ def _difference_of_one(output, expected):
     if output.shape != expected.shape:
         return math.inf
     difference = np.zeros_like(expected)
-    # Equal infinities have no difference that could be computed.
+    # Infinity minus infinity is NaN, so equal values are left out. Their difference is 0.
     np.subtract(output, expected, out=difference, where=output != expected)
     return np.abs(difference).max(initial=0.0)
 
@@ -109,14 +112,14 @@ def _largest(output):
 
 
 def _tolerances(model, expected, tolerance=0.0):
-    """By how much each of the outputs may differ."""
+    """List of the largest allowed difference of each output."""
     epsilon = max(_EPSILONS.get(layer.compute_dtype, 0.0) for layer in all_layers(model))
     relative = max(_TOLERANCE, _NUM_ROUNDINGS * epsilon, tolerance)
     return [relative * _largest(output) for output in tf.nest.flatten(expected)]
 
 
 def _error(model, batch, expected, difference):
-    """What to raise for wrong outputs; it says so if the model is to blame."""
+    """The error for wrong outputs. It says so if the model itself is not deterministic."""
     message = (
         "The outputs of the exported model are not those of the model, so it was thrown away. "
         f"Received: largest difference {difference:.3g} between outputs up to "
@@ -136,5 +139,5 @@ def _error(model, batch, expected, difference):
 
 
 def in_a_line(error):
-    plain = re.sub(r"\x1b\[\d*m", "", str(error))  # Keras writes in bold.
+    plain = re.sub(r"\x1b\[\d*m", "", str(error))  # Keras uses bold characters.
     return " ".join(plain.split())[:200]

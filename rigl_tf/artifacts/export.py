@@ -1,4 +1,4 @@
-"""`export`: writes the pruned model to a file, which is checked and measured."""
+"""`export`: writes the pruned model to a file, checks the file and measures it."""
 
 import math
 import os
@@ -124,7 +124,7 @@ def export(
     plain = strip(model)  # it shares the weights; and says what is wrong with the model
     if representative_data is not None:
         representative_data = _representative(model, representative_data)
-        if inputs is None:  # Random ones may be out of the range of these.
+        if inputs is None:  # Random inputs may be out of the range of the data.
             inputs = representative_data
     specs, batch = signature(model, inputs), batch_of(model, inputs)
     if format != "keras":
@@ -256,7 +256,7 @@ def _bound(cost, value_bytes):
 
 
 def _measure(path):
-    """Size in bytes of a file, or of all files in a directory: as it is, and compressed."""
+    """Sizes in bytes of a file, or of all files in a directory: the size, and compressed."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     size = compressed = 0
     for file in files:
@@ -267,7 +267,7 @@ def _measure(path):
 
 
 def _replace(written, path):
-    """Puts what was written at `path`; an earlier directory goes only once the new one is there."""
+    """Moves the new artifact to `path`. An earlier directory is removed only after that."""
     if not path.is_dir():
         written.replace(path)
         return

@@ -1,4 +1,4 @@
-"""The formats of `rigl_tf.export`: how each is written, and run."""
+"""The formats of `rigl_tf.export`: how a file of each format is written and run."""
 
 import dataclasses
 import pathlib
@@ -20,22 +20,23 @@ from rigl_tf.artifacts import (
 from rigl_tf.inputs import concrete, signature
 from rigl_tf.walk import all_layers
 
-# How many times as fast as dense is faster than dense, as clocks vary.
+# From this speed-up on, a file counts as faster than dense. Smaller ones may be noise.
 _FASTER = 1.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is exported, and how; for the settings see `rigl_tf.export`.
+    """A model to export, and the settings. The others are arguments of `rigl_tf.export`.
 
     Attributes:
-        model: It, with masked kernels.
-        plain: The same without masks.
-        inputs, batch: What was given, and what it is run on.
-        expected: Its outputs on that.
-        kernels: Dictionary `{path: array}` of its sparse kernels.
-        path: Where to write.
-        directory: For files that are not kept.
+        model: The model with masked kernels.
+        plain: The same model without masks.
+        inputs: The argument of `rigl_tf.export`.
+        batch: The batch on which outputs are compared.
+        expected: The outputs of the model on `batch`.
+        kernels: Dictionary `{path: array}` of the sparse kernels.
+        path: Where the artifact is written.
+        directory: A temporary directory for other files.
     """
 
     model: object
@@ -58,13 +59,14 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """What was written.
+    """An artifact that was written.
 
     Attributes:
-        outputs: What it computes.
-        path: The file or directory whose size counts.
-        dense: One with the same weights stored dense, or `None`.
-        tolerance: Share of the largest output that it may differ by, as it was rounded on purpose.
+        outputs: The outputs of the artifact.
+        path: The file or directory whose size is reported.
+        dense: A file with the same weights stored dense, or `None`.
+        tolerance: The difference of outputs that is allowed because numbers were rounded on
+            purpose, as a share of the largest output.
         kernels, latencies, notes: See `ExportReport`.
     """
 
@@ -164,7 +166,7 @@ def write_web(job):
 
 
 def _specs_of_one_size(job):
-    """The inputs of the model; all dimensions are known but the first."""
+    """Specs of the inputs, in which all dimensions except the first are known."""
     known = concrete(job.model, job.inputs)
     given = signature(job.model, job.inputs)
 
@@ -176,7 +178,7 @@ def _specs_of_one_size(job):
 
 
 def _check_numbers(job, format):
-    """Raises a `ValueError` for models of text."""
+    """Raises a `ValueError` for models with inputs or outputs of text."""
     for tensor in (*tf.nest.flatten(job.batch), *tf.nest.flatten(job.expected)):
         if tensor.dtype == tf.string:
             raise ValueError(
@@ -186,7 +188,7 @@ def _check_numbers(job, format):
 
 
 def _check_precision(job, format, refused):
-    """Raises a `ValueError` for models with layers that compute in a type that is refused."""
+    """Raises a `ValueError` if a layer computes in one of the types `refused`."""
     for layer in all_layers(job.model):
         if layer.compute_dtype in refused:
             raise ValueError(
@@ -197,7 +199,7 @@ def _check_precision(job, format, refused):
 
 
 def _check_stateless(job, format):
-    """Raises a `ValueError` for layers that keep a state from one call to the next."""
+    """Raises a `ValueError` if a layer keeps a state from one call to the next."""
     for layer in all_layers(job.model):
         if getattr(layer, "stateful", False):
             raise ValueError(
@@ -208,10 +210,10 @@ def _check_stateless(job, format):
 
 
 def sparse_arrays(model):
-    """The kernels with zeros, as `{path: array}`.
+    """The sparse kernels, as `{path: array}`.
 
-    Those are the kernels with masks that are not all active; of a model without masks, the weights
-    of two and more dimensions that are zero for more than a half.
+    In a model with masks, these are the kernels with inactive connections. In one without masks,
+    these are the weights with at least two dimensions of which more than a half is zero.
     """
     kernels = masks.kernels_of(model)
     if kernels:

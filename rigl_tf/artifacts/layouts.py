@@ -1,4 +1,4 @@
-"""Finds the kernels of a model among the weights of a file."""
+"""Finds out which weights of a file are which kernels of the model."""
 
 import itertools
 import re
@@ -9,24 +9,24 @@ from rigl_tf.walk import all_layers
 
 
 def matched(kernels, operations):
-    """The operations that multiply by each kernel, found by the places of its zeros.
+    """Finds the operations that multiply by each kernel, by the positions of the zeros.
 
-    Converters rename weights, turn them around, scale them by a normalisation that follows, and
-    round them; the zeros stay.
+    Converters rename weights, transpose them, scale them (if a normalisation follows) and round
+    them. But the zeros stay zeros.
 
     Args:
         kernels: Dictionary `{path: array}` in the layout of Keras.
-        operations: `Operation`s of a file.
+        operations: The `Operation`s of a file.
 
     Returns:
-        Dictionary `{path: list of operations}`; a kernel that is not found has an empty list.
+        Dictionary `{path: list of operations}`. A kernel that is not found has an empty list.
     """
     groups = {}
     for operation in operations:
         if operation.weights is not None:
             groups.setdefault(operation.weights.index, []).append(operation)
     found = {path: [] for path in kernels}
-    # The sparser a kernel, the less its zeros are those of another one by chance.
+    # The sparsest kernel first: it is the least likely to match other weights by chance.
     for path in sorted(kernels, key=lambda path: np.count_nonzero(kernels[path])):
         mask = np.asarray(kernels[path]) != 0
         best, agreement = None, 0.5
@@ -42,14 +42,14 @@ def matched(kernels, operations):
 
 
 def namer(model, operations):
-    """A function that gives the name of an operation's layer.
+    """Makes a function that returns the name of an operation's layer.
 
     Args:
         model: The model.
-        operations: `Operation`s of its file.
+        operations: The `Operation`s of its file.
 
     Returns:
-        Function of an `Operation`. Where the layer is not known, it gives the kind of operation.
+        Function of an `Operation`. If the layer is not known, it returns the kind of operation.
     """
     weights = {each.path: each.numpy() for each in model.weights if len(each.shape) > 1}
     uses = matched(weights, operations)
@@ -58,12 +58,12 @@ def namer(model, operations):
 
     def name(operation):
         if id(operation) in owners:
-            # The paths of a Sequential begin with its name, those of a Functional do not.
+            # Paths begin with the name of the model in a Sequential, but not in a Functional model.
             return owners[id(operation)].rsplit("/", 1)[0].removeprefix(f"{model.name}/")
-        # The converter joins what it merged, the first operation at the end.
+        # If the converter merged operations it joins their names. The first one is at the end.
         for place in reversed(operation.outputs[0].name.split(";")):
             scopes = place.split("/")
-            # TensorFlow numbers scopes that it has seen before, all of them or none.
+            # TensorFlow adds a number to names of scopes that it has seen before: to all or none.
             if scopes[0] != model.name:
                 scopes = [re.sub(r"_\d+$", "", scope) for scope in scopes]
             known = [scope for scope in scopes[1:] if scope in layer_names]
@@ -75,7 +75,7 @@ def namer(model, operations):
 
 
 def _agreement(mask, weights):
-    """The share of active places in common among all that are active in one of two."""
+    """Number of places that are active in both, divided by the number active in at least one."""
     active = np.asarray(weights.array != 0)
     return max(
         (
@@ -87,7 +87,7 @@ def _agreement(mask, weights):
 
 
 def _layouts(mask, shape):
-    """A mask turned around in each way that gives a shape."""
+    """The mask in each order of its axes that gives this shape."""
     matrix = mask.reshape(-1, mask.shape[-1])
     sources = [mask, matrix] + ([mask.reshape(mask.shape[0], -1)] if mask.ndim > 2 else [])
     squeezed = tuple(size for size in shape if size != 1)

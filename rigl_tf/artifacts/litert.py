@@ -1,4 +1,4 @@
-"""Writes models as LiteRT files, with sparse kernels stored sparse or everything stored dense."""
+"""Writes models as LiteRT files. Sparse kernels are stored sparse, or everything is dense."""
 
 import contextlib
 import math
@@ -16,27 +16,27 @@ from rigl_tf.masks import own_masks
 
 SIGNATURE = "serving_default"
 QUANTIZATIONS = ("float16", "dynamic_int8", "int8")
-# The smallest normal number: it stands for 0 while a file is converted.
+# The smallest normal float32 number. It is written in place of 0 while a file is converted.
 _TINY = np.float32(2.0**-126)
-# What rounding of numbers may change of the largest output.
+# The differences that rounding may cause, as a share of the largest output.
 TOLERANCES = {None: 0.0, "float16": 0.02, "dynamic_int8": 0.25, "int8": 0.25}
 
 
 def convert(model, specs, storages=("sparse", "dense"), quantize=None, data=None):
-    """Converts a model, once for each way of storing its sparse kernels.
+    """Converts a model, once for each way to store its sparse kernels.
 
-    If LiteRT has no operations for batches of any size, as for recurrent layers, the files take
-    one example.
+    For some layers, such as recurrent ones, LiteRT has no operations for batches of any size. Then
+    the files take one example.
 
     Args:
         model: A built `keras.Model` with masked kernels.
-        specs: Structure of `tf.TensorSpec`s, only the first dimension of which may be unknown.
+        specs: Structure of `tf.TensorSpec`s. Only their first dimension may be unknown.
         storages: How sparse kernels are stored in each file: `"sparse"` or `"dense"`.
         quantize: `None`, `"float16"`, `"dynamic_int8"` or `"int8"`.
         data: For `"int8"`: a batch of typical inputs, in the structure of `specs`.
 
     Returns:
-        List of the bytes of each file, and the specs that they were made with.
+        List with the bytes of each file, and the specs that were used.
 
     Raises:
         ImportError: If `ai-edge-litert` is not installed.
@@ -56,7 +56,7 @@ def convert(model, specs, storages=("sparse", "dense"), quantize=None, data=None
                     files = [_repaired(model, attempt, each) for each in files]
             except OSError:
                 raise
-            # The converter raises errors of many classes, with the listing of a graph in them.
+            # The converter raises errors of many classes. Some messages contain a whole graph.
             except Exception as error:
                 failure = failure or error
             else:
@@ -68,16 +68,17 @@ def convert(model, specs, storages=("sparse", "dense"), quantize=None, data=None
 
 
 def misfits(operations):
-    """Those whose weights are stored in blocks that do not divide them: LiteRT reads these wrong.
+    """The operations whose number of inputs is not a multiple of the size of their stored blocks.
 
-    Zeros that look like blocks, as those of units without inputs do, are stored in blocks even so.
+    LiteRT reads such weights wrong. The converter stores weights in blocks whenever their zeros
+    look like blocks, for example the zeros of units without inputs.
     """
     stored = [each for each in operations if each.weights is not None and each.weights.block]
     return [each for each in stored if each.weights.shape[-1] % each.weights.block]
 
 
 def _repaired(model, specs, content):
-    """A file whose `misfits` are stored dense."""
+    """The file, with its `misfits` stored dense."""
     sizes = {math.prod(each.weights.shape) for each in misfits(litert_file.read(content))}
     if not sizes:
         return content
@@ -87,7 +88,7 @@ def _repaired(model, specs, content):
     ]
     arrays = [each.numpy() for each in weights]
     try:
-        # Without zeros they are not stored sparse.
+        # The converter stores weights without zeros dense.
         for weight, array in zip(weights, arrays, strict=True):
             weight.assign(np.where(array == 0, _TINY, array))
         with tempfile.TemporaryDirectory(prefix="rigl_tf-") as directory:
@@ -105,7 +106,7 @@ def _of_one_example(spec):
 
 
 def _file(directory, storage, specs, quantize, data):
-    """The bytes that the converter makes of a SavedModel."""
+    """Converts a SavedModel. Returns the bytes of the LiteRT file."""
     converter = tf.lite.TFLiteConverter.from_saved_model(directory, signature_keys=[SIGNATURE])
     optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY] if storage == "sparse" else []
     if quantize:
@@ -120,7 +121,7 @@ def _file(directory, storage, specs, quantize, data):
 
 
 def _examples(specs, data):
-    """Small batches of the data, as the converter wants them."""
+    """Cuts the data into batches of the size in the specs, for the converter."""
     flat = list(zip(tf.nest.flatten(specs), tf.nest.flatten(data), strict=True))
     size = next((spec.shape[0] for spec, _ in flat if spec.shape.rank), None) or 1
     for start in range(0, min(len(array) for _, array in flat) - size + 1, size):
@@ -129,7 +130,7 @@ def _examples(specs, data):
 
 @contextlib.contextmanager
 def _quiet():
-    """Without what the converter prints, past Python's streams, and warns of about itself."""
+    """Hides the warnings of the converter, and what it writes to the standard error stream."""
     with open(os.devnull, "w") as nowhere, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         kept = os.dup(2)
@@ -142,12 +143,12 @@ def _quiet():
 
 
 def check_storage(operations, quantize, name):
-    """Raises a `ValueError` for sparse storage that LiteRT is known to get wrong.
+    """Raises a `ValueError` for sparse storage that LiteRT is known to compute wrong.
 
     Args:
-        operations: Those of the file.
+        operations: The operations of the file.
         quantize: As in `convert`.
-        name: Function that gives the layer of an operation.
+        name: Function that returns the name of an operation's layer.
     """
     for each in operations:
         why = _known_fault(each, quantize) if each.weights is not None else ""
@@ -182,9 +183,10 @@ def _known_fault(use, quantize):
 
 
 def run(path, specs, batch, expected, dense=None, batch_sizes=()):
-    """The outputs of a file in the structure of `expected`, and `Latency`s; see `runtime.run`.
+    """Runs a file. Returns its outputs in the structure of `expected`, and `Latency`s.
 
-    A file that takes batches of one size gets the examples in such batches.
+    If the file takes batches of one size only, the examples are split into such batches. For the
+    arguments see `runtime.run`.
     """
     outputs, latencies = runtime.run_batch("litert", path, specs, batch, batch_sizes, dense)
     names = saved_model.output_names(expected)

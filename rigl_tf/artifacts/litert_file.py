@@ -1,4 +1,4 @@
-"""Reads the operations of a LiteRT file, and which of their weights are stored sparse."""
+"""Reads the operations of a LiteRT file, and how their weights are stored."""
 
 import dataclasses
 import functools
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-# Operations that hand on the weights of another one.
+# Operations that only convert stored weights, for the operation that uses them.
 _STORAGE = ("DENSIFY", "DEQUANTIZE")
 # Operations with a matrix or a filter as their second input.
 _PRODUCTS = (
@@ -20,12 +20,13 @@ class Tensor:
 
     Attributes:
         index: Its number.
-        name: As the converter named it: the places in the model that it comes from.
-        shape, dtype: Of the dense tensor.
-        block: Size of its blocks if it is stored sparse (1 if these are single weights), else
-            `None`.
-        is_constant: Whether it is in the file.
+        name: The name that the converter gave it: where in the model it comes from.
+        shape, dtype: Shape and type of the dense tensor.
+        block: If it is stored sparse, the number of weights in a block (1 for single weights);
+            `None` if it is stored dense.
+        is_constant: Whether its values are stored in the file.
         is_output: Whether it is an output of the network.
+        values: Function that returns the values, or `None` if it is no constant.
     """
 
     index: int
@@ -39,7 +40,7 @@ class Tensor:
 
     @functools.cached_property
     def array(self):
-        """The constant, dense."""
+        """The values as a dense array."""
         return self.values()
 
 
@@ -48,11 +49,11 @@ class Operation:
     """An operation of a file.
 
     Attributes:
-        name: Its kind, `"CONV_2D"` for example.
-        inputs, outputs: Tuples of `Tensor`, `None` where an input is left out.
-        options: What else the file says of it.
-        weights: The `Tensor` of its weights as they are stored, if it is a product with constants.
-        is_expanded: Whether sparse weights are made dense before it sees them.
+        name: Its kind, for example `"CONV_2D"`.
+        inputs, outputs: Tuples of `Tensor`; `None` for an input that is left out.
+        options: The options of the operation, such as strides.
+        weights: If it multiplies by constants: their `Tensor`, as it is stored. Else `None`.
+        is_expanded: Whether the weights are stored sparse, and made dense before the operation.
     """
 
     name: str
@@ -64,13 +65,13 @@ class Operation:
 
 
 def read(content):
-    """The operations of a LiteRT file, in their order, without those that only unpack weights.
+    """Reads the operations of a LiteRT file. Those that only convert weights are left out.
 
     Args:
         content: The bytes of the file.
 
     Returns:
-        List of `Operation`s.
+        List of `Operation`s, in the order of the file.
     """
     from ai_edge_litert import schema_py_generated as schema
 
@@ -90,7 +91,7 @@ def read(content):
     sources, operations = {}, []
     for each in graph.operators:
         code = model.operatorCodes[each.opcodeIndex]
-        # Old files have the number in another field, which is too small for the newer operations.
+        # Old files have the number in another field, which has no room for newer operations.
         name = names[max(code.builtinCode, code.deprecatedBuiltinCode)]
         inputs: Any = tuple(tensors[i] if i >= 0 else None for i in each.inputs)
         outputs = tuple(tensors[i] for i in each.outputs)
@@ -110,11 +111,15 @@ def read(content):
 
 
 def replaced(content, old, new):
-    """A file in whose float32 constants one number is replaced by another.
+    """Replaces a number in all float32 constants of a file.
 
     Args:
         content: The bytes of the file.
-        old, new: The numbers.
+        old: The number to replace.
+        new: The number to write in its place.
+
+    Returns:
+        The bytes of the new file.
     """
     from ai_edge_litert import schema_py_generated as schema
 
@@ -125,7 +130,7 @@ def replaced(content, old, new):
         tensor = graph.Tensors(index)
         buffer = model.Buffers(tensor.Buffer())
         if tensor.Type() == schema.TensorType.FLOAT32 and buffer.DataLength():
-            values = buffer.DataAsNumpy().view("float32")  # It is the memory of `content`.
+            values = buffer.DataAsNumpy().view("float32")  # a view into `content`
             values[values == np.float32(old)] = new
     return bytes(content)
 
@@ -150,7 +155,7 @@ def _tensor(model, dtypes, index, tensor, is_output):
     dtype = dtypes.get(tensor.type, np.dtype("O"))
     data = model.buffers[tensor.buffer].data
     block, values = None, None
-    # For a sparse tensor without active weights, only the places are stored.
+    # A sparse tensor without active weights has no data.
     is_stored = data is not None and len(data) and tensor.type in dtypes
     if is_stored or tensor.sparsity is not None:
         data = np.zeros(0, "uint8") if data is None else data
@@ -166,7 +171,8 @@ def _values(data, dtype, shape, sparsity):
     flat = np.frombuffer(np.asarray(data, "uint8").tobytes(), dtype)
     if sparsity is None:
         return flat.reshape(shape)
-    # The levels of the storage, from the outermost: each value gets a place on each of them.
+    # The storage has levels, the outermost first. `places` gets one column for each level: the
+    # position of each value on it.
     places = np.zeros((1, 0), "int64")
     for level in sparsity.dimMetadata:
         if level.format == 0:

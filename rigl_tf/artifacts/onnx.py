@@ -34,14 +34,14 @@ def save(model, path, specs):
         )
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Those of `tf2onnx` about itself.
+            warnings.simplefilter("ignore")  # `tf2onnx` warns of its own code.
             model.export(path, format="onnx", input_signature=[specs], verbose=False)
             _write_constants(model, path, specs)
-            # It writes operations that it does not know under their names in TensorFlow.
+            # The exporter writes unknown operations with their TensorFlow names. This finds them.
             importlib.import_module("onnx").checker.check_model(str(path))
     except OSError:
         raise
-    except Exception as error:  # Of many classes.
+    except Exception as error:  # The exporter raises errors of many classes.
         raise ValueError(
             "The exporter of ONNX must know every operation of the model. Received: "
             f"model={model.name!r} ({in_a_line(error)})"
@@ -49,9 +49,10 @@ def save(model, path, specs):
 
 
 def _write_constants(model, path, specs):
-    """Gives constants their values: the exporter makes inputs of those that are no variables.
+    """Writes the values of constants into the file.
 
-    A `Normalization` has such. They are found by their names in a trace of the model.
+    The exporter turns constants that are not variables, such as those of a `Normalization`, into
+    inputs of the network. Here they are found by their names in a trace of the model.
     """
     onnx = importlib.import_module("onnx")
     function = tf.function(model, input_signature=[specs], autograph=False)
@@ -73,9 +74,11 @@ def _write_constants(model, path, specs):
 
 
 def run(path, specs, batch, expected, batch_sizes=()):
-    """Outputs in the structure of `expected`, `Latency`s, and notes; by onnxruntime.
+    """Runs a file with onnxruntime.
 
-    The outputs are `None` if that is not installed.
+    Returns:
+        The outputs in the structure of `expected`, a list of `Latency`s, and a tuple of notes. The
+        outputs are `None` if onnxruntime is not installed.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         note = "It was not run, as onnxruntime is not installed: `pip install onnxruntime`."

@@ -1,4 +1,4 @@
-"""Runs artifacts in a new Python process, as their users do, and measures them."""
+"""Runs artifacts in a new Python process, as users will run them, and measures their time."""
 
 import dataclasses
 import importlib.util
@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from rigl_tf.artifacts.programs import run_artifact
 
-# Of each batch size, in seconds.
+# The time that is spent on measuring one batch size, in seconds.
 _LIMIT = 0.7
 _MODULES = {
     "litert": ("ai_edge_litert", "ai-edge-litert"),
@@ -24,7 +24,7 @@ _MODULES = {
     "saved_model": ("tensorflow", "tensorflow"),
     "keras": ("keras", "keras"),
 }
-# All of them run on the CPU, the memory of a GPU is taken by the process that exports.
+# Artifacts run on the CPU. The process that exports may have taken all memory of the GPU.
 _ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": "tensorflow"}
 
 
@@ -63,24 +63,25 @@ def check_installed(runtime, why):
 
 
 def run(runtime, path, arrays, dense=None, batch_sizes=(), size=None, structure=None, here=False):
-    """Runs an artifact in a new process that imports the runtime alone, without `rigl_tf`.
+    """Runs an artifact in a new process that imports only the runtime, not `rigl_tf`.
 
     Args:
         runtime: `"litert"`, `"onnx"`, `"saved_model"` or `"keras"`.
         path: The file or directory.
-        arrays: Dictionary of its inputs by name.
-        dense: Another file, to measure beside it.
-        batch_sizes: Numbers of examples to measure calls with. One that takes too long, or that
-            the model cannot be called with, is left out.
-        size: The number of examples in a batch, if the file takes no others.
+        arrays: The inputs, as a dictionary `{name: array}`.
+        dense: Another file, whose time is measured in turns with the first one.
+        batch_sizes: Numbers of examples with which calls are measured. Sizes that take too long, or
+            that the model does not take, are left out.
+        size: The number of examples in a batch, if the file takes only this one.
         structure: For `"keras"`: the names of the inputs, in the structure that the model takes.
-        here: Whether it is run in this process, whose errors are then raised as they are.
+        here: Boolean, whether to run it in this process instead. Its errors are then raised as they
+            are.
 
     Returns:
-        The outputs, as a dictionary by name, and a list of `Latency`.
+        The outputs, as a dictionary `{name: array}`, and a list of `Latency`.
 
     Raises:
-        RuntimeError: If the runtime cannot load it, or run it.
+        RuntimeError: If the runtime cannot load or run the artifact.
     """
     paths = [str(pathlib.Path(each).resolve()) for each in (path, dense) if each is not None]
     request = {
@@ -110,7 +111,7 @@ def run(runtime, path, arrays, dense=None, batch_sizes=(), size=None, structure=
 
 
 def _execute(directory):
-    """Runs the program on a directory; what it failed of, or an empty string."""
+    """Runs the program on a directory. Returns its error message, or an empty string."""
     done = subprocess.run(
         [sys.executable, run_artifact.__file__, str(directory)],
         capture_output=True,
@@ -124,7 +125,7 @@ def _execute(directory):
 
 
 def run_batch(runtime, path, specs, batch, batch_sizes=(), dense=None, here=False):
-    """`run` of the inputs of a model; a file that takes one batch size is measured with that."""
+    """Calls `run` with a batch of a model. Files of one batch size are measured with this size."""
     flat = list(zip(tf.nest.flatten(specs), tf.nest.flatten(batch), strict=True))
     arrays = {spec.name: run_artifact.as_array(tensor) for spec, tensor in flat}
     size = next((spec.shape[0] for spec, _ in flat if spec.shape.rank), None)

@@ -1,4 +1,4 @@
-"""Writes models as TensorFlow SavedModels, with each weight stored once."""
+"""Writes models as TensorFlow SavedModels in which each weight is stored once."""
 
 import keras
 import tensorflow as tf
@@ -9,10 +9,10 @@ from rigl_tf.walk import all_layers
 
 
 def save(model, path, specs):
-    """Writes a SavedModel with a `serve` endpoint, also the default signature.
+    """Writes a SavedModel with a `serve` endpoint, which is also the default signature.
 
     `model.export` would write every weight twice: as a Keras variable, and as the TensorFlow
-    variable inside.
+    variable inside it.
     """
 
     @tf.function(input_signature=[specs], autograph=False)
@@ -36,15 +36,15 @@ def save(model, path, specs):
     module.serve = serve
     outputs = serve.get_concrete_function().structured_outputs
     parts = outputs.values() if isinstance(outputs, dict) else outputs
-    # A signature names its outputs, and takes no structures in these.
+    # The outputs of a signature have names, and cannot be nested.
     is_flat = not tf.nest.is_nested(outputs) or not any(map(tf.nest.is_nested, parts))
     try:
         tf.saved_model.save(module, str(path), signatures=serve if is_flat else serve_flat)
-    except tf.errors.OpError as error:  # What TensorFlow makes of an OSError.
+    except tf.errors.OpError as error:  # TensorFlow raises this instead of an OSError.
         raise OSError(
             f"The SavedModel cannot be written. Received: path={str(path)!r} ({error.message})"
         ) from error
-    except AssertionError as error:  # What it makes of a variable that it does not find.
+    except AssertionError as error:  # TensorFlow raises this for a variable it does not find.
         raise ValueError(
             "All that a model uses must be in its layers, its random seeds too: give them a "
             f"`keras.random.SeedGenerator`. Received: model={model.name!r} ({in_a_line(error)})"
@@ -52,7 +52,7 @@ def save(model, path, specs):
 
 
 def output_names(outputs):
-    """What a signature calls the outputs of a model, in the order of `keras.tree.flatten`."""
+    """The names of a model's outputs in a signature, in the order of `keras.tree.flatten`."""
     if not tf.nest.is_nested(outputs):
         return ["output_0"]
     start = () if isinstance(outputs, dict) else ("output",)
@@ -61,7 +61,7 @@ def output_names(outputs):
 
 
 def _resources(layer):
-    """What a layer holds beside its weights: lookup tables, states, variables of TensorFlow."""
+    """Yields what a layer holds beside its weights, such as lookup tables, states, variables."""
     for value in _flat(list(vars(layer).values())):
         is_tensorflow = isinstance(value, (tf.Variable, tf.Module))
         if isinstance(value, keras.Variable) or is_tensorflow or hasattr(value, "resource_handle"):
@@ -69,7 +69,7 @@ def _resources(layer):
 
 
 def _flat(value):
-    """The values in lists, tuples, sets and dictionaries, whose keys may be of any kind."""
+    """The values inside nested lists, tuples, sets and dictionaries, as one list."""
     if isinstance(value, dict):
         value = list(value.values())
     if not isinstance(value, (list, tuple, set)):

@@ -1,4 +1,4 @@
-"""Finds the structure of a kernel's zeros, and the smallest size in which it can be stored."""
+"""Finds the pattern of a kernel's zeros, and the smallest size in which it can be stored."""
 
 import math
 
@@ -8,14 +8,14 @@ _BLOCKS = (16, 8, 4, 2)
 
 
 def structure_of(mask):
-    """What a mask's active connections have in common, in words.
+    """Says in words which pattern the active connections of a mask have.
 
     Args:
         mask: Boolean array in the layout of Keras: outputs are the last dimension.
 
     Returns:
-        String. Of several that fit, the first of: dense, whole channels, blocks along the inputs,
-        blocks along the outputs, N:M (along the inputs), constant fan-in, unstructured.
+        String. The first that fits of: dense, whole channels, blocks along the inputs, blocks along
+        the outputs, N:M (along the inputs), constant fan-in, unstructured.
 
     Example:
 
@@ -50,16 +50,16 @@ def structure_of(mask):
 
 
 def bound_bytes(size, num_active, value_bytes=4):
-    """The fewest bytes for a kernel with any active connections, values taken as they are.
+    """The smallest number of bytes for a kernel with any mask, if values are not compressed.
 
     Args:
         size: Integer, the number of connections.
         num_active: Integer, the number of active connections.
-        value_bytes: Bytes of a value.
+        value_bytes: Integer, bytes of one value.
 
     Returns:
-        Integer: the values, and the binary logarithm of the number of masks with as many active
-        connections, which is the entropy of one that is drawn at random.
+        Integer: the bytes of the active values, and the entropy of the mask. The entropy is the
+        binary logarithm of the number of masks with `num_active` active connections, in bits.
 
     Example:
 

@@ -1,7 +1,7 @@
-"""SavedModels and `.keras` files are run in a fresh interpreter, as all artifacts are.
+"""Runs SavedModels and `.keras` files in a new Python process, as all artifacts.
 
-One that holds the user's own classes or operations can be loaded only where these are known. It is
-run in the process that wrote it, then, and the report says so.
+A file with the user's own classes or operations can be loaded only where these are known. If it
+cannot be loaded in the new process, it is run in the process that wrote it, and the report says so.
 """
 
 import keras
@@ -17,17 +17,21 @@ ADVICE = (
 
 
 def run(format, path, specs, batch, expected, batch_sizes=()):
-    """Outputs in the structure of `expected`, `Latency`s, and notes.
+    """Runs an artifact.
 
     Args:
         format: `"saved_model"` or `"keras"`.
         path: The artifact.
-        specs, batch: Structure of the inputs, and a batch of them.
+        specs: Structure of `tf.TensorSpec`s of the inputs.
+        batch: A batch of inputs in this structure.
         expected: Outputs of the model.
         batch_sizes: As in `runtime.run`.
 
+    Returns:
+        The outputs in the structure of `expected`, a list of `Latency`s, and a tuple of notes.
+
     Raises:
-        ValueError: If Keras does not know a class, in this process either.
+        ValueError: If Keras does not know a class even in this process.
         RuntimeError: If the artifact cannot be run.
     """
     notes = ()
@@ -56,5 +60,5 @@ def _run_here(format, path, specs, batch, error):
             '`keras.saving.register_keras_serializable()`, or use `format="saved_model"`. '
             f"Received: {in_a_line(unknown)}"
         ) from unknown
-    except Exception:  # Here it fails of the same, or of what comes after it.
+    except Exception:  # It fails here, too. The first error tells more.
         raise error from None

@@ -1,4 +1,4 @@
-"""Writes a folder with a web page that runs a model, dense and sparse, in the reader's browser."""
+"""Writes a folder with a web page that runs a model, dense and sparse, in a browser."""
 
 import base64
 import dataclasses
@@ -15,12 +15,12 @@ from rigl_tf.artifacts import saved_model
 SERVER = "serve.py"
 _PAGE = pathlib.Path(__file__).with_name("web_page")
 _TYPES = ("float32", "int32", "int8", "uint8")
-# What LiteRT.js may differ by, as a share of the largest output.
+# The allowed difference between outputs of LiteRT.js and of the model, as a share of the largest.
 _TOLERANCE = 1e-3
 
 
 def check_types(specs):
-    """Raises a `ValueError` for inputs of types that a page cannot make."""
+    """Raises a `ValueError` for inputs of a type that the page cannot create."""
     for spec in tf.nest.flatten(specs):
         if spec.dtype.name not in _TYPES:
             raise ValueError(
@@ -30,14 +30,15 @@ def check_types(specs):
 
 
 def write(path, name, specs, batch, expected, reports):
-    """Writes all of the folder but the two `.tflite` files.
+    """Writes all files of the folder except the two `.tflite` files.
 
     Args:
         path: The folder.
-        name: Of the model.
-        specs: Of the inputs; every dimension is known.
-        batch, expected: Examples, and the outputs of the model. The page runs the first.
-        reports: `KernelReport`s, shown on the page.
+        name: Name of the model.
+        specs: Structure of `tf.TensorSpec`s of the inputs. All dimensions are known.
+        batch: Examples. The page runs the first of them.
+        expected: The outputs of the model on `batch`.
+        reports: `KernelReport`s, which the page shows.
     """
     for file in sorted(_PAGE.iterdir()):
         if file.is_file() and not file.name.startswith("_"):

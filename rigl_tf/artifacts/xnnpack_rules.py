@@ -1,8 +1,9 @@
 """The conditions under which XNNPACK runs 1x1 convolutions sparse, on ARM and in WebAssembly.
 
-It does so for a part of a network that it can compute with channels first: the part starts with a
-3x3 convolution of stride 2, ends in a mean over height and width (or depth-to-space), and all
-operations between are of a few kinds (`src/subgraph.c` of XNNPACK, `rewrite_for_nchw`).
+XNNPACK does this for parts of a network that it can compute with the channels as the first axis.
+Such a part starts with a 3x3 convolution of stride 2. It ends in a mean over height and width, or
+in a depth-to-space operation. Only a few kinds of operations may stand between (in the source of
+XNNPACK: `src/subgraph.c`, function `rewrite_for_nchw`).
 """
 
 import dataclasses
@@ -15,20 +16,21 @@ _UNARY = (
     "RELU", "RELU6", "RELU_N1_TO_1", "ROUND", "RSQRT", "SQRT", "SQUARE", "TANH",
 )  # fmt: skip
 _ENDS = ("MEAN", "DEPTH_TO_SPACE")
-# Padding of the operations in a file.
+# The number for padding "same" in a file.
 _SAME = 0
 _RULE = "more than two thirds of the weights of the 1x1 convolutions must be zero"
 
 
 @dataclasses.dataclass
 class Step:
-    """An operation as XNNPACK sees it: with the padding before it.
+    """An operation, joined with the padding operation before it, as XNNPACK does.
 
     Attributes:
         operation: The `Operation`.
-        inputs: Numbers of the tensors that are computed.
-        change: What must change so that it can be in a sparse part; empty if nothing.
-        part: Number of the sparse part that it is in, `None` if it is in none.
+        inputs: Tuple of the numbers of its input tensors, without constants.
+        change: What must change so that it can be in a sparse part; empty if nothing must.
+        is_start: Boolean, whether a sparse part can start with it.
+        part: The number of the sparse part in which it is, or `None`.
     """
 
     operation: Any
@@ -53,11 +55,12 @@ class Step:
 
 
 def steps_of(operations, name=None):
-    """The operations of a file, each with what keeps it from being in a sparse part.
+    """The `Step`s of a file. Each says why its operation is not in a sparse part, if it is not.
 
     Args:
         operations: From `litert_file.read`.
-        name: Function that gives the name of an operation, for sentences about others.
+        name: Function that returns the name of an operation. It is used in sentences that say
+            which other operation must change.
     """
     name = name or (lambda operation: operation.name)
     producers = {tensor.index: each for each in operations for tensor in each.outputs}
@@ -86,7 +89,7 @@ def steps_of(operations, name=None):
 
 
 def _padding(operation):
-    """The padding of height and width by a `PAD`, `None` if it is another operation."""
+    """The padding of height and width, if the operation is such a `PAD`; else `None`."""
     if operation is None or operation.name != "PAD" or not operation.inputs[1].is_constant:
         return None
     padding = np.asarray(operation.inputs[1].array)
@@ -96,7 +99,7 @@ def _padding(operation):
 
 
 def _change(operation, padding):
-    """What must change for an operation to fit, and whether a sparse part can start with it."""
+    """What must change so that an operation fits, and whether a sparse part can start with it."""
     if any(x.dtype != np.float32 for x in operation.outputs):
         return "compute in float32", False
     if operation.name == "CONV_2D":
@@ -128,7 +131,7 @@ def _axes(operation):
 
 
 def _explicit(options, size, padding):
-    """The padding of a convolution, `None` if it depends on the size of the image."""
+    """The padding of a convolution, or `None` if it depends on the size of the image."""
     if options.padding != _SAME:
         return padding
     if (options.strideH, options.strideW) != (1, 1):
@@ -187,7 +190,7 @@ def _change_of_depthwise(operation, padding):
 
 
 def _connect(steps, name):
-    """Puts the steps that fit into parts, and says what is wrong with each part that is not one."""
+    """Joins steps that fit into parts. Undoes a part that XNNPACK would not run, and says why."""
     producers = {tensor.index: step for step in steps for tensor in step.operation.outputs}
     consumers = {}
     for step in steps:
@@ -196,7 +199,7 @@ def _connect(steps, name):
     fitting = [step for step in steps if not step.change]
     for number, step in enumerate(fitting):
         step.part = number
-    # A start takes what comes before it as it is, and an end gives what comes after it as it is.
+    # Neighbours are joined into one part, but a start is not joined with what comes before it.
     joined = True
     while joined:
         joined = False

@@ -1,4 +1,4 @@
-"""How much of the kernels an optimizer has tried, in the logs of `fit`."""
+"""Logs how many of the connections an optimizer has tried."""
 
 from typing import Any
 
@@ -11,13 +11,15 @@ from rigl_tf.optimizers.slots import optimizers_within
 class ExplorationLogger(keras.callbacks.Callback):
     """Puts the optimizer's `exploration_rate` and `turnover` into the logs of each epoch.
 
-    So they are in the `History`, and in what the callbacks after this one write, such as
-    `keras.callbacks.CSVLogger` and `keras.callbacks.TensorBoard`. The model's optimizer must be a
-    `rigl_tf.SparseOptimizer` with `track_exploration=True`; of several, in a
-    `keras.optimizers.MultiOptimizer`, the kernels of those that have it count together.
+    So they are in the `History`, and callbacks after this one can write them, such as
+    `keras.callbacks.CSVLogger` and `keras.callbacks.TensorBoard`.
+
+    The model's optimizer must be a `rigl_tf.SparseOptimizer` with `track_exploration=True`. A
+    `keras.optimizers.MultiOptimizer` must contain at least one such optimizer. The numbers are then
+    those of all kernels of such optimizers together.
 
     Raises:
-        ValueError: When training begins, if the optimizer is another.
+        ValueError: When training begins, if there is no such optimizer.
 
     Example:
 

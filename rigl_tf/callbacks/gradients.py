@@ -1,4 +1,4 @@
-"""How large the gradients of active and of inactive connections are, on data that is given."""
+"""Computes the norms of the gradients of active and of inactive connections on given data."""
 
 import tensorflow as tf
 
@@ -8,14 +8,14 @@ from rigl_tf.objective import batches, mean_loss, mean_over, on_a_replica, untou
 
 
 class GradientNorms:
-    """The norms of the gradients of a model's sparse kernels, as a function to call again.
+    """A function that computes the norms of the gradients of a model's sparse kernels.
 
-    The network computes as in training, and its state is afterwards what it was.
+    It can be called again and again during training. The network computes as in training, for
+    example with dropout. Its state, such as moving averages, is restored afterwards.
 
     Args:
         model: A built `keras.Model`.
-        data: See `rigl_tf.analysis.gradient_norms`.
-        loss: Likewise.
+        data, loss: See `rigl_tf.analysis.gradient_norms`.
         kernels: `{path: SparseKernel}`.
     """
 
@@ -29,20 +29,21 @@ class GradientNorms:
         )
 
     def __call__(self):
-        """`{path: (norm of the active connections, that of the inactive ones)}`.
+        """`{path: (norm over the active connections, norm over the inactive connections)}`.
 
-        The latter is `None` of a CSR kernel, of which a backward pass has no such gradient.
+        For a CSR kernel the second norm is `None`, because its backward pass does not compute the
+        gradient of inactive connections.
         """
         with untouched_state(self._model):
             gradients = mean_over(self._data, self._of_batch)
         norms = {}
         for (path, kernel), gradient in zip(self._kernels.items(), gradients, strict=True):
             if kernel.execution == "csr":
-                norms[path] = float(squared_norm(gradient)) ** 0.5, None
+                norms[path] = squared_norm(gradient) ** 0.5, None
                 continue
             active = masks.masked(gradient, kernel.kernel_mask)
             inactive = gradient - active
-            norms[path] = tuple(float(squared_norm(each)) ** 0.5 for each in (active, inactive))
+            norms[path] = tuple(squared_norm(each) ** 0.5 for each in (active, inactive))
         return norms
 
     def _gradients(self, inputs, targets, sample_weight):

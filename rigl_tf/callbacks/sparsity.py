@@ -1,4 +1,4 @@
-"""What sparsity is doing while a model trains: for TensorBoard, CSV files, progress bars."""
+"""Logs the sparsity of a model while it trains: for TensorBoard, CSV files, progress bars."""
 
 import math
 import os
@@ -22,72 +22,75 @@ Logs = dict[str, Any] | None
 
 
 class SparsityLogger(keras.callbacks.Callback):
-    """Tells how sparse the kernels are while a model trains, and how their connections move.
+    """Logs how sparse the kernels are while a model trains, and how their connections move.
 
-    At the end of each epoch these are in the logs of `fit`: so they are in the `History`, and in
-    what callbacks after this one write, such as `keras.callbacks.CSVLogger`. With a `log_dir`,
-    TensorBoard shows them too, as often as `every` says.
+    At the end of each epoch, these numbers are added to the logs of `fit`. So they are in the
+    `History`, and callbacks after this one can write them, such as `keras.callbacks.CSVLogger`.
+    With a `log_dir`, they are also written for TensorBoard, as often as `every` says.
 
     | name | number |
     | --- | --- |
     | `sparsity` | share of zeros in all sparse kernels, in `[0, 1)` |
-    | `moved` | connections that became active, in the logs: in this epoch |
+    | `moved` | number of connections that became active; in the logs: in this epoch |
     | `turnover` | share of the active connections that the last update grew |
-    | `drop_fraction` | share of the active connections that the last update was to drop |
-    | `exploration_rate` | share of all connections that were active at some time |
-    | `dead_units` | share of the units that no active connection leads to |
+    | `drop_fraction` | share of the active connections that the last update had to drop |
+    | `exploration_rate` | share of all connections that have been active at any time so far |
+    | `dead_units` | share of the units without an active connection |
     | `weight_norm` | L2 norm of the weights of all sparse kernels |
     | `gradient_norm_active`, `gradient_norm_inactive` | L2 norms of the loss gradient on `data` |
-    | `seconds_per_update` | how long the last step with an update took |
+    | `seconds_per_update` | duration of the last step with an update |
 
-    `sparsity/PATH` and `moved/PATH` are those of each kernel; in TensorBoard there are
-    `turnover/PATH`, `dead_units/PATH`, `weight_norm/PATH` and the gradients' norms as well. A
-    number that is not known yet, such as the `turnover` before the first update, is NaN. What can
-    never be known is left out: the `drop_fraction` of a method without one, or gradients without
-    `data`. The gradient of the inactive connections of CSR kernels is not computed, so
-    `gradient_norm_inactive` is left out if a kernel is CSR.
+    `sparsity/PATH` and `moved/PATH` are the numbers of each kernel. In TensorBoard there are also
+    `turnover/PATH`, `dead_units/PATH`, `weight_norm/PATH` and the norms of the gradients of each
+    kernel. A number that is not known yet, such as the `turnover` before the first update, is NaN.
+    A number that can never be known is left out: `drop_fraction` if the method has none, and the
+    norms of gradients without `data`. `gradient_norm_inactive` is also left out if a kernel is CSR,
+    because the gradient of its inactive connections is not computed.
 
-    While the sparsity changes, as it does in gradual pruning, the progress bar shows it.
+    While the sparsity changes, as in gradual pruning, the progress bar shows it.
 
-    Masks are looked at after updates. If several happen in between, as with
-    `compile(steps_per_execution=...)`, or with an integer `every`, `moved`, `turnover` and
-    `exploration_rate` compare what was seen: a connection that was dropped and grown again in
-    between counts as one that stayed. An optimizer with `track_exploration=True` counts each
-    update, and then `turnover` and `exploration_rate` are its own. Of `rigl_tf.DNW`, which updates
-    masks in every step, only the ends of epochs are looked at, unless `every` is an integer.
+    Masks are read after updates. If there are several updates between two readings, as with
+    `compile(steps_per_execution=...)` or with an integer `every`, then `moved`, `turnover` and
+    `exploration_rate` compare the masks that were read. So a connection that was dropped and grown
+    again in between counts as unchanged. If the optimizer has `track_exploration=True`, it counts
+    each update itself, and `turnover` and `exploration_rate` are its numbers. `rigl_tf.DNW` updates
+    masks in every step; its masks are read only at the end of an epoch, unless `every` is an
+    integer.
 
-    `seconds_per_update` is the time from the beginning of the step to that of the next, with what
-    other callbacks do in it. With `steps_per_execution` above 1 that of the other steps in the same
-    execution is taken off; it is NaN where these cannot be told apart. So it is of an update in
+    `seconds_per_update` is the time from the beginning of the step to the beginning of the next
+    step, including other callbacks. With `steps_per_execution` above 1, the time of the other steps
+    in the same execution is subtracted. It is NaN if this time is not known, and for an update in
     the last batch of an epoch.
 
-    It works with masked and CSR kernels, any optimizer, and under any strategy; of several workers
-    only the chief writes for TensorBoard. It keeps two booleans for each connection, of a CSR
-    kernel the places of the active ones.
+    The callback works with masked and CSR kernels, with any optimizer and under any strategy. With
+    several workers, only the chief writes for TensorBoard. It keeps two booleans in memory for each
+    connection, or for a CSR kernel the places of the active connections.
 
     Args:
-        log_dir: Path of the folder for TensorBoard, or `None` to write nothing. The package
-            `tensorboard` is needed; without it a warning says so, and the logs have all numbers.
-        every: When masks are looked at: `"update"`, after each step with an update, or an integer
-            of at least 1, every so many steps (at the next beginning of an execution). At the end
-            of an epoch they are, too. Defaults to `"update"`.
+        log_dir: Path of the folder for TensorBoard, or `None` to write nothing. This needs the
+            package `tensorboard`. Without it there is a warning, and the logs have all numbers.
+        every: When masks are read: `"update"`, after each step with an update; or an integer of at
+            least 1, the number of steps between two readings (rounded up to a whole execution).
+            Masks are always read at the end of an epoch, too. Defaults to `"update"`.
         masks: Boolean, whether pictures of the masks are written for TensorBoard when training
-            begins and after each epoch: inputs down, units across, in at most 256 x 256 cells, each
-            as bright as its share of active connections. Defaults to `False`.
-        data: Data for the gradients' norms, which each look computes anew: a pair
-            `(inputs, targets)`, or a list of such batches. It costs a training step for each batch.
-            Defaults to `None`.
+            begins and after each epoch. They have a row for each input and a column for each unit,
+            or at most 256 x 256 cells; a cell is the brighter the more of its connections are
+            active. Defaults to `False`.
+        data: Data for the norms of the gradients: a pair `(inputs, targets)`, or a list of such
+            batches. Each reading computes the gradients again, which costs a training step for each
+            batch. Defaults to `None`.
         loss: The loss of these gradients, see `rigl_tf.analysis.gradient_norms`. Defaults to the
-            loss that the model was compiled with.
-        kernels: Boolean, whether the logs have the numbers of each kernel. Keras writes all logs
-            at the end of its progress bar, which is long for a model of many layers. Defaults to
-            `True`.
+            loss with which the model was compiled.
+        kernels: Boolean, whether the logs have the numbers of each kernel. Keras prints all logs
+            at the end of its progress bar, which becomes long for a model with many layers.
+            Defaults to `True`.
 
     Attributes:
-        history: List of a dictionary for each look, all that TensorBoard gets, and the `step`.
+        history: List with a dictionary for each reading. It has all numbers that are written for
+            TensorBoard, and the `step`.
 
     Raises:
-        ValueError: If an argument is out of its range; when training begins, if the model has no
+        ValueError: If an argument is out of its range. When training begins: if the model has no
             sparse kernel.
 
     Example:
@@ -104,7 +107,8 @@ class SparsityLogger(keras.callbacks.Callback):
     True
     """
 
-    # All that is done on the end of a batch is to pass on a number, so Keras need not wait there.
+    # At the end of a batch only a known number is added to the logs. So Keras need not wait for the
+    # results of the batch.
     async_safe = True
 
     def __init__(
@@ -140,11 +144,12 @@ class SparsityLogger(keras.callbacks.Callback):
         self._watched = {}
         self.history = []
 
-    # What Keras calls.
+    # The methods that Keras calls.
 
     def on_train_begin(self, logs: Logs = None) -> None:
         self._watched = {}
         self._first_sparsity = self._sparsity = None
+        self._shows_sparsity = False
         strategy = self.model.distribute_strategy
         is_multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
         is_chief = not is_multi_worker or multi_worker.is_chief(strategy)
@@ -169,7 +174,7 @@ class SparsityLogger(keras.callbacks.Callback):
             self._look()
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        if logs is not None and self._shows_sparsity():
+        if logs is not None and self._shows_sparsity:
             logs["sparsity"] = self._sparsity
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
@@ -190,7 +195,7 @@ class SparsityLogger(keras.callbacks.Callback):
     def on_train_end(self, logs: Logs = None) -> None:
         self._board.close()
 
-    # What is known of the model.
+    # The beginning, when the model is built.
 
     def _begin(self):
         watched = watch(self.model)
@@ -208,6 +213,7 @@ class SparsityLogger(keras.callbacks.Callback):
             self._gradients = GradientNorms(self.model, self._data, loss, kernels_of)
         self._watched = watched
         self._turnover, self._has_updated = _NAN, False
+        self._dropped = None
         seen = {path: each.look() for path, each in watched.items()}
         self._note_sparsity(_sparsity(seen.values()))
         if self._every is not None:
@@ -219,29 +225,24 @@ class SparsityLogger(keras.callbacks.Callback):
         self._sparsity = sparsity
         if self._first_sparsity is None:
             self._first_sparsity = sparsity
-
-    def _shows_sparsity(self):
-        if self._sparsity is None:
-            return False
         ramps = any(isinstance(each, GradualPruning) for each in self._clock.optimizers)
-        return ramps or self._sparsity != self._first_sparsity
+        self._shows_sparsity = ramps or sparsity != self._first_sparsity
 
-    # A look.
+    # One reading of all masks.
 
     def _look(self):
-        """Looks at all kernels, and writes what there is. Returns it, `{name: number}`."""
+        """Reads all masks, and writes the numbers for TensorBoard. Returns `{name: number}`."""
         seen = {path: each.look() for path, each in self._watched.items()}
         step = self._clock.step
         if self._every is not None:
             self._next_step = step - step % self._every + self._every
         self._note_sparsity(_sparsity(seen.values()))
         num_grown = sum(each.num_grown for each in seen.values())
-        if self._has_updated or num_grown:  # else the last one is as it was
+        if self._has_updated or num_grown:  # else the number of the last update stays
             self._turnover = num_grown / max(1, sum(each.num_active for each in seen.values()))
         is_news, self._has_updated = self._has_updated or num_grown > 0, False
         squares = {
-            path: float(squared_norm(watched.kernel.variable))
-            for path, watched in self._watched.items()
+            path: squared_norm(watched.kernel.variable) for path, watched in self._watched.items()
         }
         units = sum(each.num_units for each in seen.values())
         numbers = {
@@ -268,7 +269,7 @@ class SparsityLogger(keras.callbacks.Callback):
             numbers[f"dead_units/{path}"] = each.num_dead / max(1, each.num_units)
             numbers[f"weight_norm/{path}"] = math.sqrt(squares[path])
         news = numbers
-        if not is_news:  # At the end of an epoch: nothing has moved that was not told of before.
+        if not is_news:  # At the end of an epoch without a new update: these were written before.
             old = ("moved", "turnover/")
             news = {name: x for name, x in numbers.items() if not name.startswith(old)}
         self.history.append({"step": step, **news})
@@ -280,12 +281,12 @@ class SparsityLogger(keras.callbacks.Callback):
         return {**own, "moved": num_moved}
 
     def _own_or(self, name, seen):
-        """What the optimizers count themselves, if all of them do, else what was seen."""
+        """The number that the optimizers count themselves, if all do; else the number `seen`."""
         optimizers = [each for each in self._clock.optimizers if each.built]
         if not optimizers or not all(each.track_exploration for each in optimizers):
             return seen
         explored = [each for o in optimizers for each in o._explored_kernels()]
-        if len(explored) < len(self._watched):  # some are trained by others
+        if len(explored) < len(self._watched):  # Another optimizer trains some of the kernels.
             return seen
         return getattr(kernels, name)(explored)
 
@@ -293,15 +294,18 @@ class SparsityLogger(keras.callbacks.Callback):
         return any(isinstance(o, DNW) or has_updates(o) for o in self._clock.optimizers)
 
     def _drop_fractions(self):
-        """`{name: number}`, one of each optimizer if there are several."""
-        dropping = [each for each in self._clock.optimizers if isinstance(each, SparseOptimizer)]
+        """`{name: number}`, with one number for each optimizer that drops connections."""
         step = self._clock.last_update
+        if self._dropped is not None and self._dropped[0] == step:
+            return self._dropped[1]  # To compute it takes as long as reading a small mask.
+        dropping = [each for each in self._clock.optimizers if isinstance(each, SparseOptimizer)]
         result = {}
         for number, optimizer in enumerate(dropping, 1):
             value = _NAN
             if step is not None and optimizer.built:
                 value = float(optimizer._drop_fraction_at(tf.constant(step, tf.int64)))
             result["drop_fraction" if number == 1 else f"drop_fraction_{number}"] = value
+        self._dropped = step, result
         return result
 
     def _gradient_norms(self):

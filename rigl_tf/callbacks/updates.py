@@ -1,4 +1,4 @@
-"""When the optimizers of a model update masks, and how long such a step takes."""
+"""Finds out when the optimizers of a model update masks, and how long such a step takes."""
 
 import math
 import time
@@ -12,24 +12,24 @@ from rigl_tf.optimizers.slots import optimizers_within
 
 
 def has_updates(optimizer):
-    """Whether masks are updated at certain steps."""
+    """Whether the optimizer updates masks at certain steps only."""
     return type(optimizer).is_update_step is not SparseTraining.is_update_step
 
 
 class UpdateClock:
-    """Follows the steps of `fit`: asked before each batch, it tells of updates that were done.
+    """Counts the steps of `fit`, and says before each batch whether an update was done.
 
-    The optimizer's own count of steps is read only around an update, so that a step need not be
-    waited for. Between two readings the steps are counted: there may be fewer of them, as a step
-    that overflows in float16 is none, and never more.
+    The step counter of the optimizer is read only around an update, because to read it means to
+    wait for the step. Between two readings the batches are counted instead. The optimizer may have
+    made fewer steps than that (a step that overflows in float16 does not count), but never more.
 
     Args:
         model: A `keras.Model` that is being trained.
 
     Attributes:
-        step: Integer, the step that comes next.
-        last_update: Integer, the last step with an update; `None` before one is seen.
-        seconds: Float, how long that step took, NaN if that is not known.
+        step: Integer, the number of the next step.
+        last_update: Integer, the last step with an update; `None` if there was none so far.
+        seconds: Float, the duration of this step; NaN if it is not known.
     """
 
     def __init__(self, model):
@@ -46,15 +46,15 @@ class UpdateClock:
 
     def begin_epoch(self):
         self.step, self._batch = self._read(self.step), 0
-        self._quiet_until = 0  # schedules may be set anew
+        self._quiet_until = 0  # The schedule may have been changed between epochs.
         self._begun = self._before = None
 
     def before_batch(self, batch):
-        """Whether masks were updated in the last batch. `batch` is the first step of the next."""
+        """Returns whether the last batch updated masks. `batch` is the number of the next one."""
         self.step += batch - self._batch
         self._batch = batch
         size = self._model.steps_per_execution
-        if self.step + 2 * size <= self._quiet_until:  # most often there is nothing to do
+        if self.step + 2 * size <= self._quiet_until:  # No update is near: nothing to do.
             self._has_run = True
             return False
         is_done = self._finish(self._begun, True) if self._begun is not None else False
@@ -64,7 +64,7 @@ class UpdateClock:
             before = None if self._before is None else (now - self._before) / size
             self._begun = _Begun(now, self.step, before, self._has_run)
         elif size > 1 and self._has_run and self._updates(self.step, self.step + 2 * size):
-            # How long the steps beside an update take is what the execution before it takes.
+            # The execution before the update is timed, to know how long ordinary steps take.
             self._read(self.step)
             self._before = time.perf_counter()
         elif self._begun is None:
@@ -74,13 +74,13 @@ class UpdateClock:
         return is_done
 
     def end_epoch(self):
-        """Whether masks were updated in the last batch, or where steps are not counted."""
+        """Returns whether masks were updated in the last batch."""
         is_done = self._finish(self._begun, False) if self._begun is not None else False
         self.step = self._read(self.step + self._model.steps_per_execution)
         return is_done
 
     def _finish(self, begun, time_counts):
-        """Whether masks were updated since an execution has `_Begun`."""
+        """Returns whether masks were updated since an execution has `_Begun`."""
         self._begun = self._before = None
         self.step = self._read(self.step)
         elapsed = time.perf_counter() - begun.time
@@ -92,19 +92,19 @@ class UpdateClock:
         seconds = float("nan")
         if time_counts and begun.is_compiled and (begun.ordinary is not None or not num_others):
             seconds = (elapsed - num_others * (begun.ordinary or 0.0)) / len(done)
-        # Below 0 it is less than what the ordinary steps vary by.
+        # If it is below 0, the update took less time than ordinary steps vary.
         self.seconds = seconds if seconds > 0 else float("nan")
         return True
 
     def _updates(self, first, stop):
-        """The steps with an update from `first` on and before `stop`."""
+        """The steps with an update, from `first` to before `stop`."""
         found = set()
         for optimizer in self._updating:
             found.update(_updates_of(optimizer, first, stop))
         return sorted(found)
 
     def _read(self, otherwise=0):
-        """The step of the optimizers, or a number where there is none that counts steps."""
+        """The step counter of the optimizers, or `otherwise` if none of them counts steps."""
         counts = [each.step for each in self.optimizers if each.built]
         if not self.optimizers and self._model.optimizer is not None:
             counts = [self._model.optimizer.iterations]
@@ -112,7 +112,7 @@ class UpdateClock:
 
 
 def _known_updates(optimizer, first):
-    """The updates from `first` on as a range, `None` if they must be found by trying."""
+    """The steps of updates from `first` on, as a range; `None` if each step must be tried."""
     steps = optimizer._update_steps() if isinstance(optimizer, ScheduledUpdates) else None
     if steps is None:
         return None
@@ -123,7 +123,7 @@ def _known_updates(optimizer, first):
 
 
 def _updates_of(optimizer, first, stop):
-    """The steps from `first` on, and before `stop`, with an update."""
+    """The steps with an update, from `first` to before `stop`, of one optimizer."""
     if not optimizer.built:
         return []
     known = _known_updates(optimizer, first)
@@ -133,7 +133,7 @@ def _updates_of(optimizer, first, stop):
 
 
 def _quiet_until(optimizer, first):
-    """A step up to which there is no update from `first` on, the later the better."""
+    """A step up to which there is no update from `first` on, as late as it is known."""
     known = _known_updates(optimizer, first) if optimizer.built else None
     if known is None:
         return first
@@ -141,7 +141,7 @@ def _quiet_until(optimizer, first):
 
 
 class _Begun(NamedTuple):
-    """An execution of steps with an update that has begun."""
+    """An execution of steps, with an update in it, that has begun."""
 
     time: float
     step: int

@@ -1,4 +1,4 @@
-"""What a sparse kernel is like now, and what has changed in it since it was looked at last."""
+"""Counts the connections of sparse kernels, and how many are new since the last time."""
 
 import dataclasses
 import math
@@ -15,14 +15,15 @@ _MOST_PIXELS = 256
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """One look at a kernel: all are integers.
+    """The counts of a kernel at one moment. All are integers.
 
     Attributes:
-        size, num_active: Numbers of connections, and of active ones.
-        num_grown: How many of these were not active at the look before.
-        num_ever: How many connections were active at some look.
-        num_units, num_dead: Numbers of units that it makes, and of those without an active
-            connection.
+        size: Number of connections.
+        num_active: Number of active connections.
+        num_grown: Number of active connections that were inactive at the moment before.
+        num_ever: Number of connections that were active at any of the moments so far.
+        num_units: Number of units, which are the outputs of the kernel.
+        num_dead: Number of units without an active connection.
     """
 
     size: int
@@ -34,7 +35,11 @@ class Seen:
 
 
 def watch(model):
-    """`{path: Watched}` of the sparse kernels of a model."""
+    """`{path: watched}` for the sparse kernels of a model.
+
+    `watched.look()` returns a `Seen`, `watched.image()` a picture of the mask, and `watched.kernel`
+    is the `SparseKernel`.
+    """
     layers = {id(weight): around[-1] for weight, around in layers_of_weights(model)}
     return {
         path: (
@@ -47,12 +52,12 @@ def watch(model):
 
 
 def squared_norm(values):
-    """The sum of the squares of a tensor, in float32."""
-    return 2 * tf.nn.l2_loss(tf.cast(tf.convert_to_tensor(values), tf.float32))
+    """The sum of the squares of a tensor's entries, as a float."""
+    return 2 * float(tf.nn.l2_loss(tf.cast(tf.convert_to_tensor(values), tf.float32)))
 
 
 class _WatchedMask:
-    """A kernel with a mask."""
+    """A kernel that is stored with its zeros and a mask."""
 
     def __init__(self, kernel, layer):
         self.kernel = kernel
@@ -61,57 +66,75 @@ class _WatchedMask:
         self._others = tuple(a for a in range(len(kernel.shape)) if a not in self._outputs)
         self._mask = kernel.mask
         self._ever = self._mask.copy()
+        self._seen = self._count(num_grown=0)
 
     def look(self):
-        """A `Seen`."""
+        """The `Seen` of now."""
         old, self._mask = self._mask, self.kernel.mask
+        if np.array_equal(old, self._mask):
+            return dataclasses.replace(self._seen, num_grown=0)
         self._ever |= self._mask
+        self._seen = self._count(int(np.count_nonzero(self._mask > old)))
+        return self._seen
+
+    def _count(self, num_grown):
         is_alive = self._mask.any(axis=self._others)
         return Seen(
             self._mask.size,
             int(np.count_nonzero(self._mask)),
-            int(np.count_nonzero(self._mask > old)),
+            num_grown,
             int(np.count_nonzero(self._ever)),
             is_alive.size,
             int(is_alive.size - np.count_nonzero(is_alive)),
         )
 
     def image(self):
-        """The mask as a matrix of shares of active connections: inputs down, units across."""
+        """The mask as a picture: a row for each input, a column for each unit, see `pooled`."""
         matrix = self._mask.transpose(*self._others, *self._outputs)
         num_units = math.prod(self._mask.shape[axis] for axis in self._outputs)
         return pooled(matrix.reshape(-1, num_units))
 
 
 class _WatchedPlaces:
-    """A CSR kernel: no array of the size of the dense kernel is made here."""
+    """A CSR kernel. Only its active places are kept, no array of the size of a dense kernel."""
 
     def __init__(self, kernel):
         self.kernel = kernel
-        self._places = self._now()
-        self._ever = self._places
+        self._stored = self._read()
+        self._ever = self._places(self._stored)
+        self._seen = self._count(num_grown=0)
 
-    def _now(self):
-        """The places of the active connections in the flat kernel, sorted."""
+    def _read(self):
+        """Where each row ends, and the columns of the active connections."""
         storage = self.kernel.storage
-        splits, columns = storage.row_splits.numpy(), storage.columns.numpy()
-        num_rows, num_units = storage.matrix_shape
+        return storage.row_splits.numpy(), storage.columns.numpy()
+
+    def _places(self, stored):
+        """The places of the active connections in the flat kernel, sorted."""
+        splits, columns = stored
+        num_rows, num_units = self.kernel.storage.matrix_shape
         rows = np.repeat(np.arange(num_rows, dtype=np.int64) * num_units, np.diff(splits))
         return rows + columns
 
     def look(self):
-        """A `Seen`."""
-        old, self._places = self._places, self._now()
-        num_grown = 0
-        if not np.array_equal(old, self._places):
-            num_grown = len(_union(old, self._places)) - len(old)
-            self._ever = _union(self._ever, self._places)
+        """The `Seen` of now."""
+        old, self._stored = self._stored, self._read()
+        if all(map(np.array_equal, old, self._stored)):
+            return dataclasses.replace(self._seen, num_grown=0)
+        before, now = self._places(old), self._places(self._stored)
+        num_grown = len(_union(before, now)) - len(before)
+        self._ever = _union(self._ever, now)
+        self._seen = self._count(num_grown)
+        return self._seen
+
+    def _count(self, num_grown):
+        _, columns = self._stored
         num_units = self.kernel.storage.matrix_shape[1]
         is_alive = np.zeros(num_units, bool)
-        is_alive[self._places % num_units] = True
+        is_alive[columns] = True
         return Seen(
             self.kernel.size,
-            len(self._places),
+            len(columns),
             num_grown,
             len(self._ever),
             num_units,
@@ -119,9 +142,9 @@ class _WatchedPlaces:
         )
 
     def image(self):
-        """As of a kernel with a mask."""
+        """The same picture as of a kernel with a mask."""
         num_rows, num_units = self.kernel.storage.matrix_shape
-        rows, columns = np.divmod(self._places, num_units)
+        rows, columns = np.divmod(self._places(self._stored), num_units)
         shape = min(num_rows, _MOST_PIXELS), min(num_units, _MOST_PIXELS)
         cells = rows * shape[0] // num_rows, columns * shape[1] // num_units
         counts = np.zeros(shape)
@@ -133,16 +156,18 @@ class _WatchedPlaces:
 
 
 def _union(one, other):
-    """The numbers in either of two sorted arrays, each once."""
+    """The sorted numbers that are in at least one of two sorted arrays, each once."""
     both = np.concatenate([one, other])
-    both.sort(kind="stable")  # which merges what is sorted
+    both.sort(kind="stable")  # It is fast for two sorted parts, because it merges them.
     is_first = np.ones(len(both), bool)
     np.not_equal(both[1:], both[:-1], out=is_first[1:])
     return both[is_first]
 
 
 def pooled(matrix, most=_MOST_PIXELS):
-    """The means of the cells of a matrix, at most `most` of them down and across, as float32.
+    """Shrinks a matrix to at most `most` rows and columns, as float32.
+
+    The matrix is divided into cells. Each entry of the result is the mean of one cell.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""A page of HTML on a sparse model that was trained."""
+"""Writes an HTML page about a sparse model and its training."""
 
 from rigl_tf.reports.page import report
 

@@ -1,4 +1,4 @@
-"""What a history of training holds: the curves of all of it, and of each kernel."""
+"""Reads a history of training: curves of the whole model, and of each kernel."""
 
 import csv
 import math
@@ -24,10 +24,11 @@ class Curves:
             CSV file with a row for each epoch, or `None`.
 
     Attributes:
-        epochs: List of the numbers of the epochs, from 1.
-        of_all: `{name: list of numbers}`, NaN where there is none.
-        of_kernels: `{name: {path: list of numbers}}`: those that `SparsityLogger` names
-            `"moved/PATH"` and the like.
+        epochs: List of the numbers of the epochs. The first epoch has the number 1, or a higher one
+            if `history` begins later.
+        of_all: `{name: list of numbers}` of the whole model; NaN where a number is missing.
+        of_kernels: `{name: {path: list of numbers}}` of the kernels, from the names
+            `"moved/PATH"` and `"sparsity/PATH"` of `SparsityLogger`.
 
     Raises:
         ValueError: If `history` is none of these.
@@ -49,7 +50,7 @@ class Curves:
                 self.of_all[str(name)] = numbers
 
     def groups(self):
-        """`[(name, {label: numbers})]`: each number of training with that of validation."""
+        """`[(name, {label: numbers})]`, which joins `name` and `val_name` for one picture."""
         result = {}
         for name, numbers in self.of_all.items():
             is_validation = name.startswith("val_")
@@ -62,7 +63,7 @@ _OF_KERNELS = ("moved", "sparsity")
 
 
 def _columns(history):
-    """The number of the first epoch, and `{name: list}`."""
+    """The number of the first epoch, and `{name: list of values}`."""
     if history is None:
         return 1, {}
     if isinstance(history, keras.callbacks.History):
@@ -86,13 +87,13 @@ def _columns_of_file(path):
         raise ValueError(f"{_RULE} Received: history={str(path)!r}, without numbers")
     names = [name for name in rows[0] if name not in (None, "epoch")]
     first = _number(rows[0].get("epoch", 1))
-    # `CSVLogger` counts from 0, others from 1.
+    # `CSVLogger` counts epochs from 0, other loggers from 1.
     first = int(first) if np.isfinite(first) and first >= 1 else 1
     return first, {name: [row.get(name) for row in rows] for name in names}
 
 
 def _number(value):
-    """A number as a float, NaN for anything else."""
+    """The value as a float; NaN if it is not a number."""
     if isinstance(value, (Real, str)) or getattr(value, "shape", None) == ():
         try:
             return float(value)

@@ -1,4 +1,4 @@
-"""The sparse kernels of a model, and what leads to each input and unit of them."""
+"""Counts the connections of the sparse kernels of a model, for each input and each unit."""
 
 import dataclasses
 import math
@@ -13,14 +13,15 @@ from rigl_tf.walk import layers_of_weights
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One kernel.
+    """The counts of one kernel.
 
     Attributes:
-        path, shape: Of the kernel.
+        path: Path of the kernel.
+        shape: Shape of the kernel.
         num_active: Number of active connections.
-        inputs: Array of integers: the number of active connections of each input, for each
-            position of a convolution's window; the inputs are its last axis.
-        num_dead: Number of units that no active connection leads to.
+        inputs: Array of integers, the number of active connections of each input. The inputs are
+            the last axis. For a convolution, the axes before are the positions of its window.
+        num_dead: Number of units without an active connection from the inputs.
         num_units: Number of units.
     """
 
@@ -46,9 +47,9 @@ class Kernel:
 
 
 def kernels_of(model):
-    """The `Kernel`s that are sparse, and whether they have masks.
+    """Returns a list of the sparse `Kernel`s, and whether they have masks.
 
-    If none has a mask, as in a model of `rigl_tf.strip`, those count that hold zeros.
+    If no kernel has a mask, as after `rigl_tf.strip`, the kernels that contain zeros are returned.
     """
     around = {id(weight): layers[-1] for weight, layers in layers_of_weights(model)}
     found = masks.kernels_of(model)
@@ -96,10 +97,14 @@ def _of_mask(path, mask, axes):
 
 
 def as_image(kernel, model):
-    """The active connections of each input of a kernel as a matrix, and what it shows, in words.
+    """Puts the number of active connections of each input into a matrix, to show it as a picture.
 
-    The inputs of an image that is flattened are its pixels, and those of a convolution positions
-    and channels. All others are in rows.
+    If the inputs are the pixels of a flattened image, the matrix is this image. For a convolution,
+    the rows are the positions of the window and the columns are the input channels. Other inputs
+    fill the matrix row by row.
+
+    Returns:
+        The matrix, and a phrase that says what each of its numbers belongs to.
     """
     counts = kernel.inputs
     shape = _shape_of_image(model)
@@ -115,7 +120,7 @@ def as_image(kernel, model):
 
 
 def _shape_of_image(model):
-    """Height, width and channels of the images that a model takes, `None` if it takes others."""
+    """Height, width and channels of the images that a model takes, or `None` for other inputs."""
     inputs = getattr(model, "inputs", None) or []
     shape = tuple(inputs[0].shape[1:]) if len(inputs) == 1 else ()
     if len(shape) not in (2, 3) or None in shape:

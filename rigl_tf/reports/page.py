@@ -1,4 +1,4 @@
-"""The page: collects what there is to tell of a model, and writes it as one file."""
+"""`report`: collects what is known of a model and writes it as one HTML page."""
 
 import contextlib
 import datetime
@@ -59,13 +59,13 @@ tr:last-child td { border-bottom: 0; }
 summary { cursor: pointer; padding: 4px 0; }
 """
 
-# What `SparsityLogger` logs.
+# The names that `SparsityLogger` logs.
 _OF_SPARSITY = (
     *("sparsity", "moved", "turnover", "drop_fraction", "exploration_rate", "dead_units"),
     *("weight_norm", "gradient_norm_active", "gradient_norm_inactive", "seconds_per_update"),
 )
 
-# No request can leave the page, and no script can run in it.
+# The browser then loads nothing from the network for this page, and runs no script in it.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -78,40 +78,48 @@ def report(
     inputs: Any = None,
     command: str | None = None,
 ) -> pathlib.Path:
-    """Writes a page on a sparse model: how it was trained, what is sparse, what it costs.
+    """Writes a page about a sparse model: its training, its sparsity, its costs.
 
-    The page is one HTML file, with pictures in it, that needs no network and runs no script. It has
-    the curves of training; the sparsity of each kernel; how often its connections moved, if
-    `history` is of a training with `rigl_tf.callbacks.SparsityLogger`; the active connections of
-    each input of the first sparse kernel, as a picture of pixels where the inputs are an image;
-    units that no connection leads to; FLOPs, bytes and memory beside the dense model; checks and
-    times of an export; versions and the command. It follows the light or dark scheme of the
-    reader's device.
+    The page is one HTML file that contains its pictures. It needs no network and runs no script. It
+    uses light or dark colours, as the reader's device does. It shows:
 
-    Any built model will do, with masked and CSR kernels, subclassed and recurrent ones too. Of a
-    model without masks, as `rigl_tf.strip` makes it, kernels that hold zeros count as sparse.
+    - the curves of training;
+    - the sparsity of each kernel, and how often its connections moved, if `history` is of a
+      training with `rigl_tf.callbacks.SparsityLogger`;
+    - the number of active connections of each input of the first sparse kernel; if the inputs are
+      an image, as a picture of its pixels;
+    - the units without an active connection;
+    - FLOPs, bytes and memory, beside those of the dense model;
+    - the checks and times of an export;
+    - the versions and the command.
 
-    The file is written beside `path` and renamed when it is complete; an earlier one is replaced.
+    `model` may be any built model, with masked or CSR kernels, also a subclassed or recurrent one.
+    In a model without masks, as after `rigl_tf.strip`, kernels that contain zeros count as sparse.
+
+    The file is written under another name and renamed when it is complete. It replaces an earlier
+    file at `path`.
 
     Args:
         model: A built `keras.Model`.
-        history: What `fit` returned, its dictionary `{name: list of numbers}`, or the path of a CSV
-            file of `keras.callbacks.CSVLogger`. Without it, there are no curves.
-        path: Where to write, a file that ends with `.html`. Missing parents are made. Defaults to
-            `"report.html"`.
-        export: What `rigl_tf.export` returned, or a list of such.
-        inputs: A batch of arrays or `tf.TensorSpec`s, as the model is called with. It is needed to
-            count FLOPs where the model does not know the shapes of its inputs: if it is subclassed,
-            or takes sequences or images of any size. Without, the page says so.
-        command: String, the command to tell of. Defaults to that which started this Python.
+        history: The `History` that `fit` returned, its dictionary `{name: list of numbers}`, or the
+            path of a CSV file of `keras.callbacks.CSVLogger`. Without it, there are no curves.
+        path: Path of the file to write. It must end with `.html`. Missing parent directories are
+            created. Defaults to `"report.html"`.
+        export: What `rigl_tf.export` returned, or a list of several such reports.
+        inputs: A batch of arrays or `tf.TensorSpec`s, as the model is called with. It is needed
+            only to count FLOPs, and only if the model does not know the shapes of its inputs: if it
+            is subclassed, or takes sequences or images of any size. If it is missing then, the page
+            says so.
+        command: String, the command to show. Defaults to the command that started this Python
+            process.
 
     Returns:
         The `pathlib.Path` of the file.
 
     Raises:
-        ValueError: If an argument is wrong, or the model is not built. Nothing is written then.
+        ValueError: If an argument is wrong, or the model is not built. Then nothing is written.
         ImportError: If matplotlib is not installed.
-        OSError: If the file cannot be written; what was there before stays.
+        OSError: If the file cannot be written. An earlier file is not changed.
 
     Example:
 
@@ -241,8 +249,9 @@ def _sparsity(model, curves):
 
 
 def _moved(found, moved):
-    """For each kernel the moves in all epochs for each active connection; `None` if not known."""
-    # The paths of a model that was loaded, or made anew, may be others.
+    """List with the moves in all epochs divided by the active connections; `None` if not known."""
+    # If the model was loaded or built again, its paths may differ from those of the history. Then
+    # the order of the kernels is used.
     by_path = {each.path: moved.get(each.path) for each in found}
     if None in by_path.values():
         if len(moved) != len(found):
@@ -311,7 +320,7 @@ def _page(title, parts):
 
 
 def _text(text):
-    # Half of a pair of UTF-16 is in no file, and control characters are not in HTML.
+    # UTF-8 has no code for half of a surrogate pair, and HTML allows no control characters.
     text = str(text).encode("utf-8", "replace").decode()
     return html.escape("".join(c if c.isprintable() or c.isspace() else "�" for c in text))
 
@@ -351,7 +360,7 @@ def _table(rows, head=None, words=False):
 
 
 def _labels(paths):
-    """Paths without what all of them begin and end with."""
+    """The paths without the parts with which all of them begin or end."""
     parts = [path.split("/") for path in paths]
     if len(parts) > 1:
         while all(len(each) > 1 for each in parts) and len({each[0] for each in parts}) == 1:

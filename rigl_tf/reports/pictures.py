@@ -1,4 +1,4 @@
-"""The pictures of a page, each for light and for dark screens."""
+"""The pictures of a page. Each is drawn twice: for light and for dark screens."""
 
 import base64
 import importlib.util
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-# In inches. At 96 pixels an inch a picture is as wide as a large phone.
+# In inches. With 96 pixels for an inch a picture is as wide as a large phone.
 _WIDTH = 4.4
 _DPI = 180
 _MOST_BARS = 50
@@ -19,12 +19,12 @@ _THEMES = {
     "light": {"paper": "#ffffff", "ink": "#1f2328", "line": "#8c959f", "grid": "#d0d7de"},
     "dark": {"paper": "#161b22", "ink": "#e6edf3", "line": "#8b949e", "grid": "#30363d"},
 }
-# The first two can be told apart on both papers, by people who see no red or green as well.
+# These colours are easy to distinguish on both backgrounds, also with red-green colour blindness.
 _COLOURS = {"light": ("#0969da", "#bc4c00"), "dark": ("#58a6ff", "#f0883e")}
 
 
 def check_installed():
-    """Raises an `ImportError` if matplotlib is not there."""
+    """Raises an `ImportError` if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError(
             "`rigl_tf.report` needs the package 'matplotlib': `pip install matplotlib`"
@@ -35,9 +35,9 @@ class Picture:
     """A picture in HTML.
 
     Args:
-        title: String, the words above it.
-        alt: String, what it shows, for those who do not see it.
-        draw: Function of the axes and a pair of colours.
+        title: String, the title above the picture.
+        alt: String, a description for readers who cannot see the picture.
+        draw: Function that draws on the given axes, in the given pair of colours.
         height: Number, in inches.
     """
 
@@ -72,7 +72,7 @@ def _png(draw, height, theme):
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(settings)
-        # Names may be in any script; what the font has not is a box.
+        # Names may be in any script. Characters that the font does not have are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         draw(figure.add_subplot(), _COLOURS[theme])
@@ -81,7 +81,7 @@ def _png(draw, height, theme):
 
 
 def _with_palette(image):
-    """The bytes of a PNG of 128 colours, which is a third as large."""
+    """The bytes of a PNG with 128 colours. It has a third of the size."""
     from PIL import Image
 
     small = io.BytesIO()
@@ -91,7 +91,7 @@ def _with_palette(image):
 
 
 def curves(name, epochs, series):
-    """A line for each of `{label: numbers}`."""
+    """A picture with a line for each entry of `{label: numbers}`."""
 
     def draw(axes, colours):
         for (label, numbers), colour, style in zip(
@@ -115,7 +115,7 @@ def _last(numbers):
 
 
 def bars(title, labels, values, texts, most=None):
-    """Horizontal bars, in as many pictures as it takes to read them."""
+    """Horizontal bars, in several pictures if there are too many for one."""
     most = most or max([*values, 1e-9])
     result, short = [], shortened(labels)
     for start in range(0, len(labels), _MOST_BARS):
@@ -142,7 +142,7 @@ def _bars(title, labels, short, values, texts, most):
 
 
 def heat_map(title, matrix, what):
-    """A matrix of counts; entries that are NaN are no entries."""
+    """A picture of a matrix of counts. Entries that are NaN stay empty."""
     rows, columns = matrix.shape
     is_strip = rows < columns / 4 or rows == 1
 
@@ -168,7 +168,7 @@ def heat_map(title, matrix, what):
 
 
 def at_most(matrix, most=256):
-    """A matrix, or the means of the cells of a larger one."""
+    """The matrix; if it is too large, a smaller one with the means of its parts."""
     rows, columns = (math.ceil(size / most) for size in matrix.shape)
     if rows == columns == 1:
         return matrix
@@ -181,9 +181,10 @@ def at_most(matrix, most=256):
 
 
 def shortened(labels, most=22):
-    """Labels short enough for a picture, that still differ if they did before.
+    """Shortens labels for a picture. Labels that differ before still differ after.
 
-    What all of them begin or end with is left out, then the beginning of each.
+    First the characters with which all labels begin or end are left out, then the beginning of each
+    label.
 
     Example:
 
@@ -206,6 +207,6 @@ def shortened(labels, most=22):
 
 
 def _num_common(texts):
-    """With how many characters all of them begin."""
+    """The number of characters with which all of the texts begin."""
     columns = zip(*texts, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))

@@ -1,4 +1,4 @@
-"""The tables of a page, as lists of rows of texts: what a model costs, and where it is from."""
+"""The tables of a page, as lists of rows of strings: the costs of a model, and its origin."""
 
 import importlib
 import math
@@ -18,7 +18,7 @@ from rigl_tf.transforms import live_units
 
 
 def costs(model, inputs):
-    """What the model costs beside the same dense one, and sentences on what is not known."""
+    """Rows that compare the costs with the dense model, and sentences on what is not known."""
     try:
         cost, sentences = flops.estimate(model, inputs), []
     except ValueError as error:
@@ -50,7 +50,7 @@ def _row(name, dense, sparse):
 
 
 def _memory(model):
-    """Bytes of the weights if they were dense, and of the variables that hold them."""
+    """The bytes of the weights if all were dense, and the bytes that they take now."""
     kernels = {id(each.variable): each for each in masks.kernels_of(model).values()}
     own_masks = masks.own_masks(model)
     dense = held = 0
@@ -71,11 +71,11 @@ def _item_bytes(variable):
     try:
         return tf.as_dtype(variable.dtype).size
     except TypeError:
-        return 0  # not the type of a tensor, as a string
+        return 0  # a type that tensors do not have
 
 
 def num_live(model):
-    """How many units `rigl_tf.compact` would keep; `None` if it does not take this model."""
+    """The number of units that `rigl_tf.compact` would keep; `None` if it refuses this model."""
     try:
         _, *units = live_units(model)
     except (ValueError, RuntimeError):
@@ -84,7 +84,7 @@ def num_live(model):
 
 
 def check_exports(export):
-    """`export` as a list of `ExportReport`s; a `ValueError` if it holds something else."""
+    """Returns `export` as a list. Raises a `ValueError` if an entry is not an `ExportReport`."""
     exports = [] if export is None else [export] if isinstance(export, ExportReport) else export
     if not isinstance(exports, (list, tuple)) or not all(
         isinstance(each, ExportReport) for each in exports
@@ -114,7 +114,7 @@ def of_export(report):
 
 
 def of_export_kernels(report):
-    """What multiplies by each kernel in an export."""
+    """How the runtime of an export multiplies by each kernel."""
     return [
         [each.path, f"{each.sparsity:.1%}", each.structure, each.kernel, each.reason]
         for each in report.kernels
@@ -126,7 +126,7 @@ def _beside(number, dense):
 
 
 def origin(command):
-    """The command and the versions of what the model was made with."""
+    """The command, the versions of the packages, and the machine."""
     own = importlib.import_module("rigl_tf").__version__
     return [
         ["command", command or _command()],

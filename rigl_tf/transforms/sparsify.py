@@ -41,8 +41,14 @@ def sparsify(
     Every layer with kernels is put inside a `SparseWrapper`. A kernel is a trainable weight with
     two or more dimensions. These weights stay dense: biases, scale and offset of normalisations,
     slopes of PReLU, embeddings, depthwise kernels, and weights that are vectors, positions, tokens
-    or learned queries by their name or shape. The masks are random, and their numbers of active
-    connections are exact. `rigl_tf.sparsity_summary` lists what is sparse, and why the rest is not.
+    or learned queries by their name or shape. `rigl_tf.sparsity_summary` lists what is sparse, and
+    why the rest is not.
+
+    The masks are random, whatever the weights are, and the numbers of active connections are exact.
+    So with a *trained* model, `sparsify(model, 0.9)` loses most of what the model has learned. To
+    prune a trained model, use `sparsify(model, 0.0)`, which keeps all weights. Then train it with
+    `rigl_tf.GradualPruning`, or call `rigl_tf.set_masks` with the masks of
+    `rigl_tf.pruning.magnitude_masks`.
 
     The sparse model uses the layers of the given model, so both models share their weights. Train,
     save and export the sparse model. If you also need the dense model, build it a second time (or

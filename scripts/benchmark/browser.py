@@ -2,10 +2,10 @@
 
     python -m scripts.benchmark.browser
 
-Trains a MobileNet-like network with RigL at 80, 90 and 95 %, writes it with
-`rigl_tf.export(..., format="web")`, and lets headless Chromium measure the pages. Then it does so
-with small networks each of which breaks one of XNNPACK's conditions. `make test-web` installs what
-it needs. Takes a quarter of an hour on two cores; writes `results/browser.md`, `.csv` and `.png`.
+It trains a MobileNet-like network with RigL at 80, 90 and 95 %, writes it with `rigl_tf.export(...,
+format="web")`, and measures the pages in headless Chromium. Then it does the same with small
+networks, each of which breaks one of XNNPACK's conditions. `make test-web` installs what is needed.
+It takes a quarter of an hour on two cores, and writes `results/browser.md`, `.csv` and `.png`.
 """
 
 import os
@@ -23,8 +23,8 @@ from scripts.common.rows import Rows
 from scripts.common.tables import table
 
 FLAGS = flags.FLAGS
-# From here on a network is called faster, by its shortest times: other programs on the machine can
-# make a time longer, not shorter.
+# From this speed-up on, a network is called faster. The shortest times are compared, because other
+# programs on the machine can only make a time longer.
 _FASTER = 1.2
 _KINDS = ("dense", "sparse")
 _CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512)
@@ -44,13 +44,13 @@ def _define_flags():
 
 
 def mobilenet(size, num_classes, first=32, blocks=None):
-    """MobileNet (v1) with the padding that XNNPACK wants; 1x1 convolutions are `pointwise_...`.
+    """MobileNet (v1), padded as XNNPACK needs it; the 1x1 convolutions are named `pointwise_...`.
 
     Args:
         size: Height and width of the images.
         num_classes: Number of logits.
         first: Filters of the first convolution.
-        blocks: List of `(filters, stride)`; by default nine, fewer than those of the paper.
+        blocks: List of `(filters, stride)`; by default nine, fewer than in the paper.
     """
     inputs = keras.Input((size, size, 3), name="image")
     x = _normalised(
@@ -69,7 +69,7 @@ def _normalised(x):
     return layers.ReLU(6.0)(layers.BatchNormalization(momentum=0.9)(x))
 
 
-# Small networks of the kind that XNNPACK runs sparse, and what breaks it.
+# Small networks that XNNPACK runs sparse, and changes after which it does not.
 
 
 def _small(
@@ -153,20 +153,20 @@ VARIANTS = {
 
 
 def _sparsify(model, sparsity):
-    """With that share of zeros in each 1x1 convolution."""
+    """Makes a network sparse, with this share of zeros in each 1x1 convolution."""
     convolutions = [layer for layer in model.layers if type(layer) is layers.Conv2D]
     names = [layer.name for layer in convolutions if layer.kernel_size == (1, 1)]
     return rigl_tf.sparsify(model, dict.fromkeys(names, sparsity))
 
 
 def images(x, size):
-    """Three channels of that size."""
+    """Images of this size with three channels."""
     x = np.repeat(x, 3, axis=-1) if x.shape[-1] == 1 else x
     return np.asarray(keras.ops.image.resize(x, (size, size)))
 
 
 def train(sparsity, data, size, epochs):
-    """The trained network, dense if `sparsity` is 0, and its test accuracy in percent."""
+    """Trains a network, dense if `sparsity` is 0. Returns it and its test accuracy in percent."""
     keras.utils.set_random_seed(0)
     model = mobilenet(size, data.num_classes)
     model = _sparsify(model, sparsity) if sparsity else model
@@ -186,7 +186,7 @@ def train(sparsity, data, size, epochs):
 
 
 def measure(model, screenshot=None):
-    """A row of what Chromium measures of a model, and what `check` says before."""
+    """Measures a model in Chromium. Returns the row, with the prediction of `check`."""
     check = rigl_tf.xnnpack.check(model)
     with tempfile.TemporaryDirectory() as directory:
         folder = pathlib.Path(directory, "page")
@@ -203,7 +203,7 @@ def measure(model, screenshot=None):
         row[f"{kind}_bytes"] = report["bytes"][kind]
         row[f"{kind}_gzip_bytes"] = report["gzip"][kind]
     changes = [s.change for s in check.steps if s.change and s.operation != "FULLY_CONNECTED"]
-    # Those that only stand beside another one are told of that.
+    # Some operations fit, but their neighbour does not. Their advice is to change the neighbour.
     change = next((each for each in changes if not each.startswith("change ")), "")
     return {**row, "speedup": round(report["speedup"], 3), "change": change}
 

@@ -1,14 +1,14 @@
-"""Removes half of the units of networks with `rigl_tf.compact`, and measures both.
+"""Removes half of the units of networks with `rigl_tf.compact`, and measures both networks.
 
     python -m scripts.benchmark.compaction
 
-The networks of `keras.applications` have random weights: what is measured is size and time, no
-accuracy. `compact(model, keep=0.5)` removes the units (filters) of
-the smallest weights, and checks that the small model predicts what the large one predicts when
-these units send nothing. The time of one image is measured in rounds that alternate between both
-models, so that what else the machine does meets both. Takes about 3 minutes on two cores. Finished
-runs are rows of `results/compaction.csv` and are never repeated; the page `results/compaction.md`
-is made anew from all rows.
+The networks of `keras.applications` have random weights, because size and time are measured, not
+accuracy. `compact(model, keep=0.5)` removes the units (filters) with the smallest weights. It also
+checks that the small model predicts what the large one predicts if the outputs of these units are
+0. The time of one image is measured in rounds in which both models take turns, so other programs on
+the machine slow down both. It takes about 3 minutes on two cores. Finished runs are rows of
+`results/compaction.csv` and are never repeated. The page `results/compaction.md` is made from all
+rows.
 """
 
 import os
@@ -39,7 +39,7 @@ def _define_flags():
 
 
 def build(name, size, seed):
-    """A network with random weights and offsets, and the statistics of random images."""
+    """A network with random weights and offsets, and normalisation statistics of random images."""
     keras.utils.set_random_seed(seed)
     model = getattr(keras.applications, name)(
         weights=None, input_shape=(size, size, 3), classifier_activation=None
@@ -54,7 +54,7 @@ def build(name, size, seed):
 
 
 def milliseconds(models, size, num_rounds, num_calls):
-    """For each model the mean time of a call in each round: a list for each, batches of one."""
+    """The mean time of a call with one image: for each model a list with one time per round."""
     image = tf.random.stateless_uniform((1, size, size, 3), (0, 0))
     functions = [tf.function(lambda x, m=model: m(x, training=False)) for model in models]
     for function in functions:
@@ -79,7 +79,7 @@ def file_bytes(model):
 
 
 def measure(run):
-    """One run. Returns its row."""
+    """Does one run. Returns its row."""
     model = build(run["model"], run["size"], run["seed"])
     start = time.perf_counter()
     small, report = rigl_tf.compact(model, keep=run["keep"], return_report=True)

@@ -2,14 +2,15 @@
 
     python -m scripts.benchmark.deployment --data_dir=DATA
 
-Trains four networks (LeNet-300-100 on MNIST, a DS-CNN for keywords on synthetic data, MobileNet-v1
-of half width on digits, a small MLP on a table), each of them dense, with 90 % unstructured zeros,
-with 90 % zeros in blocks of four inputs, with half of the channels, and in int8, and writes each
-with `rigl_tf.export(..., format="litert")`. Measured are the files: accuracy, bytes, and the time
-of one example, by LiteRT in Python and by LiteRT.js in headless Chromium (`make test-web` installs
-what that needs; without it those cells are empty). Files take turns with a file of the dense
-network. Takes about ten minutes on two cores. Finished runs are rows of `results/deployment.csv`
-and are never repeated: delete a row to measure it again, in a browser that was missing for one.
+It trains four networks: LeNet-300-100 on MNIST, a DS-CNN on synthetic keywords, MobileNet-v1 of
+half width on digits, and a small MLP on a table. Each is trained dense, with 90 % unstructured
+zeros, with 90 % zeros in blocks of four inputs, with half of the channels, and in int8. Each is
+written with `rigl_tf.export(..., format="litert")`. Then the files are measured: accuracy, bytes,
+and the time of one example, by LiteRT in Python and by LiteRT.js in headless Chromium. (`make
+test-web` installs what the browser needs. Without it these cells are empty.) Each file takes turns
+with a file of the dense network. It takes about ten minutes on two cores. Finished runs are rows of
+`results/deployment.csv` and are never repeated. Delete a row to measure it again, for example after
+a browser was installed.
 """
 
 import functools
@@ -37,19 +38,19 @@ from scripts.common import browser, classifiers, experiments
 
 _NAME = "deployment"
 _KEY = ("network", "variant", "seed", "epochs", "examples")
-# What LiteRT.js may differ by from LiteRT, as a share of the largest output.
+# The allowed difference between LiteRT.js and LiteRT, as a share of the largest output.
 _TOLERANCE, _INT8_TOLERANCE = 1e-3, 0.05
 
 FLAGS = flags.FLAGS
 
 
 class _Bench:
-    """Does the runs of one network.
+    """Does all runs of one network.
 
     Args:
         network: A `deployment_cases.Network`.
         data: Its `Dataset`.
-        directory: `pathlib.Path` for files.
+        directory: `pathlib.Path` of a directory for files.
     """
 
     def __init__(self, network, data, directory):
@@ -57,7 +58,7 @@ class _Bench:
         self._trained = {}
 
     def do(self, run):
-        """The columns of the row of a run."""
+        """Does a run. Returns the columns of its row."""
         keras.utils.set_random_seed(run["seed"])
         variant = run["variant"]
         model = self._model(run)
@@ -72,7 +73,7 @@ class _Bench:
             quantize=quantize,
             representative_data=representative,
             sparse_storage=is_sparse,
-            check=not is_int8,  # The accuracy says what rounding does.
+            check=not is_int8,  # The effect of rounding is measured by the accuracy.
             measure=False,
         )
         logits, latencies = litert.run(
@@ -117,7 +118,7 @@ class _Bench:
         return self._fitted(run, model, is_sparse=True)
 
     def _fitted(self, run, model, is_sparse=False, fine_tuning=False):
-        """The model, trained."""
+        """Trains the model, and returns it."""
         network, seed = self.network, run["seed"]
         epochs = max(1, run["epochs"] // 2) if fine_tuning else run["epochs"]
         num_steps = epochs * classifiers.steps_per_epoch(self.data, network.batch_size)
@@ -132,7 +133,7 @@ class _Bench:
         classifiers.fit(model, optimizer, self.data, size, epochs, seed, jit_compile=False)
         return model
 
-    # What each file is measured beside. What its weights are does not change the time it takes.
+    # Each file is measured beside this one. The values of weights do not change its time.
 
     @functools.cached_property
     def _untrained(self):
@@ -154,18 +155,18 @@ def _num_native(reported):
 
 
 def _of_one_example(model, is_sparse=False, quantize=None, representative=None):
-    """The bytes of a file that takes one example, as LiteRT.js wants it."""
+    """The bytes of a file that takes batches of one example, as LiteRT.js needs it."""
     storage = "sparse" if is_sparse else "dense"
     files, _ = litert.convert(model, concrete(model), (storage,), quantize, representative)
     return files[0]
 
 
 def _in_browser(model, file, beside, example, logits):
-    """What headless Chromium reports of a file and the dense one, as bytes, that take turns."""
+    """Measures a file and the dense file in headless Chromium, in turns. Both are bytes."""
     with tempfile.TemporaryDirectory() as directory:
         folder = pathlib.Path(directory)
         web.write(folder, model.name, concrete(model), example, logits, ())
-        # The page calls them so.
+        # The page looks for files of these names.
         (folder / "sparse.tflite").write_bytes(file)
         (folder / "dense.tflite").write_bytes(beside)
         return browser.run(folder)
@@ -182,7 +183,7 @@ def _ends(kind, report):
 
 
 def _times(where, own, dense):
-    """Columns of a row; `own` and `dense` are median, least and most."""
+    """The columns of a row with times; `own` and `dense` are (median, smallest, largest)."""
     names = ("ms", "least_ms", "most_ms")
     row = {f"{where}_{name}": round(each, 4) for name, each in zip(names, own, strict=True)}
     return {**row, f"{where}_dense_ms": round(dense[0], 4)}

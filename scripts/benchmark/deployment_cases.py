@@ -13,7 +13,7 @@ from scripts.common import datasets, experiments
 
 layers = keras.layers
 SPARSITY, KEEP = 0.9, 0.5
-NUM_REPRESENTATIVE = 200  # examples that int8 takes its ranges from
+NUM_REPRESENTATIVE = 200  # examples from which int8 computes its ranges
 VARIANTS = {
     "dense": "dense",
     "unstructured": f"unstructured {SPARSITY:.0%}",
@@ -29,12 +29,13 @@ class Network:
     """A network, its data, and how it is trained.
 
     Attributes:
-        heading, data_heading: In words.
-        build: Function that gets a `Dataset` and returns the dense network.
-        load: Function that returns the `Dataset`, as the flags of `experiments` say.
-        sparse: Beginnings of the names of the layers that become sparse.
+        heading: Name of the network on the page.
+        data_heading: Name of the data on the page.
+        build: Function that takes a `Dataset` and returns the dense network.
+        load: Function that returns the `Dataset`, according to the flags of `experiments`.
+        sparse: Tuple; layers whose names begin with one of these become sparse.
         batch_size, epochs, learning_rate, update_frequency: Numbers.
-        seconds: What a run takes on two cores, about.
+        seconds: The approximate time of a run on two cores.
     """
 
     heading: str
@@ -50,12 +51,12 @@ class Network:
 
 
 def ds_cnn(data):
-    """DS-CNN for keywords: a 10x4 convolution, four depthwise and 1x1 ones of 64 channels.
+    """DS-CNN for keywords: a 10x4 convolution, then four depthwise and 1x1 ones with 64 channels.
 
     Reference:
 
-    - [Zhang et al., 2017](https://arxiv.org/abs/1711.07128), the small one, with a stride of 2 in
-      both directions as in MLPerf Tiny
+    - [Zhang et al., 2017](https://arxiv.org/abs/1711.07128), the small network, with a stride of 2
+      in both directions as in MLPerf Tiny
     """
     inputs = keras.Input(data.x_train.shape[1:], name="features")
     x = layers.Conv2D(64, (10, 4), strides=2, padding="same", use_bias=False, name="first")(inputs)
@@ -91,9 +92,10 @@ def mlp(data):
 
 
 def keywords(num_train=4000, num_test=1000):
-    """Synthetic keywords: 12 words of 17 sounds each, 49 frames of 10 features from one of them.
+    """Synthetic keywords: each of 12 words is a series of 17 sounds, each sound has 10 features.
 
-    An example starts somewhere in its word, louder or softer, in noise.
+    An example has 49 frames. It starts at a random place in its word, has a random loudness, and
+    contains noise.
     """
     generator = np.random.default_rng(0)
     words = generator.normal(size=(12, 17, 5)).repeat(4, axis=1).repeat(2, axis=2)
@@ -126,7 +128,7 @@ def table():
 
 
 def images(data, size):
-    """A `Dataset` with its images in that size and three channels."""
+    """A `Dataset` whose images are resized to this size, with three channels."""
     x_train, x_test = (browser.images(x, size) for x in (data.x_train, data.x_test))
     return data._replace(x_train=x_train, x_test=x_test)
 

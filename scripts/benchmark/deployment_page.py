@@ -1,4 +1,4 @@
-"""The page of `scripts.benchmark.deployment`: what to use where, with the measured numbers."""
+"""The page of `scripts.benchmark.deployment`: what to choose, with the measured numbers."""
 
 import statistics
 
@@ -12,17 +12,18 @@ from scripts.benchmark.deployment_cases import (
 )
 from scripts.common import tables
 
-# What is chosen may lose so many points of accuracy, and must be so many times as fast, or small.
+# A variant is chosen only if it loses at most so many points of accuracy, and is at least so many
+# times as fast, or as small.
 _POINTS, _TIMES = 1.0, 1.1
-# A browser's clock goes in steps of 0.005 ms: two of them are no difference.
+# A browser's clock has steps of 0.005 ms. A difference of two steps does not count.
 _LEAST_SAVED = {"python": 0.0, "browser": 0.01}
 
 
 def _summary(rows):
-    """`{network: {variant: means over the seeds}}`, in the order of the page.
+    """`{network: {variant: numbers}}`, in the order of the page.
 
-    The means are of accuracies and bytes; of times and of how many times as fast as the dense
-    network a file is, they are medians. What was not measured is `None`.
+    Accuracies and bytes are means over the seeds. Times and speed-ups over the dense network are
+    medians. A number that was not measured is `None`.
     """
     summary = {}
     for network in NETWORKS:
@@ -52,12 +53,13 @@ def _means(rows):
 
 
 def _choice(variants, gain, words, among=tuple(VARIANTS)):
-    """The best of a network's variants that keep its accuracy, in words.
+    """The best of a network's variants that keep its accuracy, as text.
 
     Args:
-        variants: Dictionary `{variant: means}`.
-        gain: Function of means and those of the dense network: how many times as good; or `None`.
-        words: What to say of it, `"times as fast"`.
+        variants: Dictionary `{variant: numbers}`.
+        gain: Function of the numbers of a variant and of the dense network, that returns how many
+            times better the variant is, or `None` if this is not known.
+        words: The unit of the gain, such as `"times as fast"`.
         among: The variants to choose from.
     """
     dense = variants.get("dense")
@@ -76,7 +78,7 @@ def _choice(variants, gain, words, among=tuple(VARIANTS)):
     text, least = "dense", _TIMES
     if best and gains[best] >= _TIMES:
         text, least = f"**{_told(best, gains, variants, words)}**", _TIMES * gains[best]
-    # What is better still, for those whose training brings the accuracy back.
+    # A variant that is better still, if more training can bring its accuracy back.
     first = max(gains, key=gains.get)
     return f"{text} ({_told(first, gains, variants, words)})" if gains[first] >= least else text
 
@@ -91,7 +93,7 @@ def _loss(means, dense):
 
 
 def _on_arm(variants):
-    """Which sparse kernels there are on ARM, in words."""
+    """Which sparse kernels run on ARM, as text."""
     parts = [
         f"{VARIANTS[name]}: {variants[name]['native_in_browser']:.0f} of "
         f"{variants[name]['kernels']:.0f} kernels"
@@ -102,7 +104,7 @@ def _on_arm(variants):
 
 
 def _decisions(summary):
-    """The lines of the table on top."""
+    """The lines of the table at the top of the page."""
 
     def speedup(where):
         def gain(means, _):

@@ -3,13 +3,13 @@
     make benchmark DATA_DIR=DATA
     python -m scripts.benchmark.execution
 
-The first makes the environment of torch and sparselab, runs `scripts.benchmark.time_to_accuracy`,
-and then this. It trains a network of three hidden layers with SGD and momentum: dense, with masks
-and in CSR with Keras, dense in torch, with sparselab, and with TFMOT's magnitude pruning. Each
-program is a process of its own; they train in turn, a block of steps each, in many rounds, so that
-the noise of the machine meets all; ratios are taken round by round. A program that does not start
-is told of on the page. Takes eight minutes on two cores that do nothing else; writes
-`results/execution.md`, `.csv` and `.png`.
+The first command makes the environment for torch and sparselab, runs
+`scripts.benchmark.time_to_accuracy`, and then this module. A network of three hidden layers is
+trained by SGD with momentum: with Keras dense, with masks and in CSR; dense in torch; with
+sparselab; and with TFMOT's magnitude pruning. Each of these programs is a process. They take turns,
+a block of steps each, in many rounds, so other programs on the machine slow down all of them.
+Ratios are computed for each round. If a program cannot be started, the page says so. It takes eight
+minutes on two cores without other work, and writes `results/execution.md`, `.csv` and `.png`.
 """
 
 import concurrent.futures
@@ -25,7 +25,7 @@ from scripts.common import experiments, provenance
 
 _KERAS = "scripts.benchmark.keras_programs"
 _OPPONENTS = "scripts.benchmark.opponents"
-# Those that are measured at every sparsity, and those that have none; the others have one.
+# Programs that are measured at every sparsity, and programs without one. All others have one.
 _AT_EACH_SPARSITY = ("csr", "sparselab")
 _DENSE = ("dense", "dense_xla", "torch")
 
@@ -63,7 +63,7 @@ def _define_flags():
 
 
 class Group(NamedTuple):
-    """What is measured in the same rounds."""
+    """Cases that are measured in the same rounds."""
 
     width: int
     batch: int
@@ -71,7 +71,7 @@ class Group(NamedTuple):
     seconds: float
 
     def cases(self, program):
-        """The cases of a program, as `scripts.benchmark.serving` wants them."""
+        """The cases of a program, in the form of `scripts.benchmark.serving`."""
         sparsities = (FLAGS.sparsity,)
         if program in _DENSE:
             sparsities = (0.0,)
@@ -84,7 +84,7 @@ class Group(NamedTuple):
 
 
 def groups():
-    """The groups that the flags ask for; the first one has all sparsities."""
+    """The groups for the given flags. Only the first one has all sparsities."""
     sparsities = tuple(sorted({*map(float, FLAGS.sparsities), FLAGS.sparsity}))
     others = [(int(width), FLAGS.batch) for width in FLAGS.widths]
     others += [(FLAGS.width, int(batch)) for batch in FLAGS.batches]
@@ -95,7 +95,7 @@ def groups():
 
 
 def command(program):
-    """The command of a program's process."""
+    """The command that starts a program."""
     if program in keras_programs.PROGRAMS:
         return [sys.executable, "-m", _KERAS, program]
     python = FLAGS.tfmot_python if program == "tfmot" else FLAGS.torch_python
@@ -103,7 +103,7 @@ def command(program):
 
 
 def peak_memory(program):
-    """Peak memory of a new process that trains a few steps: columns of a row."""
+    """Columns of a row: the peak memory of a new process that trains a few steps."""
     worker = workers.Worker(command(program))
     try:
         worker.wait_until_ready()

@@ -44,7 +44,7 @@ class Times:
         }
 
     def row(self, program, sparsity, width, batch):
-        """The row of a case, or `None`. `"Keras dense"` is the faster of graph mode and XLA."""
+        """The row of a case, or `None`. `"Keras dense"` is the faster one of graph mode and XLA."""
         if program == _BASE:
             rows = [self.row(name, 0, width, batch) for name in KERAS_DENSE]
             rows = [row for row in rows if row is not None]
@@ -54,7 +54,7 @@ class Times:
         return self.by_case.get((program, sparsity, width, batch))
 
     def faster(self, program, sparsity, width, batch, than):
-        """How many times as fast a program is as another one, in each round; `None` if unknown."""
+        """The speed-up of a program over another one, in each round; `None` if it is unknown."""
         row = self.row(program, sparsity, width, batch)
         other = self.row(than, sparsity, width, batch)
         if row is None or other is None:
@@ -68,7 +68,7 @@ def series(row, column="ms"):
 
 
 def with_quartiles(values, digits=2):
-    """Median (quartiles) as text; `None`: –."""
+    """The median and the quartiles as text; `None` gives –."""
     if values is None or not len(values):
         return "–"
     low, middle, high = np.percentile(values, [25, 50, 75])
@@ -86,7 +86,7 @@ def write(directory, rows, group, sparsity, provenance_line):
         directory: `pathlib.Path`.
         rows: List of rows of `execution.csv`.
         group: The first `Group`, which has all sparsities.
-        sparsity: Number, that of the other groups.
+        sparsity: Number, the sparsity of the other groups.
         provenance_line: String, the last line.
     """
     times = Times(rows)
@@ -174,7 +174,7 @@ def _aims(times, group):
 
 
 def _sizes(times, sparsity, group, axis):
-    """The cases of other widths (axis 1) or batch sizes (axis 2), the usual one among them."""
+    """The cases with other widths (axis 1) or batch sizes (axis 2), and the usual one."""
     usual = (sparsity, group.width, group.batch)
     cases = {
         case[1:] for case in times.by_case if case[0] in (*KERAS_DENSE, "csr", "torch", "sparselab")
@@ -311,7 +311,7 @@ def _versions(rows, missing):
 
 
 def processor():
-    """The processor in words, with the widest vectors it has."""
+    """The name of the processor, and its widest vector instructions."""
     path = pathlib.Path("/proc/cpuinfo")
     if not path.exists():
         return platform.processor() or platform.machine()

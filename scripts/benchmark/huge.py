@@ -2,13 +2,13 @@
 
     python -m scripts.benchmark.huge --data_dir=DATA
 
-Four layers of 65,536 units: each kernel between two of them has 4.3 billion places, 17 GB as a
-dense array, as much again for its gradient and for each slot. At 99.95 % the active values and
-their places take 34 MB. RigL looks for the largest of all 4.3 billion gradients, tile by tile; SET
-draws places. A dense network with about as many weights is trained beside them. Each run is a
-process of its own, so that its peak memory is its own. Takes about 15 minutes for a run and epoch
-on two cores; finished runs are rows of `results/huge.csv` and are never repeated, and the page
-`results/huge.md` is made anew from all rows.
+The network has four layers of 65,536 units. A kernel between two of them has 4.3 billion places. As
+a dense array it would take 17 GB, and as much again for its gradient and for each slot. At 99.95 %
+the active values and their places take 34 MB. RigL finds the largest of all 4.3 billion gradients,
+tile by tile; SET draws random places. For comparison, a dense network with about as many weights is
+trained. Each run is a process, so that its own peak memory is measured. A run takes about 15
+minutes for each epoch on two cores. Finished runs are rows of `results/huge.csv` and are never
+repeated. The page `results/huge.md` is made from all rows.
 """
 
 import json
@@ -50,7 +50,11 @@ def _define_flags():
 
 
 def hidden(units, num_inputs, sparsity, seed):
-    """A layer of ReLU units, born sparse; each unit's inputs are as loud as in a dense layer."""
+    """A layer of ReLU units that is sparse from the start.
+
+    The initial weights are scaled so that the inputs of a unit have the same variance as in a dense
+    layer.
+    """
     fan_in = max(1.0, num_inputs * (1 - sparsity))
     initializer = keras.initializers.RandomNormal(stddev=math.sqrt(2 / fan_in), seed=seed)
     dense = keras.layers.Dense(units, "relu", kernel_initializer=initializer)
@@ -58,7 +62,7 @@ def hidden(units, num_inputs, sparsity, seed):
 
 
 def sparse_model(num_inputs, units, layers, sparsity, seed):
-    """`layers` hidden layers; the first has about as many inputs for each unit as the others."""
+    """A network of sparse layers. Units of all layers have about the same number of inputs."""
     first = max(0.0, 1 - units * (1 - sparsity) / num_inputs)
     stack = [hidden(units, num_inputs, first, seed)]
     stack += [hidden(units, units, sparsity, seed + index) for index in range(1, layers)]
@@ -67,7 +71,7 @@ def sparse_model(num_inputs, units, layers, sparsity, seed):
 
 
 def dense_model(num_inputs, layers, num_weights):
-    """A dense network of as many hidden layers, and about as many weights."""
+    """A dense network with as many hidden layers, and about as many weights."""
     ends = num_inputs + _CLASSES
     squares = max(layers - 1, 1)
     units = (math.sqrt(ends**2 + 4 * squares * num_weights) - ends) / (2 * squares)
@@ -79,7 +83,7 @@ def dense_model(num_inputs, layers, num_weights):
 
 
 class Timer(keras.callbacks.Callback):
-    """Seconds of each step, of mask updates apart from the others."""
+    """Measures the seconds of each step. Steps with mask updates are kept apart."""
 
     def __init__(self):
         super().__init__()
@@ -96,7 +100,7 @@ class Timer(keras.callbacks.Callback):
 
 
 def train(method):
-    """One run in this process; returns its row."""
+    """Does one run in this process. Returns its row."""
     data = datasets.load(FLAGS.dataset, FLAGS.data_dir)
     x_train, x_test = (each.reshape(len(each), -1) for each in (data.x_train, data.x_test))
     keras.utils.set_random_seed(FLAGS.seed)
@@ -149,7 +153,7 @@ def _num_active(num_inputs, units, layers, sparsity, seed):
 
 
 def _peak_megabytes():
-    """The most memory that this process has had."""
+    """The peak memory of this process in megabytes."""
     status = pathlib.Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) // 1024
@@ -161,7 +165,7 @@ def _run(method):
 
 
 def _in_a_process(method):
-    """The row of a run in a process of its own."""
+    """Does a run in a new process. Returns its row."""
     command = [sys.executable, "-m", "scripts.benchmark.huge", *sys.argv[1:], f"--part={method}"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,8 +1,8 @@
-"""The Keras programs of the benchmark: dense, and sparse with masks or in CSR. See `serving`.
+"""The Keras programs of the benchmark: dense, sparse with masks, and sparse in CSR.
 
     python -m scripts.benchmark.keras_programs csr
 
-It is started by `scripts.benchmark.execution`, which asks it for times.
+`scripts.benchmark.execution` starts this and sends it requests, see `scripts.benchmark.serving`.
 """
 
 import functools
@@ -25,12 +25,12 @@ PROGRAMS = {
     "auto": ("auto", False),
 }
 VERSIONS = f"tensorflow {tf.__version__}, keras {keras.__version__}"
-# Far from each other, so that the benchmark decides which steps are updates.
+# The regular updates are so far apart that none happens: the benchmark asks for updates.
 _UPDATE_FREQUENCY = 1_000_000
 
 
 def mlp(width):
-    """784-width-width-width-10."""
+    """A network with the layers 784, `width`, `width`, `width`, 10."""
     hidden = [
         keras.layers.Dense(width, activation="relu", name=f"hidden_{number}") for number in range(3)
     ]
@@ -40,7 +40,7 @@ def mlp(width):
 
 
 def sparse_mlp(width, sparsity, execution, seed=0):
-    """That with the same sparsity in each hidden layer; the last one is dense."""
+    """The same network with one sparsity in all hidden layers. The last layer is dense."""
     shares = {f"hidden_{number}": sparsity for number in range(3)}
     return rigl_tf.sparsify(
         mlp(width),
@@ -52,7 +52,7 @@ def sparse_mlp(width, sparsity, execution, seed=0):
 
 
 def step_of(model, x, y):
-    """A function that runs one step of `fit`, on the same batch each time."""
+    """Returns a function that runs one step of `fit`, always on the same batch."""
     batches = iter(tf.data.Dataset.from_tensors((x, y)).repeat())
     model.fit(x, y, batch_size=len(x), verbose=0)
     model.make_train_function()
@@ -65,7 +65,7 @@ def step_of(model, x, y):
 
 
 def make(program, sparsity, width, batch):
-    """The `serving.Model` of a program."""
+    """The `serving.Model` for a case."""
     execution, _ = PROGRAMS[program]
     keras.utils.set_random_seed(0)
     model = mlp(width) if execution is None else sparse_mlp(width, sparsity, execution)
@@ -73,7 +73,7 @@ def make(program, sparsity, width, batch):
 
 
 def training(program, model, x, y):
-    """The `serving.Model` that trains a Keras model as a program does, by RigL if it is sparse."""
+    """The `serving.Model` that trains a Keras model, with RigL if it is sparse."""
     execution, jit_compile = PROGRAMS[program]
     optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
     if execution is not None:
@@ -85,7 +85,7 @@ def training(program, model, x, y):
     step = step_of(model, x, y)
     if execution is None:
         return serving.Model(step)
-    # The step before an update is an ordinary one: it tells the layers what is next.
+    # The step before an update tells the layers that an update follows, so it must be a real one.
     return serving.Model(step, lambda: optimizer.step.assign(_UPDATE_FREQUENCY - 1))
 
 

@@ -1,8 +1,8 @@
-"""The programs of the benchmark of whole networks: those of `keras_programs`, with images.
+"""The programs of the benchmark of whole networks. They are those of `keras_programs`, with images.
 
     python -m scripts.benchmark.network_programs auto
 
-It is started by `scripts.benchmark.networks`, which asks it for times.
+`scripts.benchmark.networks` starts this and sends it requests, see `scripts.benchmark.serving`.
 """
 
 import functools
@@ -24,7 +24,7 @@ _NUM_CLASSES = 1000
 
 
 def make(program, network, distribution, sparsity, pixels, batch):
-    """The `serving.Model` of a program."""
+    """The `serving.Model` for a case."""
     execution, _ = keras_programs.PROGRAMS[program]
     keras.utils.set_random_seed(0)
     model = NETWORKS[network]((pixels, pixels, 3), _NUM_CLASSES)

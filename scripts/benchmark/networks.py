@@ -2,9 +2,10 @@
 
     python -m scripts.benchmark.networks
 
-Dense Keras in graph mode and with XLA, and RigL with `execution="auto"`: each is a process, they
-train in turn on random images, in rounds, and ratios are taken round by round. Takes twenty minutes
-on two cores that do nothing else; writes `results/networks.md` and `.csv`.
+Three programs are compared: dense Keras in graph mode, dense Keras with XLA, and RigL with
+`execution="auto"`. Each is a process. They take turns on random images, in rounds, and ratios are
+computed for each round. It takes twenty minutes on two cores without other work, and writes
+`results/networks.md` and `.csv`.
 """
 
 import pathlib
@@ -65,7 +66,7 @@ def _command(program):
 
 
 def run(rows):
-    """Measures each network in processes of its own, and adds the rows."""
+    """Measures each network in new processes, and adds the rows."""
     revision = f"git-{provenance.git_revision()}"
     for network in FLAGS.networks:
         wanted = cases(network)
@@ -86,7 +87,7 @@ def run(rows):
 
 
 def _faster(row, rows):
-    """How many times as fast a row is as the faster of the dense ones, and that one."""
+    """The speed-up of a row over the faster dense program, and the name of this program."""
     dense = [
         other
         for other in rows

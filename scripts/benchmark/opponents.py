@@ -1,10 +1,10 @@
-"""The programs of other libraries: torch, sparselab (torch) and TFMOT (tf_keras). See `serving`.
+"""The programs of other libraries: torch, sparselab (torch) and TFMOT (tf_keras).
 
     .venv-torch/bin/python -m scripts.benchmark.opponents sparselab
 
-It is started by `scripts.benchmark.execution`, in the environment of the library, and asked for
-times. The network is that of `keras_programs`, the data too: three hidden layers of the same
-sparsity, the last layer dense, SGD with momentum.
+`scripts.benchmark.execution` starts this in the environment of the library and sends it requests,
+see `scripts.benchmark.serving`. Network and data are those of `keras_programs`: three hidden layers
+with the same sparsity, a dense last layer, SGD with momentum.
 """
 
 import os
@@ -23,7 +23,7 @@ def torch_dense():
 
 
 def sparselab():
-    """sparselab's layers, which hold and multiply the active weights alone, in torch."""
+    """A network of sparselab's layers in torch. They store and multiply only active weights."""
     import functools
 
     import sparselab

@@ -1,6 +1,6 @@
-"""Times of programs that train in turn, a block of steps each, in many rounds.
+"""Measures the times of programs that take turns, a block of steps each, in many rounds.
 
-So the noise of the machine meets all, and ratios can be taken round by round.
+So other programs on the machine slow down all of them, and ratios can be computed for each round.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ def start(commands):
     """Starts processes.
 
     Args:
-        commands: `{program: command}`, as `workers.Worker` wants them.
+        commands: `{program: command}`, see `workers.Worker`.
 
     Returns:
-        `{program: worker}` of those that are ready, `{program: reason}` of the others.
+        `{program: worker}` of the programs that are ready, and `{program: reason}` of the others.
     """
     started = {program: workers.Worker(command) for program, command in commands.items()}
     ready, missing = {}, {}
@@ -62,13 +62,13 @@ def measure(ready, cases, num_rounds, seconds, block_ms):
     Args:
         ready: `{program: worker}`.
         cases: `{program: list of cases}`.
-        num_rounds: Integer, the most rounds.
-        seconds: Number; no round begins later, but the first three.
-        block_ms: Number, the milliseconds of a block of steps.
+        num_rounds: Integer, the largest number of rounds.
+        seconds: Number. No round begins after this time, except the first three.
+        block_ms: Number, the duration of a block of steps in milliseconds.
 
     Returns:
-        The rows: program, case, steps of a block, times in each round; those of cases that a
-        program cannot do with a reason under `missing`.
+        List of rows with the program, the case, the steps of a block and the times of each round.
+        If a program cannot run a case, its row has the reason under `missing`.
     """
     series, rows = [], []
     for program, worker in ready.items():
@@ -82,7 +82,7 @@ def measure(ready, cases, num_rounds, seconds, block_ms):
     for number in range(num_rounds):
         if number >= _LEAST and time.monotonic() - begin > seconds:
             break
-        # Each round begins with another one: none follows the same one every time.
+        # Each round begins with another program, so the order is not always the same.
         first = number % max(1, len(series))
         for each in [*series[first:], *series[:first]]:
             try:
@@ -94,6 +94,6 @@ def measure(ready, cases, num_rounds, seconds, block_ms):
         versions = ready[row["program"]].versions
         rows.append({**row, **each.columns(), "missing": "", "versions": versions})
     for worker in ready.values():
-        with contextlib.suppress(workers.Missing):  # If it ended, it is missing the next time.
+        with contextlib.suppress(workers.Missing):  # The next request will say it.
             worker.ask(forget=True)
     return rows

@@ -1,19 +1,19 @@
-"""A process that builds models, trains some steps on request, and returns the time.
+"""A process that builds models, trains some steps when it is asked to, and returns the time.
 
-It knows nothing but Python, as it runs in the environments of other libraries too. Requests and
-answers are lines of JSON on stdin and stdout:
+It imports only Python's own modules, because it also runs in the environments of other libraries.
+Requests and answers are lines of JSON on stdin and stdout:
 
 | request | answer |
 | --- | --- |
-| (first, unasked) | `versions`, and `peak_mb` of the imports alone |
-| `make`: a case | `seconds`, of the fastest of some steps, and `facts`; the model is kept |
-| `time`: a case, `steps` | `seconds` of a step, the mean of so many |
+| (none; sent at the start) | `versions`, and `peak_mb` after the imports |
+| `make`: a case | makes and keeps a model: `seconds` of the fastest of some steps, and `facts` |
+| `time`: a case, `steps` | `seconds` of a step, the mean of this number of steps |
 | `update`: a case | `seconds` of a step that updates the masks; `null` if there is none |
-| `forget`: anything | all models are forgotten |
+| `forget`: anything | deletes all models |
 | `peak`: anything | `peak_mb`, the peak memory of the process |
 
-A case is a dictionary: the arguments of the function that makes a model. What fails is answered
-with `error`.
+A case is a dictionary with the arguments of the function that makes a model. If a request fails,
+the answer is `error` with the message.
 """
 
 import gc
@@ -27,14 +27,14 @@ _WARM_UP = 2
 
 
 class Model:
-    """What a program makes of a case.
+    """The model that a program makes for a case.
 
     Args:
         step: Function that trains one step.
-        before_update: Function after which the next step but one updates the masks, or `None`.
+        before_update: Function that is called two steps before a mask update, or `None`.
 
     Attributes:
-        facts: Dictionary, what else a row should say.
+        facts: Dictionary with other columns of the row.
     """
 
     def __init__(self, step, before_update=None):
@@ -43,7 +43,7 @@ class Model:
         self.before_update = before_update
 
     def seconds(self, num_steps):
-        """Mean seconds of a step; one more goes before, as others had the caches."""
+        """Mean seconds of a step. One step before is not measured: it fills the caches again."""
         self.step()
         begin = time.perf_counter()
         for _ in range(num_steps):
@@ -61,7 +61,7 @@ class Program:
     """Answers requests.
 
     Args:
-        make: Function that gets a case, each entry as an argument, and returns a `Model`.
+        make: Function that takes the entries of a case as arguments, and returns a `Model`.
     """
 
     def __init__(self, make):
@@ -94,8 +94,8 @@ def _key(case):
 
 
 def peak_megabytes():
-    """The peak memory of this process; `None` where the system does not say."""
-    # Not `getrusage`: a new process inherits that peak from the one that started it.
+    """The peak memory of this process; `None` if the system does not tell."""
+    # Not `getrusage`: there a new process inherits the peak of the process that started it.
     status = pathlib.Path("/proc/self/status")
     if not status.exists():
         return None
@@ -109,7 +109,7 @@ def serve(start):
         start: Function that imports what is needed, and returns the `make` of a `Program` and the
             versions of what it imported as one string.
     """
-    # Libraries print to stdout as they like; answers have it for themselves.
+    # Libraries may print to stdout. So answers get a copy of it, and the rest goes elsewhere.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -119,7 +119,7 @@ def serve(start):
     def tried(function, *arguments):
         try:
             return function(*arguments)
-        except Exception as error:  # Whatever a library raises: the others go on.
+        except Exception as error:  # Libraries may raise anything. Other cases must go on.
             return {"error": " ".join(f"{type(error).__name__}: {error}".split())}
 
     def hello():

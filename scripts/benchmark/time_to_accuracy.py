@@ -2,13 +2,12 @@
 
     python -m scripts.benchmark.time_to_accuracy --data_dir=DATA
 
-trains a network of three hidden layers of 2048 units, dense for two epochs, and by RigL at 90 and
-95 % with CSR kernels for as many and for three times as many ("3x"), which takes about as long: 15
-runs, twelve minutes on two cores that do nothing else. The clock stands still
-while the test accuracy is measured, and does not count compilation. The dense network trains in
-graph mode or with XLA, whichever is faster here. Finished runs are rows of
-`results/time_to_accuracy.csv` and are never repeated; the page and the plot beside it are made anew
-from all rows.
+trains a network with three hidden layers of 2048 units: dense for two epochs; and by RigL at 90 and
+95 % with CSR kernels, for as many epochs, and for three times as many ("3x"), which takes about as
+long as dense training. These are 15 runs, and twelve minutes on two cores without other work. The
+time of measuring the test accuracy and of compilation does not count. The dense network is trained
+in graph mode or with XLA, whichever is faster here. Finished runs are rows of
+`results/time_to_accuracy.csv` and are never repeated. The page and the plot are made from all rows.
 """
 
 import functools
@@ -32,7 +31,7 @@ _LEARNING_RATE = 0.05
 _DROP_FRACTION = 0.3
 _END_FRACTION = 0.75
 _PER_EPOCH = 4
-# Percentage points that a milestone lies below the dense network's final accuracy.
+# How many percentage points a milestone is below the final accuracy of the dense network.
 _BELOW = (4, 2, 1, 0)
 # The kind of the dense runs.
 _DENSE = (0, 1)
@@ -52,7 +51,7 @@ def _define_flags():
 
 @functools.cache
 def dense_is_faster_with_xla(width):
-    """Whether XLA makes a dense step faster; blocks of steps alternate."""
+    """Whether XLA makes a dense step faster. Blocks of both kinds of steps take turns."""
     models = [keras_programs.make(name, 0, width, _BATCH) for name in ("dense", "dense_xla")]
     times = [[model.seconds(3) for model in models] for _ in range(6)][1:]
     without, with_xla = map(statistics.median, zip(*times, strict=True))
@@ -60,11 +59,12 @@ def dense_is_faster_with_xla(width):
 
 
 class Clock(keras.callbacks.Callback):
-    """Measures the test accuracy every so many steps, and the seconds of training until then.
+    """Measures the test accuracy at intervals, and the seconds of training up to each measurement.
 
     Args:
         x, y: The test data.
-        interval, steps: Integers, the steps from one measurement to the next and of an epoch.
+        interval: Integer, the number of steps between two measurements.
+        steps: Integer, the number of steps of an epoch.
 
     Attributes:
         points: List of `(seconds, accuracy in percent)`.
@@ -122,7 +122,7 @@ def run(wanted, data):
 
 
 def _fit(model, optimizer, data, seed, epochs, steps, jit_compile, steps_per_execution, clock):
-    """`fit`, from the state before, after everything was compiled."""
+    """Compiles everything, restores the state from before, and then trains."""
     classifiers.compile_classifier(model, optimizer, jit_compile, steps_per_execution)
     optimizer.build(model.trainable_variables)
     variables = [*model.variables, *optimizer.variables]
@@ -151,7 +151,7 @@ def label(sparsity, length=1):
 
 
 def seconds_until(points, accuracy):
-    """Seconds until an accuracy is reached, the line between two points; `None` if it never is."""
+    """Seconds until an accuracy is reached, interpolated; `None` if it is never reached."""
     before = (0.0, 0.0)
     for point in points:
         if point[1] >= accuracy:
@@ -162,9 +162,10 @@ def seconds_until(points, accuracy):
 
 
 def _kinds(rows):
-    """`{(sparsity, times the dense network's epochs): list of rows}`, of the widest network.
+    """`{(sparsity, relative number of epochs): list of rows}`, of the widest network.
 
-    The dense network is the one that was trained longest; without one the sparse runs count.
+    Epochs are relative to those of the dense network, of which the longest training counts. If
+    there is none, only sparse runs count.
     """
     size = max((row["width"], row["examples"]) for row in rows)
     rows = [row for row in rows if (row["width"], row["examples"]) == size]
@@ -215,7 +216,7 @@ def _mean_until(group, goal):
 
 
 def _sentences(kinds, goals, reached):
-    """What the table says of each sparsity beside dense; a – is an accuracy not always reached."""
+    """Sentences that compare each sparsity with dense; – stands for an accuracy not reached."""
     sentences = []
     for kind, group in kinds.items():
         if not kind[0] or not goals:

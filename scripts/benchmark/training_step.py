@@ -2,10 +2,11 @@
 
     python -m scripts.benchmark.training_step
 
-Dense and sparse steps alternate in one process, so that the noise of the machine meets both; the
-ratio is taken pair by pair and reported as median and interquartile range. A mask update is timed
-the same way, against the dense steps around it. Peak memory is that of a process of its own. Takes
-nine minutes on two cores that do nothing else; writes `results/benchmark.md`.
+Dense and sparse steps alternate in one process, so other programs on the machine slow down both.
+The ratio is computed for each pair; the median and the interquartile range are reported. A mask
+update is measured in the same way, against the dense steps around it. Peak memory is measured in a
+separate process. It takes nine minutes on two cores without other work, and writes
+`results/benchmark.md`.
 """
 
 import pathlib
@@ -24,7 +25,7 @@ from scripts.common import provenance
 
 _SPARSITY = 0.9
 _WARM_UP = 5
-# Far from each other, so that the benchmark decides which steps are updates.
+# The regular updates are so far apart that none happens: the benchmark asks for updates.
 _UPDATE_FREQUENCY = 1_000_000
 
 FLAGS = flags.FLAGS
@@ -40,7 +41,7 @@ def _define_flags():
 
 
 def mlp():
-    """784-2048-2048-2048-10."""
+    """A network with the layers 784, 2048, 2048, 2048, 10."""
     hidden = [keras.layers.Dense(2048, activation="relu") for _ in range(3)]
     return keras.Sequential([keras.Input((784,)), *hidden, keras.layers.Dense(10)])
 

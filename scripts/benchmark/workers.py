@@ -11,7 +11,7 @@ _ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Missing(Exception):
-    """A program that does not start, or cannot do a case; its text says why."""
+    """Raised if a program does not start or cannot run a case. The message says why."""
 
 
 class Worker:
@@ -21,8 +21,8 @@ class Worker:
         command: List of strings; the first one is a Python.
 
     Attributes:
-        versions: String, those of the libraries.
-        peak_mb: Integer, the peak memory of their imports.
+        versions: String, the versions of its libraries.
+        peak_mb: Integer, its peak memory after the imports.
     """
 
     def __init__(self, command):
@@ -52,7 +52,7 @@ class Worker:
         self.versions, self.peak_mb = answer["versions"], answer["peak_mb"]
 
     def ask(self, **request):
-        """The answer to a request; `Missing` if there is none."""
+        """Sends a request and returns the answer. Raises `Missing` if there is none."""
         with contextlib.suppress(OSError):  # It ended: reading says why.
             print(json.dumps(request), file=self._process.stdin, flush=True)
         return self._read()

@@ -1,12 +1,12 @@
-"""Tries every family of `keras.applications` from `sparsify` to `strip`.
+"""Tries every family of `keras.applications`, from `sparsify` to `strip`.
 
     python -m scripts.checks.applications
 
-takes the smallest model of each family, at the smallest input that it allows. It is made sparse,
-trained, saved, loaded, stripped and counted. After each of these, kernels must be zero where their
-masks are, and have as many connections as ERK gives them at 90 %. A family that passed is a row of
-`results/applications.csv` and is never repeated; the Markdown table beside it is made anew from all
-rows. About twenty minutes on two cores.
+takes the smallest model of each family, with the smallest input that it allows. The model is made
+sparse, trained, saved, loaded, stripped and counted. After each step two things are checked:
+kernels are zero where their masks are false, and the numbers of active connections are those of ERK
+at 90 %. A family that passed is a row of `results/applications.csv` and is not checked again. The
+Markdown table is made from all rows. It takes about twenty minutes on two cores.
 """
 
 import collections
@@ -55,13 +55,13 @@ def _define_flags():
 
 
 def check_family(name):
-    """Takes one model through all that a sparse model goes through.
+    """Checks one model in all steps.
 
     Args:
         name: A key of `FAMILIES`.
 
     Returns:
-        Its row of the table, if everything held; else the first failed check raises.
+        Its row of the table. The first check that fails raises an error.
     """
     begin = time.monotonic()
     size = FAMILIES[name]
@@ -107,11 +107,11 @@ def check_family(name):
 
 
 def _build(name, size):
-    """A model whose predictions depend on the input after two steps.
+    """A model whose predictions still depend on the input after two steps of training.
 
-    As Keras makes them, deep models let activations vanish: batch normalisation starts with the
-    statistics of none, so here it takes those of its last batch; and models that do not normalise
-    get larger weights, as a tenth of them will have to do.
+    With the initial weights of Keras, the activations of deep models vanish. The statistics of
+    batch normalisation are not those of any data, so here they are taken from the last batch.
+    Models without normalisation get larger weights, because only a tenth of them will be active.
     """
     model = getattr(keras.applications, name)(weights=None, input_shape=(size, size, 3))
     for layer in model.layers:
@@ -128,7 +128,7 @@ def _train(model, x, y):
         rigl_tf.RigL(keras.optimizers.SGD(0.01, momentum=0.9), end_step=100, update_frequency=1),
         "sparse_categorical_crossentropy",
     )
-    # Else the first step, which would create its variables, is traced twice.
+    # Otherwise the first step creates its variables, and is traced twice.
     model.optimizer.build(model.trainable_variables)
     begin = time.monotonic()
     model.fit(x, y, batch_size=_BATCH_SIZE, verbose=0)
@@ -139,7 +139,7 @@ def _train(model, x, y):
 
 
 def predict(model, x):
-    """Predictions for a batch; they must be numbers, and depend on the input."""
+    """Predictions for a batch. It is checked that they are finite and depend on the input."""
     predictions = np.asarray(model(x, training=False))
     if not np.isfinite(predictions).all() or not np.ptp(predictions, axis=0).any():
         raise AssertionError("Predictions must be finite and depend on the input")
@@ -154,7 +154,7 @@ def _saved_and_loaded(model):
 
 
 def check_taken_over(sparse, dense_weights):
-    """The sparse model holds the dense model's weights, and all matrices are accounted for."""
+    """Checks that the dense model's weights are kept, and every matrix is sparse or known dense."""
     masks = rigl_tf.get_masks(sparse)
     weights = [weight for weight in sparse.weights if weight.dtype != "bool"]
     for weight, expected in zip(weights, dense_weights, strict=True):
@@ -172,7 +172,7 @@ def _masks(model):
 
 
 def check_counts(model):
-    """Kernels are zero where their masks are, and each has as many connections as ERK gives it."""
+    """Checks that kernels are zero outside their masks, and that ERK gives their counts."""
     masks = rigl_tf.get_masks(model)
     values = {weight.path: weight.numpy() for weight in model.weights}
     shapes = {path: mask.shape for path, mask in masks.items()}
@@ -184,13 +184,13 @@ def check_counts(model):
 
 
 def outline(model):
-    """Name and kind of each layer, and the shape of each weight: masks would be among them."""
+    """Name and class of each layer, and the shape of each weight. A mask would be found here."""
     layers = [(layer.name, type(layer)) for layer in model.layers]
     return layers, [tuple(weight.shape) for weight in model.weights]
 
 
 def _facts(model):
-    """What the table says of a sparse model."""
+    """The columns of the table about a sparse model."""
     summary = rigl_tf.sparsity_summary(model)
     reasons = collections.Counter(weights.reason for weights in summary.dense)
     cost = rigl_tf.flops.count(model)

@@ -2,10 +2,10 @@
 
     python -m scripts.checks.faults --num_tries=50
 
-Each try starts `python -m scripts.train` in a process of its own, kills it at a random moment,
-looks at every file it left, and resumes it (and kills it again, in tries with several kills) until
-it ends. Then all that the run ends with must be that of a run that was never killed, bit for bit.
-The moments are aimed at, because a kill at any time of a run seldom meets a file being written:
+Each try starts `python -m scripts.train` in a process, kills it at a random moment, checks every
+file that is there, and resumes the run until it ends. (In tries with several kills it is killed
+again.) Then the results must be equal, bit for bit, to those of a run that was never killed. A kill
+at any time rarely happens while a file is written, so each try aims at a certain phase:
 
 | aim | the kill comes at a random moment of |
 | --- | --- |
@@ -15,11 +15,12 @@ The moments are aimed at, because a kill at any time of a run seldom meets a fil
 | any time | the run, from `config.json` on |
 | several | a checkpoint, then the start of the resumed run, then the export of the next |
 
-What was hit is told by the files that are there after the kill. A try takes about a minute on two
-cores. Finished tries are rows of `results/faults.csv` and are never repeated; the page beside it is
-made anew from all rows. Expect every run to end the same and no file to be half-written.
+The files that are there after the kill tell what was interrupted. A try takes about a minute on two
+cores. Finished tries are rows of `results/faults.csv` and are never repeated. The page is made from
+all rows. Expect the same result from every run, and no half-written file.
 
-`kill -9` loses nothing that was written, synced or not. A power failure can: files are not synced.
+`kill -9` loses nothing that was written, whether it was synced to the disk or not. A power failure
+can lose data, because files are not synced.
 """
 
 import itertools
@@ -41,7 +42,7 @@ from scripts.common.rows import Rows
 
 _EPOCHS = 6
 _SETTINGS = (f"--epochs={_EPOCHS}", "--batch_size=16", "--nojit_compile")
-# With a frequency of 1 every step until 75 % of training is an update, but for the first.
+# With a frequency of 1, all steps up to 75 % of training are updates, except the first.
 _FREQUENCIES = {"mask update": 1}
 _UPDATE_EPOCHS = (1, 2, 3)
 _POLL_SECONDS = 0.0005
@@ -60,7 +61,7 @@ def _define_flags():
 
 
 class Reference:
-    """A run that is not killed, and how long its parts take.
+    """A run that is not killed, and the durations of its phases.
 
     Args:
         directory: `pathlib.Path` of the run directory.
@@ -95,7 +96,7 @@ class Reference:
 
 
 def start(directory, frequency):
-    """Starts or resumes a run in a process; its output goes to a file beside the directory."""
+    """Starts or resumes a run in a process. Its output goes to a file beside the directory."""
     command = [sys.executable, "-m", "scripts.train", f"--output_dir={directory}"]
     if (directory / "config.json").exists():
         command.append("--resume")
@@ -110,10 +111,10 @@ def _output(directory):
 
 
 def kill(process, directory, aim, epoch, seconds):
-    """Waits until a run comes to what is aimed at, then for `seconds`, then kills it.
+    """Waits until a run reaches the phase that is aimed at, waits `seconds` more, and kills it.
 
     Returns:
-        Whether it was killed; `False` if it had ended by then.
+        Whether it was killed; `False` if it had ended before.
     """
     pattern = {
         "export": ".tmp-model-*",
@@ -133,12 +134,12 @@ def kill(process, directory, aim, epoch, seconds):
 
 
 def state(directory):
-    """The files of a run and when they were written."""
+    """The names of the files of a run, and when each was written."""
     return {path.name: path.stat().st_mtime_ns for path in directory.glob("*")}
 
 
 def moment(directory, frequency, before):
-    """What a killed process was doing, told by the files; `before`: their `state` at its start."""
+    """What a killed process was doing, judged by its files. `before`: their first `state`."""
     if state(directory) == before:
         return "resumed, nothing written yet"
     temporaries = " ".join(run_files.temporaries(directory))
@@ -193,7 +194,7 @@ def attempt(reference, directory, aim, generator):
 
 
 def _outcome(reference, aim, run, work):
-    """That of the first attempt in which the run did not end before it was killed."""
+    """The result of the first attempt that killed the run before it ended."""
     generator = np.random.default_rng((run["seed"], run["try"]))
     for _ in range(_MAX_ATTEMPTS):
         with tempfile.TemporaryDirectory(dir=work) as directory:

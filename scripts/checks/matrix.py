@@ -4,13 +4,14 @@
     make matrix CELLS=3.11:3.12,3.13:3.15
     python -m scripts.checks.matrix --processes=1
 
-Each cell is a Python and a Keras version. For each Python a virtual environment is made in
-`.venv-matrix/`, by that Python if there is one, else by uv where it is installed, which downloads
-it: a few minutes and 2 GB, once. Then the tests of `SUITES` run, about two minutes a cell on two
-cores. Where a Python is not to be had, its cells are left out, and the run says so. The last run
-of each cell is a row of `results/matrix.csv`; `results/matrix.md` is made of all rows.
+Each cell is a Python and a Keras version. For each Python, a virtual environment is made in
+`.venv-matrix/`. It is made by this Python if it is installed, otherwise by uv, if uv is installed:
+uv downloads the Python. This takes a few minutes and 2 GB, once. Then the tests of `SUITES` run,
+about two minutes for each cell on two cores. If a Python is not available, its cells are left out,
+and a message says so. The last run of each cell is a row of `results/matrix.csv`.
+`results/matrix.md` is made from all rows.
 
-This module needs no package, so that any Python can run it.
+This module needs no package, so any Python can run it.
 """
 
 import argparse
@@ -33,7 +34,7 @@ KERAS = ("3.12", "3.15")
 # Keras 3.13 and later have no release for Python 3.10.
 IMPOSSIBLE = {("3.10", "3.15"): "no release of Keras 3.15 is for Python 3.10"}
 CELLS = [(p, k) for p in PYTHONS for k in KERAS if (p, k) not in IMPOSSIBLE]
-# What depends on Keras and Python: models of every kind, files, masks, optimizers, CSR kernels.
+# The tests that depend on Keras and Python: all kinds of models, files, masks, optimizers, CSR.
 SUITES = (
     "tests/test_callbacks.py",
     "tests/test_masks.py",
@@ -51,17 +52,17 @@ print("versions", platform.python_version(), keras.__version__, tensorflow.__ver
 
 
 def interpreter(version):
-    """The path of a Python of this version, such as `"3.12"`; `None` if there is none."""
+    """The path of a Python of this version, such as `"3.12"`; `None` if none is installed."""
     if sys.version_info[:2] == tuple(map(int, version.split("."))):
         return sys.executable
     found = shutil.which(f"python{version}")
-    # A version manager may have a command of that name that only says that there is none.
+    # The command may be one of a version manager, which only says that this Python is missing.
     works = found and subprocess.run([found, "--version"], capture_output=True).returncode == 0
     return found if works else None
 
 
 def environment(version, folder):
-    """The Python of a virtual environment with all requirements; `None` if it cannot be made."""
+    """The Python of a virtual environment with all requirements; `None` if this fails."""
     python = folder / version / "bin" / "python"
     complete = folder / version / "complete"
     requirements = ROOT / "requirements.txt"
@@ -138,7 +139,7 @@ def read(path):
 
 
 def write(path, rows):
-    """Writes the rows, all or none."""
+    """Writes all rows. If it is interrupted, the file of before stays."""
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -191,10 +192,10 @@ def page(rows):
 
 
 def cells_of(text):
-    """The cells of an argument, such as `3.11:3.12,3.13:3.15`; all if it is empty.
+    """The cells in an argument such as `3.11:3.12,3.13:3.15`; all cells if it is empty.
 
     Raises:
-        ValueError: If one is no Python and Keras version.
+        ValueError: If a part is not a Python and a Keras version.
     """
     found = [tuple(each.split(":")) for each in text.split(",") if each]
     for cell in found:

@@ -19,13 +19,13 @@ _TEMPORARY = (".tmp-", ".export-")
 
 
 def temporaries(directory):
-    """Names of the temporary files and directories of a run."""
+    """The names of the temporary files and directories in a run directory."""
     names = (path.name for path in pathlib.Path(directory).iterdir())
     return sorted(name for name in names if name.startswith(_TEMPORARY))
 
 
 def last_checkpoint(directory):
-    """Number of epochs after which the last checkpoint was written, 0 if there is none."""
+    """The number of epochs after which the last checkpoint was written; 0 if there is none."""
     names = (path.name for path in pathlib.Path(directory).glob("checkpoint-*.keras"))
     return max((_epochs_of(name) for name in names), default=0)
 
@@ -37,8 +37,8 @@ def broken_files(directory):
         directory: Path of the run directory.
 
     Returns:
-        List of strings, one for each file that does not load, that has no part in a run, or that
-        contradicts another one. Temporary files are passed over.
+        List of strings, one for each file that cannot be loaded, does not belong to a run, or
+        contradicts another file. Temporary files are ignored.
     """
     broken = []
     for path in sorted(pathlib.Path(directory).iterdir()):
@@ -46,16 +46,16 @@ def broken_files(directory):
             continue
         try:
             _load(path)
-        except Exception as error:  # Whatever a damaged file makes a reader raise.
+        except Exception as error:  # Readers raise many kinds of errors for damaged files.
             broken.append(f"{path.name}: {type(error).__name__}: {error}")
     return broken
 
 
 def final_arrays(directory):
-    """All that a finished run ends with, as `{file/name: array}`.
+    """The results of a finished run, as `{file/name: array}`.
 
-    The metrics, and of the last checkpoint and the final model the weights, masks and optimizer
-    state, and the weights of the export.
+    These are the metrics; the weights, masks and optimizer state of the last checkpoint and of the
+    final model; and the weights of the export.
     """
     directory = pathlib.Path(directory)
     metrics = np.frombuffer((directory / "metrics.csv").read_bytes(), np.uint8)
@@ -76,10 +76,10 @@ def final_arrays(directory):
 
 
 def differences(directory, other):
-    """What is not the same in two finished runs, as a list of strings.
+    """List of strings, one for each difference between two finished runs.
 
-    Compared are the names of the files, all of `final_arrays` bit for bit, and the accuracies and
-    counts in `report.json` (not its paths, sizes of files and times).
+    These are compared: the names of the files; all of `final_arrays`, bit for bit; and the
+    accuracies and counts in `report.json` (but not its paths, file sizes and times).
     """
     one, two = (sorted(p.name for p in pathlib.Path(d).iterdir()) for d in (directory, other))
     if one != two:

@@ -1,6 +1,6 @@
-"""Headless Chromium, to look at pages: those of `rigl_tf.export(..., format="web")`, and reports.
+"""Opens pages in headless Chromium: those of `rigl_tf.export(..., format="web")`, and reports.
 
-`make test-web` installs what it needs: Chromium, and in `.web` LiteRT.js and puppeteer-core.
+`make test-web` installs what is needed: Chromium, and LiteRT.js and puppeteer-core in `.web`.
 """
 
 import json
@@ -16,12 +16,12 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 
 
 def chromium():
-    """The path of a Chromium, `None` if there is none."""
+    """The path of Chromium, or `None` if it is not installed."""
     return next(filter(None, map(shutil.which, _NAMES)), None)
 
 
 def missing():
-    """What is missing to run a page, in words; empty if nothing is."""
+    """What is missing to run a page, as text; empty if nothing is missing."""
     what = []
     if chromium() is None:
         what.append("Chromium")
@@ -34,17 +34,17 @@ def missing():
 
 
 def run(folder, screenshot=None):
-    """Runs the page of a folder.
+    """Runs the page in a folder.
 
     Args:
-        folder: That `rigl_tf.export` wrote.
-        screenshot: Path of a PNG of the page.
+        folder: A folder that `rigl_tf.export` wrote.
+        screenshot: Path of a PNG file to write, with a picture of the page.
 
     Returns:
-        What the page measured, as a dictionary.
+        Dictionary with the numbers that the page measured.
 
     Raises:
-        RuntimeError: If anything is missing, the page fails, or an error is on its console.
+        RuntimeError: If something is missing, the page fails, or its console shows an error.
     """
     if missing():
         raise RuntimeError(missing())
@@ -79,16 +79,16 @@ def run(folder, screenshot=None):
 
 
 def look(page, folder, widths=(400, 1400)):
-    """Looks at a page of one file, at these widths in pixels, in light and in dark.
+    """Opens a page at several widths, with light and with dark colours.
 
     Args:
         page: Path of the HTML file.
-        folder: Where the screenshots go, `400-light.png` and so on.
-        widths: Integers.
+        folder: Path of the folder for the screenshots `400-light.png` and so on.
+        widths: Integers, in pixels.
 
     Returns:
-        Dictionary: `views`, a dictionary for each width and scheme, with what was seen; `requests`,
-        the addresses that were asked for; `errors`, what was on the console.
+        Dictionary with `views`, a dictionary of what was seen for each width and colour scheme;
+        `requests`, the addresses that the page requested; and `errors`, the errors on its console.
     """
     if missing():
         raise RuntimeError(missing())

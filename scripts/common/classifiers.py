@@ -9,15 +9,15 @@ import tensorflow as tf
 def batches(x, y, batch_size, epochs, seed, first_epoch=0, augment=None):
     """The batches of the epochs from `first_epoch` on, as one `tf.data.Dataset`.
 
-    The order of each epoch is a function of the seed and of the epoch only. Of each epoch the last
-    incomplete batch is left out.
+    The order in an epoch depends only on the seed and on the number of the epoch. In each epoch the
+    last, incomplete batch is left out.
 
     Args:
         x, y: Arrays of inputs and targets.
         batch_size, epochs, seed: Integers.
-        first_epoch: Integer, the epoch to begin with.
-        augment: Function that gets a batch of inputs and a seed, a pair of integers, and returns
-            inputs; or `None`.
+        first_epoch: Integer, the first epoch.
+        augment: Function that takes a batch of inputs and a seed (a pair of integers), and returns
+            changed inputs; or `None`.
     """
     with tf.device("CPU"):
         x, y = tf.constant(x), tf.constant(y)
@@ -39,15 +39,15 @@ def batches(x, y, batch_size, epochs, seed, first_epoch=0, augment=None):
 
 
 def shift_and_flip(images, seed, most=4):
-    """Shifts each image by some pixels and flips every second one: CIFAR's augmentation.
+    """Shifts each image by some pixels and flips half of them: the usual augmentation of CIFAR.
 
     Args:
         images: Tensor, shape `(batch, height, width, channels)`.
         seed: Pair of integers.
-        most: Number of pixels that an image is shifted by at most, in each direction.
+        most: Integer, the largest shift in each direction, in pixels.
 
     Returns:
-        Tensor of the same shape; what is shifted in is 0.
+        Tensor of the same shape. Pixels from outside the image are 0.
     """
     size, height, width = images.shape[0], images.shape[1], images.shape[2]
     seeds = tf.random.experimental.stateless_split(seed, 3)
@@ -62,7 +62,7 @@ def shift_and_flip(images, seed, most=4):
 
 
 def steps_per_epoch(data, batch_size):
-    """The number of whole batches; a `ValueError` if there is none."""
+    """The number of complete batches. Raises a `ValueError` if there is none."""
     steps = len(data.x_train) // batch_size
     if not steps:
         raise ValueError(
@@ -87,7 +87,7 @@ def fit(
     validate=False,
     steps_per_execution=None,
 ):
-    """Trains a classifier, whose outputs are logits.
+    """Trains a classifier whose outputs are logits.
 
     Args:
         model: A `keras.Model`.
@@ -95,13 +95,14 @@ def fit(
         data: A `scripts.common.datasets.Dataset`.
         batch_size, epochs, seed, augment, first_epoch: See `batches`.
         callbacks: List of `keras.callbacks.Callback`.
-        steps: Pair of integers, the first step and the one to stop before, counted over all
-            epochs: a part of the training, which is one epoch to Keras.
-        jit_compile: Whether XLA compiles the steps. On CPUs that is faster for Dense layers, and
-            slower for convolutions.
-        validate: Whether to evaluate the test data after every epoch.
-        steps_per_execution: Integer, a divisor of the steps of an epoch, by default the largest up
-            to 50; 1 for callbacks that look between steps. With `steps` it need not be a divisor.
+        steps: Pair of integers, to train only a part: the first step, and the step before which to
+            stop. They are counted over all epochs. For Keras such a part is one epoch.
+        jit_compile: Boolean, whether XLA compiles the steps. On CPUs this is faster for Dense
+            layers and slower for convolutions.
+        validate: Boolean, whether to evaluate the test data after every epoch.
+        steps_per_execution: Integer, a divisor of the steps of an epoch. Defaults to the largest
+            one up to 50. Use 1 for callbacks that do something between steps. With `steps` it need
+            not be a divisor.
 
     Returns:
         The `keras.callbacks.History`.
@@ -132,13 +133,14 @@ _compiled = weakref.WeakKeyDictionary()
 
 
 def compile_classifier(model, optimizer, jit_compile, steps_per_execution):
-    """Compiles a model. If it is compiled in this way already, only its SGD starts anew.
+    """Compiles a model. If it is compiled in this way already, only its SGD is reset.
 
-    Compiling a training step with XLA takes longer than some epochs of a small network.
+    This saves time: to compile a training step with XLA takes longer than some epochs of a small
+    network.
     """
     is_sgd = type(optimizer) is keras.optimizers.SGD
     config = {**optimizer.get_config(), "name": None} if is_sgd else id(optimizer)
-    # A penalty that came since is not in what was compiled.
+    # A penalty that was added later is not in the compiled step.
     regularizers = [weight.regularizer for weight in model.trainable_weights]
     how = (config, jit_compile, steps_per_execution, regularizers)
     if is_sgd and _compiled.get(model) == how:
@@ -153,7 +155,7 @@ def compile_classifier(model, optimizer, jit_compile, steps_per_execution):
         jit_compile=jit_compile,
         steps_per_execution=steps_per_execution,
     )
-    # A step that creates variables, of its optimizer or of a metric, is traced twice.
+    # A step that creates variables, such as those of the optimizer or a metric, is traced twice.
     optimizer.build(model.trainable_variables)
     _compiled[model] = how
 

@@ -12,7 +12,7 @@ _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
 class Dataset(NamedTuple):
-    """Inputs are float32, labels int32 in `[0, num_classes)`, shape `(examples,)`."""
+    """A data set: inputs are float32; labels are int32 in `[0, num_classes)`, one per example."""
 
     x_train: np.ndarray
     y_train: np.ndarray
@@ -130,7 +130,7 @@ def _read(path):
 
 
 def _finish(name, source, arrays):
-    """Checks the four arrays and brings them to the shapes, types and ranges of a `Dataset`."""
+    """Checks the four arrays, and converts them to the shapes and types of a `Dataset`."""
     x_train, x_test = (_inputs(arrays[key], key, source) for key in ("x_train", "x_test"))
     y_train, y_test = (_labels(arrays[key], key, source) for key in ("y_train", "y_test"))
     for split, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
@@ -191,7 +191,7 @@ def _labels(y, key, source):
 
 
 def _standardise(x_train, x_test):
-    """Standardises each channel of both arrays, in place, by what it is in the training set."""
+    """Standardises each channel of both arrays in place, with the numbers of the training set."""
     for channel in range(x_train.shape[-1]):
         # Summed in float64: in float32 a sum over 51 million pixels stops growing.
         mean = float(x_train[..., channel].mean(dtype=np.float64))

@@ -1,4 +1,4 @@
-"""The methods that the scripts compare: which model, which optimizer."""
+"""The methods that the scripts compare: the model and the optimizer of each."""
 
 import functools
 import math
@@ -34,7 +34,7 @@ _NUM_SCORED = 1000
 
 
 def check_method(method):
-    """Raises a `ValueError` that lists the methods, unless `method` is one of them."""
+    """Raises a `ValueError` that lists the methods, if `method` is not one of them."""
     if method not in METHODS:
         raise ValueError(f"`method` must be one of {list(METHODS)}. Received: method={method!r}")
 
@@ -42,8 +42,8 @@ def check_method(method):
 def build_model(method, name, sparsity, distribution="erk", seed=0, data=None, **model_arguments):
     """The model that `method` trains: dense, sparse, or a small dense one with as many weights.
 
-    `"pruning"` and `"dnw"` start with all connections; `"snip"` and `"grasp"` choose theirs by the
-    first 1000 training examples, as many in each kernel as the distribution says.
+    `"pruning"` and `"dnw"` start with all connections. `"snip"` and `"grasp"` choose theirs with
+    the first 1000 training examples; the distribution gives the number in each kernel.
 
     Args:
         method: One of `METHODS`.
@@ -69,9 +69,9 @@ def build_model(method, name, sparsity, distribution="erk", seed=0, data=None, *
 
 
 def sparsify(method, model, sparsity, distribution="erk", seed=0, data=None):
-    """The model as `method` starts to train it; for the arguments see `build_model`.
+    """Makes the model with which `method` starts. For the arguments see `build_model`.
 
-    It shares its layers with the given one, see `rigl_tf.sparsify`: give each method a new model.
+    It uses the layers of the given model, see `rigl_tf.sparsify`. So each method needs a new model.
     """
     if method == "dense":
         return model
@@ -98,11 +98,11 @@ def wrap_optimizer(
     seed=0,
     **dynamic_arguments,
 ):
-    """`inner_optimizer` for the dense methods, else the method's optimizer around it.
+    """Returns `inner_optimizer` for the dense methods, else the method's optimizer around it.
 
-    Masks change until `end_fraction` of `total_steps`. Pruning starts at 40 % of that time, as in
-    the paper's runs on ImageNet; `sparsity` and `distribution` are for pruning and DNW alone,
-    `dynamic_arguments` for SET, SNFS and RigL.
+    Masks change until `end_fraction` of `total_steps`. Pruning starts at 40 % of this time, as in
+    the paper's runs on ImageNet. `sparsity` and `distribution` are only used by pruning and DNW,
+    `dynamic_arguments` only by SET, SNFS and RigL.
     """
     check_method(method)
     if method in ("dense", "small_dense"):

@@ -12,10 +12,10 @@ _DPI = (150, 120, 100, 80, 70, 60, 50)
 
 
 def plot_means(rows, series, x, y, path, order, title, xlabel, ylabel, as_error=False, look=None):
-    """Draws mean ± standard deviation over x, a line for each series; x = 0 across the plot.
+    """Draws mean ± standard deviation over x, with a line for each series.
 
-    With `as_error` it draws `100 - y`, on a logarithmic axis. `look` is `{series: style}`, that of
-    the methods if it is not given.
+    A value at x = 0 is drawn across the whole plot. With `as_error`, `100 - y` is drawn on a
+    logarithmic axis. `look` is `{series: style}`; by default the styles of the methods are used.
     """
     if as_error:
         rows = [{**row, y: 100 - row[y]} for row in rows]
@@ -43,20 +43,20 @@ def plot_means(rows, series, x, y, path, order, title, xlabel, ylabel, as_error=
 
 
 def with_errors(axes, x, y, errors, style, label):
-    """A line with error bars that end in caps, thinner than the line; none if all are 0."""
+    """Draws a line with error bars. There are no bars if all errors are 0."""
     bars = {"capsize": 3, "elinewidth": 1} if np.any(errors) else {}
     errors = errors if bars else None
     axes.errorbar(x, y, errors, **style, **bars, label=label, markersize=5, linewidth=1.4)
 
 
 def across(axes, mean, deviation=0.0, label="Dense"):
-    """The dense network's value across the plot, in a band of its standard deviation."""
+    """Draws the value of the dense network across the plot, with a band for its deviation."""
     axes.axhline(mean, **styles.line(styles.of(["dense"])["dense"]), linewidth=1.2, label=label)
     axes.axhspan(mean - deviation, mean + deviation, color="black", alpha=0.08, linewidth=0)
 
 
 def apart(number, width=0.3):
-    """How far each of `number` lines is shifted along x, so that no error bar hides another.
+    """The shift along x of each of `number` lines, so that their error bars do not overlap.
 
     Example:
 
@@ -68,7 +68,7 @@ def apart(number, width=0.3):
 
 
 def plain_numbers(axes):
-    """A logarithmic y axis whose numbers are written as they are."""
+    """A logarithmic y axis with ordinary numbers as labels."""
     from matplotlib import ticker
 
     axes.set_yscale("log")
@@ -78,7 +78,7 @@ def plain_numbers(axes):
 
 
 def legend(axes, **arguments):
-    """A legend within the plot; beside it where many lines leave no room."""
+    """A legend inside the plot; beside the plot if there are too many lines."""
     beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "fontsize": "small"}
     many = len(axes.get_legend_handles_labels()[1]) > 6
     # Long enough to show a line's dashes.
@@ -87,7 +87,7 @@ def legend(axes, **arguments):
 
 @contextlib.contextmanager
 def figure(path, figsize=(7, 4.5), **subplots):
-    """The axes of a figure, saved as PNG at the end; for `subplots` see `pyplot.subplots`."""
+    """The axes of a figure, which is saved as PNG at the end. `subplots`: see `pyplot.subplots`."""
     pyplot = start()
     figure, axes = pyplot.subplots(figsize=figsize, **subplots)
     yield axes
@@ -95,7 +95,7 @@ def figure(path, figsize=(7, 4.5), **subplots):
 
 
 def start():
-    """`matplotlib.pyplot`, which draws to files alone."""
+    """Returns `matplotlib.pyplot`, set to draw only to files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -105,12 +105,12 @@ def start():
 
 
 def save(figure, path):
-    """Saves a figure as PNG of `MAX_BYTES` at most, and closes it.
+    """Saves a figure as a PNG of at most `MAX_BYTES`, and closes it.
 
-    A figure that is larger gets a palette of 64 colours and, if need be, fewer dots per inch.
+    A larger figure gets a palette of 64 colours and, if necessary, fewer dots per inch.
 
     Raises:
-        ValueError: If it is too large even so.
+        ValueError: If it is still too large.
     """
     from matplotlib import pyplot
 

@@ -7,15 +7,15 @@ import os
 
 
 class Rows:
-    """Finished runs in a CSV file; a run is known by the columns in `key`.
+    """Finished runs in a CSV file. The columns in `key` identify a run.
 
-    Every added row is on disk before `add` returns, so that a script can be stopped at any time.
-    Several processes may add rows to the same file. A column that only some of the rows have, such
-    as those of an older version of the script, is kept, and empty in the other rows.
+    `add` writes a row to the disk before it returns, so a script can be stopped at any time.
+    Several processes may add rows to the same file. Only some rows may have a column, for example
+    rows of an older version of the script. The column is then kept, and empty in the other rows.
 
     Args:
-        path: `pathlib.Path` of the CSV file, which need not exist.
-        key: Names of the columns that make a run.
+        path: `pathlib.Path` of the CSV file. It need not exist.
+        key: Names of the columns that identify a run.
     """
 
     def __init__(self, path, key):
@@ -36,7 +36,7 @@ class Rows:
         return any(all(row.get(name) == run[name] for name in self.key) for row in self.rows)
 
     def add(self, row):
-        """Appends one row; the file is written anew and renamed, so it is never half-written."""
+        """Appends one row. The file is written again and renamed, so it is never half-written."""
         with _locked(self.path.parent):
             self.rows = [*self._read(), row]
             temporary = self.path.with_suffix(".tmp")
@@ -50,7 +50,7 @@ class Rows:
 
 @contextlib.contextmanager
 def _locked(directory):
-    """Keeps other processes waiting that want the same."""
+    """Holds a lock, for which other processes wait."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -1,7 +1,7 @@
-"""One style for each method, the same in all plots: colour, marker and line.
+"""The style of each method, the same in all plots: colour, marker and line.
 
-The colours are those of Okabe and Ito, which readers with any colour vision can tell apart. Each
-method has a marker of its own as well, so that it is also known without colours.
+The colours are those of Okabe and Ito, which can also be distinguished with colour blindness. Each
+method also has its own marker, so a plot can be read without colours.
 """
 
 import itertools
@@ -32,18 +32,19 @@ _TABLE = {
     "rr_omp": ("RR-OMP", _ORANGE, "v", "--"),
     "random": ("Random", _GREEN, "D", "-."),
 }
-# Of what has no style of its own, in this order.
+# The colours, markers and lines of other names, in this order.
 _COLOURS = (_BLUE, _RED, _GREEN, _ORANGE, _PINK, _SKY, _BROWN, _VIOLET)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "H")
 _LINES = ("-", "--", "-.", ":")
 
 
 def of(names):
-    """`{name: its style}`: keyword arguments of `Axes.plot` and `errorbar`, all different.
+    """`{name: style}`, all different. A style has keyword arguments of `Axes.plot` and `errorbar`.
 
-    `"small dense"` is `"small_dense"`. `"rigl 5x"` and `"static again"` are kinds of a method, or
-    of another name: they have its colour, and a marker and a line of their own; the first has the
-    method's own style if the method is not there. Other names get the colours that are left.
+    `"small dense"` means `"small_dense"`. Names such as `"rigl 5x"` or `"static again"` are
+    variants of the name before the space. They get its colour, and another marker and line. If the
+    name itself is not in the plot, its first variant gets its style. Other names get unused
+    colours.
 
     Example:
 
@@ -84,7 +85,7 @@ def _of_table(method):
 
 
 def _free(taken):
-    """The first style with a colour of its own; if there is none, with a marker and a line."""
+    """The first style with an unused colour, or else with an unused marker and line."""
     styles = list(map(numbered, range(len(_COLOURS) * len(_LINES))))
     colors = {style["color"] for style in taken}
     markers = {style["marker"] for style in taken}
@@ -98,7 +99,7 @@ def _free(taken):
 
 
 def numbered(number):
-    """The style of the line of this number, where lines are no methods.
+    """The style of line number `number`, for plots whose lines are not methods.
 
     Example:
 
@@ -113,12 +114,12 @@ def numbered(number):
 
 
 def line(style):
-    """A style without its marker, for lines of many points."""
+    """The style without a marker, for lines with many points."""
     return {name: style[name] for name in ("color", "linestyle")}
 
 
 def label(name):
-    """What the papers call a method; other names as they are.
+    """The name of a method in the papers. Other names are not changed.
 
     Example:
 
@@ -142,7 +143,7 @@ def _key(name):
 
 
 def _family(name, families):
-    """The method, or the other name, of which this is a kind; itself if of none."""
+    """The name of which this one is a variant, or the name itself."""
     if _key(name) in _TABLE:
         return _key(name)
     bases = [

@@ -1,4 +1,4 @@
-"""Means of results, tables in Markdown, and series of numbers as text in a column."""
+"""Means of results, tables in Markdown, and lists of numbers as the text of a column."""
 
 import math
 import statistics
@@ -7,7 +7,7 @@ import statistics
 def means(rows, series, x, y):
     """`{(series value, x value): (mean, standard deviation, number of rows)}`.
 
-    The standard deviation is that of the sample, and 0 for one row.
+    It is the sample standard deviation; 0 for a single row.
     """
     groups = {}
     for row in rows:
@@ -19,7 +19,7 @@ def means(rows, series, x, y):
 
 
 def middle(rows, column):
-    """The median of a column over the rows that have it; `nan` if none has."""
+    """The median of a column over the rows that have it; `nan` if there is none."""
     found = [row[column] for row in rows if row.get(column) not in (None, "")]
     return statistics.median(found) if found else math.nan
 
@@ -31,7 +31,7 @@ def table(head, rows):
 
 
 def with_spread(value, digits=2):
-    """One of `means` as text: mean ± standard deviation, the mean alone of one row, `None`: –.
+    """A value of `means` as text: mean ± standard deviation, or only the mean; – for `None`.
 
     Example:
 
@@ -45,7 +45,7 @@ def with_spread(value, digits=2):
 
 
 def mean_table(rows, series, x, y, order):
-    """A Markdown table of mean ± standard deviation, a row for each series, a column for each x."""
+    """A Markdown table of mean ± standard deviation: a row per series, a column per x."""
     values = means(rows, series, x, y)
     columns = sorted({key[1] for key in values})
     lines = []
@@ -57,10 +57,10 @@ def mean_table(rows, series, x, y, order):
 
 
 def to_text(pairs):
-    """A series of tuples of numbers in a column: `0:1.5 100:1.25`."""
+    """Writes a list of tuples of numbers as the text of a column: `0:1.5 100:1.25`."""
     return " ".join(":".join(f"{number:.6g}" for number in pair) for pair in pairs)
 
 
 def from_text(text):
-    """The tuples of numbers of `to_text`."""
+    """Reads the tuples of numbers that `to_text` wrote."""
     return [tuple(map(float, pair.split(":"))) for pair in str(text).split()]

@@ -2,10 +2,11 @@
 
     python -m scripts.lottery --protocol=tickets --data_dir=DATA
 
-runs one of them (tickets, sanity, connectivity, gradient_flow, recipe, correlation, greedy), three
-seeds; the module of that name in `scripts/lottery` says what it trains, what it costs and what to
-expect. Finished runs are rows of a CSV file in `results/` and are never repeated; the page and the
-plots beside it, which set our numbers beside the paper's claims, are made anew from all rows.
+runs one of them (tickets, sanity, connectivity, gradient_flow, recipe, correlation, greedy) with
+three seeds. The module with this name in `scripts/lottery` says what is trained, how long it takes
+and which results to expect. Finished runs are rows of a CSV file in `results/` and are never
+repeated. The page and the plots, which compare our numbers with the claims of the papers, are made
+from all rows.
 """
 
 import importlib

@@ -1,15 +1,18 @@
-"""Tests whether trainings of a ticket, and of the dense network, end linearly connected.
+"""Tests whether two trainings of a ticket, or of the dense network, end linearly connected.
 
     python -m scripts.lottery --protocol=connectivity --data_dir=DATA
 
-finds tickets by iterative pruning with rewinding to several steps, by ordinary training, with large
-batches and with a warm-up; trains each twice in other data orders, and goes from one solution to
-the other, and from the dense solution to the ticket's; from step 0 it also trains while repelled
-from the solutions that the ticket was found in. A case and seed is about 100 trainings of 5 epochs
-for LeNet-300-100, 16 minutes of one core; 54 trainings of 3 epochs and 13 minutes for LeNet-5; the
-one seed of ResNet-20 is two hours of one core. Trainings are kept below `runs` in the output
-directory, as each level of pruning starts from the one before: give parallel processes other cases
-or seeds rather than another `--part`. Expect lower barriers from later steps on.
+Tickets are found by iterative pruning with rewinding to several steps: by ordinary training, with
+large batches, and with a warm-up. Each ticket is trained twice, with different orders of the data.
+The test error is measured on the line from one solution to the other, and from the dense solution
+to the ticket's solution. Tickets from step 0 are also trained with a penalty that repels them from
+the solutions in which the ticket was found. Expect lower barriers for later steps.
+
+A case with one seed takes about 100 trainings of 5 epochs and 16 minutes of one core for
+LeNet-300-100, 54 trainings of 3 epochs and 13 minutes for LeNet-5, and two hours of one core for
+ResNet-20, which has one seed. Trainings are kept in `runs` in the output directory, because each
+level of pruning starts from the level before. So for parallel processes choose other cases or seeds
+for each, not another `--part`.
 """
 
 import dataclasses
@@ -35,14 +38,15 @@ _NUM_POINTS = 11
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is done with a case.
+    """The settings of a case.
 
     Attributes:
         case: A `networks.Case`.
-        settings: Tuple of pairs, how it is trained and the step to rewind to as a share of all.
-        levels: The levels of pruning to look at; 0 is the dense network.
+        settings: Tuple of pairs: the way of training, and the step to rewind to, as a share of all
+            steps.
+        levels: The levels of pruning to measure; 0 is the dense network.
         prune_fraction: Float.
-        repelled: Whether tickets from step 0 are repelled, too.
+        repelled: Boolean, whether tickets from step 0 are also trained with repulsion.
     """
 
     case: networks.Case
@@ -98,12 +102,12 @@ def seconds(run):
 
 
 class Training:
-    """How the networks of a run are trained: in parts, and with a stop at the step to rewind to.
+    """Trains the networks of a run, in parts if it must stop at the step to rewind to.
 
     Attributes:
-        case: A `networks.Case`; with large batches they are ten times as large.
+        case: A `networks.Case`. With large batches, they are ten times as large.
         step: Integer, the step to rewind to.
-        total: Integer, the steps of a whole training.
+        total: Integer, the number of steps of a whole training.
     """
 
     def __init__(self, case, name, rewind):
@@ -135,7 +139,7 @@ class Training:
 
 
 def run(run):
-    """A dense network, or a ticket. What it takes to find the ticket is kept in a directory."""
+    """Does a run, for the dense network or a ticket. Trainings for the ticket are kept on disk."""
     plan, seed = CASES[run["case"]], run["seed"]
     training = Training(plan.case, run["training"], run["rewind"])
     model = networks.build(training.case, seed, 0.0)
@@ -155,7 +159,7 @@ def run(run):
 
 
 def _ticket(model, plan, run, training):
-    """The ticket, which the model then is, and the trained weights of each level up to it."""
+    """Makes the model the ticket. Returns it, and the trained weights of each level before."""
     names = ("case", "training", "rewind", "seed", "epochs", "examples")
     directory = "-".join(str(run[name]).replace(" ", "_") for name in names)
     directory = pathlib.Path(FLAGS.output_dir, "runs", NAME, directory)
@@ -207,7 +211,7 @@ _TO_DENSE = ("barrier_to_dense", "errors_to_dense", "angle_to_dense")
 
 
 def _to_dense(model, training, solutions):
-    """From the dense solution to that of the ticket."""
+    """Measures the line from the dense solution to the ticket's solution."""
     dense, *_, last = solutions
     coefficients = np.linspace(0, 1, _NUM_POINTS)
     errors = analysis.interpolate(model, dense, last, training.error, coefficients)
@@ -226,7 +230,7 @@ _REPELLED = (
 
 
 def _repelled(plan, run, training, ticket, solutions):
-    """What it costs the ticket, and a reinitialised one, to keep away from the known solutions."""
+    """Trains the ticket, and a reinitialised one, away from the known solutions."""
     if not plan.repelled or run["rewind"]:
         return dict.fromkeys(_REPELLED, "")
     known = [solutions[0], *solutions[1:-1][-1:]]

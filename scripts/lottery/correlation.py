@@ -2,14 +2,14 @@
 
     python -m scripts.lottery --protocol=correlation --data_dir=DATA
 
-Each row trains a dense network, prunes and fine-tunes it, and with the mask that this gives trains
-a ticket (from the first weights), a rewound one (from early weights) and a reinitialised one, with
-as many epochs as the fine-tuning. The learning rate is small, medium or large with one-shot
-pruning, and large with iterative and ADMM pruning.
+For each row a dense network is trained, pruned and fine-tuned. With the resulting mask, three other
+networks are trained for as many epochs as the fine-tuning: a ticket from the initial weights, a
+rewound ticket from early weights, and a reinitialised ticket. The learning rate is small, medium or
+large with one-shot pruning, and large with iterative and ADMM pruning.
 
-A seed takes about 9 minutes of a core for LeNet-300-100 and for LeNet-5; CIFAR-10, one seed only,
-an hour and a half. By the paper, expect the correlation to be that of chance when the learning rate
-is large enough, and fine-tuning to be better than the ticket then.
+A seed takes about 9 minutes of a core for LeNet-300-100 and for LeNet-5. CIFAR-10, with one seed,
+takes an hour and a half. According to the paper, expect this: if the learning rate is large enough,
+the correlation is that of chance, and fine-tuning is better than the ticket.
 """
 
 import dataclasses
@@ -37,12 +37,12 @@ _OTHER_START = 1000  # added to the seed of the weights of a reinitialised ticke
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a case is to show.
+    """The settings of a case.
 
     Attributes:
         case: A `networks.Case`.
-        runs: List of `(pruning, rate, sparsity)`, the rate a share of the case's.
-        dense_first: Whether the first kernel stays dense, as the paper's first convolution.
+        runs: List of `(pruning, rate, sparsity)`. The rate is a share of the case's learning rate.
+        dense_first: Boolean, whether the first kernel stays dense, as in the paper.
     """
 
     case: networks.Case
@@ -157,5 +157,5 @@ def _train_ticket(case, model, seed, rate, first_epoch):
 
 
 def _correlation(before, after, masks=None):
-    """Over all kernels together; of the weights that the masks leave."""
+    """The correlation over all kernels together, with the weights that the masks keep."""
     return analysis.weight_correlation(before, after, P, masks_a=masks, masks_b=masks).total

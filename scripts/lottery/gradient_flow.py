@@ -2,13 +2,14 @@
 
     python -m scripts.lottery --protocol=gradient_flow --data_dir=DATA
 
-trains LeNet-300-100 at 98 % and LeNet5 at 95 % sparsity (ERK): static masks and RigL from three
-initialisations; networks that are pruned; the ticket of the first of them from its initial weights,
-of ResNet-20 also from early ones; and its masks on new weights. 11 rows for each case and seed; on
-one core about 7 minutes with either network, and for the exact Hessians of LeNet5, those of the
-first seed, half an hour more; two hours for the one seed of ResNet-20, at 90 % and with less of
-everything. Expect RigL to raise the gradient norm, and a ticket to end where the pruned network
-did.
+LeNet-300-100 is trained at 98 % and LeNet5 at 95 % sparsity (ERK): with static masks and with RigL,
+from three initialisations; as pruned networks; as the ticket of the first pruned network, from its
+initial weights (for ResNet-20 also from early weights); and with the ticket's masks on new weights.
+Expect that RigL raises the gradient norm, and that a ticket ends where the pruned network ended.
+
+There are 11 rows for each case and seed. They take about 7 minutes on one core for either network.
+The exact Hessians of LeNet5, only for the first seed, take another half an hour. ResNet-20, with
+one seed, at 90 % and with fewer measurements, takes two hours.
 """
 
 import dataclasses
@@ -33,17 +34,19 @@ CASES = {
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is made and measured of a network.
+    """The settings of a network.
 
     Attributes:
         sparsity: Float.
-        inits: Whose connections He's initialisation counts: see `SparseVarianceScaling`.
-        num_runs: Integer, of pruned networks, tickets, and scratch trainings from He's weights.
-        num_held_out: Integer, the test examples that gradients are measured on.
-        num_in_hessian: Integer, the training examples of a Hessian.
+        inits: The connections that He's initialisation counts: see `SparseVarianceScaling`.
+        num_runs: Integer, the number of pruned networks, of tickets, and of trainings from He's
+            initial weights.
+        num_held_out: Integer, the number of test examples for the gradients.
+        num_in_hessian: Integer, the number of training examples for a Hessian.
         lanczos_steps: Integer, or `None` for the exact spectrum.
-        rewind: Float, share of the training after which the pruned network has the weights that a
-            rewound ticket begins with; at 0 there is none. ResNet-20 is not stable at first.
+        rewind: Float. After this share of the training, the weights of the pruned network are kept
+            for a rewound ticket; with 0 there is none. ResNet-20 needs it, because it is not stable
+            at the start.
     """
 
     sparsity: float
@@ -109,7 +112,7 @@ def _num_runs(case, network, init):
 
 
 def _points(run):
-    """Where in the training the Hessian is computed."""
+    """The steps of the training at which the Hessian is computed."""
     if run["seed"] != SPECTRUM_SEED or (run["network"], run["init"]) not in SPECTRA:
         return ()
     return POINTS if run["network"] == "rigl" else ("start", "end")
@@ -117,7 +120,7 @@ def _points(run):
 
 @dataclasses.dataclass
 class Trained:
-    """A network that was trained, as arrays: the model itself is not kept."""
+    """A trained network as arrays, because the model itself is not kept."""
 
     accuracy: float
     states: dict  # the weights at `POINTS`, as far as it came by, and those to rewind to
@@ -135,7 +138,7 @@ def _build(case, seed, sparsity, init="dense"):
 
 
 def _train(case, model, method, seed, watch=True, start=0):
-    """Trains from a step to the end. Masks that change need all the steps."""
+    """Trains from a step to the end. If masks change, the training must begin at step 0."""
     total, plan = networks.total_steps(case), plan_of(case)
     frequency = max(1, total // _NUM_INTERVALS)
     data = networks.data_of(case)
@@ -167,7 +170,7 @@ def _rewind_step(case):
 
 
 class _Keep(keras.callbacks.Callback):
-    """Keeps the weights after some numbers of steps, each under its name."""
+    """A callback that keeps the weights after given numbers of steps, under given names."""
 
     def __init__(self, **steps):
         super().__init__()
@@ -184,7 +187,7 @@ class _Keep(keras.callbacks.Callback):
 
 @functools.lru_cache(maxsize=1)
 def _pruned(name, seed, epochs, examples):
-    """The pruned network that the ticket is of."""
+    """The pruned network from which the ticket comes."""
     model = _build(CASES[name], seed, 0.0)
     return _train(CASES[name], model, "pruning", seed), rigl_tf.get_masks(model)
 
@@ -212,7 +215,7 @@ def run(run):
 
 
 def _with_masks(case, seed, run, pruned, masks):
-    """The masks of the pruned network: on weights that it had before, or on new ones."""
+    """Trains with the masks of the pruned network, on its earlier weights or on new ones."""
     if run["network"] in TICKETS:
         model = _build(case, seed, 0.0)
         model.set_weights(pruned.states[TICKETS[run["network"]]])
@@ -225,7 +228,7 @@ def _with_masks(case, seed, run, pruned, masks):
 
 
 def _row(case, run, model, trainings, pruned=None):
-    """The columns of some trainings from the same masks and weights; `model` is of the last."""
+    """The columns for trainings from the same masks and weights; `model` is the last of them."""
     first = trainings[0]
     return {
         "accuracy": first.accuracy,
@@ -243,7 +246,7 @@ def _row(case, run, model, trainings, pruned=None):
 
 
 def _similarity(case, trainings):
-    """How much the networks differ in what they predict, and what an ensemble of them gains."""
+    """How different the predictions of networks are, and how much better an ensemble is."""
     logits = [each.logits for each in trainings]
     if len(logits) == 1:
         return dict.fromkeys(("disagreement", "ensemble_accuracy"), "")
@@ -254,7 +257,7 @@ def _similarity(case, trainings):
 
 
 def _to_pruned(case, model, trained, pruned):
-    """How far a network is from the pruned one: predictions, weights, errors on the line."""
+    """How far a network is from the pruned one: predictions, weights, error on the line."""
     names = ("start_cosine", "end_cosine", "start_l2", "end_l2")
     if pruned is None:
         return dict.fromkeys(("pruned_disagreement", *names, "errors_to_pruned"), "")

@@ -2,11 +2,14 @@
 
     python -m scripts.lottery --protocol=greedy --data_dir=DATA
 
-trains each network densely; selects 1/30, 1/10 and 1/3 of the units of its first Dense layer, of
-ResNet-20 the filters of a convolution of its last block, by local and global imitation, with and
-without repetition, by random and by largest weights; and fine-tunes the small dense models that
-result. 18 rows for each case and seed, about 3 minutes on one core; an hour for the one seed of
-ResNet-20. Expect a discrepancy that is halved every 30 units, and far below that of random ones.
+Each network is trained densely. Then 1/30, 1/10 and 1/3 of the units of its first Dense layer are
+selected (for ResNet-20: of the filters of a convolution in its last block). This is done by local
+and global imitation, with and without repetition, at random, and by the largest weights. The small
+dense models that result are fine-tuned.
+
+There are 18 rows for each case and seed, which take about 3 minutes on one core. ResNet-20, with
+one seed, takes an hour. Expect a discrepancy that is halved every 30 units, and is far smaller than
+that of random units.
 """
 
 import dataclasses
@@ -29,13 +32,13 @@ CASES = {
 
 
 class Place(NamedTuple):
-    """Where units are selected: names of layers.
+    """The layer in which units are selected, and layers around it, as names.
 
     Attributes:
-        layer: The layer that has the units.
-        features: The layer that gives what the next one gets.
+        layer: The layer with the units.
+        features: The layer whose output is the input of the next layer.
         following: The next layer with a kernel.
-        beside: Layers whose outputs go past `layer`, to what comes later.
+        beside: Layers whose outputs go around `layer` to later layers.
     """
 
     layer: str
@@ -69,7 +72,7 @@ _MAX_GLOBAL_STEPS = 300
 
 
 def wanted(case, seed):
-    """For each method the largest size first, whose row has the whole curve."""
+    """The runs. For each method, the largest size is first, because its row has the whole curve."""
     return [
         {"case": case, "seed": seed, "method": method, "num_units": size}
         | networks.setting(CASES[case])
@@ -79,7 +82,7 @@ def wanted(case, seed):
 
 
 def seconds(run):
-    """The dense training is done once for all rows of a case and seed."""
+    """The approximate time of a run. The dense training is done once for a case and seed."""
     case, num_rows = CASES[run["case"]], len(METHODS) * 3
     selection = 0.3 * run["num_units"] if run["method"].startswith("global") else 3
     epochs = case.epochs / num_rows + _fine_tuning_epochs(case)
@@ -92,7 +95,7 @@ def _fine_tuning_epochs(case):
 
 @functools.lru_cache(maxsize=1)
 def _dense(name, seed, epochs, examples):
-    """The weights and the accuracy of the network that units are selected in."""
+    """The weights and the accuracy of the network in which units are selected."""
     case = CASES[name]
     model = networks.build(case, seed)
     accuracy = networks.train(case, model, seed)
@@ -129,11 +132,12 @@ def run(run):
 
 
 class Discrepancy:
-    """How far weighted units of the layer are from all of them, relative to what they imitate.
+    """Measures how much the outputs change if weighted units stand for all units of the layer.
 
-    Called with the share of each unit, it returns `{"local": ..., "global": ...}`: the squared norm
-    of the change of the next layer's outputs before bias and activation, and of the network's
-    outputs, over the squared norm of what changes; means over the examples.
+    Called with the share of each unit, it returns `{"local": ..., "global": ...}`. "local" is for
+    the outputs of the next layer before bias and activation, "global" for the outputs of the
+    network. Each number is the squared norm of the change divided by the squared norm of the
+    outputs, both as means over the examples.
     """
 
     def __init__(self, model, place, inputs):
@@ -170,7 +174,7 @@ class Discrepancy:
 
 
 def _select(model, place, measure, run):
-    """The selection; and `{objective: [(number of units, relative discrepancy)]}`."""
+    """The selection, and `{objective: [(number of units, relative discrepancy)]}`."""
     method, num_units = run["method"], run["num_units"]
     if method in BASELINES:
         return _baseline(model, place, measure, method, num_units, run["seed"])
@@ -184,7 +188,7 @@ def _select(model, place, measure, run):
 
 
 def _baseline(model, place, measure, method, num_units, seed):
-    """Random units stand for all, as a mean; the units of largest weights stay as they are."""
+    """A selection of random units, as a mean of all; or of the units with the largest weights."""
     kernel = model.get_layer(place.layer).get_weights()[0]
     order = np.random.default_rng(seed).permutation(measure.num_units)
     if method == LARGEST:

@@ -22,11 +22,11 @@ class Case:
         network: Name of a builder of `models`.
         dataset: Name of a data set.
         batch_size: Integer.
-        learning_rate: Float, of SGD with momentum 0.9; a cosine takes it to 0.
-        seconds: Float, of an epoch on one core, about.
+        learning_rate: Float, for SGD with momentum 0.9; it falls to 0 along a cosine.
+        seconds: Float, the approximate time of an epoch on one core.
         share: Float, multiplies `--epochs`.
         l2: Float, adds `l2 * sum(kernel ** 2)` to the loss.
-        num_seeds: Integer; seeds from there on are left out.
+        num_seeds: Integer. Only seeds below this number are run.
     """
 
     network: str
@@ -62,20 +62,20 @@ def _load(name, max_examples):
 
 
 def data_of(case):
-    """The data of a case as the flags say, read once."""
+    """The data of a case, according to the flags. It is read once."""
     return _load(case.dataset, FLAGS.max_examples)
 
 
 def setting(case):
-    """The columns of a row that follow from the flags."""
+    """The columns of a row that depend only on the flags."""
     return {"epochs": case.epochs, "examples": len(data_of(case).x_train)}
 
 
 def build(case, seed, sparsity=None, **arguments):
     """A network with the initial weights of a seed: dense, or sparse if a sparsity is given.
 
-    Do not use an earlier one any more. It may be the same object, with new weights: then its
-    compiled training step is used again, which saves more time than a training takes.
+    Do not use an earlier network after this call. It may be the same object, with new weights, so
+    that its compiled training step is used again. This saves more time than a training takes.
     """
     keras.utils.set_random_seed(seed)
     keras.backend.clear_session()
@@ -91,7 +91,7 @@ _first = {}
 
 
 def another(case, sparsity=None, width=1.0, **sparsify_arguments):
-    """A new network; earlier ones can still be used."""
+    """A new network. Earlier networks can still be used."""
     data = data_of(case)
     model = models.build(case.network, input_shape=data.x_train.shape[1:], l2=case.l2, width=width)
     if sparsity is None:
@@ -105,7 +105,7 @@ def total_steps(case, epochs=None):
 
 
 def sgd(case, learning_rate=None, epochs=None, warmup_epochs=0):
-    """SGD with momentum; its learning rate falls along a cosine, maybe after a warm-up."""
+    """SGD with momentum. Its learning rate falls along a cosine, maybe after a warm-up."""
     steps = total_steps(case, epochs)
     rate = case.learning_rate if learning_rate is None else learning_rate
     if not warmup_epochs:
@@ -119,21 +119,21 @@ def sgd(case, learning_rate=None, epochs=None, warmup_epochs=0):
 
 
 def train(case, model, seed, optimizer=None, **arguments):
-    """As `fit`; returns the test accuracy in percent."""
+    """Like `fit`, but returns the test accuracy in percent."""
     fit(case, model, seed, optimizer, **arguments)
     return test_accuracy(case, model)
 
 
 def fit(case, model, seed, optimizer=None, data=None, **fit_arguments):
-    """Trains.
+    """Trains a network.
 
     Args:
         case: A `Case`.
-        model: A `keras.Model`; if it is sparse, `optimizer` may be a plain one: masks stay.
-        seed: Integer, decides the order of the examples.
+        model: A `keras.Model`. It may be sparse and have a plain optimizer: the masks stay.
+        seed: Integer, determines the order of the examples.
         optimizer: A `keras.optimizers.Optimizer`; by default `sgd(case)`.
-        data: A `scripts.common.datasets.Dataset`, by default that of the case.
-        **fit_arguments: See `scripts.classifiers.fit`.
+        data: A `scripts.common.datasets.Dataset`; by default the data of the case.
+        **fit_arguments: See `scripts.common.classifiers.fit`.
     """
     is_convolutional = case.network != "lenet_300_100"
     fit_arguments = {"epochs": case.epochs, "batch_size": case.batch_size, **fit_arguments}
@@ -156,9 +156,9 @@ def test_accuracy(case, model):
 
 
 def error_between(case, model):
-    """The test error in percent of a network on the line between two others.
+    """The test error, in percent, of a network on the line between two others.
 
-    The statistics of normalisation are estimated anew from training data: the mean of two
+    The statistics of normalisation are computed again from training data, because the mean of two
     networks' statistics does not fit a network between them.
     """
     x, size = data_of(case).x_train, case.batch_size

@@ -1,17 +1,17 @@
-"""Tests which tickets lose accuracy by corrupted data, moved connections, shuffled weights.
+"""Tests which tickets lose accuracy if the data are corrupted, or connections or weights moved.
 
     python -m scripts.lottery --protocol=sanity --data_dir=DATA
 
-Each row is a ticket of one pruner at one sparsity, trained; and trained again with something of it
-destroyed, as `rigl_tf.lottery.sanity_check` does it. Initial tickets (SNIP, GraSP, LT) have the
-initial weights; partially trained ones have the weights of an early epoch (weight rewinding) or
-those of the end (learning-rate rewinding). Random tickets have the counts of the smart ratio, and
-hybrid ones the largest weights in these counts.
+Each row is a ticket of one pruner at one sparsity. It is trained, and trained again after a part of
+it was destroyed, see `rigl_tf.lottery.sanity_check`. Initial tickets (SNIP, GraSP, LT) have the
+initial weights. Partially trained tickets have the weights of an early epoch (weight rewinding) or
+of the end (learning-rate rewinding). Random tickets have the numbers of connections of the smart
+ratio; hybrid tickets have the same numbers, with the largest weights. According to the paper,
+expect that the destruction does not hurt initial tickets.
 
-A seed takes about 14 minutes of a core for LeNet-300-100, 10 for LeNet-5; CIFAR-10, one seed only,
-two hours. A process trains the dense networks that tickets come from once for each seed, so give
-parallel processes other cases or seeds rather than another `--part`. By the paper, expect initial
-tickets to notice nothing.
+A seed takes about 14 minutes of a core for LeNet-300-100 and 10 minutes for LeNet-5. CIFAR-10, with
+one seed, takes two hours. A process trains the dense networks of all its tickets only once for each
+seed. So for parallel processes choose other cases or seeds for each, not another `--part`.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ RANDOM = {
     "random, uniform": "uniform",
     "random, ERK": None,
 }
-_EXAMPLES_PER_CLASS = 10  # that SNIP and GraSP see, as in the paper
+_EXAMPLES_PER_CLASS = 10  # examples for SNIP and GraSP, as in the paper
 _REWIND_SHARE = 0.2  # of the epochs
 
 
@@ -55,7 +55,7 @@ class Plan:
 
 
 def _pruned(checked, everywhere):
-    """All checks at the sparsity `checked`, else a random ticket with the same counts."""
+    """All checks at the sparsity `checked`; at others only a random ticket with equal counts."""
     tickets = {("dense", 0.0): ()}
     for sparsity in SPARSITIES:
         for ticket in INITIAL + PARTIALLY_TRAINED:
@@ -156,7 +156,7 @@ def run(run):
 
 
 def _find(plan, run, model, pair):
-    """The masks and the weights of a ticket, found in `pair` by the model at its first weights."""
+    """The masks and weights of a ticket. The model, at its initial weights, finds it on `pair`."""
     ticket, sparsity, seed = run["ticket"], run["sparsity"], run["seed"]
     start = model.get_weights()
     if ticket in RANDOM:
@@ -176,9 +176,10 @@ def _find(plan, run, model, pair):
 
 
 def _distribution(plan, decay):
-    """The smart ratio. A hidden Dense layer is a 1x1 convolution: only the classifier is linear.
+    """The smart ratio. Hidden Dense layers count as 1x1 convolutions, the classifier as linear.
 
-    Else the Dense layers of LeNet-5 would keep 30 % each, more than all may keep together.
+    Otherwise each Dense layer of LeNet-5 would keep 30 %, together more than the whole network may
+    keep.
     """
 
     def distribution(shapes, sparsity):
@@ -212,7 +213,7 @@ _done = {}
 
 
 def _pretrained(case, seed, pair):
-    """Trains a dense network on `pair`, once in a process: many tickets come from it."""
+    """Trains a dense network on `pair`, once in a process, because many tickets need it."""
     key = (case, case.epochs, seed, *(zlib.crc32(np.ascontiguousarray(array)) for array in pair))
     if key not in _done:
         _done[key] = _pretrain(case, seed, pair)

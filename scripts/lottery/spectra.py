@@ -1,4 +1,4 @@
-"""Hessian spectra as text in a column: the ends, and the share in each bin."""
+"""Spectra of Hessians as the text of a column: both ends, and the share in each bin."""
 
 from typing import NamedTuple
 
@@ -18,10 +18,10 @@ _LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 def measure(model, examples, lanczos_steps=None):
     """The spectrum of the Hessian of the mean loss over some examples, as text.
 
-    The moving statistics of normalisations are those of the examples then.
+    The moving statistics of normalisations are replaced by those of the examples.
 
     Args:
-        model: A classifier, whose outputs are logits.
+        model: A classifier whose outputs are logits.
         examples: Pair of arrays, inputs and labels.
         lanczos_steps: Integer, or `None` for the exact spectrum.
     """
@@ -37,7 +37,7 @@ def measure(model, examples, lanczos_steps=None):
 
 
 class Spectrum(NamedTuple):
-    """The smallest and the largest eigenvalue, and the share of all in each bin of `EDGES`."""
+    """The smallest and largest eigenvalue, and the share of eigenvalues in each bin of `EDGES`."""
 
     smallest: float
     largest: float
@@ -45,11 +45,11 @@ class Spectrum(NamedTuple):
 
     @property
     def negative_share(self):
-        """The share that is clearly below zero."""
+        """The share of eigenvalues that are clearly below zero."""
         return sum(self.shares[: len(self.shares) // 2])
 
 
 def from_text(text):
-    """The `Spectrum` in a text of `measure`."""
+    """The `Spectrum` in a text that `measure` returned."""
     smallest, largest, *shares = map(float, text.split())
     return Spectrum(smallest, largest, shares)

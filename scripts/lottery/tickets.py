@@ -2,13 +2,16 @@
 
     python -m scripts.lottery --protocol=tickets --data_dir=DATA
 
-trains, at a small and at a large learning rate, tickets by iterative and one-shot pruning, their
-masks with other initial weights and in other places, and narrower dense networks. A case and seed
-is 86 trainings of 5 epochs for LeNet-300-100, 12 minutes of one core; 58 trainings of 3 epochs and
-12 minutes for LeNet-5; the one seed of ResNet-20 is two hours of one core. Trainings are kept below
-`runs` in the output directory, as each level of pruning starts from the one before: give parallel
-processes other cases or seeds rather than another `--part`. Expect reinitialised and random tickets
-to fall behind at 97 % and more, and one-shot pruning before iterative.
+At a small and at a large learning rate, these networks are trained: tickets by iterative and by
+one-shot pruning; their masks with other initial weights; masks with the connections in other
+places; and narrower dense networks. Expect that reinitialised and random tickets are worse at 97 %
+and more, and that one-shot pruning becomes worse before iterative pruning does.
+
+A case with one seed takes 86 trainings of 5 epochs and 12 minutes of one core for LeNet-300-100, 58
+trainings of 3 epochs and 12 minutes for LeNet-5, and two hours of one core for ResNet-20, which has
+one seed. Trainings are kept in `runs` in the output directory, because each level of pruning starts
+from the level before. So for parallel processes choose other cases or seeds for each, not another
+`--part`.
 """
 
 import dataclasses
@@ -31,16 +34,16 @@ _RIVALS = ("LT-OMP", "RR-IMP", "RR-OMP", "random", "small dense")
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is done with a case.
+    """The settings of a case.
 
     Attributes:
         case: A `networks.Case`.
         learning_rates: Pair of floats, a small and a large one.
         levels: Integer, how many times to prune.
         prune_fraction: Float.
-        compared: The levels at which rivals are trained.
+        compared: The levels at which the networks of `rivals` are trained.
         rivals: Some of `_RIVALS`.
-        residual: Whether the network has residual connections.
+        residual: Boolean, whether the network has residual connections.
     """
 
     case: networks.Case
@@ -94,7 +97,7 @@ def seconds(run):
 
 
 def run(run):
-    """One network. The levels of pruning that it needs are trained, too, unless they are kept."""
+    """Trains one network. The levels of pruning before it are trained too, if they are not kept."""
     plan, seed, kind = CASES[run["case"]], run["seed"], run["kind"]
     case = plan.case
 

@@ -314,17 +314,21 @@ _CLAIMS = {
 }
 
 
-def _claims(rows):
-    """The paper's claims and whether they hold here: a table."""
+def judged(rows):
+    """The paper's claims and what the rows say of them: `{claim: text}`."""
     values = {}
     for row in rows:
         values.setdefault((row["study"], row["setting"]), {})[row["seed"]] = row["accuracy"]
-    table = []
+    found = {}
     for claim, judge in _CLAIMS.items():
         try:
-            table.append([claim, judge(values)])
+            found[claim] = judge(values)
         except KeyError:
-            table.append([claim, "still to be run"])
+            found[claim] = claims.NOT_RUN
+    return found
+
+
+def _claims(rows):
     return [
         "## What the paper finds",
         "",
@@ -333,7 +337,7 @@ def _claims(rows):
         "Where the claim names points they are its margin; where it is about several comparisons, "
         "all must be confirmed, and one that is contradicted contradicts it.",
         "",
-        *tables.table(["claim", "here"], table),
+        *tables.table(["claim", "here"], judged(rows).items()),
         "",
         "On MNIST a ticket of 98 %, found by gradual pruning, is nearly as good as the dense "
         "network; with ResNet-50 the paper's tickets are 4 points below RigL. LeNet-5 has so few "

@@ -1,7 +1,7 @@
-"""The cost of a network at a sparsity, by `rigl_tf.flops` and by the authors' rules.
+"""The FLOPs and bytes of a network at a sparsity, by `rigl_tf.flops` and by the authors' rules.
 
-The authors' FLOPs and sizes come from the counting rules of the MicroNet challenge, see `Authors`.
-Both are computed from the shapes and a distribution: no mask is made.
+The authors count with the rules of the MicroNet challenge, see `Authors`. Both are computed from
+the shapes and a distribution. No mask is made.
 """
 
 import dataclasses
@@ -51,10 +51,10 @@ def shares(scheme, shapes, sparsity, erk=distributions.erk):
 
 
 def erk_of_the_authors(shapes, sparsity, custom):
-    """ERK whose budget rounds each kernel's zeros up.
+    """ERK that rounds the zeros of each kernel up in the budget.
 
-    So did the code that the published sizes come from, as their last digits tell; the authors'
-    public code rounds down, as `rigl_tf.distributions.erk` does.
+    The last digits of the published sizes show that their code did this. The authors' public code
+    rounds down, as `rigl_tf.distributions.erk` does.
     """
     result = distributions.erk(shapes, sparsity, custom=custom)
     sizes = {path: math.prod(shape) for path, shape in shapes.items() if path not in custom}
@@ -67,7 +67,7 @@ def erk_of_the_authors(shapes, sparsity, custom):
 
 
 class Ours:
-    """`rigl_tf.flops.count` of a network: multiply-adds by kernels, and every weight stored.
+    """Counts with `rigl_tf.flops.count`: the multiply-adds of kernels, and every stored weight.
 
     Args:
         builder: A function of `width` that returns a model.
@@ -101,17 +101,19 @@ class Ours:
 
 
 class Authors:
-    """The authors' own accounting of the same network.
+    """Counts the same network as the authors do.
 
     An output of a layer with `n` active inputs costs `n` multiplications, `n - 1` additions, one
-    for the bias and one for the ReLU, which every layer is taken to have: `2 n + 1`. Stored are the
-    active weights, a bit mask if there are zeros, and one bias for each output channel. Active
-    weights are fractions. A wider network has the sparsities of the network of width 1.
+    addition for the bias, and one operation for the ReLU, which every layer is assumed to have: `2
+    n + 1`. Stored are the active weights, a bit mask if there are zeros, and one bit for each
+    output channel. Numbers of active weights are not rounded. A wider network has the sparsities of
+    the network of width 1.
 
     Args:
         cost: The `rigl_tf.flops.Cost` of the dense network of width 1.
-        positions: `{path: output positions}` where theirs are others: they take all padding to be
-            `size // 2` on each side, also of an input that is padded already.
+        positions: `{path: output positions}` of the layers for which the authors count other
+            numbers. They assume a padding of `size // 2` on each side, even if the input is already
+            padded.
     """
 
     def __init__(self, cost, positions):
@@ -130,7 +132,7 @@ class Authors:
         return num_flops, bits / 8e6
 
     def _scaled(self, path, width):
-        """Channels times the width, rounded down; but for images, classes and depthwise ones."""
+        """Channels times the width, rounded down, but not of images, classes, depthwise kernels."""
         *window, inputs, outputs = self._shapes[path]
         paths = list(self._shapes)
         if path != paths[0] and inputs != 1:
@@ -147,6 +149,6 @@ def pruning_sparsity(sparsity, step, begin_step=10_000, end_step=25_000):
 
 
 def pruning_flops(count, scheme, sparsity, steps):
-    """FLOPs of the inference of a network that is pruned gradually, on average over `steps`."""
+    """FLOPs of inference of a network that is pruned gradually: the mean over `steps`."""
     values = [count(scheme, pruning_sparsity(sparsity, step))[0] for step in steps]
     return sum(values) / len(values)

@@ -5,20 +5,20 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A network and how it is trained, and what is published of it.
+    """A network, how it is trained, and its published numbers.
 
     Attributes:
-        name: What the paper calls the method; empty in a row that explains another.
+        name: Name of the method in the paper; empty in a row that explains another one.
         scheme: How the kernels share the sparsity, see `scripts.rigl.flops_counting.shares`.
-        sparsity: Share of zeros, as published.
-        method: As in `rigl_tf.flops.training_flops`, or `None` if the training is not known.
+        sparsity: Published share of zeros.
+        method: See `rigl_tf.flops.training_flops`; `None` if the training is not known.
         times: Training steps, as a multiple of 32,000.
-        width: Multiplies the channels.
+        width: Factor of the number of channels.
         train, test: Published FLOPs of training and of inference, as a share of those of the dense
-            network of width 1. Texts, with the digits that are published, or `None`.
-        size: Published megabytes, likewise.
-        top1: Published accuracy, likewise.
-        notes: Keys of the notes that explain what differs.
+            network of width 1. They are texts with the published digits, or `None`.
+        size: Published megabytes, as text or `None`.
+        top1: Published accuracy, as text or `None`.
+        notes: Keys of the notes that explain differences.
     """
 
     name: str

@@ -2,10 +2,10 @@
 
     python -m scripts.rigl.flops_tables
 
-writes `results/flops.md` in half a minute, without data: FLOPs of inference and of training, and
-megabytes, for every row of the RigL README and of the paper's tables, as the authors' code counts
-them and as `rigl_tf.flops` does. Expect every published number to be met to its last digit, or a
-note that says why it is not.
+writes `results/flops.md` in half a minute, without data. It has every row of the RigL README and of
+the paper's tables, with the FLOPs of inference and of training and the megabytes, as the authors'
+code counts them and as `rigl_tf.flops` does. Expect that every published number is matched to its
+last digit, or has a note that explains the difference.
 """
 
 import pathlib
@@ -90,14 +90,14 @@ _MNIST_SAMPLES = 120_000 * 100
 
 
 class Network:
-    """A network of the paper with both ways of counting."""
+    """A network of the paper, with both ways of counting."""
 
     def __init__(self, name):
         self.ours = flops_counting.Ours(getattr(models, name))
         self.authors = flops_counting.Authors(self.ours.dense(), _POSITIONS[name])
 
     def measure(self, who, row):
-        """`(training, inference, megabytes)` of a row, FLOPs as a share of the dense network's."""
+        """`(training, inference, megabytes)` of a row; FLOPs are shares of the dense network's."""
         count = getattr(self, who)
         dense, _ = count("dense", 0.0)
         sparse, megabytes = count(row.scheme, row.sparsity, row.width)
@@ -112,13 +112,13 @@ class Network:
 
 
 def agrees(published, value):
-    """Whether a value is the published one to the digits that are published."""
+    """Whether a value equals the published one in all published digits."""
     decimals = len(published.partition(".")[2])
     return f"{value:.{decimals}f}" == published
 
 
 class Page:
-    """Collects the Markdown text, and how many published numbers are met."""
+    """Collects the Markdown text, and counts how many published numbers are matched."""
 
     def __init__(self):
         self.lines = []
@@ -129,7 +129,7 @@ class Page:
         self.lines += [*lines, ""]
 
     def published(self, text, value):
-        """A cell with a published number, bold where the authors' count differs."""
+        """A table cell with a published number; bold if the authors' count differs from it."""
         if text is None:
             return "–"
         self.num_published += 1
@@ -137,7 +137,7 @@ class Page:
         return text if agrees(text, value) else f"**{text}**"
 
     def table(self, title, network, rows):
-        """The rows of a table, and the notes to them."""
+        """The rows of a table, and their notes."""
         lines = [_HEADER]
         for row in rows:
             cells = [
@@ -166,7 +166,7 @@ class Page:
 
 
 def dense_table(page, networks):
-    """The dense networks, in FLOPs and not in shares."""
+    """The dense networks. FLOPs are absolute here, not shares."""
     published = {
         "resnet50": ("8.2e9", "3.2e18", "102.122"),
         "mobilenet_v1": ("1.14e9", "4.5e17", "16.864"),
@@ -188,7 +188,7 @@ def dense_table(page, networks):
 
 
 def str_table(page, network):
-    """The lists of STR."""
+    """The sparsities that the STR paper lists."""
     lines = [
         "| sparsity, published | of the list "
         "| authors' count: inference | MB | ours: inference | MB |",

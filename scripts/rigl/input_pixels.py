@@ -2,11 +2,11 @@
 
     python -m scripts.rigl.input_pixels --data_dir=DATA
 
-trains by RigL and by SET, with the first layer at 99 %, the second at 89 % and the last dense, as
-in Table 2 of the RigL paper: 6 runs of 32 epochs, about 100 s each on two cores. Finished runs are
-rows of `results/input_pixels.csv` and are never repeated; the page and the picture beside it are
-made anew from all rows. Expect RigL to move the connections from the border of the images, where
-there is nothing to see, to their centre, and SET less so.
+trains by RigL and by SET. The first layer has 99 % of zeros, the second 89 %, and the last is
+dense, as in Table 2 of the RigL paper. These are 6 runs of 32 epochs, about 100 s each on two
+cores. Finished runs are rows of `results/input_pixels.csv` and are never repeated. The page and the
+picture are made from all rows. Expect that RigL moves the connections from the empty border of the
+images to their centre, and that SET does so less.
 """
 
 import pathlib
@@ -57,15 +57,16 @@ def border_pixels():
 
 
 def pictured(epochs):
-    """The epochs after which a heat-map is drawn: none, one, an eighth, a quarter, half, all."""
+    """The epochs after which a heat map is drawn: 0, 1, an eighth, a quarter, half, and all."""
     return sorted({0, 1, *(max(1, epochs // share) for share in (8, 4, 2, 1))})
 
 
 def train(data, method, seed, epochs, **_):
-    """One run. Returns the columns of its row; lists have an entry for each epoch, the start first.
+    """Does one run. Returns the columns of its row. Lists begin with the start, then each epoch.
 
-    The columns: shares of the connections that are at the border, numbers of pixels without any,
-    the connections of each pixel in the pictured epochs, the test accuracy.
+    The columns are the shares of the connections that are at the border, the numbers of pixels
+    without a connection, the connections of each pixel in the pictured epochs, and the test
+    accuracy.
     """
     keras.utils.set_random_seed(seed)
     keras.backend.clear_session()

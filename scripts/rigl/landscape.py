@@ -2,12 +2,12 @@
 
     python -m scripts.rigl.landscape --data_dir=DATA
 
-trains a network with a static mask and one that is pruned gradually; goes from the pruned solution
-to the static one on the straight line and on Bézier curves with trained control points; and trains
-on from the static solution, with its mask and by RigL. 3 seeds, about 6 minutes each on two cores.
-A finished seed is a row of `results/landscape.csv` and is never repeated; the page and the plot
-beside it are made anew from all rows. Expect a high barrier on the line, and RigL to leave the
-static solution for a lower training loss.
+trains a network with a static mask, and one that is pruned gradually. The loss is measured between
+both solutions, on the straight line and on Bézier curves with trained control points. Then training
+continues from the static solution, with its mask and with RigL. There are 3 seeds, about 6 minutes
+each on two cores. A finished seed is a row of `results/landscape.csv` and is never repeated. The
+page and the plot are made from all rows. Expect a high barrier on the line, and that RigL leaves
+the static solution for a lower training loss.
 """
 
 import pathlib
@@ -64,7 +64,7 @@ def training_loss(model, data):
 
 
 def train(model, method, data, seed, epochs):
-    """Trains the model. Returns the training loss at first and after each epoch."""
+    """Trains the model. Returns the training loss before and after each epoch."""
     rate, total_steps = learning_rate(data, epochs)
     inner = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
     optimizer = methods.wrap_optimizer(method, inner, total_steps, _SPARSITY, "erk", seed=seed)
@@ -77,7 +77,7 @@ def train(model, method, data, seed, epochs):
 
 
 def go(model, start, end, masks, data, seed, epochs):
-    """The training loss along each path, `{path: losses}`."""
+    """Measures the training loss along each path. Returns `{path: losses}`."""
     results = {}
     for path in _PATHS:
         points = []
@@ -103,7 +103,7 @@ def go(model, start, end, masks, data, seed, epochs):
 
 
 def run_seed(data, seed, epochs, **_):
-    """All of one seed. Returns the columns of its row: lists of training losses, accuracies."""
+    """Does everything for one seed. Returns the columns of its row: losses and accuracies."""
     losses, weights, masks, accuracies = {}, {}, {}, {}
 
     def finish(name, model, method):
@@ -136,7 +136,7 @@ def _spread(values, digits=3):
 
 
 def rise(losses):
-    """How far the path goes above the worse of its two ends; 0 if nowhere."""
+    """How far the path goes above the higher one of its two ends; 0 if it does not."""
     return analysis.error_barrier(losses, above="worse")
 
 
@@ -159,10 +159,10 @@ def _training_table(rows):
     return tables.table(["training", "training loss", "test accuracy (%)"], cells)
 
 
-def _verdicts(rows):
-    """The paper's claims, judged by the interval over the seeds of how much each holds."""
+def judged(rows):
+    """The paper's claims and what the rows say of them, each with its interval: `{claim: text}`."""
 
-    def judged(measure):
+    def by_seeds(measure):
         values = [measure(row) for row in rows]
         return f"{claims.verdict(values)} ({claims.signed(values, 3)})"
 
@@ -173,28 +173,27 @@ def _verdicts(rows):
         static, pruned, last = (_numbers(row[n])[-1] for n in ("static", "pruning", name))
         return (static + pruned) / 2 - last
 
-    found = {
-        "A high barrier on the straight line": judged(lambda row: barrier(row, _LINE)),
+    return {
+        "A high barrier on the straight line": by_seeds(lambda row: barrier(row, _LINE)),
         **{
-            f"A barrier on the trained curve, {path}": judged(lambda row, p=path: barrier(row, p))
+            f"A barrier on the trained curve, {path}": by_seeds(lambda row, p=path: barrier(row, p))
             for path, (_, in_union) in _CURVES.items()
             if in_union
         },
-        "No barrier on the quadratic curve in the dense space": judged(
+        "No barrier on the quadratic curve in the dense space": by_seeds(
             lambda row: -barrier(row, "quadratic, all dense")
         ),
-        "Static training, started again, stays": judged(
+        "Static training, started again, stays": by_seeds(
             lambda row: -nearer_to_pruned(row, "static again")
         ),
-        "RigL escapes, to about the pruned loss": judged(
+        "RigL escapes, to about the pruned loss": by_seeds(
             lambda row: nearer_to_pruned(row, "rigl from static")
         ),
     }
-    return tables.table(["claim of the paper (ResNet-50, ImageNet)", "here"], found.items())
 
 
 def plot(rows, path):
-    """Loss along the paths, and over the epochs; the mean of all seeds and each in pale."""
+    """Draws the loss along the paths and over the epochs: means, and single seeds in pale lines."""
     epochs = len(_numbers(rows[0]["static"])) - 1
     over_epochs = {name: np.arange(epochs + 1) for name in _TRAININGS}
     for name in ("static again", "rigl from static"):
@@ -230,7 +229,7 @@ def report(rows, epochs, output_dir):
         "the same optimizer for as many epochs, without L2 (the paper does not say how). Losses "
         f"are the cross-entropy of all training examples, without L2. {words.L2}",
         "",
-        *_verdicts(rows),
+        *tables.table(["claim of the paper (ResNet-50, ImageNet)", "here"], judged(rows).items()),
         "",
         f"{words.VERDICTS} In brackets is by how much the claim holds, in units of the loss, with "
         f"the interval. A barrier is counted from {_NO_RISE:g} above the worse end on. A training "

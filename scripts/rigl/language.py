@@ -2,11 +2,11 @@
 
     python -m scripts.rigl.language --data_dir=DATA
 
-trains a GRU on a text, `DATA/tinyshakespeare.txt.gz` unless --text says otherwise: dense, static,
-SET, RigL and gradually pruned, one seed (--seeds for more): 5 runs of 2000 steps, about two
-minutes each on one core. Finished runs are rows of `results/language.csv` and are never repeated;
-the page and the plot beside it are made anew from all rows. The paper trains 200,000 steps on
-WikiText-103 and finds pruning best, RigL second and static last.
+trains a GRU on the text `DATA/tinyshakespeare.txt.gz`, or on the file given by --text: dense,
+static, SET, RigL and gradually pruned, with one seed (--seeds for more). These are 5 runs of 2000
+steps, about two minutes each on one core. Finished runs are rows of `results/language.csv` and are
+never repeated. The page and the plot are made from all rows. The paper trains 200,000 steps on
+WikiText-103; pruning is best there, RigL second and static last.
 """
 
 import functools
@@ -45,7 +45,7 @@ def _define_flags():
 
 
 def load_text(path):
-    """The bytes of a text file, maybe compressed by gzip, as an array of integers."""
+    """The bytes of a text file, which may be compressed by gzip, as an array of integers."""
     if not path.is_file():
         raise ValueError(f"--text must be a file in --data_dir. Received: {path}")
     text = path.read_bytes()
@@ -55,7 +55,7 @@ def load_text(path):
 
 
 def sequences(tokens):
-    """Inputs and targets, arrays of shape `(sequences, length)`: the target is what comes next."""
+    """Inputs and targets of shape `(sequences, length)`. A target is the next character."""
     count = (len(tokens) - 1) // _LENGTH
     if count < _BATCH_SIZE:
         raise ValueError(
@@ -67,7 +67,7 @@ def sequences(tokens):
 
 
 def random_batches(tokens, num_batches, seed):
-    """Batches of sequences that begin anywhere in the text, a function of the seed."""
+    """Batches of sequences that begin at random places in the text. The seed determines them."""
     with tf.device("CPU"):
         tokens = tf.constant(tokens)
 
@@ -124,7 +124,7 @@ def train(train_tokens, test_tokens, run, width):
 
 
 def _against_the_paper(values):
-    """Which method is better than which; `values` are those of `tables.means`."""
+    """Which method is better than which. `values` are those of `tables.means`."""
     bits = {method: value[0] for (method, _), value in values.items()}
     order = ", ".join(sorted(bits.keys() - {"dense"}, key=bits.get))
     yield (

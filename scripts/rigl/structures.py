@@ -3,15 +3,17 @@
     python -m scripts.rigl.structures --data_dir=DATA
     python -m scripts.rigl.structures --data_dir=DATA --dataset=cifar10
 
-On MNIST it trains LeNet-300-100 by RigL and by gradual pruning at 80, 90 and 95 % with each of the
-`rigl_tf.structures`, and without: 84 runs of 5 epochs with three seeds, about 20 s each on two
-cores. `NM(1, 4)` has a sparsity of 75 %, and stands beside unstructured networks of that. On
-CIFAR-10 at 16 x 16 pixels it trains ResNet-20 for two epochs, two minutes each: 42 runs by RigL
-alone (`--methods=rigl`). The last layer is dense in all of
-them, as its channels are the classes, and so is the first convolution, whose three inputs no block
-of four divides. Finished runs are rows of `results/structures.csv` and are never repeated. Expect
-blocks and a constant fan-in near the unstructured network (97.2, 96.8 and 97.2 % by RigL at 95 %),
-and channels below it (95.2 %).
+On MNIST, LeNet-300-100 is trained by RigL and by gradual pruning at 80, 90 and 95 %, with each of
+the `rigl_tf.structures` and without a structure. These are 84 runs of 5 epochs with three seeds,
+about 20 s each on two cores. `NM(1, 4)` has a sparsity of 75 %, and is compared with unstructured
+networks of 75 %. On CIFAR-10 at 16 x 16 pixels, ResNet-20 is trained for two epochs, only by RigL
+(`--methods=rigl`): 42 runs of two minutes each.
+
+The last layer is always dense, because its channels are the classes. The first convolution is also
+dense, because it has three inputs, which cannot be divided into blocks of four. Finished runs are
+rows of `results/structures.csv` and are never repeated. Expect that blocks and a constant fan-in
+are near the unstructured network (97.2, 96.8 and 97.2 % by RigL at 95 %), and that channels are
+below it (95.2 %).
 """
 
 import dataclasses
@@ -42,15 +44,15 @@ FLAGS = flags.FLAGS
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What is trained on a data set, and how.
+    """The network for a data set, and how it is trained.
 
     Attributes:
-        heading: Of its part of the page.
+        heading: Heading of its part of the page.
         builder: Name of a builder of `models`.
         dense_layers: Names of the layers that are dense in all runs.
         epochs, batch_size, learning_rate, l2, update_frequency: Numbers.
-        seconds: What an epoch takes on two cores, about.
-        pooled: Images are made smaller by this number, by the mean over as many pixels.
+        seconds: The approximate time of an epoch on two cores.
+        pooled: Height and width of the images are divided by this number, by taking means.
         fit: Further arguments of `classifiers.fit`.
     """
 
@@ -96,7 +98,7 @@ def _define_flags():
 
 
 def train(data, run):
-    """One run. Returns the columns of its row: accuracy in percent, and the sparsity reached."""
+    """Does one run. Returns the columns of its row: accuracy in percent, and the final sparsity."""
     network, structure = NETWORKS[run["dataset"]], _STRUCTURES[run["structure"]]
     keras.utils.set_random_seed(run["seed"])
     keras.backend.clear_session()
@@ -140,7 +142,7 @@ def _optimizer(network, run, total_steps):
 
 
 def _wanted(epochs, num_examples):
-    """The runs: seed by seed, for each sparsity all structures that have it."""
+    """The runs, seed by seed: for each sparsity all structures that can have it."""
     fixed = [each.sparsity for each in _STRUCTURES.values() if each is not None and each.sparsity]
     sparsities = tuple(map(float, FLAGS.sparsities)) or (*_SPARSITIES, *fixed)
     names = FLAGS.structures or list(_STRUCTURES)
@@ -169,7 +171,7 @@ def _wanted(epochs, num_examples):
 
 
 def _has(structure, sparsity, fixed):
-    """Whether a structure is run at a sparsity: at that of another one the unstructured alone."""
+    """Whether a structure is run at a sparsity. At that of an `NM`, only it and `None` are."""
     if structure is None or structure.sparsity:
         return structure is None or structure.sparsity == sparsity
     return sparsity not in fixed

@@ -3,27 +3,28 @@
     python -m scripts.train
 
 trains LeNet-300-100 on scikit-learn's 8x8 digits with RigL at 90 % sparsity (ERK) and exports it:
-30 epochs, 20 s on two cores. Expect a test accuracy of 97 %. Others:
+30 epochs, 20 s on two cores. Expect a test accuracy of 97 %. Other examples:
 
     python -m scripts.train --dataset=mnist --data_dir=DATA --batch_size=100 --update_frequency=100
     python -m scripts.train --resume --output_dir=RUN
 
-The second continues a run that was stopped, by `kill -9` too, from its last finished epoch; on the
-same CPU it ends with the same bits as a run that was not. The settings are those of the run; giving
-others is an error, `--epochs` included, since both schedules depend on it. `scripts/train/runs.py`
-lists the files.
+The second one continues a run that was stopped, even by `kill -9`, after its last finished epoch.
+On the same CPU it ends with the same bits as a run that was not stopped. The settings of the run
+are used. It is an error to give other settings, even other `--epochs`, because the schedules depend
+on them. `scripts/train/runs.py` lists the files.
 
-With `--execution=csr` the model holds only its active weights, and multiplies these alone. What
-comes out is the same but for rounding; such steps run without XLA.
+With `--execution=csr` the model stores and multiplies only its active weights. The result is the
+same except for rounding. These steps run without XLA.
 
-With `--strategy=mirrored` the replicas share each batch; with `--strategy=multi_worker` the workers
-that the environment variable TF_CONFIG names do, each of them started with the same command; each
-waits until all have started. The chief, worker 0, writes the run directory. When a worker dies, the
-others end with exit code 3; start all again with `--resume`, for which every worker must see the
-run directory's config.json.
+With `--strategy=mirrored` the devices of this machine share each batch. With
+`--strategy=multi_worker` the workers named in the environment variable TF_CONFIG share it: start
+the same command on each of them; each waits until all have started. The chief, worker 0, writes the
+run directory. If a worker dies, the others end with exit code 3. Then start all of them again with
+`--resume`. For this, every worker must be able to read config.json in the run directory.
 
-The learning rate falls to 0 along a cosine, keyed on the optimizer's gradient steps. The order of
-the examples is a function of (seed, epoch). Of each epoch the last incomplete batch is left out.
+The learning rate falls to 0 along a cosine over the gradient steps of the optimizer. The order of
+the examples depends only on the seed and the epoch. In each epoch the last, incomplete batch is
+left out.
 """
 
 import os

@@ -9,14 +9,14 @@ import rigl_tf
 
 
 def finish(directory, settings, data, model, command=None):
-    """Saves the model, exports it, writes a page, and prints what came out and where it is.
+    """Saves the model, exports it, writes a page, and prints the results and their paths.
 
     Args:
         directory: The `scripts.train.runs.RunDirectory`.
         settings: The `scripts.train.settings.Settings`.
         data: The `scripts.common.datasets.Dataset`.
         model: The trained `keras.Model`.
-        command: String, the command that the page tells of.
+        command: String, the command that the page shows.
     """
     with directory.replacing("model.keras") as temporary:
         model.save(temporary)
@@ -34,7 +34,7 @@ def finish(directory, settings, data, model, command=None):
 
 
 def _write_page(directory, model, export, command):
-    """Writes the page on the run. Returns a sentence: where it is, or why there is none."""
+    """Writes the page about the run. Returns a sentence: its path, or why there is none."""
     metrics = directory.path / "metrics.csv"
     try:
         with directory.replacing("report.html") as temporary:

@@ -50,7 +50,7 @@ class RunDirectory:
         return (self.path / "report.json").exists()
 
     def check_free(self):
-        """Raises a `ValueError` if the directory holds a run, or is no directory."""
+        """Raises a `ValueError` if the path is a run directory, or not a directory."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"`output_dir` must be a directory. Received: {self.path}, a file")
         names = (
@@ -79,7 +79,7 @@ class RunDirectory:
             ) from error
 
     def read_config(self):
-        """What `config.json` holds of `describe`, without the command."""
+        """The entries of `describe` in `config.json`, without the command."""
         path = self.path / "config.json"
         if not path.is_file():
             raise ValueError(
@@ -104,10 +104,10 @@ class RunDirectory:
         """Gives a temporary path to write to, and renames it to `name` at the end.
 
         Raises:
-            OSError: If that fails. The temporary file is gone then, and what was at `name` is kept.
+            OSError: If this fails. The temporary file is deleted then, and an earlier `name` stays.
         """
         stem, dot, suffix = name.partition(".")
-        # A name of its own: another process that runs there by mistake must not write into it.
+        # The name is unique, in case another process uses this directory by mistake.
         temporary = self.path / f"{_TEMPORARY}{stem}-{uuid.uuid4().hex}{dot}{suffix}"
         try:
             yield temporary
@@ -132,14 +132,14 @@ class RunDirectory:
             path.unlink(missing_ok=True)
 
     def restore(self, model, steps_per_epoch):
-        """Loads the last checkpoint into a compiled model, the metrics up to it into this object.
+        """Loads the last checkpoint into a compiled model, and its metrics into this object.
 
         Returns:
             The number of finished epochs; 0 if there is no checkpoint.
 
         Raises:
-            ValueError: If the checkpoint is damaged or of another model, or `metrics.csv` is not
-                its.
+            ValueError: If the checkpoint is damaged or of another model, or `metrics.csv` does not
+                belong to it.
         """
         for path in [*self.path.glob(f"{_TEMPORARY}*"), *self.path.glob(".export-*")]:
             _remove(path)
@@ -159,11 +159,11 @@ class RunDirectory:
         """The rows of the finished epochs, every value a number."""
         path = self.path / "metrics.csv"
         try:
-            # Bytes that are no text become no number.
+            # Bytes that are not text become strings that are not numbers.
             text = path.read_text(errors="replace")
             rows = list(csv.DictReader(io.StringIO(text)))[:num_epochs]
             for row in rows:
-                list(map(float, row.values()))  # Raises for a value that is missing or no number.
+                list(map(float, row.values()))  # It raises for a value that is not a number.
             is_whole = text.endswith("\n") and [row["epoch"] for row in rows] == [
                 str(epoch) for epoch in range(1, num_epochs + 1)
             ]
@@ -187,13 +187,13 @@ class RunDirectory:
 
 
 def check_same_settings(settings, given, names, may_differ):
-    """Raises a `ValueError` if a setting in `given` is not that of the run.
+    """Raises a `ValueError` if a setting in `given` differs from the setting of the run.
 
     Args:
         settings: Dictionary, the settings of the run.
-        given: Dictionary, settings that the user asks for now.
+        given: Dictionary, the settings that the user asks for now.
         names: Set of the names of all settings.
-        may_differ: Names of settings that have no influence on the result.
+        may_differ: Names of settings that do not change the result.
     """
     if settings.keys() != names:
         raise ValueError(
@@ -213,7 +213,7 @@ def check_same_settings(settings, given, names, may_differ):
 
 
 def describe(settings, data, command):
-    """What `config.json` says of a run: all that its result is a function of."""
+    """The content of `config.json`: everything that determines the result of a run."""
     checksum = 0
     for array in (data.x_train, data.y_train, data.x_test, data.y_test):
         checksum = zlib.crc32(np.ascontiguousarray(array), checksum)
@@ -226,7 +226,7 @@ def describe(settings, data, command):
 
 
 def check_same_circumstances(config, now):
-    """Refuses other data; tells of other versions, which may change the last digits."""
+    """Refuses other data. Warns of other versions, which may change the last digits."""
     if config["data"] != now["data"]:
         raise ValueError(
             "--resume needs the data that the run was started with. "
@@ -252,7 +252,7 @@ def _load(model, path, step):
         if damaged is not None:
             raise ValueError(f"bad checksum of {damaged}")
         model.load_weights(path)
-        # Keras only warns when it cannot restore an optimizer; its step counter tells.
+        # If Keras cannot restore an optimizer, it only warns. The step counter shows it.
         restored = int(getattr(model.optimizer, "step", model.optimizer.iterations).numpy())
         if restored != step:
             raise ValueError(f"the optimizer is at step {restored}, not {step}")

@@ -12,10 +12,11 @@ from scripts.common import methods
 from scripts.train import strategies
 
 EXECUTIONS = ("masked", "csr", "auto")
-# Their kernels are dense, have ever fewer active connections, or need dense gradients in each step.
+# Methods with dense kernels, with fewer and fewer active connections, or with dense gradients in
+# each step.
 _ONLY_MASKED = ("dense", "small_dense", "pruning", "dnw", "snfs", "snfs_redistributed")
 
-# Settings without influence on the result.
+# Settings that do not change the result.
 MAY_DIFFER = ("data_dir",)
 
 
@@ -25,7 +26,7 @@ def _setting(default, text):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What decides the result of a run. Each field is a flag."""
+    """The settings that determine the result of a run. Each field is a flag."""
 
     model: str = _setting("lenet_300_100", "A builder of `models`.")
     dataset: str = _setting("digits", "digits, mnist, fashion_mnist, cifar10 or an .npz file.")
@@ -69,7 +70,7 @@ def define_flags(flag_values):
 
 
 def default_directory(settings):
-    """The run directory of a run for which none is given."""
+    """The run directory that is used if none is given."""
     data = pathlib.Path(settings.dataset).stem
     name = f"{data}-{settings.model}-{settings.method}-{settings.sparsity:g}-seed{settings.seed}"
     return pathlib.Path("runs", name)

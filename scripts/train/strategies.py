@@ -12,7 +12,7 @@ STRATEGIES = ("none", "mirrored", "multi_worker")
 
 
 def check_strategy(name, jit_compile=False):
-    """Raises a `ValueError` if there is no such strategy, or not in this environment."""
+    """Raises a `ValueError` if the strategy is unknown, or cannot be used here."""
     if name not in STRATEGIES:
         raise ValueError(
             f"`strategy` must be one of {list(STRATEGIES)}. Received: strategy={name!r}"
@@ -28,9 +28,9 @@ def check_strategy(name, jit_compile=False):
 
 
 def make(name):
-    """The strategy. For `"multi_worker"`, waits until all workers have called it.
+    """Makes the strategy. For `"multi_worker"`, it waits until all workers have called this.
 
-    `"mirrored"` takes all GPUs or, if there are none, all logical CPUs.
+    `"mirrored"` uses all GPUs or, if there are none, all logical CPUs.
     """
     if name == "mirrored":
         return mirrored("GPU" if tf.config.list_logical_devices("GPU") else "CPU")
@@ -41,9 +41,9 @@ def make(name):
 
 @functools.cache
 def mirrored(device_type):
-    """The `MirroredStrategy` on all logical devices of a type, always the same object.
+    """The `MirroredStrategy` on all logical devices of a type. It is always the same object.
 
-    TensorFlow confuses the sums of two such strategies in one process.
+    With two such strategies in one process, TensorFlow mixes up their sums.
     """
     devices = tf.config.list_logical_devices(device_type)
     return tf.distribute.MirroredStrategy([device.name for device in devices])
@@ -69,14 +69,14 @@ def check_batch_size(strategy, batch_size):
 
 
 def fit(model, dataset, **arguments):
-    """`model.fit` with a `tf.data.Dataset`, also where Keras's own fails."""
+    """`model.fit` with a `tf.data.Dataset`. It also works where `fit` of Keras fails."""
     if is_multi_worker(model.distribute_strategy):
         return multi_worker.fit(model, dataset, **arguments)
     return model.fit(dataset, shuffle=False, **arguments)
 
 
 def is_lost_worker(error):
-    """Whether a `tf.errors.OpError` says that another worker died, or cannot be reached."""
+    """Whether a `tf.errors.OpError` means that another worker died or is not reachable."""
     kinds = (
         tf.errors.AbortedError,
         tf.errors.CancelledError,

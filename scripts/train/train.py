@@ -1,4 +1,4 @@
-"""A training run: it is prepared from its settings, trained, stopped and continued."""
+"""A training run: prepares it from its settings, trains, and continues it after a stop."""
 
 import dataclasses
 import pathlib
@@ -25,7 +25,7 @@ _MAX_STEPS_PER_EXECUTION = 50
 
 @dataclasses.dataclass
 class Training:
-    """A run that is ready to start, or to go on."""
+    """A run that is ready to start or to continue."""
 
     settings: Settings
     directory: runs.RunDirectory
@@ -36,19 +36,20 @@ class Training:
 
 
 def prepare(output_dir=None, resume=False, given=None, command=""):
-    """Checks everything, makes the run directory, or restores the run from it.
+    """Checks everything, and makes the run directory, or restores the run from it.
 
     Args:
-        output_dir: The run directory; by default one in `runs/`, named by the settings.
-        resume: Whether to continue the run in it.
-        given: Dictionary, the settings that are not the default ones (or, if `resume`, the run's).
-        command: String to keep in `config.json`.
+        output_dir: The run directory; by default one in `runs/` with a name made from the settings.
+        resume: Boolean, whether to continue the run in it.
+        given: Dictionary, the settings that differ from the defaults. With `resume`: the settings
+            that the user has given.
+        command: String, the command for `config.json`.
 
     Returns:
         A `Training`, or `None` if the run is finished.
 
     Raises:
-        ValueError, OSError: If something about the request is wrong.
+        ValueError, OSError: If something is wrong with the request.
     """
     settings = Settings(**(given or {}))
     directory = runs.RunDirectory(output_dir or default_directory(settings))
@@ -83,7 +84,7 @@ def prepare(output_dir=None, resume=False, given=None, command=""):
 
 
 def train(training):
-    """Trains from the first epoch to be done to the last, with a checkpoint after each."""
+    """Trains all epochs that are not done yet, and writes a checkpoint after each."""
     settings, data, model = training.settings, training.data, training.model
     is_chief = strategies.is_chief(training.strategy)
     if training.first_epoch >= settings.epochs:
@@ -116,7 +117,7 @@ def train(training):
 
 
 def batches(data, settings, first_epoch=0):
-    """The training batches of the epochs from `first_epoch` on."""
+    """The training batches of all epochs from `first_epoch` on."""
     return classifiers.batches(
         data.x_train,
         data.y_train,
@@ -130,8 +131,8 @@ def batches(data, settings, first_epoch=0):
 def _steps_per_execution(settings, steps_per_epoch):
     if settings.strategy == "mirrored":
         return 1  # TensorFlow fails if a loop of steps on several local replicas has a condition.
-    # A divisor, so that an execution never takes batches of the next epoch. And one update at most
-    # is in it, so that each of them is seen.
+    # A divisor of the steps of an epoch, so that an execution never has batches of the next epoch.
+    # It has at most one update, so that the logger sees each of them.
     most = min(_MAX_STEPS_PER_EXECUTION, settings.update_frequency)
     return max(n for n in range(1, most + 1) if steps_per_epoch % n == 0)
 
@@ -152,7 +153,7 @@ def _steps_per_epoch(settings, data):
 
 
 def _compiled_model(settings, data):
-    """The model and its optimizer, built: the same bits for the same settings."""
+    """The built model and its optimizer. The same settings give the same bits."""
     keras.utils.set_random_seed(settings.seed)
     steps = _steps_per_epoch(settings, data)
     model = methods.build_model(
@@ -184,7 +185,7 @@ def _compiled_model(settings, data):
     model.compile(
         optimizer,
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        # The name alone would create it in the first step, which would then be traced twice.
+        # Given by its name, it would be created in the first step, which is then traced twice.
         metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
         jit_compile=settings.jit_compile,
         steps_per_execution=_steps_per_execution(settings, steps),
@@ -200,10 +201,10 @@ def refuse(error, code=2):
 
 
 def run(output_dir=None, resume=False, given=None, command=""):
-    """Prepares, trains and finishes; what the user did wrong becomes one line on stderr.
+    """Prepares, trains and finishes. An error of the user is printed as one line on stderr.
 
-    The arguments are those of `prepare`. Returns the exit code: 0, 2 for a wrong request, 3 if
-    another worker was lost.
+    The arguments are those of `prepare`. Returns the exit code: 0, or 2 for a wrong request, or 3
+    if another worker was lost.
     """
     try:
         return _run(output_dir, resume, given, command)

@@ -16,7 +16,7 @@ from running import cells_of, given, rows_of, run
 import models
 import rigl_tf
 from models import resnet_cifar
-from scripts.common import datasets, experiments, methods
+from scripts.common import datasets, experiments, methods, tables
 from scripts.rigl import (
     ablations,
     compression,
@@ -322,7 +322,7 @@ def test_claims_of_the_ablations(tickets, says, gain):
     lines = ablations._claims(_ablation_rows("lottery", accuracies))
     claim = "RigL from random masks is better than static training of a ticket"
     assert f"| {claim} | {says} ({rigl} less {static}: {gain}) |" in lines
-    assert "| ERK is the best distribution for all methods | still to be run |" in lines
+    assert "| ERK is the best distribution for all methods | not run |" in lines
 
 
 def test_claims_of_the_ablations_about_several_settings():
@@ -541,6 +541,10 @@ def test_landscape(mnist_dir, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "landscape.md").read_text() == page
 
 
+def _as_table(found):
+    return "\n".join(tables.table(["claim", "here"], found.items()))
+
+
 def test_the_verdicts_of_the_landscape():
     def row(line, curve, dense, again, rigl):
         paths = dict(zip(landscape._PATHS, (line, curve, curve, dense), strict=True))
@@ -549,17 +553,17 @@ def test_the_verdicts_of_the_landscape():
 
     one = row("0 3 2", "0 1 2", "0 0 2", "2 1.5", "2 0.5")
     two = row("0 2.5 2", "0 2.1 2", "0 2.5 2", "2 0.9", "2 1.1")
-    text = "\n".join(landscape._verdicts([one, two]))
+    text = _as_table(landscape.judged([one, two]))
     # Rises of 1 and 0.5, of which 0.01 is none; t(1) = 12.706 for 95 %.
     assert "straight line | undecided (+0.740 ± 3.177)" in text
-    text = "\n".join(landscape._verdicts([one, one]))
+    text = _as_table(landscape.judged([one, one]))
     assert "straight line | confirmed (+0.990 ± 0.000)" in text
     assert "quadratic, in the union | contradicted (-0.010 ± 0.000)" in text
     assert "dense space | confirmed (+0.010 ± 0.000)" in text
     # The middle is at 1: it ends at 1.5, and RigL at 0.5.
     assert "stays | confirmed (+0.500 ± 0.000)" in text
     assert "pruned loss | confirmed (+0.500 ± 0.000)" in text
-    text = "\n".join(landscape._verdicts([one]))
+    text = _as_table(landscape.judged([one]))
     assert "straight line | undecided (+0.990, one seed)" in text
     assert landscape.rise([1.0, 4.0, 3.0]) == 1.0
     assert landscape.rise([1.0, 2.0, 3.0]) == 0.0

@@ -1,1 +1,1 @@
-"""Programs for an interpreter of their own: they import neither `rigl_tf` nor TensorFlow."""
+"""Programs that run in a new Python process. They do not import `rigl_tf`."""

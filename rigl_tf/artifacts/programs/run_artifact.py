@@ -1,8 +1,8 @@
-"""Runs an artifact on arrays, and measures how long that takes.
+"""Runs an artifact on arrays, and measures how long this takes.
 
-`python run_artifact.py DIRECTORY` reads `request.json` and `inputs.npz` there, for a `.keras` file
-`structure.pickle`, too, and writes `outputs.npz` and `seconds.json`. Artifacts that are measured
-take turns, so that all of them see the same machine.
+`python run_artifact.py DIRECTORY` reads `request.json` and `inputs.npz` in this directory, and for
+a `.keras` file also `structure.pickle`. It writes `outputs.npz` and `seconds.json`. If several
+artifacts are measured, their calls take turns, so that the load of the machine is the same for all.
 """
 
 import functools
@@ -18,24 +18,24 @@ import numpy as np
 
 
 def litert(path):
-    """A function from arrays by name to arrays by name."""
+    """Returns a function that takes and returns a dictionary `{name: array}`."""
     from ai_edge_litert.interpreter import Interpreter
 
     runner = Interpreter(model_path=path).get_signature_runner("serving_default")
-    # An input that the outputs do not depend on is not in the file.
+    # The converter leaves out inputs on which no output depends.
     known = set(runner.get_input_details())
     return lambda arrays: runner(**{name: arrays[name] for name in arrays if name in known})
 
 
 def onnx(path):
-    """As `litert`. The outputs are numbered, in their order."""
+    """Like `litert`. The names of the outputs are their numbers."""
     session = importlib.import_module("onnxruntime").InferenceSession(
         path, providers=["CPUExecutionProvider"]
     )
     names = [each.name for each in session.get_inputs()]
 
     def run(arrays):
-        if not set(names) <= set(arrays):  # Those of nested inputs are numbered.
+        if not set(names) <= set(arrays):  # The exporter numbers nested inputs.
             arrays = dict(zip(names, arrays.values(), strict=True))
         outputs = session.run(None, {name: arrays[name] for name in names})
         return {str(number): output for number, output in enumerate(outputs)}
@@ -44,14 +44,14 @@ def onnx(path):
 
 
 def saved_model(path):
-    """As `litert`, by the default signature."""
+    """Like `litert`. It calls the default signature."""
     import tensorflow as tf
 
     artifact = tf.saved_model.load(path)
     function = artifact.signatures["serving_default"]
     specs = function.structured_input_signature[1]
 
-    def run(arrays, artifact=artifact):  # It holds the variables.
+    def run(arrays, artifact=artifact):  # This keeps the variables alive.
         tensors = {name: as_tensor(arrays[name], specs[name].dtype) for name in specs}
         return {name: as_array(output) for name, output in function(**tensors).items()}
 
@@ -59,7 +59,7 @@ def saved_model(path):
 
 
 def keras(path, structure):
-    """As `onnx`. The model is called with its inputs in the structure of `structure`."""
+    """Like `onnx`. The model is called with its inputs in the structure of `structure`."""
     import keras
 
     model = keras.saving.load_model(path)
@@ -73,7 +73,7 @@ def keras(path, structure):
 
 
 def as_tensor(array, dtype=None):
-    """An array as a tensor of a type, if one is given."""
+    """Converts an array to a tensor, of the type `dtype` if it is given."""
     import tensorflow as tf
 
     tensor = tf.convert_to_tensor(array)
@@ -81,14 +81,14 @@ def as_tensor(array, dtype=None):
 
 
 def as_array(tensor):
-    """A tensor as an array that a file of NumPy can hold; bfloat16 has no such form."""
+    """Converts a tensor to an array that NumPy can save: bfloat16 becomes float32."""
     import tensorflow as tf
 
     return np.asarray(tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tensor)
 
 
 def in_batches(function, arrays, size):
-    """The outputs for all examples, of calls with `size` of them."""
+    """The outputs for all examples, from calls with `size` examples each."""
     if size is None:
         return function(arrays)
     number = max(len(array) for array in arrays.values() if array.ndim)
@@ -103,7 +103,7 @@ def in_batches(function, arrays, size):
 
 
 def repeated(arrays, size):
-    """The examples again and again, until there are `size` of them."""
+    """Repeats the examples until there are `size` of them."""
     return {
         name: array[np.arange(size) % len(array)] if array.ndim else array
         for name, array in arrays.items()
@@ -111,9 +111,10 @@ def repeated(arrays, size):
 
 
 def seconds_of(functions, arrays, limit):
-    """Seconds of each function's calls, in turns; `None` if three turns take longer than `limit`.
+    """Measures the seconds of calls of each function. The functions take turns.
 
-    Each is called once before, and then at most 200 times.
+    Each function is called once without measuring, and then 3 to 200 times, for `limit` seconds. If
+    this would take longer, `None` is returned.
     """
     start = time.perf_counter()
     for function in functions:

@@ -1,4 +1,4 @@
-"""Shows this folder in a browser: `python serve.py [PORT]`. npm fetches LiteRT.js, once."""
+"""Serves this folder for a browser: `python serve.py [PORT]`. Once, npm downloads LiteRT.js."""
 
 import contextlib
 import functools
@@ -20,7 +20,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     }
 
     def end_headers(self):
-        # Browsers let a page that is isolated like this measure 5 microseconds, others only 100.
+        # With these headers a browser's clock has steps of 5 microseconds, otherwise of 100.
         self.send_header("Cross-Origin-Opener-Policy", "same-origin")
         self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
         super().end_headers()
