@@ -332,7 +332,12 @@ def test_claims_of_the_ablations_about_several_settings():
     rows = _ablation_rows("schedule", accuracies)
     starts = {name: [96.0, 96.1] for name in ablations.STUDIES["grow_init"][1]}
     rows += _ablation_rows("grow_init", starts | {"random normal": [97.0, 97.1]})
+    # A ticket that is 0.2 points better is less than half a point better.
+    lottery = {"random masks, RigL": [96.0, 96.1], "lottery masks and weights, RigL": [96.2, 96.3]}
+    rows += _ablation_rows("lottery", lottery)
     lines = "\n".join(ablations._claims(rows))
+    gain = "random masks, RigL less lottery masks and weights, RigL: -0.20 ± 0.00"
+    assert f"| RigL gains less than half a point from a ticket | confirmed ({gain}) |" in lines
     assert "by less than half a point | confirmed (cosine less inverse power 1: -0.20" in lines
     start = "better than zero by half a point | contradicted (zeros less the best other, random"
     assert f"{start} normal: -1.00 ± 0.00)" in lines
