@@ -168,6 +168,10 @@ class _AnnealedDropFraction(_DropFraction):
         above = self.drop_fraction - self.minimum
         return self.minimum + self._annealed(above, self._progress(step))
 
+    def _annealed(self, share, progress):
+        """How much of `share` is left, with `progress` from 0 to 1."""
+        raise NotImplementedError
+
     def _progress(self, step):
         """How far `step` is on the way from `begin_step` to `end_step`, in `[0, 1]`."""
         return progress(step, self.begin_step, self.end_step)
