@@ -1,5 +1,6 @@
 """The page and the plots of the table of methods."""
 
+import collections
 import math
 import pathlib
 
@@ -17,7 +18,7 @@ def write(setting, name, rows, missing):
         setting: The `scripts.rigl.methods_table.Setting`.
         name: Of the files.
         rows: List of rows; who trained longer is a method of its own on the page.
-        missing: List of texts: what is still to be run.
+        missing: List of the runs that have no row yet.
     """
     rows = [
         {
@@ -49,7 +50,9 @@ def write(setting, name, rows, missing):
     if len(seeds) > 1 and setting.claims:
         lines += ["", *_claims(setting, rows)]
     if missing:
-        lines += ["", f"Not run yet: {', '.join(missing)}."]
+        counts = collections.Counter(run["method"] for run in missing)
+        each = ", ".join(f"{name} {count}" for name, count in counts.items())
+        lines += ["", f"Not run yet are {len(missing)} of the runs: {each}."]
     experiments.write_page(name, lines, "scripts.rigl.methods_table")
     at_once = [row for row in rows if row["epochs"] == setting.epochs]
     plots.plot_means(

@@ -348,10 +348,10 @@ def main(_):
         lambda run: train(setting, data, run),
         lambda run: setting.seconds(run["epochs"]),
     )
-    missing = [f"{run['method']} at {run['sparsity']:g}" for run in wanted if run not in rows]
+    missing = [run for run in wanted if run not in rows]
     whole = [row for row in rows.rows if row["examples"] == len(data.x_train)]
     shown = [row for row in whole if row["epochs"] % setting.epochs == 0]
-    methods_page.write(setting, name, shown, list(dict.fromkeys(missing)))
+    methods_page.write(setting, name, shown, missing)
 
 
 if __name__ == "__main__":

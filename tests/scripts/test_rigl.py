@@ -173,7 +173,7 @@ def test_the_page_of_methods_has_costs_units_and_claims(tmp_path):
         {("dense", 10): 98, ("rigl", 10): 97, ("rigl", 50): 98, ("set", 10): 96, ("dnw", 10): 99}
     )
     with given(methods_table._define_flags, f"--output_dir={tmp_path}"):
-        methods_page.write(methods_table.SETTINGS["mnist"], "page", rows, ["snip at 0.9"])
+        methods_page.write(methods_table.SETTINGS["mnist"], "page", rows, [{"method": "snip"}] * 3)
     page = (tmp_path / "page.md").read_text()
     assert cells_of(page, "rigl 5x")[1].startswith("98.0")
     assert "| dnw * | – | 99.0" in page
@@ -185,7 +185,7 @@ def test_the_page_of_methods_has_costs_units_and_claims(tmp_path):
     source, *cells = cells_of(page, "RigL is better than SET")
     assert source == "Evci et al. 2020, figure 2 and table 4"
     assert "confirmed<br>+1.00 ± 0.00" in cells
-    assert "Not run yet: snip at 0.9." in page
+    assert "Not run yet are 3 of the runs: snip 3." in page
     assert (tmp_path / "page.png").exists()
     assert (tmp_path / "page_cost.png").exists()
 
