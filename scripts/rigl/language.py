@@ -21,7 +21,7 @@ from absl import app, flags
 
 import models
 import rigl_tf
-from scripts.common import experiments, methods, plots, styles, tables
+from scripts.common import experiments, methods, plots, styles, tables, words
 
 _NAME = "language"
 _KEY = ("method", "seed", "steps", "characters")
@@ -146,7 +146,7 @@ def _report(rows):
         "steps), L2 5e-4, gradients clipped at norm 10. All kernels at 75 %, the "
         f"embedding dense; masks updated every {_UPDATE_FREQUENCY} steps to the end, drop "
         "fraction 0.1 (cosine); pruning from 30 % to 75 % of training. Seeds "
-        f"{sorted({row['seed'] for row in rows})}.",
+        f"{sorted({row['seed'] for row in rows})}. {words.L2}",
         "",
     ]
     training = tables.means(rows, "method", "steps", "train_bits")

@@ -22,7 +22,7 @@ from absl import app, flags
 
 import models
 import rigl_tf
-from scripts.common import claims, classifiers, costs, experiments, plots, styles, tables
+from scripts.common import claims, classifiers, costs, experiments, plots, styles, tables, words
 
 NAME = "live_units"
 KEY = ("dataset", "setting", "sparsity", "seed", "epochs", "examples")
@@ -180,13 +180,12 @@ def _report(rows):
     lines = [
         "# LeNet-300-100 at 98 %: the units that RigL leaves alive",
         "",
-        "ERK, batch 100, SGD 0.1, Nesterov momentum 0.9, cosine decay, L2 1e-4 (as TF1 has it, "
-        "half of the squares), drop fraction 0.3 (cosine), CSR kernels unless it says masked. Test "
-        "accuracy in percent, mean ± standard deviation over the seeds. Live units have a path "
+        "ERK, batch 100, SGD 0.1, Nesterov momentum 0.9, cosine decay, L2 1e-4, "
+        "drop fraction 0.3 (cosine), CSR kernels unless it says masked. Test accuracy "
+        "in percent, mean ± standard deviation over the seeds. Live units have a path "
         "from a pixel to an output; a live unit fires if it is above 0 for any of the first 10,000 "
-        "training examples. In the last columns is the verdict of the claim that the setting is "
-        "better, and the mean difference with its 95 % interval, a paired t interval over the "
-        "seeds.",
+        f"training examples. {words.L2} In the last columns is the verdict of the claim that the "
+        f"setting is better, and the mean difference with its interval. {words.VERDICTS}",
     ]
     for dataset, title in _DATASETS.items():
         mine = [row for row in rows if row["dataset"] == dataset]

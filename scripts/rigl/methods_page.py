@@ -6,7 +6,7 @@ import pathlib
 
 from absl import flags
 
-from scripts.common import claims, costs, experiments, plots, styles, tables
+from scripts.common import claims, costs, experiments, plots, styles, tables, words
 
 FLAGS = flags.FLAGS
 
@@ -35,7 +35,7 @@ def write(setting, name, rows, missing):
     lines = [
         f"# {setting.heading}",
         "",
-        f"Test accuracy in percent after the last epoch, {how}",
+        f"Test accuracy in percent after the last epoch, {how} {words.L2}",
         "",
         *_accuracies(rows, order),
         "",
@@ -199,9 +199,7 @@ def _claims(setting, rows):
         "## Claims",
         "",
         "They were fixed before the runs (`scripts/rigl/methods_claims.py`). Under each verdict is "
-        "the mean difference in percentage points with its 95 % interval, a paired t interval over "
-        "the seeds. Confirmed: the whole interval is as claimed. Contradicted: none of it is. "
-        "There is no correction for the number of claims.",
+        f"the mean difference in percentage points with its interval. {words.VERDICTS}",
         "",
         *tables.table(["claim", "from", *(f"{column:g}" for column in columns)], table),
     ]

@@ -122,7 +122,7 @@ _MNIST = Setting(
     heading="MNIST, LeNet-300-100: accuracy over sparsity",
     title="MNIST, LeNet-300-100",
     how="mean ± standard deviation over seeds {seeds}. ERK, batch 100, {epochs} epochs, SGD 0.1, "
-    "Nesterov momentum 0.9, cosine decay, L2 1e-4 (as TF1 has it, half of the squares), masks "
+    "Nesterov momentum 0.9, cosine decay, L2 1e-4, masks "
     "updated every 100 steps until 75 % of training, drop fraction 0.3 (cosine). "
     f"{_PRUNING} SNIP and GraSP score the first 1000 training examples, kernel by kernel. "
     f"{_SMALL_DENSE}, its two widths are those that [small_dense.md](small_dense.md) found best. "
@@ -160,7 +160,7 @@ SETTINGS = {
         title="CIFAR-10, ResNet-20, a short schedule",
         how="seeds {seeds}. {epochs} epochs (the papers train 160 and more), batch 128, SGD, "
         "Nesterov momentum 0.9, learning rate 0.2 after a warm-up over a tenth of training, then a "
-        "cosine to 0, L2 1e-4, shifts and flips. Masks are updated every 50 steps until 75 % of "
+        "cosine to 0, L2 2e-4, shifts and flips. Masks are updated every 50 steps until 75 % of "
         f"training, drop fraction 0.3 (cosine). {_PRUNING} Each layer has the same sparsity, the "
         f"first is dense; or ERK. {_SMALL_DENSE}.",
         network="resnet20",
@@ -186,7 +186,7 @@ SETTINGS = {
         title="CIFAR-10 at 16 x 16 pixels, WRN-10-1",
         how="mean ± standard deviation over seeds {seeds}. {epochs} epochs, batch 128, SGD, "
         "Nesterov momentum 0.9, learning rate 0.1, a fifth of it after 40, 70 and 90 % of "
-        "training, L2 5e-4 (as TF1 has it, half of the squares), shifts by two pixels and flips. "
+        "training, L2 5e-4, shifts by two pixels and flips. "
         "Masks are updated every 100 steps until 75 % of training, drop fraction 0.3 (cosine). "
         f"{_PRUNING} Each layer has the same sparsity, the first is dense; or ERK.",
         network="wide_resnet",

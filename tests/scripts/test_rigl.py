@@ -243,7 +243,7 @@ def test_compression(data_dir, tmp_path, monkeypatch):
     # 2352 + 3270 + 1000 connections at most, two FLOPs each.
     assert float(first["kflops"]) <= 13.25
     assert (
-        f"| RigL+ | L2 0.0001, seed 1 | {second['architecture']} |"
+        f"| RigL+ | L2 0.0002, seed 1 | {second['architecture']} |"
         in (tmp_path / "compression.md").read_text()
     )
 
