@@ -36,9 +36,15 @@ class Rows:
         return any(all(row.get(name) == run[name] for name in self.key) for row in self.rows)
 
     def add(self, row):
-        """Appends one row. The file is written again and renamed, so it is never half-written."""
+        """Appends one row. The file is written anew and renamed, so it is never half-written.
+
+        If another process has added a row of the same run in the meantime, that one stays.
+        """
         with _locked(self.path.parent):
-            self.rows = [*self._read(), row]
+            self.rows = self._read()
+            if self.key and all(name in row for name in self.key) and row in self:
+                return
+            self.rows.append(row)
             temporary = self.path.with_suffix(".tmp")
             with temporary.open("w", newline="") as file:
                 names = dict.fromkeys(name for each in (row, *self.rows) for name in each)

@@ -449,6 +449,10 @@ def test_processes_add_rows_to_the_same_file(tmp_path):
     second.add({"seed": 1})
     first.add({"seed": 2})
     assert [row["seed"] for row in first.rows] == [0, 1, 2]
+    # A run that both did has one row.
+    second.add({"seed": 2, "accuracy": 5})
+    assert second.rows == first.rows
+    assert len(Rows(tmp_path / "rows.csv", ("seed",)).rows) == 3
 
 
 @pytest.mark.parametrize("part", ["2/2", "12/3", "0/0", "1", "a/b", "-1/2"])
