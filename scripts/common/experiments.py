@@ -94,6 +94,9 @@ def run_all(rows, wanted, do, seconds):
     minutes = sum(map(seconds, todo)) / 60
     print(f"{len(todo)} runs to do, about {minutes:.0f} minutes on two cores", flush=True)
     for number, run in enumerate(todo, 1):
+        rows.refresh()
+        if run in rows:
+            continue  # Another process has done it in the meantime.
         begin = time.monotonic()
         result = do(run)
         took = time.monotonic() - begin

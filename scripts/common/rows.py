@@ -35,16 +35,14 @@ class Rows:
     def __contains__(self, run):
         return any(all(row.get(name) == run[name] for name in self.key) for row in self.rows)
 
-    def add(self, row):
-        """Appends one row. The file is written anew and renamed, so it is never half-written.
+    def refresh(self):
+        """Reads the rows again, with those that other processes have added."""
+        self.rows = self._read()
 
-        If another process has added a row of the same run in the meantime, that one stays.
-        """
+    def add(self, row):
+        """Appends one row. The file is written again and renamed, so it is never half-written."""
         with _locked(self.path.parent):
-            self.rows = self._read()
-            if self.key and all(name in row for name in self.key) and row in self:
-                return
-            self.rows.append(row)
+            self.rows = [*self._read(), row]
             temporary = self.path.with_suffix(".tmp")
             with temporary.open("w", newline="") as file:
                 names = dict.fromkeys(name for each in (row, *self.rows) for name in each)
