@@ -7,7 +7,7 @@
 
 On MNIST and Fashion-MNIST it trains LeNet-300-100 by all methods at 80, 90, 95, 98 and 99 %, with
 five seeds, 10 epochs; those that the papers train longer also for two and five times as many, all
-schedules stretched: 645 runs of 8 to 75 s on one core. With one core each
+schedules stretched: 610 runs of 8 to 75 s on one core. With one core each
 (`TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1`), two processes that do a part (`--part=0/2`)
 get more done than one with both. `scripts.rigl.small_dense` has to be run before. The claims of
 `scripts.rigl.methods_claims` were fixed before the runs.
