@@ -14,9 +14,11 @@ import tensorflow as tf
 from absl import app, flags
 from running import given
 
+import rigl_tf
 from scripts.common import (
     claims,
     classifiers,
+    costs,
     datasets,
     experiments,
     methods,
@@ -518,3 +520,66 @@ def test_a_network_is_compiled_once_and_its_optimizer_begins_anew():
     assert (faster != first).any()
     model.get_layer("dense").kernel.regularizer = keras.regularizers.L2(1.0)
     assert np.abs(trained(rate=0.2)[0]).sum() < np.abs(faster).sum()
+
+
+# What a training costs.
+
+
+def chain():
+    inputs = keras.Input((10,))
+    hidden = keras.layers.Dense(20, "relu", name="dense_1")(inputs)
+    hidden = keras.layers.Dense(6, "relu", name="dense_2")(hidden)
+    return keras.Model(inputs, keras.layers.Dense(5, name="classifier")(hidden))
+
+
+def test_training_flops_by_hand():
+    sparse = rigl_tf.sparsify(chain(), 0.8, "erdos_renyi")
+    cost = rigl_tf.flops.count(sparse)
+    f, d = cost.flops, cost.dense_flops
+    moving = (3 * f * 100 + 2 * f + d) / 101
+    # Pruning from step 300, every 150 steps: p = 0, 1/3, 2/3, and 1 from step 750 on.
+    ramp = (150 * (1 - (2 / 3) ** 3) + 150 * (1 - (1 / 3) ** 3) + 250) / 1000
+    expected = {
+        "static": 3000 * f,
+        "set": 3000 * f,
+        "rigl": 750 * moving + 250 * 3 * f,
+        "rigl_inverted": 750 * moving + 250 * 3 * f,
+        "snfs": 1000 * (2 * f + d),
+        "snfs_redistributed": 1000 * (2 * f + d),
+        "dnw": 1000 * (2 * f + d),
+        "pruning": 3000 * (d - (d - f) * ramp),
+    }
+    for method, flops in expected.items():
+        frequency = 150 if method == "pruning" else 100
+        found = costs.training_flops(sparse, method, 1000, 750, frequency)
+        assert found == pytest.approx(flops), method
+    assert costs.training_flops(chain(), "dense", 10, 7, 1) == 30 * d
+
+
+def test_training_bytes_are_weights_momentum_and_gradients():
+    dense = chain()
+    sgd = keras.optimizers.SGD(momentum=0.9)
+    dense.compile(sgd, "mse")
+    sgd.build(dense.trainable_variables)
+    scalars = costs.training_bytes(dense) - 3 * 4 * dense.count_params()
+    assert 0 < scalars <= 16  # iterations and learning rate
+
+
+def test_live_units_that_never_fire_are_not_counted():
+    model = chain()
+    kernel, bias = np.ones((10, 20)), np.zeros(20)
+    bias[3:] = -100
+    model.get_layer("dense_1").set_weights([kernel, bias])
+    model.get_layer("dense_2").set_weights([np.ones((20, 6)), np.zeros(6)])
+    live = [np.array([0, 1, 5, 6]), np.arange(4)]
+    assert costs.firing_units(model, live, np.ones((3, 10))) == [2, 4]
+
+
+def test_the_first_epoch_is_not_timed(monkeypatch):
+    times = costs.StepTime()
+    assert times.milliseconds(10) is None
+    ends = iter([100.0, 101.0, 104.0, 105.0])
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: next(ends))
+    for epoch in range(4):
+        times.on_epoch_end(epoch)
+    assert times.milliseconds(10) == 100
