@@ -214,8 +214,9 @@ def _plot_costs(setting, rows, order, path):
     names = [name for name in setting.methods if any(row["plain"] == name for row in rows)]
     look = styles.of(names)
     columns = min(2, len(sparsities))
-    lines = -(-len(sparsities) // columns)
-    with plots.figure(path, (5.2 * columns, 4 * lines), ncols=columns, nrows=lines) as axes:
+    rows_of_panels = -(-len(sparsities) // columns)
+    size = 5.2 * columns + 1.5, 4 * rows_of_panels
+    with plots.figure(path, size, ncols=columns, nrows=rows_of_panels) as axes:
         panels = list(getattr(axes, "flat", [axes]))
         for panel, sparsity in zip(panels, sparsities, strict=False):
             for name in names:
@@ -233,7 +234,14 @@ def _plot_costs(setting, rows, order, path):
         for panel in panels[len(sparsities) :]:
             panel.set_axis_off()
         panels[0].figure.suptitle(setting.title)
-        plots.legend(panels[min(columns, len(sparsities)) - 1])
+        # A method need not be in all panels.
+        lines = {
+            label: line
+            for panel in panels
+            for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
+        }
+        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "fontsize": "small"}
+        plots.legend(panels[columns - 1], handles=list(lines.values()), **beside)
 
 
 def _curve(panel, rows, dense, style, label):
