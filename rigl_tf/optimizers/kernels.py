@@ -6,7 +6,7 @@ import dataclasses
 import keras
 import tensorflow as tf
 
-from rigl_tf import masks
+from rigl_tf import masks, selection
 from rigl_tf.optimizers import growth
 
 
@@ -97,7 +97,7 @@ class KernelState:
         moved = [slot != start(slot.shape, dtype=slot.dtype) for slot, start in slots]
         return tf.reduce_any([False, *(tf.reduce_any(each & inactive) for each in moved)])
 
-    def update(self, strategy, gradient, step, updated):
+    def update(self, strategy, gradient, step, updated, previous=()):
         """Applies a mask update to the kernel, in the same way on every replica.
 
         Dropped connections become zero. Where connections are dropped or grown, every slot is
@@ -107,20 +107,32 @@ class KernelState:
             updated: Function `updated(state, kernel, mask, gradient, step, initial_std)` that
                 returns the new mask and the first values of grown connections. All arguments after
                 the first are tensors.
+            previous: What this method returned for another kernel: this update begins after that
+                one. XLA would otherwise work on all kernels at the same time, and need memory for
+                the temporary arrays of all of them.
+
+        Returns:
+            A scalar integer tensor for each replica of this worker. It is always 0, but known only
+            after the new mask.
         """
+        zeros = iter(previous)
 
         def update_one(kernel, gradient, mask, step, average, initial_std, slots, explored):
-            old = tf.convert_to_tensor(mask)
+            # XLA ignores control dependencies, so the arguments are computed with this zero.
+            zero = next(zeros, 0)
+            old = tf.convert_to_tensor(mask) & tf.equal(zero, 0)
             new, values = updated(
                 self,
                 tf.convert_to_tensor(kernel),
                 old,
                 gradient if average is None else tf.convert_to_tensor(average),
-                tf.convert_to_tensor(step),
+                tf.convert_to_tensor(step) + tf.cast(zero, step.dtype),
                 initial_std,
             )
             self.restart_slots(slots, self.sparse.replace((kernel, mask), new, values))
             self.note_exploration(old, new, *explored)
+            # XLA does not know that a sum of these numbers is never negative.
+            return tf.minimum(selection.num_true(tf.reshape(new, [-1])[:1]), 0)
 
         def value(variable):
             return None if variable is None else variable.value
@@ -134,7 +146,7 @@ class KernelState:
             self.slot_values(),
             self.explored_values(),
         )
-        strategy.extended.update(self.kernel.value, update_one, args=args, group=False)
+        return strategy.extended.update(self.kernel.value, update_one, args=args, group=False)
 
 
 class Plan:

@@ -200,13 +200,13 @@ class ScheduledUpdates(SparseTraining):
     def _update_kernels(self, strategy, pairs, gradients):
         """Updates the mask of each kernel."""
         step = tf.convert_to_tensor(self.step)
-        updates = csr_state.Updates(self)
+        updates, previous = csr_state.Updates(self), ()
         for (sparse, _), gradient in zip(pairs, gradients, strict=True):
             if sparse in self._plan.csr:
                 rows = sparse.rows(strategy, gradient) if self._needs_gradients else None
                 sparse.update(strategy, rows, step, updates)
             else:
-                sparse.update(strategy, gradient, self.step, self._updated)
+                previous = sparse.update(strategy, gradient, self.step, self._updated, previous)
 
     def _skip_update(self):
         """Keeps the masks, because NaN or infinite gradients say nothing about connections."""

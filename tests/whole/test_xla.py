@@ -8,13 +8,14 @@ or print, does not get there: it cannot be compiled.
 """
 
 import itertools
+import pathlib
 import re
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import INNER, mlp
+from helpers import INNER, ROOT, mlp, python
 
 import rigl_tf
 
@@ -174,3 +175,35 @@ def test_a_step_of_a_strategy():
         mask = masks[-1][kernel.path]
         assert mask.sum() == masks[0][kernel.path].sum()
         assert not kernel.numpy()[~mask].any()
+
+
+TRAINS = """
+import sys
+import keras, numpy as np, rigl_tf
+layers = keras.layers
+hidden = [layers.Dense(1024, activation="relu") for _ in range(int(sys.argv[1]))]
+model = keras.Sequential([keras.Input((1024,)), *hidden, layers.Dense(3)])
+model = rigl_tf.sparsify(model, 0.9)
+settings = {"grow_init": "random_normal"} if sys.argv[2] == "SET" else {}
+optimizer = getattr(rigl_tf, sys.argv[2])("sgd", 100, update_frequency=2, **settings)
+model.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=True)
+model.train_on_batch(np.ones((2, 1024), "float32"), np.zeros(2))
+"""
+
+
+def temporary_memory(num_layers, algorithm, folder):
+    """The bytes that XLA allocates for all temporary arrays of a training step together."""
+    flags = f"--xla_dump_to={folder} --xla_dump_hlo_as_text"
+    arguments = ("-c", TRAINS, str(num_layers), algorithm)
+    done = python(*arguments, XLA_FLAGS=flags, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    (report,) = pathlib.Path(folder).glob("*one_step*-buffer-assignment.txt")
+    return int(re.search(r"size (\d+), preallocated-temp", report.read_text())[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["RigL", "SET"])
+def test_updates_of_many_kernels_share_their_temporary_memory(algorithm, tmp_path):
+    """More kernels need memory for their gradients and new masks alone: 5 bytes a weight."""
+    two, six = (temporary_memory(num, algorithm, tmp_path / str(num)) for num in (2, 6))
+    assert (six - two) / (4 * 1024**2) < 7
