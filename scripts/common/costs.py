@@ -82,18 +82,23 @@ class StepTime(keras.callbacks.Callback):
         return 1000 * float(statistics.median(np.diff(self._ends))) / steps_per_epoch
 
 
-def firing_units(model, live, x):
-    """How many of the live units of each hidden Dense layer are above 0 for any of the inputs `x`.
+def units(model, x):
+    """How many units of a network of Dense layers are alive, and how many of them fire.
 
     Args:
         model: A Functional model whose hidden Dense layers are `dense_1`, `dense_2` and so on.
-        live: Their part of `rigl_tf.live_units(model)`.
         x: Array of inputs.
+
+    Returns:
+        Pair of lists: of the live units of the inputs and of each hidden layer, see
+        `rigl_tf.live_units`; and of those in each hidden layer that are above 0 for any of `x`.
     """
+    live = rigl_tf.live_units(model)[:-1]
     hidden = [layer for layer in model.layers if layer.name.startswith("dense_")]
     outputs = keras.Model(model.inputs, [layer.output for layer in hidden])
     values = outputs.predict(x, batch_size=min(1000, len(x)), verbose=0)
-    return [
-        int(np.any(each[:, units] > 0, axis=0).sum())
-        for each, units in zip(values, live, strict=True)
+    firing = [
+        int(np.any(each[:, places] > 0, axis=0).sum())
+        for each, places in zip(values, live[1:], strict=True)
     ]
+    return [len(places) for places in live], firing

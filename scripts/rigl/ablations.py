@@ -23,8 +23,8 @@ import models
 import rigl_tf
 from scripts.common import claims, classifiers, experiments, methods, plots, tables, words
 from scripts.common.tables import with_spread
+from scripts.rigl import lenet
 
-_BATCH_SIZE = 100
 _NAME = "ablations"
 _KEY = ("study", "setting", "seed", "epochs", "examples")
 _SPARSITY = 0.98
@@ -98,8 +98,8 @@ STUDIES = {
 
 def _train(data, model, method, run, epochs, learning_rate=0.1, jit_compile=True, **arguments):
     """Trains and returns the test accuracy; for `arguments` see `methods.wrap_optimizer`."""
-    total_steps = epochs * classifiers.steps_per_epoch(data, _BATCH_SIZE)
-    learning_rate = keras.optimizers.schedules.CosineDecay(learning_rate, total_steps)
+    total_steps = epochs * classifiers.steps_per_epoch(data, lenet.BATCH_SIZE)
+    learning_rate = lenet.learning_rate(total_steps, learning_rate)
     if arguments.get("drop_fraction") in STUDIES["schedule"][1]:
         end_step = math.ceil(_END_FRACTION * total_steps)
         schedules = _drop_schedules(end_step, learning_rate)
@@ -115,7 +115,7 @@ def _train(data, model, method, run, epochs, learning_rate=0.1, jit_compile=True
         **arguments,
     )
     classifiers.fit(
-        model, optimizer, data, _BATCH_SIZE, epochs, run["seed"], jit_compile=jit_compile
+        model, optimizer, data, lenet.BATCH_SIZE, epochs, run["seed"], jit_compile=jit_compile
     )
     return classifiers.accuracy(model, data.x_test, data.y_test)
 
@@ -129,7 +129,7 @@ def _lenet(data, method, run):
         run["seed"],
         data,
         input_shape=(28, 28, 1),
-        l2=5e-5,
+        l2=lenet.L2,
     )
 
 
@@ -156,7 +156,7 @@ def _from_ticket(data, run):
 
 def _with_distribution(data, run):
     method, distribution = run["setting"].split(", ")
-    dense = models.lenet5(input_shape=data.x_train.shape[1:], l2=5e-5)
+    dense = models.lenet5(input_shape=data.x_train.shape[1:], l2=lenet.L2)
     model = rigl_tf.sparsify(dense, 0.95, distribution, seed=run["seed"])
     # At 0.1, as the others have it, one of nine RigL trainings does not leave the start.
     return _train(data, model, method, run, run["epochs"], learning_rate=0.05, jit_compile=False)

@@ -19,8 +19,8 @@ from absl import app
 import models
 import rigl_tf
 from scripts.common import classifiers, experiments, methods, plots, styles, tables, words
+from scripts.rigl import lenet
 
-_BATCH_SIZE = 100
 _NAME = "input_pixels"
 _METHODS = ("rigl", "set")
 _SPARSITIES = (0.99, 0.89)
@@ -33,7 +33,7 @@ def _define_flags():
 
 def build_model(seed):
     """LeNet-300-100 with the sparsities of the paper's Table 2; the last layer is dense."""
-    dense = models.build("lenet_300_100", input_shape=(_SIDE, _SIDE, 1), l2=5e-5)
+    dense = models.build("lenet_300_100", input_shape=(_SIDE, _SIDE, 1), l2=lenet.L2)
     return rigl_tf.sparsify(
         dense,
         0.98,  # of all together; the distribution says how much of each
@@ -71,15 +71,15 @@ def train(data, method, seed, epochs, **_):
     keras.utils.set_random_seed(seed)
     keras.backend.clear_session()
     model = build_model(seed)
-    total_steps = epochs * classifiers.steps_per_epoch(data, _BATCH_SIZE)
-    learning_rate = keras.optimizers.schedules.CosineDecay(0.1, total_steps)
+    total_steps = epochs * classifiers.steps_per_epoch(data, lenet.BATCH_SIZE)
+    learning_rate = lenet.learning_rate(total_steps)
     inner = keras.optimizers.SGD(learning_rate, momentum=0.9, nesterov=True)
     counts = [connections(model)]
     record = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: counts.append(connections(model))
     )
     optimizer = methods.wrap_optimizer(method, inner, total_steps, sparsity=None, seed=seed)
-    classifiers.fit(model, optimizer, data, _BATCH_SIZE, epochs, seed, callbacks=[record])
+    classifiers.fit(model, optimizer, data, lenet.BATCH_SIZE, epochs, seed, callbacks=[record])
     border = border_pixels()
     return {
         "at_border": _text(round(float(c[border].sum() / c.sum()), 4) for c in counts),
@@ -176,9 +176,9 @@ def report(rows, epochs, output_dir):
         "",
         f"The first layer has a sparsity of {_SPARSITIES[0]:.0%} (2352 connections, 3 for each "
         f"pixel on average), the second of {_SPARSITIES[1]:.0%}, the last is dense. Batch "
-        f"{_BATCH_SIZE}, {epochs} epochs, SGD 0.1, Nesterov momentum 0.9, cosine decay, L2 1e-4, "
-        "masks updated every 100 steps until 75 % of training, drop fraction 0.3 (cosine). The "
-        f"masks at epoch 0 are random; a static network keeps them. {words.L2}",
+        f"{lenet.BATCH_SIZE}, {epochs} epochs, SGD 0.1, Nesterov momentum 0.9, cosine decay, "
+        "L2 1e-4, masks updated every 100 steps until 75 % of training, drop fraction 0.3 "
+        f"(cosine). The masks at epoch 0 are random; a static network keeps them. {words.L2}",
         "",
         f"The border is what is outside the middle 20 x 20 pixels, {border_pixels().mean():.0%} "
         "of the image: digits were scaled to fit into these, then moved by their centre of mass. "

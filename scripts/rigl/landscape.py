@@ -20,8 +20,8 @@ from absl import app
 import rigl_tf
 from rigl_tf import analysis
 from scripts.common import claims, classifiers, experiments, methods, plots, styles, tables, words
+from scripts.rigl import lenet
 
-_BATCH_SIZE = 100
 _NAME = "landscape"
 _SPARSITY = 0.98
 _OTHER_START = 1000  # added to the seed of the initial weights of the pruned network
@@ -43,15 +43,15 @@ def _define_flags():
 
 
 def learning_rate(data, epochs):
-    total_steps = epochs * classifiers.steps_per_epoch(data, _BATCH_SIZE)
-    return keras.optimizers.schedules.CosineDecay(0.1, total_steps), total_steps
+    total_steps = epochs * classifiers.steps_per_epoch(data, lenet.BATCH_SIZE)
+    return lenet.learning_rate(total_steps), total_steps
 
 
 def build(method, seed):
     keras.utils.set_random_seed(seed)
     keras.backend.clear_session()
     return methods.build_model(
-        method, "lenet_300_100", _SPARSITY, "erk", seed, input_shape=(28, 28, 1), l2=5e-5
+        method, "lenet_300_100", _SPARSITY, "erk", seed, input_shape=(28, 28, 1), l2=lenet.L2
     )
 
 
@@ -72,7 +72,7 @@ def train(model, method, data, seed, epochs):
     record = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: losses.append(training_loss(model, data))
     )
-    classifiers.fit(model, optimizer, data, _BATCH_SIZE, epochs, seed, callbacks=[record])
+    classifiers.fit(model, optimizer, data, lenet.BATCH_SIZE, epochs, seed, callbacks=[record])
     return losses
 
 
@@ -88,7 +88,7 @@ def go(model, start, end, masks, data, seed, epochs):
                 model,
                 start,
                 end,
-                classifiers.batches(data.x_train, data.y_train, _BATCH_SIZE, epochs, seed),
+                classifiers.batches(data.x_train, data.y_train, lenet.BATCH_SIZE, epochs, seed),
                 keras.losses.SparseCategoricalCrossentropy(from_logits=True),
                 keras.optimizers.SGD(rate, momentum=0.9, nesterov=True),
                 steps,
@@ -224,7 +224,7 @@ def report(rows, epochs, output_dir):
         "",
         f"Section 4.3 of the RigL paper on a small network, {_SPARSITY:.0%} sparse (ERK). Seeds "
         f"{sorted({row['seed'] for row in rows})}, mean ± standard deviation. The two networks "
-        f"start from different weights; batch {_BATCH_SIZE}, {epochs} epochs, SGD 0.1, "
+        f"start from different weights; batch {lenet.BATCH_SIZE}, {epochs} epochs, SGD 0.1, "
         "Nesterov momentum 0.9, cosine decay, L2 1e-4. The curves' control points are trained with "
         "the same optimizer for as many epochs, without L2 (the paper does not say how). Losses "
         f"are the cross-entropy of all training examples, without L2. {words.L2}",

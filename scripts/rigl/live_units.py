@@ -23,13 +23,11 @@ from absl import app, flags
 import models
 import rigl_tf
 from scripts.common import claims, classifiers, costs, experiments, plots, styles, tables, words
+from scripts.rigl import lenet
 
 NAME = "live_units"
 KEY = ("dataset", "setting", "sparsity", "seed", "epochs", "examples")
-_DATASETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
-_BATCH_SIZE = 100
 _SPARSITY = 0.98
-_L2 = 5e-5
 _RANDOM = 0.2
 
 FLAGS = flags.FLAGS
@@ -99,7 +97,7 @@ SETTINGS = {
 
 def _define_flags():
     experiments.define_flags(epochs=50, seeds=("0", "1", "2", "3", "4"))
-    flags.DEFINE_enum("dataset", "mnist", list(_DATASETS), "Data to train on.")
+    flags.DEFINE_enum("dataset", "mnist", list(lenet.DATASETS), "Data to train on.")
     flags.DEFINE_list("settings", list(SETTINGS), "Settings to run.")
 
 
@@ -108,15 +106,14 @@ def train(data, run):
     setting = SETTINGS[run["setting"]]
     keras.utils.set_random_seed(run["seed"])
     keras.backend.clear_session()
-    dense = models.lenet_300_100(data.x_train.shape[1:], l2=_L2, activation=setting.activation)
+    dense = models.lenet_300_100(data.x_train.shape[1:], l2=lenet.L2, activation=setting.activation)
     model = rigl_tf.sparsify(
         dense, run["sparsity"], "erk", seed=run["seed"], structure=setting.structure
     )
     model = rigl_tf.with_execution(model, setting.execution)
-    total_steps = run["epochs"] * classifiers.steps_per_epoch(data, _BATCH_SIZE)
-    rate = keras.optimizers.schedules.CosineDecay(0.1, total_steps)
+    total_steps = run["epochs"] * classifiers.steps_per_epoch(data, lenet.BATCH_SIZE)
     optimizer = setting.optimizer(
-        keras.optimizers.SGD(rate, momentum=0.9, nesterov=True),
+        lenet.sgd(total_steps),
         math.ceil(setting.end_fraction * total_steps),
         seed=run["seed"],
         **setting.arguments,
@@ -125,19 +122,18 @@ def train(data, run):
         model,
         optimizer,
         data,
-        _BATCH_SIZE,
+        lenet.BATCH_SIZE,
         run["epochs"],
         run["seed"],
         jit_compile=setting.execution == "masked",
     )
-    live = rigl_tf.live_units(model)[:-1]
-    firing = costs.firing_units(model, live[1:], data.x_train[:10_000])
+    live, firing = costs.units(model, data.x_train[:10_000])
     return {
         "accuracy": classifiers.accuracy(model, data.x_test, data.y_test),
-        "pixels": len(live[0]),
-        "live_1": len(live[1]),
+        "pixels": live[0],
+        "live_1": live[1],
         "firing_1": firing[0],
-        "live_2": len(live[2]),
+        "live_2": live[2],
         "firing_2": firing[1],
     }
 
@@ -187,7 +183,7 @@ def _report(rows):
         f"training examples. {words.L2} In the last columns is the verdict of the claim that the "
         f"setting is better, and the mean difference with its interval. {words.VERDICTS}",
     ]
-    for dataset, title in _DATASETS.items():
+    for dataset, title in lenet.DATASETS.items():
         mine = [row for row in rows if row["dataset"] == dataset]
         if mine:
             epochs = ", ".join(str(epochs) for epochs in sorted({row["epochs"] for row in mine}))
@@ -199,7 +195,7 @@ def _report(rows):
 
 def _plot(rows, path):
     """Accuracy over the units of the first layer that fire, a point for each setting."""
-    found = [name for name in _DATASETS if any(row["dataset"] == name for row in rows)]
+    found = [name for name in lenet.DATASETS if any(row["dataset"] == name for row in rows)]
     names = [name for name in SETTINGS if any(row["setting"] == name for row in rows)]
     look = {name: styles.numbered(number) for number, name in enumerate(names)}
     with plots.figure(path, (5.5 * len(found) + 2, 4.5), ncols=len(found)) as axes:
@@ -211,7 +207,7 @@ def _plot(rows, path):
                 if at:
                     _point(panel, at, look[name], name)
             panel.set(
-                title=f"{_DATASETS[dataset]}, 98 %",
+                title=f"{lenet.DATASETS[dataset]}, 98 %",
                 xlabel="units of the first layer that fire",
                 ylabel="test accuracy (%)",
             )

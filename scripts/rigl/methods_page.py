@@ -42,9 +42,14 @@ def write(setting, name, rows, missing):
         f"![Accuracy over sparsity]({name}.png)",
     ]
     costed = [row for row in rows if row.get("gflops") not in (None, "")]
-    if costed:
-        lines += ["", *_costs(costed, order), "", f"![Accuracy over cost]({name}_cost.png)"]
-        _plot_costs(setting, costed, order, pathlib.Path(FLAGS.output_dir) / f"{name}_cost.png")
+    if _dense(costed) and len(costed) > len(_dense(costed)):
+        lines += [
+            "",
+            *_costs(setting, costed, order),
+            "",
+            f"![Accuracy over cost]({name}_cost.png)",
+        ]
+        _plot_costs(setting, costed, pathlib.Path(FLAGS.output_dir) / f"{name}_cost.png")
     if any(row.get("live") for row in rows):
         lines += ["", *_units(rows, order)]
     if len(seeds) > 1 and setting.claims:
@@ -88,12 +93,14 @@ def _accuracies(rows, order):
     return lines
 
 
-def _costs(rows, order):
+def _dense(rows):
+    """The rows of the dense network, not trained longer."""
+    return [row for row in rows if row["method"] == "dense"]
+
+
+def _costs(setting, rows, order):
     """What a training costs beside the dense one of the same page."""
-    dense = [row for row in rows if row["method"] == "dense"]
-    lines = ["## What a training costs", ""]
-    if not dense:
-        return [*lines, "The dense network was not run."]
+    dense = _dense(rows)
     columns = sorted({row["sparsity"] for row in rows} - {0})
     table = []
     for name in order:
@@ -104,17 +111,24 @@ def _costs(rows, order):
         if any(cell != "–" for cell in cells):
             table.append([_marked(name), *cells])
     return [
-        *lines,
+        "## What a training costs",
+        "",
         "Training FLOPs (appendix H of the paper) · bytes of weights, gradients, momentum and "
-        "masks, both as a share of the dense network's · milliseconds for a step on one core, "
-        "median of the epochs, of the seed where it is least (the machine did other work as well). "
-        "Static masks, SNIP, "
-        'GraSP, SET, RigL and its inverse train with `execution="csr"`, which holds active '
-        "connections only; the others hold what the dense network does, and the masks, and XLA "
-        "compiles their steps.",
+        "masks, both as a share of the dense network's · milliseconds for a step, median of the "
+        f"epochs, of the seed where it is least. {setting.timed} {_execution(setting)}",
         "",
         *tables.table(["method", *(f"sparsity {column:g}" for column in columns)], table),
     ]
+
+
+def _execution(setting):
+    """Which methods hold active connections only, in a sentence."""
+    if not setting.csr:
+        return "All kernels are masked: they hold what the dense network does, and the masks."
+    return (
+        f'{", ".join(setting.csr)}: trained with `execution="csr"`, which holds active connections '
+        "only. The others hold what the dense network does, and the masks."
+    )
 
 
 def _cost(rows, dense):
@@ -169,7 +183,7 @@ def claims_of(wanted, rows, epochs):
     """
     values = {}
     for row in rows:
-        series = (row["method"], row["epochs"] // epochs, row["sparsity"])
+        series = (row["method"], row["epochs"] / epochs, row["sparsity"])
         values.setdefault(series, {})[row["seed"]] = row["accuracy"]
     sparsities = sorted({row["sparsity"] for row in rows} - {0})
     found = []
@@ -198,19 +212,24 @@ def _claims(setting, rows):
     return [
         "## Claims",
         "",
-        "They were fixed before the runs (`scripts/rigl/methods_claims.py`). Under each verdict is "
-        f"the mean difference in percentage points with its interval. {words.VERDICTS}",
+        f"{_fixed(rows)} Under each verdict is the mean difference in percentage points with its "
+        f"interval. {words.VERDICTS}",
         "",
         *tables.table(["claim", "from", *(f"{column:g}" for column in columns)], table),
     ]
 
 
-def _plot_costs(setting, rows, order, path):
+def _fixed(rows):
+    """Whether the claims are older than the rows: older rows do not name their code."""
+    if all(row.get("code") for row in rows):
+        return "They were fixed before the runs (`scripts/rigl/methods_claims.py`)."
+    return "They were fixed after these runs, and before those that are to come."
+
+
+def _plot_costs(setting, rows, path):
     """Accuracy over training FLOPs, as figure 2 of the paper, a panel for each sparsity."""
-    dense = tables.middle([row for row in rows if row["method"] == "dense"] or rows, "gflops")
+    dense = tables.middle(_dense(rows), "gflops")
     sparsities = sorted({row["sparsity"] for row in rows} - {0})[-4:]
-    if not sparsities:
-        return
     names = [name for name in setting.methods if any(row["plain"] == name for row in rows)]
     look = styles.of(names)
     columns = min(2, len(sparsities))

@@ -34,7 +34,7 @@ from absl import app, flags
 import models
 import rigl_tf
 from scripts.common import classifiers, costs, datasets, experiments, methods
-from scripts.rigl import methods_claims, methods_page, small_dense
+from scripts.rigl import lenet, methods_claims, methods_page, small_dense
 
 _KEY = ("method", "sparsity", "seed", "epochs", "examples")
 _END_FRACTION = 0.75
@@ -67,6 +67,7 @@ class Setting:
         searches_widths: Whether small-dense has the widths that `scripts.rigl.small_dense` found
             best, as its rows in the output directory say; else it is narrower by one factor.
         fit: Further arguments of `classifiers.fit`.
+        timed: A sentence on the machine that the steps were timed on.
         keeps_loss: Whether a row has the last training loss.
         keeps_units: Whether a row has the units that are alive.
         claims: Of `scripts.rigl.methods_claims`.
@@ -90,17 +91,13 @@ class Setting:
     csr: tuple = ()
     fit: dict = dataclasses.field(default_factory=dict)
     searches_widths: bool = False
+    timed: str = ""
     keeps_loss: bool = False
     keeps_units: bool = False
     network_arguments: dict = dataclasses.field(default_factory=dict)
     pooled: int = 1
     fewer_seeds: dict = dataclasses.field(default_factory=dict)
     claims: tuple = ()
-
-
-def cosine(total_steps):
-    """The learning rate of the runs on MNIST."""
-    return keras.optimizers.schedules.CosineDecay(0.1, total_steps)
 
 
 def _cosine_after_warm_up(total_steps):
@@ -133,9 +130,9 @@ _MNIST = Setting(
     sparsities=(0.8, 0.9, 0.95, 0.98, 0.99),
     seeds=(0, 1, 2, 3, 4),
     epochs=10,
-    batch_size=100,
-    learning_rate=cosine,
-    l2=5e-5,  # The paper's coefficient 1e-4 is of TF1, which halves the sum of squares.
+    batch_size=lenet.BATCH_SIZE,
+    learning_rate=lenet.learning_rate,
+    l2=lenet.L2,
     seconds=lambda epochs: 6 + 1.2 * epochs,
     multipliers={
         "dense": (1, 5),
@@ -144,6 +141,7 @@ _MNIST = Setting(
     },
     csr=("static", "snip", "grasp", "set", "rigl_inverted", "rigl"),
     searches_widths=True,
+    timed="One core for each run, two runs at a time, and other work beside them.",
     keeps_units=True,
     claims=methods_claims.ON_LENET,
 )
@@ -288,10 +286,8 @@ def train(setting, data, run):
     if setting.keeps_loss:
         columns["loss"] = round(history.history["loss"][-1], 4)
     if setting.keeps_units:
-        live = rigl_tf.live_units(model)[:-1]
-        columns["live"] = "-".join(str(len(units)) for units in live)
-        firing = costs.firing_units(model, live[1:], data.x_train[:10_000])
-        columns["firing"] = "-".join(map(str, firing))
+        live, firing = costs.units(model, data.x_train[:10_000])
+        columns["live"], columns["firing"] = ("-".join(map(str, each)) for each in (live, firing))
     flops = costs.training_flops(
         model, method, total_steps, end_step(total_steps), setting.update_frequency
     )

@@ -17,13 +17,11 @@ from absl import app, flags
 import models
 import rigl_tf
 from scripts.common import classifiers, experiments, tables
+from scripts.rigl import lenet
 
 NAME = "small_dense"
 KEY = ("dataset", "sparsity", "first", "second", "seed", "epochs", "examples")
 SPARSITIES = (0.8, 0.9, 0.95, 0.98, 0.99)
-_DATASETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
-_BATCH_SIZE = 100
-_L2 = 5e-5
 _HELD_OUT = 1 / 6
 
 FLAGS = flags.FLAGS
@@ -32,7 +30,7 @@ FLAGS = flags.FLAGS
 def _define_flags():
     # Seeds of their own, so that no network of the table is one of these.
     experiments.define_flags(epochs=10, seeds=("100", "101", "102"))
-    flags.DEFINE_enum("dataset", "mnist", list(_DATASETS), "Data to train on.")
+    flags.DEFINE_enum("dataset", "mnist", list(lenet.DATASETS), "Data to train on.")
 
 
 def num_active(sparsity):
@@ -90,12 +88,11 @@ def train(data, run):
     kept = len(data.x_train) - round(_HELD_OUT * len(data.x_train))
     part = data._replace(x_train=data.x_train[:kept], y_train=data.y_train[:kept])
     model = models.lenet_300_100(
-        data.x_train.shape[1:], l2=_L2, units=(run["first"], run["second"])
+        data.x_train.shape[1:], l2=lenet.L2, units=(run["first"], run["second"])
     )
-    total_steps = run["epochs"] * classifiers.steps_per_epoch(part, _BATCH_SIZE)
-    rate = keras.optimizers.schedules.CosineDecay(0.1, total_steps)
-    optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
-    classifiers.fit(model, optimizer, part, _BATCH_SIZE, run["epochs"], run["seed"])
+    total_steps = run["epochs"] * classifiers.steps_per_epoch(part, lenet.BATCH_SIZE)
+    optimizer = lenet.sgd(total_steps)
+    classifiers.fit(model, optimizer, part, lenet.BATCH_SIZE, run["epochs"], run["seed"])
     return {
         "weights": models.count_kernel_weights(model),
         "held_out": classifiers.accuracy(model, data.x_train[kept:], data.y_train[kept:]),
@@ -111,7 +108,7 @@ def _report(rows):
         "percent on the 10,000 training examples that were held out, mean ± standard deviation "
         "over the seeds; the best, in bold, is small-dense in these tables.",
     ]
-    for dataset, title in _DATASETS.items():
+    for dataset, title in lenet.DATASETS.items():
         mine = [row for row in rows if row["dataset"] == dataset]
         sparsities = sorted({row["sparsity"] for row in mine})
         if not mine:

@@ -565,14 +565,18 @@ def test_training_bytes_are_weights_momentum_and_gradients():
     assert 0 < scalars <= 16  # iterations and learning rate
 
 
-def test_live_units_that_never_fire_are_not_counted():
-    model = chain()
+def test_live_units_that_never_fire():
+    model = rigl_tf.sparsify(chain(), 0.0)
     kernel, bias = np.ones((10, 20)), np.zeros(20)
-    bias[3:] = -100
+    bias[3:7] = -100
     model.get_layer("dense_1").set_weights([kernel, bias])
     model.get_layer("dense_2").set_weights([np.ones((20, 6)), np.zeros(6)])
-    live = [np.array([0, 1, 5, 6]), np.arange(4)]
-    assert costs.firing_units(model, live, np.ones((3, 10))) == [2, 4]
+    masks = rigl_tf.get_masks(model)
+    masks["dense_1/kernel"][:, 5:] = False  # so five units of the first layer are alive
+    masks["dense_2/kernel"][:, 4:] = False
+    rigl_tf.set_masks(model, masks)
+    # Those without an input have a constant output, which is no life.
+    assert costs.units(model, np.ones((3, 10))) == ([10, 5, 4], [3, 4])
 
 
 def test_the_first_epoch_is_not_timed(monkeypatch):

@@ -68,6 +68,7 @@ def test_methods_on_cifar10(data_dir, tmp_path, monkeypatch):
     page = (tmp_path / "cifar10_resnet20.md").read_text()
     assert f"| static | {float(rows[0]['accuracy']):.2f} |" in page
     assert "Not run yet" not in page
+    assert "What a training costs" not in page  # beside the dense network, which is not there
     assert (tmp_path / "cifar10_resnet20.png").stat().st_size > 1000
 
 
@@ -210,8 +211,21 @@ def test_the_page_of_methods_has_costs_units_and_claims(tmp_path):
     assert source == "Evci et al. 2020, figure 2 and table 4"
     assert "confirmed<br>+1.00 ± 0.00" in cells
     assert "Not run yet are 3 of the runs: snip 3." in page
+    assert "They were fixed after these runs" in page  # which do not name their code
+    assert 'set, rigl_inverted, rigl: trained with `execution="csr"`' in page
     assert (tmp_path / "page.png").exists()
     assert (tmp_path / "page_cost.png").exists()
+
+
+def test_costs_of_a_table_without_csr_kernels(tmp_path):
+    rows = _table({("dense", 30): 70, ("rigl", 30): 65})
+    rows = [{**row, "live": "", "code": "code-1"} for row in rows]
+    with given(methods_table._define_flags, f"--output_dir={tmp_path}"):
+        methods_page.write(methods_table.SETTINGS["cifar10_small"], "page", rows, [])
+    page = (tmp_path / "page.md").read_text()
+    assert "All kernels are masked" in page
+    assert "csr" not in page
+    assert "They were fixed before the runs" in page
 
 
 def test_what_is_trained_longer_has_fewer_seeds():
