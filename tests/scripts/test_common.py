@@ -568,7 +568,7 @@ def test_training_bytes_are_weights_momentum_and_gradients():
 def test_live_units_that_never_fire():
     model = rigl_tf.sparsify(chain(), 0.0)
     kernel, bias = np.ones((10, 20)), np.zeros(20)
-    bias[3:7] = -100
+    bias[3:7], bias[10] = -100, 1
     model.get_layer("dense_1").set_weights([kernel, bias])
     model.get_layer("dense_2").set_weights([np.ones((20, 6)), np.zeros(6)])
     masks = rigl_tf.get_masks(model)
