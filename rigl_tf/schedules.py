@@ -107,8 +107,10 @@ def progress(
         end_step: Integer or integer tensor, in steps.
 
     Returns:
-        Float32 tensor in `[0, 1]`.
+        Float32 tensor in `[0, 1]`; a float if all arguments are integers.
     """
+    if not any(map(tf.is_tensor, (step, begin_step, end_step))):
+        return min(1.0, max(0.0, (step - begin_step) / (end_step - begin_step)))
     steps = end_step - begin_step
     steps = tf.cast(steps, tf.float32) if tf.is_tensor(steps) else float(steps)
     return tf.clip_by_value(tf.cast(step - begin_step, tf.float32) / steps, 0, 1)
@@ -121,7 +123,8 @@ def cosine(drop_fraction: float | tf.Tensor, progress: float | tf.Tensor) -> tf.
         drop_fraction: Number or tensor, the value at the beginning.
         progress: Number or tensor in `[0, 1]`.
     """
-    return drop_fraction / 2 * (1 + tf.cos(math.pi * progress))
+    cos = tf.cos if tf.is_tensor(progress) else math.cos
+    return drop_fraction / 2 * (1 + cos(math.pi * progress))
 
 
 class _DropFraction:
@@ -166,7 +169,7 @@ class _AnnealedDropFraction(_DropFraction):
 
     def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         above = self.drop_fraction - self.minimum
-        return self.minimum + self._annealed(above, self._progress(step))
+        return self.minimum + self._annealed(above, self._progress(tf.convert_to_tensor(step)))
 
     def _annealed(self, share, progress):
         """How much of `share` is left, with `progress` from 0 to 1."""

@@ -297,13 +297,13 @@ class SparsityLogger(keras.callbacks.Callback):
         """`{name: number}`, with one number for each optimizer that drops connections."""
         step = self._clock.last_update
         if self._dropped is not None and self._dropped[0] == step:
-            return self._dropped[1]  # To compute it takes as long as reading a small mask.
+            return self._dropped[1]  # A schedule of the user may take long.
         dropping = [each for each in self._clock.optimizers if isinstance(each, SparseOptimizer)]
         result = {}
         for number, optimizer in enumerate(dropping, 1):
             value = _NAN
             if step is not None and optimizer.built:
-                value = float(optimizer._drop_fraction_at(tf.constant(step, tf.int64)))
+                value = float(optimizer._drop_fraction_at(step))
             result["drop_fraction" if number == 1 else f"drop_fraction_{number}"] = value
         self._dropped = step, result
         return result

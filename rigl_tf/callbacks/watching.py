@@ -53,7 +53,10 @@ def watch(model):
 
 def squared_norm(values):
     """The sum of the squares of a tensor's entries, as a float."""
-    return 2 * float(tf.nn.l2_loss(tf.cast(tf.convert_to_tensor(values), tf.float32)))
+    values = tf.convert_to_tensor(values)
+    if values.dtype != tf.float32:
+        values = tf.cast(values, tf.float32)
+    return 2 * float(tf.nn.l2_loss(values))
 
 
 class _WatchedMask:
@@ -113,18 +116,19 @@ class _WatchedPlaces:
         """The places of the active connections in the flat kernel, sorted."""
         splits, columns = stored
         num_rows, num_units = self.kernel.storage.matrix_shape
-        rows = np.repeat(np.arange(num_rows, dtype=np.int64) * num_units, np.diff(splits))
-        return rows + columns
+        is_small = 2 * num_rows * num_units < 2**31  # `_new` doubles the places.
+        first = np.arange(num_rows, dtype=np.int32 if is_small else np.int64) * num_units
+        return np.repeat(first, np.diff(splits)) + columns.astype(first.dtype)
 
     def look(self):
         """The `Seen` of now."""
         old, self._stored = self._stored, self._read()
         if all(map(np.array_equal, old, self._stored)):
             return dataclasses.replace(self._seen, num_grown=0)
-        before, now = self._places(old), self._places(self._stored)
-        num_grown = len(_union(before, now)) - len(before)
-        self._ever = _union(self._ever, now)
-        self._seen = self._count(num_grown)
+        grown = _new(self._places(self._stored), self._places(old))
+        self._ever = np.concatenate([self._ever, _new(grown, self._ever)])
+        self._ever.sort(kind="stable")
+        self._seen = self._count(len(grown))
         return self._seen
 
     def _count(self, num_grown):
@@ -155,13 +159,13 @@ class _WatchedPlaces:
         return (counts / sizes).astype("float32")
 
 
-def _union(one, other):
-    """The sorted numbers that are in at least one of two sorted arrays, each once."""
-    both = np.concatenate([one, other])
+def _new(now, before):
+    """The numbers in `now` that are not in `before`. Both arrays are sorted, without repetition."""
+    both = np.concatenate([2 * before, 2 * now + 1])
     both.sort(kind="stable")  # It is fast for two sorted parts, because it merges them.
-    is_first = np.ones(len(both), bool)
-    np.not_equal(both[1:], both[:-1], out=is_first[1:])
-    return both[is_first]
+    is_new = (both & 1).astype(bool)
+    is_new[1:] &= both[1:] != both[:-1] + 1
+    return both[is_new] >> 1
 
 
 def pooled(matrix, most=_MOST_PIXELS):

@@ -147,10 +147,10 @@ class SparseOptimizer(ScheduledUpdates):
         super()._check_schedule()
 
     def _drop_fraction_at(self, step):
-        """The share of the active connections to drop at `step`, a scalar integer tensor."""
+        """The share of the active connections to drop at `step`, an integer or a scalar tensor."""
         if callable(self.drop_fraction):
-            return self.drop_fraction(step)
-        now = self._numbers.tensor
+            return self.drop_fraction(tf.convert_to_tensor(step))
+        now = self._numbers.tensor if tf.is_tensor(step) else self._numbers.values.get
         progress = schedules.progress(step, now("begin_step"), now("end_step"))
         return schedules.cosine(now("drop_fraction"), progress)
 
