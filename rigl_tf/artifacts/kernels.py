@@ -62,7 +62,7 @@ def report_litert(kernels, operations, name):
     uses = layouts.matched(kernels, operations)
     steps = {id(step.operation): step for step in xnnpack_rules.steps_of(operations, name)}
     return tuple(
-        _report(path, array, *_in_litert(array, [(each, steps[id(each)]) for each in uses[path]]))
+        _report(path, array, *_of_all(array, [(each, steps[id(each)]) for each in uses[path]]))
         for path, array in kernels.items()
     )
 
@@ -78,16 +78,23 @@ def sparsity_of(array):
     return 1 - int(np.count_nonzero(array)) / array.size
 
 
-def _in_litert(array, used):
-    """The last four attributes of the `KernelReport` of a kernel."""
+def _of_all(array, used):
+    """The last four attributes of the `KernelReport` of a kernel, which has these uses.
+
+    If they are not alike, such as the parts of a kernel that was cut, it is one that is not sparse.
+    """
     if not used:
         return (
             UNKNOWN,
             UNKNOWN,
             "no operation of the file has these zeros: the converter merged or changed the kernel",
-            "It is taken for dense: of Dense, Conv2D and DepthwiseConv2D it can be told.",
+            "It is taken for dense. Those of Dense, Conv and recurrent layers are found.",
         )
-    operation, step = used[0]
+    found = [_in_litert(array, operation, step) for operation, step in used]
+    return next((each for each in found if each[0] != NATIVE), found[0])
+
+
+def _in_litert(array, operation, step):
     weights = operation.weights
     stored = DENSE if weights.block is None else EXPANDED if operation.is_expanded else NATIVE
     if step.part is not None and step.is_pointwise:

@@ -1,6 +1,7 @@
 """Finds out which weights of a file are which kernels of the model."""
 
 import itertools
+import math
 import re
 
 import numpy as np
@@ -12,7 +13,8 @@ def matched(kernels, operations):
     """Finds the operations that multiply by each kernel, by the positions of the zeros.
 
     Converters rename weights, transpose them, scale them (if a normalisation follows) and round
-    them. But the zeros stay zeros.
+    them. But the zeros stay zeros. A kernel may also be cut along its last axis, such as that of a
+    recurrent layer into its gates.
 
     Args:
         kernels: Dictionary `{path: array}` in the layout of Keras.
@@ -32,13 +34,35 @@ def matched(kernels, operations):
         best, agreement = None, 0.5
         for index, group in groups.items():
             weights = group[0].weights
-            score = _agreement(mask, weights) if np.prod(weights.shape) == mask.size else 0.0
+            score = _agreement(mask, weights) if math.prod(weights.shape) == mask.size else 0.0
             if score > agreement:
                 best, agreement = index, score
             if score == 1:
                 break
         found[path] = groups.pop(best, [])
+    for path in kernels:
+        found[path] = found[path] or _parts(np.asarray(kernels[path]) != 0, groups)
     return found
+
+
+def _parts(mask, groups):
+    """The operations whose weights together are the kernel, cut along its last axis; or `[]`."""
+    found, start = [], 0
+    while start < mask.shape[-1]:
+        best, agreement, length = None, 0.5, 0
+        for index, group in groups.items():
+            weights = group[0].weights
+            width, rest = divmod(math.prod(weights.shape), math.prod(mask.shape[:-1]))
+            if rest or not 0 < width <= mask.shape[-1] - start or index in found:
+                continue
+            score = _agreement(mask[..., start : start + width], weights)
+            if score > agreement:
+                best, agreement, length = index, score, width
+        if best is None:
+            return []
+        found.append(best)
+        start += length
+    return [operation for index in found for operation in groups.pop(index)]
 
 
 def namer(model, operations):

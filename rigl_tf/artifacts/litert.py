@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from rigl_tf.artifacts import litert_file, runtime, saved_model
+from rigl_tf.artifacts import layouts, litert_file, runtime, saved_model
 from rigl_tf.artifacts.comparison import in_a_line
 from rigl_tf.masks import own_masks
 
@@ -79,12 +79,18 @@ def misfits(operations):
 
 def _repaired(model, specs, content):
     """The file, with its `misfits` stored dense."""
-    sizes = {math.prod(each.weights.shape) for each in misfits(litert_file.read(content))}
-    if not sizes:
+    operations = litert_file.read(content)
+    wrong = misfits(operations)
+    if not wrong:
         return content
     masks = own_masks(model)
+    weights = [each for each in model.weights if len(each.shape) > 1 and id(each) not in masks]
+    uses = layouts.matched({id(each): each.numpy() for each in weights}, operations)
+    sizes = {math.prod(each.weights.shape) for each in wrong if each.weights is not None}
     weights = [
-        each for each in model.weights if math.prod(each.shape) in sizes and id(each) not in masks
+        each
+        for each in weights
+        if math.prod(each.shape) in sizes or any(use in wrong for use in uses[id(each)])
     ]
     arrays = [each.numpy() for each in weights]
     try:

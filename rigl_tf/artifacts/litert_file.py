@@ -19,7 +19,7 @@ class Tensor:
     """A tensor of a file.
 
     Attributes:
-        index: Its number.
+        index: Its place in the file: the numbers of its graph and of the tensor in the graph.
         name: The name that the converter gave it: where in the model it comes from.
         shape, dtype: Shape and type of the dense tensor.
         block: If it is stored sparse, the number of weights in a block (1 for single weights);
@@ -29,7 +29,7 @@ class Tensor:
         values: Function that returns the values, or `None` if it is no constant.
     """
 
-    index: int
+    index: tuple
     name: str
     shape: tuple
     dtype: np.dtype
@@ -67,28 +67,39 @@ class Operation:
 def read(content):
     """Reads the operations of a LiteRT file. Those that only convert weights are left out.
 
+    A loop, such as that of a recurrent layer over its time steps, is an operation of the first
+    graph; what it repeats is in graphs of its own, whose operations are read, too.
+
     Args:
         content: The bytes of the file.
 
     Returns:
-        List of `Operation`s, in the order of the file.
+        List of `Operation`s, in the order of the file: graph by graph.
     """
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
-    graph = model.subgraphs[0]
     names = {
         number: name
         for name, number in vars(schema.BuiltinOperator).items()
         if isinstance(number, int)
     }
     dtypes = _dtypes(schema)
+    return [
+        operation
+        for number, graph in enumerate(model.subgraphs)
+        for operation in _operations(model, number, graph, names, dtypes)
+    ]
+
+
+def _operations(model, number, graph, names, dtypes):
+    """Yields the `Operation`s of a graph, which has this number in the file."""
     ends = {int(index) for index in graph.outputs}
     tensors = [
-        _tensor(model, dtypes, index, tensor, index in ends)
+        _tensor(model, dtypes, (number, index), tensor, index in ends)
         for index, tensor in enumerate(graph.tensors)
     ]
-    sources, operations = {}, []
+    sources = {}
     for each in graph.operators:
         code = model.operatorCodes[each.opcodeIndex]
         # Old files have the number in another field, which has no room for newer operations.
@@ -104,10 +115,7 @@ def read(content):
             stored = sources.get(weights.index, weights)
             is_expanded = stored.block is not None and stored is not weights
             weights = stored if stored.is_constant else None
-        operations.append(
-            Operation(name, inputs, outputs, each.builtinOptions, weights, is_expanded)
-        )
-    return operations
+        yield Operation(name, inputs, outputs, each.builtinOptions, weights, is_expanded)
 
 
 def replaced(content, old, new):
@@ -125,9 +133,8 @@ def replaced(content, old, new):
 
     content = bytearray(content)
     model = schema.Model.GetRootAs(content, 0)
-    graph = model.Subgraphs(0)
-    for index in range(graph.TensorsLength()):
-        tensor = graph.Tensors(index)
+    graphs = map(model.Subgraphs, range(model.SubgraphsLength()))
+    for tensor in (graph.Tensors(i) for graph in graphs for i in range(graph.TensorsLength())):
         buffer = model.Buffers(tensor.Buffer())
         if tensor.Type() == schema.TensorType.FLOAT32 and buffer.DataLength():
             values = buffer.DataAsNumpy().view("float32")  # a view into `content`

@@ -5,8 +5,8 @@
     python -m scripts.checks.matrix --processes=1
 
 Each cell is a Python and a Keras version. For each Python, a virtual environment is made in
-`.venv-matrix/`. It is made by this Python if it is installed, otherwise by uv, if uv is installed:
-uv downloads the Python. This takes a few minutes and 2 GB, once. Then the tests of `SUITES` run,
+`.venv-matrix/`: by uv, if it is installed, which can download the Python; else by the Python
+itself, if it is installed. This takes a few minutes and 2 GB, once. Then the tests of `SUITES` run,
 about two minutes for each cell on two cores. If a Python is not available, its cells are left out,
 and a message says so. The last run of each cell is a row of `results/matrix.csv`.
 `results/matrix.md` is made from all rows.
@@ -61,6 +61,21 @@ def interpreter(version):
     return found if works else None
 
 
+def makers(version):
+    """The commands that can make a virtual environment with this Python, the best one first."""
+    commands = []
+    if shutil.which("uv"):
+        commands.append(["uv", "venv", "--quiet", "--clear", "--seed", "--python", version])
+    if found := interpreter(version):
+        commands.append([found, "-m", "venv", "--clear"])
+    return commands
+
+
+def made(command, folder):
+    """Whether a command of `makers` made the environment in this folder."""
+    return subprocess.run([*command, folder]).returncode == 0
+
+
 def environment(version, folder):
     """The Python of a virtual environment with all requirements; `None` if this fails."""
     python = folder / version / "bin" / "python"
@@ -68,14 +83,7 @@ def environment(version, folder):
     requirements = ROOT / "requirements.txt"
     if complete.exists() and complete.read_text() == requirements.read_text():
         return python
-    if found := interpreter(version):
-        make = [found, "-m", "venv", "--clear"]
-    elif shutil.which("uv"):
-        # It downloads the Python.
-        make = ["uv", "venv", "--quiet", "--clear", "--seed", "--python", version]
-    else:
-        return None
-    if subprocess.run([*make, folder / version]).returncode:
+    if not any(made(command, folder / version) for command in makers(version)):
         return None
     install(python, "--requirement", requirements)
     complete.write_text(requirements.read_text())

@@ -244,11 +244,26 @@ def test_a_csr_model(tmp_path):
 
 
 @covers_part
-def test_a_recurrent_model_takes_one_example(tmp_path):
-    model = keras.Sequential([keras.Input((5, 8), name="x"), layers.GRU(8), layers.Dense(4)])
-    sparse = rigl_tf.sparsify(model, 0.8)
+@pytest.mark.parametrize(
+    ("make", "structure", "kernel"),
+    [
+        (lambda: layers.GRU(8), None, "expanded at load"),
+        (lambda: layers.GRU(8, reset_after=False), None, "expanded at load"),  # cut in two
+        (lambda: layers.ConvLSTM1D(4, 3), None, "expanded at load"),  # cut in four
+        (lambda: layers.LSTM(8), rigl_tf.structures.Block((4, 1)), "native sparse"),
+    ],
+)
+def test_a_recurrent_model_takes_one_example(make, structure, kernel, tmp_path):
+    shape = (5, 6, 8) if isinstance(make(), layers.ConvLSTM1D) else (5, 8)
+    model = keras.Sequential([keras.Input(shape), make()])
+    sparse = rigl_tf.sparsify(model, 0.75, structure=structure)
     report = rigl_tf.export(sparse, tmp_path / "m.tflite", "litert", measure=False)
     assert report.max_difference < 1e-5
+    assert [each.kernel for each in report.kernels] == [kernel] * 2
+    found = layouts.matched(rigl_tf.get_masks(sparse), operations_of(report))
+    for path, mask in rigl_tf.get_masks(sparse).items():
+        parts = {use.weights.index: use.weights for use in found[path]}.values()
+        assert sum(np.count_nonzero(part.array) for part in parts) == np.count_nonzero(mask)
 
 
 def test_a_layer_that_is_used_twice(tmp_path):
@@ -360,6 +375,20 @@ def test_blocks_that_divide_no_kernel_are_stored_dense(num_inputs, units, tmp_pa
     np.testing.assert_array_equal(operation.weights.array.T, model.layers[0].layer.kernel)
     for array, weight in zip(before, model.weights, strict=True):
         np.testing.assert_array_equal(array, weight)
+
+
+def test_blocks_that_divide_no_kernel_of_a_recurrent_layer(tmp_path):
+    model = rigl_tf.sparsify(keras.Sequential([keras.Input((5, 7)), layers.GRU(4)]), 0.5)
+    columns = {path: np.ones(mask.shape) for path, mask in rigl_tf.get_masks(model).items()}
+    for mask in columns.values():
+        mask[:, ::2] = 0
+    rigl_tf.set_masks(model, columns)
+    for path, kernel in kernels_of(model).items():
+        kernel.assign(numbers(kernel.shape) * columns[path])
+    report = rigl_tf.export(model, tmp_path / "m.tflite", "litert", measure=False)
+    assert report.max_difference < 1e-5
+    assert [each.kernel for each in report.kernels] == ["dense", "native sparse"]
+    assert "look like blocks of 4" in report.kernels[0].reason
 
 
 def test_blocks_that_divide_no_kernel_are_not_quantised(tmp_path):

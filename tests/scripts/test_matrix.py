@@ -101,3 +101,21 @@ def test_the_interpreter_is_of_the_version(monkeypatch, tmp_path):
     assert matrix.interpreter("3.99") is None
     command.write_text("#!/bin/sh\nexit 0\n")
     assert matrix.interpreter("3.99") == str(command)
+
+
+def test_uv_makes_the_environment_if_it_is_installed(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(matrix, "install", lambda python, *what: None)
+    version = matrix.short(platform.python_version())
+    assert [each[1:] for each in matrix.makers(version)] == [["-m", "venv", "--clear"]]
+    assert matrix.makers("3.99") == []
+    uv = tmp_path / "uv"
+    uv.write_text(f"#!{sys.executable}\nimport pathlib, sys\npathlib.Path(sys.argv[-1]).mkdir()\n")
+    uv.chmod(0o755)
+    assert [each[0] for each in matrix.makers("3.99")] == ["uv"]
+    python = matrix.environment("3.99", tmp_path)
+    assert python == tmp_path / "3.99" / "bin" / "python"
+    assert (tmp_path / "3.99" / "complete").exists()
+    # It cannot get this Python: the next way is tried, and there is none.
+    uv.write_text(f"#!{sys.executable}\nraise SystemExit(2)\n")
+    assert matrix.environment("3.98", tmp_path) is None
