@@ -62,7 +62,17 @@ def check_installed(runtime, why):
         raise ImportError(f"{why} needs the package {package!r}: `pip install {package}`")
 
 
-def run(runtime, path, arrays, dense=None, batch_sizes=(), size=None, structure=None, here=False):
+def run(
+    runtime,
+    path,
+    arrays,
+    dense=None,
+    batch_sizes=(),
+    size=None,
+    structure=None,
+    here=False,
+    objects=b"",
+):
     """Runs an artifact in a new process that imports only the runtime, not `rigl_tf`.
 
     Args:
@@ -76,6 +86,7 @@ def run(runtime, path, arrays, dense=None, batch_sizes=(), size=None, structure=
         structure: For `"keras"`: the names of the inputs, in the structure that the model takes.
         here: Boolean, whether to run it in this process instead. Its errors are then raised as they
             are.
+        objects: For `"keras"`: a pickled dictionary `{registered name: class or function}`.
 
     Returns:
         The outputs, as a dictionary `{name: array}`, and a list of `Latency`.
@@ -90,12 +101,15 @@ def run(runtime, path, arrays, dense=None, batch_sizes=(), size=None, structure=
         "batch_sizes": list(batch_sizes),
         "size": size,
         "limit": _LIMIT,
+        "python_path": sys.path if runtime == "keras" else [],
     }
     with tempfile.TemporaryDirectory(prefix="rigl_tf-") as directory:
         directory = pathlib.Path(directory)
         (directory / "request.json").write_text(json.dumps(request))
         if structure is not None:
             (directory / "structure.pickle").write_bytes(pickle.dumps(structure))
+        if objects and not here:
+            (directory / "objects.pickle").write_bytes(objects)
         np.savez(directory / "inputs.npz", **{f"_{name}": arrays[name] for name in arrays})
         failure = run_artifact.main(directory) if here else _execute(directory)
         if failure:
@@ -124,7 +138,7 @@ def _execute(directory):
     return " ".join(lines[-1].split())[:300]
 
 
-def run_batch(runtime, path, specs, batch, batch_sizes=(), dense=None, here=False):
+def run_batch(runtime, path, specs, batch, batch_sizes=(), dense=None, here=False, objects=b""):
     """Calls `run` with a batch of a model. Files of one batch size are measured with this size."""
     flat = list(zip(tf.nest.flatten(specs), tf.nest.flatten(batch), strict=True))
     arrays = {spec.name: run_artifact.as_array(tensor) for spec, tensor in flat}
@@ -132,7 +146,7 @@ def run_batch(runtime, path, specs, batch, batch_sizes=(), dense=None, here=Fals
     if size is not None:
         batch_sizes = [size] if batch_sizes else []
     names = tf.nest.map_structure(lambda spec: spec.name, specs) if runtime == "keras" else None
-    return run(runtime, path, arrays, dense, batch_sizes, size, names, here)
+    return run(runtime, path, arrays, dense, batch_sizes, size, names, here, objects)
 
 
 def _latency(batch_size, seconds):

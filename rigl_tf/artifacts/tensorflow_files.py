@@ -1,8 +1,15 @@
 """Runs SavedModels and `.keras` files in a new Python process, as all artifacts.
 
-A file with the user's own classes or operations can be loaded only where these are known. If it
-cannot be loaded in the new process, it is run in the process that wrote it, and the report says so.
+A `.keras` file can hold classes and functions of the user. They are sent to the new process: those
+of a module are imported there, those of the program itself are copied by the package `cloudpickle`.
+If a file cannot be loaded in the new process nevertheless, it is run in the process that wrote it,
+and the report says so.
 """
+
+import importlib
+import importlib.util
+import json
+import zipfile
 
 import keras
 
@@ -34,9 +41,13 @@ def run(format, path, specs, batch, expected, batch_sizes=()):
         ValueError: If Keras does not know a class even in this process.
         RuntimeError: If the artifact cannot be run.
     """
-    notes = ()
+    notes, objects = (), b""
+    if format == "keras" and (own := _own_objects(path)):
+        notes, objects = (_note(own),), _pickled(own)
     try:
-        outputs, latencies = runtime.run_batch(format, path, specs, batch, batch_sizes)
+        outputs, latencies = runtime.run_batch(
+            format, path, specs, batch, batch_sizes, objects=objects
+        )
     except RuntimeError as error:
         outputs, latencies = _run_here(format, path, specs, batch, error)
         notes = (
@@ -47,6 +58,41 @@ def run(format, path, specs, batch, expected, batch_sizes=()):
     names = list(outputs) if format == "keras" else saved_model.output_names(expected)
     flat = [outputs[name] for name in names]
     return keras.tree.pack_sequence_as(expected, flat), latencies, notes
+
+
+def _own_objects(path):
+    """The classes and functions of the user that a `.keras` file holds, by their registered names.
+
+    Those of this library are not among them: an artifact must not need it.
+    """
+    with zipfile.ZipFile(path) as file:
+        config = file.read("config.json").decode()
+    return {
+        name: each
+        for name, each in keras.saving.get_custom_objects().items()
+        if json.dumps(name) in config and not _is_ours(each)
+    }
+
+
+def _is_ours(each):
+    return str(getattr(each, "__module__", "")).split(".")[0] == "rigl_tf"
+
+
+def _pickled(objects):
+    """The objects as bytes, or no bytes if this fails: then the file says what it misses."""
+    name = "cloudpickle" if importlib.util.find_spec("cloudpickle") else "pickle"
+    try:
+        return importlib.import_module(name).dumps(objects)
+    except Exception:  # An object of any class may fail in its own way.
+        return b""
+
+
+def _note(objects):
+    names = ", ".join(sorted(name.split(">")[-1] for name in objects))
+    return (
+        f"It holds classes or functions of your own ({names}): they must be known wherever it is "
+        "loaded."
+    )
 
 
 def _run_here(format, path, specs, batch, error):

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import sys
+import threading
 import types
 import zipfile
 
@@ -96,7 +98,11 @@ def change_outputs(monkeypatch, change):
         return types.SimpleNamespace(artifact=artifact, signatures=signatures)
 
     monkeypatch.setattr(tf.saved_model, "load", loaded)
-    monkeypatch.setattr(keras.saving, "load_model", lambda path: changed(load_model(path)))
+
+    def load_changed(path, **settings):
+        return changed(load_model(path, **settings))
+
+    monkeypatch.setattr(keras.saving, "load_model", load_changed)
 
 
 # What is written.
@@ -696,13 +702,30 @@ class Doubled(layers.Dense):
 
 
 @pytest.mark.fresh_interpreter
-def test_classes_of_the_user_are_known_in_this_process_only(tmp_path):
+@pytest.mark.parametrize("place", ["a module", "the program"])
+def test_classes_of_the_user_are_known_in_the_fresh_interpreter(place, tmp_path, monkeypatch):
+    if place == "the program":
+        monkeypatch.setattr(Doubled, "__module__", "__main__")
+        monkeypatch.setattr(sys.modules["__main__"], "Doubled", Doubled, raising=False)
     model = keras.Sequential([keras.Input((4,)), Doubled(3)])
     report = rigl_tf.export(model, tmp_path / "it.keras", "keras")
     assert report.max_difference < 1e-6
-    (note,) = report.notes
-    assert "could not be run in a fresh interpreter" in note
-    assert "Doubled" in note
+    assert report.notes == (
+        "It holds classes or functions of your own (Doubled): they must be known wherever it is "
+        "loaded.",
+    )
+    assert [latency.batch_size for latency in report.latencies] == [1, 32]  # only measured there
+
+
+@pytest.mark.fresh_interpreter
+def test_classes_that_cannot_be_sent(tmp_path, monkeypatch):
+    monkeypatch.setattr(Doubled, "unreadable", threading.Lock(), raising=False)
+    monkeypatch.setattr(Doubled, "__module__", "__main__")
+    model = keras.Sequential([keras.Input((4,)), Doubled(3)])
+    report = rigl_tf.export(model, tmp_path / "it.keras", "keras")
+    assert report.max_difference < 1e-6
+    assert "could not be run in a fresh interpreter" in report.notes[-1]
+    assert "Doubled" in report.notes[-1]
 
 
 @pytest.mark.fresh_interpreter

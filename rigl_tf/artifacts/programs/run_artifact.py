@@ -1,8 +1,9 @@
 """Runs an artifact on arrays, and measures how long this takes.
 
 `python run_artifact.py DIRECTORY` reads `request.json` and `inputs.npz` in this directory, and for
-a `.keras` file also `structure.pickle`. It writes `outputs.npz` and `seconds.json`. If several
-artifacts are measured, their calls take turns, so that the load of the machine is the same for all.
+a `.keras` file also `structure.pickle` and `objects.pickle`. It writes `outputs.npz` and
+`seconds.json`. If several artifacts are measured, their calls take turns, so that the load of the
+machine is the same for all.
 """
 
 import functools
@@ -58,11 +59,14 @@ def saved_model(path):
     return run
 
 
-def keras(path, structure):
-    """Like `onnx`. The model is called with its inputs in the structure of `structure`."""
+def keras(path, structure, objects=None):
+    """Like `onnx`. The model is called with its inputs in the structure of `structure`.
+
+    `objects` are the classes and functions in the file that Keras does not know.
+    """
     import keras
 
-    model = keras.saving.load_model(path)
+    model = keras.saving.load_model(path, custom_objects=objects)
 
     def run(arrays):
         inputs = keras.tree.map_structure(lambda name: as_tensor(arrays[name]), structure)
@@ -136,8 +140,12 @@ def main(directory):
         arrays = {key[1:]: file[key] for key in file}
     load = {"litert": litert, "onnx": onnx, "saved_model": saved_model}.get(request["runtime"])
     if load is None:
-        structure = pickle.loads((directory / "structure.pickle").read_bytes())
-        load = functools.partial(keras, structure=structure)
+        sys.path.extend(each for each in request["python_path"] if each not in sys.path)
+        structure, objects = (
+            pickle.loads(file.read_bytes()) if file.exists() else None
+            for file in (directory / "structure.pickle", directory / "objects.pickle")
+        )
+        load = functools.partial(keras, structure=structure, objects=objects)
     outputs = in_batches(load(request["paths"][0]), arrays, request["size"])
     # With a first letter of ours, an array may have the name of an argument of `savez`.
     named: Any = {f"_{name}": outputs[name] for name in outputs}
