@@ -290,6 +290,12 @@ def _collected_dense(storage, dense):
 
 def _kept(storage, gradient, rows):
     """Returns a gradient, and adds the matrices of `rows` to the stash if `collect` is true."""
+    if _is_written_to_a_file():
+        raise ValueError(
+            "A SavedModel cannot have CSR kernels: `rigl_tf.export(model, path)` writes one without "
+            "them, which loads anywhere; `rigl_tf.strip(model)` is a dense model for Keras's own "
+            f"`export`. Received: the CSR kernel {storage.dense_path!r}"
+        )
 
     def add():
         storage.stash.add(*rows())
@@ -298,6 +304,12 @@ def _kept(storage, gradient, rows):
     is_done = tf.cond(tf.convert_to_tensor(storage.collect), add, lambda: False)
     with tf.control_dependencies([is_done]):
         return tf.identity(gradient)
+
+
+def _is_written_to_a_file():
+    """Whether this is a gradient that TensorFlow traces only to write it to a SavedModel."""
+    graph = tf.compat.v1.get_default_graph()
+    return str(getattr(graph, "name", "")).startswith("internal_grad_fn")
 
 
 class CSRKernel(masks.SparseKernel):

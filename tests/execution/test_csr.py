@@ -317,6 +317,16 @@ def test_strip_export_flops_and_compact(tmp_path):
 # Training.
 
 
+def test_keras_cannot_export_csr_kernels(tmp_path):
+    model = rigl_tf.sparsify(
+        keras.Sequential([keras.Input((6,)), layers.Dense(8)]), 0.5, execution="csr"
+    )
+    with pytest.raises(ValueError) as found:
+        model.export(tmp_path / "saved", verbose=False)
+    assert "rigl_tf.export(model, path)` writes one" in str(found.value.__cause__)
+    rigl_tf.strip(model).export(tmp_path / "stripped", verbose=False)
+
+
 def test_frozen_layers():
     trained = []
     for execution in ("masked", "csr"):
