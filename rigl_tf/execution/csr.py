@@ -292,9 +292,9 @@ def _kept(storage, gradient, rows):
     """Returns a gradient, and adds the matrices of `rows` to the stash if `collect` is true."""
     if _is_written_to_a_file():
         raise ValueError(
-            "A SavedModel cannot have CSR kernels: `rigl_tf.export(model, path)` writes one without "
-            "them, which loads anywhere; `rigl_tf.strip(model)` is a dense model for Keras's own "
-            f"`export`. Received: the CSR kernel {storage.dense_path!r}"
+            "A SavedModel cannot have CSR kernels: `rigl_tf.export(model, path)` writes one that "
+            "loads anywhere; `rigl_tf.strip(model)` is a dense model for Keras's own `export`. "
+            f"Received: the CSR kernel {storage.dense_path!r}"
         )
 
     def add():

@@ -205,10 +205,10 @@ def page(finished):
             "",
             *tables.table(head, lines),
             "",
-            "For comparison: Curci et al., "
+            "Curci et al., "
             "[Truly Sparse Neural Networks at Scale](https://arxiv.org/abs/2102.01732) (2021), "
-            "train networks by SET on CPUs, with data and networks of their own; their numbers "
-            "are not from this machine and are not repeated here.",
+            "train networks by SET on CPUs, with data and networks of their own. Their program and "
+            "ours, on the same network: [truly_sparse.md](truly_sparse.md).",
             "",
             provenance.line("scripts.benchmark.huge"),
             "",

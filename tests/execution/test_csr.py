@@ -323,7 +323,7 @@ def test_keras_cannot_export_csr_kernels(tmp_path):
     )
     with pytest.raises(ValueError) as found:
         model.export(tmp_path / "saved", verbose=False)
-    assert "rigl_tf.export(model, path)` writes one" in str(found.value.__cause__)
+    assert "rigl_tf.export(model, path)` writes one that" in str(found.value.__cause__)
     rigl_tf.strip(model).export(tmp_path / "stripped", verbose=False)
 
 

@@ -15,6 +15,7 @@ from scripts.benchmark import (
     networks,
     serving,
     time_to_accuracy,
+    truly_sparse,
     workers,
 )
 from scripts.common import tables
@@ -324,3 +325,57 @@ def test_seconds_until():
     assert time_to_accuracy.seconds_until(points, 65.0) == 1.5
     assert time_to_accuracy.seconds_until(points, 85.0) == 3.75
     assert time_to_accuracy.seconds_until(points, 91.0) is None
+
+
+# Beside the program of Curci et al.
+
+PUBLISHED = """
+import sys
+import numpy as np
+
+assert sys.modules["utils.load_data"].load_fashion_mnist_data is None
+
+class AlternatedLeftReLU:
+    def __init__(self, slope):
+        self.slope = slope
+
+CrossEntropy, Softmax = "cross entropy", "softmax"
+
+class SET_MLP:
+    def __init__(self, dimensions, activations, epsilon):
+        assert dimensions == (784, 12, 12, 12, 10), dimensions
+        assert [each.slope for each in activations[:3]] == [-0.6, 0.6, -0.6]
+        self.w = {1: type("Kernel", (), {"nnz": 30 + epsilon})}
+        self.b = {1: np.zeros(12)}
+
+    def fit(self, x, y_true, x_test, y_test, epochs, **settings):
+        assert settings["zeta"] == 0.3 and settings["learning_rate"] == 0.01
+        assert abs(x.mean()) < 1e-3 and y_true.sum(axis=1).min() == 1
+
+    def predict(self, x, y):
+        return 0.5, None
+"""
+
+
+def test_beside_the_program_of_curci_et_al(mnist_dir, tmp_path):
+    (tmp_path / "set_mlp_sequential.py").write_text(PUBLISHED)
+    settings = [f"--data_dir={mnist_dir}", "--dataset=mnist", f"--output_dir={tmp_path}"]
+    settings += [f"--folder={tmp_path}", f"--python={sys.executable}", "--units=12", "--epochs=2"]
+    run(truly_sparse, *settings, "--programs=curci")
+    (row,) = rows_of(tmp_path / "truly_sparse.csv")
+    assert (row["program"], row["weights"], row["accuracy"]) == ("curci", "62", "50.0")
+    page = (tmp_path / "truly_sparse.md").read_text()
+    assert "| SET, the program of Curci et al. | mnist, 3 x 12, 2 epochs | 62 | 50.00 |" in page
+
+
+@pytest.mark.parametrize("is_sparse", [True, False])
+def test_ours_beside_curci_et_al(is_sparse, tmp_path):
+    generator = np.random.default_rng(0)
+    sets = {f"x_{name}": generator.normal(size=(256, 60)) for name in ("train", "test")}
+    sets |= {f"y_{name}": generator.integers(0, 3, 256) for name in ("train", "test")}
+    np.savez(tmp_path / "data.npz", **sets)
+    row = truly_sparse.train(str(tmp_path / "data.npz"), is_sparse, units=50, epochs=3, seed=0)
+    # ε (60 + 50) and ε (50 + 50) active ones are 2,200 of 3,000 and 2,000 of 2,500.
+    kernels = (2200 + 2 * 2000) if is_sparse else (3000 + 2 * 2500)
+    assert row["weights"] == pytest.approx(kernels + 3 * 50 + 51 * 3, abs=3)
+    assert 0 < row["accuracy"] < 100
