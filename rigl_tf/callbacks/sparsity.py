@@ -168,6 +168,8 @@ class SparsityLogger(keras.callbacks.Callback):
                 return
             self._begin()
             self._moved = dict.fromkeys(self._watched, 0)
+        if self._every is None and batch <= self._clock.last_quiet_batch:
+            return  # This is asked before every step, so it must be quick.
         has_updated = self._clock.before_batch(batch)
         self._has_updated |= has_updated
         if has_updated if self._every is None else self._clock.step >= self._next_step:

@@ -30,6 +30,7 @@ class UpdateClock:
         step: Integer, the number of the next step.
         last_update: Integer, the last step with an update; `None` if there was none so far.
         seconds: Float, the duration of this step; NaN if it is not known.
+        last_quiet_batch: Integer. Up to this batch of the epoch, nothing is to be done.
     """
 
     def __init__(self, model):
@@ -40,13 +41,13 @@ class UpdateClock:
         self.step = self._read()
         self.last_update = None
         self.seconds = float("nan")
-        self._batch = self._quiet_until = 0
+        self._batch, self.last_quiet_batch = 0, -1
         self._begun = self._before = None
         self._has_run = False
 
     def begin_epoch(self):
         self.step, self._batch = self._read(self.step), 0
-        self._quiet_until = 0  # The schedule may have been changed between epochs.
+        self.last_quiet_batch = -1  # The schedule may have been changed between epochs.
         self._begun = self._before = None
 
     def before_batch(self, batch):
@@ -54,8 +55,7 @@ class UpdateClock:
         self.step += batch - self._batch
         self._batch = batch
         size = self._model.steps_per_execution
-        if self.step + 2 * size <= self._quiet_until:  # No update is near: nothing to do.
-            self._has_run = True
+        if batch <= self.last_quiet_batch:
             return False
         is_done = self._finish(self._begun, True) if self._begun is not None else False
         if self._updates(self.step, self.step + size):
@@ -67,9 +67,9 @@ class UpdateClock:
             # The execution before the update is timed, to know how long ordinary steps take.
             self._read(self.step)
             self._before = time.perf_counter()
-        elif self._begun is None:
+        elif self._begun is None and self._model.optimizer is not None:
             ends = [_quiet_until(each, self.step) for each in self._updating]
-            self._quiet_until = min(ends, default=math.inf)
+            self.last_quiet_batch = batch + min(ends, default=math.inf) - self.step - 2 * size
         self._has_run = True
         return is_done
 

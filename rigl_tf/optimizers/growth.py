@@ -26,7 +26,7 @@ def _wide(values):
 
 
 def _normal(std, kernel, seed):
-    return tf.cast(std, kernel.dtype) * tf.cast(draws.normal(kernel.shape, seed), kernel.dtype)
+    return tf.cast(std, kernel.dtype) * tf.cast(draws.normal(kernel.shape, seed()), kernel.dtype)
 
 
 def _zeros(kernel, mask, gradient, initial_std, seed):
@@ -44,7 +44,7 @@ def _random_normal(kernel, mask, gradient, initial_std, seed):
 def _random_uniform(kernel, mask, gradient, initial_std, seed):
     width = mean_of_active(tf.abs(kernel), mask)
     return tf.cast(width, kernel.dtype) * tf.cast(
-        2 * draws.uniform(kernel.shape, seed) - 1, kernel.dtype
+        2 * draws.uniform(kernel.shape, seed()) - 1, kernel.dtype
     )
 
 
@@ -85,7 +85,7 @@ def initial_values(grow_init, kernel, mask, gradient, initial_std, seed):
         gradient: Tensor of the same shape.
         initial_std: Scalar tensor, the standard deviation of the weights when training began, or
             `None` if it is not used.
-        seed: Pair of integers, as a tensor.
+        seed: Function that returns a pair of integers, as a tensor.
 
     Returns:
         Tensor of the kernel's shape and dtype, or a scalar for all of them.

@@ -155,7 +155,7 @@ def test_means_of_more_than_float16_counts():
     assert float(growth.mean_of_active(tf.abs(kernel), active)) == 0.5
     assert float(growth.std_of_active(kernel, active)) == 0.5
     for grow_init in ("random_uniform", "random_normal"):
-        values = growth.initial_values(grow_init, kernel, active, None, None, (1, 2))
+        values = growth.initial_values(grow_init, kernel, active, None, None, lambda: (1, 2))
         assert values.dtype == tf.float16
         std = 0.5 if grow_init == "random_normal" else 0.5 / np.sqrt(3)
         assert values.numpy().astype("float32").std() == pytest.approx(std, rel=0.02)

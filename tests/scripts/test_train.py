@@ -48,6 +48,14 @@ def rows(directory):
     return rows_of(directory / "metrics.csv")
 
 
+@pytest.fixture(autouse=True)
+def short_page(monkeypatch):
+    """To draw the page of a run takes as long as the run. That of `uninterrupted` is a real one."""
+    monkeypatch.setattr(
+        rigl_tf, "report", lambda model, metrics, path, **_: path.write_text("page")
+    )
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(data_path, tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "uninterrupted"
