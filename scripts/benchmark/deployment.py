@@ -8,7 +8,7 @@ zeros, with 90 % zeros in blocks of four inputs, with half of the channels, and 
 written with `rigl_tf.export(..., format="litert")`. Then the files are measured: accuracy, bytes,
 and the time of one example, by LiteRT in Python and by LiteRT.js in headless Chromium. (`make
 test-web` installs what the browser needs. Without it these cells are empty.) Each file takes turns
-with a file of the dense network. It takes about ten minutes on two cores. Finished runs are rows of
+with a file of the dense network. It takes about 12 minutes on two cores. Finished runs are rows of
 `results/deployment.csv` and are never repeated. Delete a row to measure it again, for example after
 a browser was installed.
 """

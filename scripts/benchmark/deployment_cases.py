@@ -148,7 +148,7 @@ NETWORKS = {
         ds_cnn,
         lambda: experiments.shortened(keywords()),
         ("pointwise_",),
-        *(64, 8, 0.003, 20, 20),
+        *(64, 12, 0.003, 20, 30),
     ),
     "mobilenet": Network(
         "MobileNet-v1 0.5",
@@ -156,7 +156,7 @@ NETWORKS = {
         half_mobilenet,
         lambda: images(experiments.load("digits"), 96),
         ("pointwise_",),
-        *(64, 4, 0.003, 10, 45),
+        *(64, 12, 0.003, 10, 90),
     ),
     "mlp": Network(
         "MLP 128-128",
