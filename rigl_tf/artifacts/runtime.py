@@ -101,7 +101,7 @@ def run(
         "batch_sizes": list(batch_sizes),
         "size": size,
         "limit": _LIMIT,
-        "python_path": sys.path if runtime == "keras" else [],
+        "python_path": [str(each) for each in sys.path] if runtime == "keras" else [],
     }
     with tempfile.TemporaryDirectory(prefix="rigl_tf-") as directory:
         directory = pathlib.Path(directory)
