@@ -1,7 +1,7 @@
 """SET on one CPU core: ours in CSR beside the program that Curci et al. published.
 
     git clone https://github.com/SelimaC/large-scale-sparse-neural-networks curci
-    python -m venv .venv-curci && .venv-curci/bin/pip install numba scipy
+    python -m venv .venv-curci && .venv-curci/bin/pip install numba scipy "numpy<2.4"
     python -m scripts.benchmark.truly_sparse --folder=curci --data_dir=DATA
 
 "Truly Sparse Neural Networks at Scale" (Curci, Mocanu and Pechenizkiy, 2021, arXiv 2102.01732)
@@ -16,6 +16,7 @@ share the machine. Ten epochs of theirs take about eight minutes. Finished runs 
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -130,9 +131,9 @@ def _in_a_process(run, data):
     path = data.with_name("request.json")
     path.write_text(json.dumps(request))
     environment = {**os.environ, **dict.fromkeys(_ONE_THREAD, "1")}
-    done = subprocess.run(
-        [*command, str(path)], stdout=subprocess.PIPE, text=True, check=True, env=environment
-    )
+    done = subprocess.run([*command, str(path)], stdout=subprocess.PIPE, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"The run {run} ended with exit code {done.returncode}; why is above.")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -171,10 +172,25 @@ def page(finished):
     ]
 
 
+def _check_program():
+    """Raises a `UsageError` unless the program of Curci et al. is there, if it is to run."""
+    if FLAGS.only_report or "curci" not in FLAGS.programs:
+        return
+    if not (pathlib.Path(FLAGS.folder) / "set_mlp_sequential.py").exists():
+        raise app.UsageError(
+            f"--folder must be a clone of the program of Curci et al. Received: {FLAGS.folder}"
+        )
+    if shutil.which(FLAGS.python) is None:
+        raise app.UsageError(
+            f"--python must be a Python with numba and scipy. Received: {FLAGS.python}"
+        )
+
+
 def main(_):
     if FLAGS.request:
         print(json.dumps(train(**json.loads(pathlib.Path(FLAGS.request).read_text()))))
         return
+    _check_program()
     finished = experiments.store("truly_sparse", _KEY)
     wanted = [
         {

@@ -5,6 +5,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from absl import app
 from running import cells_of, given, rows_of, run
 
 from scripts.benchmark import (
@@ -366,6 +367,10 @@ def test_beside_the_program_of_curci_et_al(mnist_dir, tmp_path):
     assert (row["program"], row["weights"], row["accuracy"]) == ("curci", "62", "50.0")
     page = (tmp_path / "truly_sparse.md").read_text()
     assert "| SET, the program of Curci et al. | mnist, 3 x 12, 2 epochs | 62 | 50.00 |" in page
+    with pytest.raises(app.UsageError, match="--folder must be a clone"):
+        run(truly_sparse, *settings, f"--folder={tmp_path / 'none'}")
+    with pytest.raises(app.UsageError, match=r"--python must be a Python.*Received: none\.py"):
+        run(truly_sparse, *settings, "--python=none.py")
 
 
 @pytest.mark.parametrize("is_sparse", [True, False])
