@@ -15,6 +15,7 @@ from absl import flags
 from running import rows_of
 
 import rigl_tf
+from rigl_tf.reports import pictures
 from scripts.checks import run_files
 from scripts.common import datasets, methods
 from scripts.train import __main__ as command_line
@@ -49,11 +50,9 @@ def rows(directory):
 
 
 @pytest.fixture(autouse=True)
-def short_page(monkeypatch):
+def empty_pictures(monkeypatch):
     """To draw the page of a run takes as long as the run. That of `uninterrupted` is a real one."""
-    monkeypatch.setattr(
-        rigl_tf, "report", lambda model, metrics, path, **_: path.write_text("page")
-    )
+    monkeypatch.setattr(pictures, "_png", lambda draw, height, theme: "")
 
 
 @pytest.fixture(scope="module")
