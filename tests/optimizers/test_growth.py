@@ -14,7 +14,9 @@ pytestmark = updates_only
 SHAPE = (40, 100)
 
 
-def grown(grow_init, grow_scale=1.0, seed=0, steps=2, change=lambda values: values):
+def grown(
+    grow_init, grow_scale=1.0, seed=0, steps=2, change=lambda values: values, kind=rigl_tf.RigL
+):
     """Trains without moving weights. The weights before the last update, which drops half of the
     connections, the weights that it grew, and their gradients; in both kernels of a model."""
     keras.utils.set_random_seed(0)
@@ -26,7 +28,7 @@ def grown(grow_init, grow_scale=1.0, seed=0, steps=2, change=lambda values: valu
         ]
     )
     model = rigl_tf.sparsify(dense, 0.5, all_alike)
-    optimizer = rigl_tf.RigL(
+    optimizer = kind(
         keras.optimizers.SGD(0.0, momentum=0.9),
         end_step=99,
         update_frequency=1,
@@ -95,6 +97,12 @@ def test_normally_as_wide_as_the_initial_weights():
         assert active.std() == pytest.approx(3 * std, rel=1e-3)
         assert values.std() == pytest.approx(std, rel=0.15)
         assert abs(values.mean()) < 0.2 * std
+
+
+def test_random_values_are_drawn_apart_from_random_scores():
+    """SET grows where its random scores are largest; of the same numbers all values were large."""
+    for _, values, _ in grown("random_uniform", kind=rigl_tf.SET):
+        assert 0.4 < np.mean(values > 0) < 0.6
 
 
 @pytest.mark.parametrize("grow_init", ["random_normal", "random_uniform"])
