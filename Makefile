@@ -9,7 +9,7 @@ DATA_DIR ?=
 # The CPU build of torch, where it is not the usual one.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-web lint docs benchmark matrix setup clean
+.PHONY: demo test test-web sanitize lint docs benchmark matrix setup clean
 
 setup: $(VENV)/package
 
@@ -36,6 +36,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/pyright
+	$(BIN)/clang-format --dry-run --Werror rigl_tf/execution/engine.cc
 
 # The site, in site/. A broken link, or a public name that is in no page or has no docstring, fails.
 docs: setup
@@ -43,6 +44,17 @@ docs: setup
 
 test: lint docs
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
+
+# The operations in C++ under AddressSanitizer and UndefinedBehaviorSanitizer of g++; five minutes. Not
+# watched: memory that TensorFlow keeps to its end, and the checks for which g++ cannot compile its headers.
+SANITIZERS := -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined \
+  -fno-sanitize=vptr,null,nonnull-attribute,returns-nonnull-attribute
+sanitize: export CXX = g++ $(SANITIZERS)
+sanitize: export ASAN_OPTIONS = detect_leaks=0
+sanitize: setup
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  $(BIN)/python -m pytest tests/execution/test_engine.py tests/execution/test_convolutions.py \
+	  tests/execution/test_fuzz.py
 
 # The pages of `export(..., format="web")` and of `report` in headless Chromium. All of it must be there, and pass.
 test-web: setup .web/installed

@@ -1668,6 +1668,11 @@ class StructureOp : public OpKernel {
   explicit StructureOp(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("inputs", &inputs_));
     OP_REQUIRES_OK(context, context->GetAttr("outputs", &outputs_));
+    constexpr int64_t most = std::numeric_limits<int32_t>::max();
+    OP_REQUIRES(context, inputs_ <= most && outputs_ <= most,
+                InvalidArgument("A kernel can have at most 2**31 - 1 inputs and as many outputs. "
+                                "Received: ",
+                                inputs_, " inputs, ", outputs_, " outputs."));
   }
 
   void Compute(OpKernelContext* context) override {
@@ -1709,7 +1714,11 @@ class StructureOp : public OpKernel {
     }
     while (row < inputs_) row_splits[++row] = n;
     for (int64_t o = 0; o < outputs_; ++o) column_splits[o + 1] += column_splits[o];
-    std::vector<int64_t> next(column_splits, column_splits + outputs_);
+    Tensor next_entries;
+    OP_REQUIRES_OK(context, context->allocate_temp(tensorflow::DT_INT64, TensorShape({outputs_}),
+                                                   &next_entries));
+    int64_t* next = next_entries.flat<int64_t>().data();
+    std::copy_n(column_splits, outputs_, next);
     for (int64_t c = 0; c < inputs_; ++c) {
       for (int64_t i = row_splits[c]; i < row_splits[c + 1]; ++i) {
         const int64_t j = next[columns[i]]++;

@@ -73,7 +73,7 @@ def structure(places, shape):
     Args:
         places: int64 tensor or NumPy array, `[n]`: `input * outputs + output` of each active value,
             in ascending order.
-        shape: Pair of integers, `(inputs, outputs)`, each at least 1.
+        shape: Pair of integers, `(inputs, outputs)`, each in `[1, 2**31)`.
 
     Returns:
         `Structure` of tensors, or of NumPy arrays if `places` is a NumPy array.
@@ -200,8 +200,8 @@ def largest_inactive(x, dy, structure, shape, k, excluded=None):
 
 def _checked_shape(shape):
     inputs, outputs = (int(size) for size in shape)
-    if inputs < 1 or outputs < 1:
-        raise ValueError(f"`shape` must be two integers >= 1. Received: shape={shape}")
+    if not (1 <= inputs < 2**31 and 1 <= outputs < 2**31):
+        raise ValueError(f"`shape` must be two integers in [1, 2**31). Received: shape={shape}")
     return inputs, outputs
 
 
@@ -394,19 +394,22 @@ def _loaded():
         return None
 
 
+def library_path():
+    """Where the compiled operations are, or will be."""
+    prebuilt = _SOURCE.with_name(f"engine-tf{tf.__version__}-{platform.machine()}.so")
+    return prebuilt if prebuilt.exists() else _cache_folder() / f"engine-{_key()}.so"
+
+
 def _library():
     """The path of the compiled operations; compiles them if this is not done yet."""
-    prebuilt = _SOURCE.with_name(f"engine-tf{tf.__version__}-{platform.machine()}.so")
-    if prebuilt.exists():
-        return prebuilt
-    cached = _cache_folder() / f"engine-{_key()}.so"
-    if not cached.exists():
+    path = library_path()
+    if not path.exists():
         try:
-            cached.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
         except OSError:
-            cached = pathlib.Path(tempfile.mkdtemp(prefix="rigl_tf_")) / cached.name
-        build(cached)
-    return cached
+            path = pathlib.Path(tempfile.mkdtemp(prefix="rigl_tf_")) / path.name
+        build(path)
+    return path
 
 
 def build(path):

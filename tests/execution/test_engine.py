@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import rigl_tf.engine
 from rigl_tf.execution import engine
 
 
@@ -336,6 +337,8 @@ def test_wrong_shapes_are_refused(either):
         engine.matmul(x, values, engine.structure(places, (6, 6)), (6, 5))
     with pytest.raises(ValueError, match="`shape` must be two integers"):
         engine.structure(places, (0, 5))
+    with pytest.raises(ValueError, match="`shape` must be two integers"):
+        engine.structure(places, (5, 2**31))
     with pytest.raises(ValueError, match="`dy` must be"):
         engine.largest_inactive(x, dy[:, :4], structure, (6, 5), 1)
     for k in (-1, 21):
@@ -403,3 +406,29 @@ def test_without_a_compiler_there_is_one_warning_and_the_right_result(monkeypatc
     finally:
         engine._loaded.cache_clear()
     assert not list(itertools.chain(tmp_path.rglob("*.so"), tmp_path.rglob(".building*")))
+
+
+@pytest.mark.parametrize(
+    ("library", "says", "status"),
+    [
+        ("there", "Built before", 0),
+        ("wrong", "wrong by", 1),
+        ("damaged", "If this file is damaged, remove it", 1),
+        ("not wanted", "RIGL_TF_NATIVE is 0", 1),
+        ("no compiler", "no C++ compiler was found", 1),
+    ],
+)
+def test_the_command_says_what_it_did(limits, monkeypatch, tmp_path, capsys, library, says, status):
+    there = engine.library_path()
+    if library in ("damaged", "no compiler"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr(engine, "_compiler", lambda: None)
+    if library == "damaged":
+        engine.library_path().parent.mkdir()
+        engine.library_path().write_bytes(there.read_bytes()[:100])
+    if library == "not wanted":
+        monkeypatch.setenv("RIGL_TF_NATIVE", "0")
+    if library == "wrong":
+        monkeypatch.setattr(rigl_tf.engine, "_error", lambda operations: 0.1)
+    assert rigl_tf.engine.main() == status
+    assert says in capsys.readouterr().out
