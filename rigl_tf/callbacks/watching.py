@@ -103,36 +103,33 @@ class _WatchedPlaces:
 
     def __init__(self, kernel):
         self.kernel = kernel
-        self._stored = self._read()
-        self._ever = self._places(self._stored)
-        self._seen = self._count(num_grown=0)
+        self._places, columns = self._read()
+        self._ever = self._places
+        self._seen = self._count(columns, num_grown=0)
 
     def _read(self):
-        """Where each row ends, and the columns of the active connections."""
+        """The places of the active connections in the flat kernel, sorted, and their columns."""
         storage = self.kernel.storage
-        return storage.row_splits.numpy(), storage.columns.numpy()
-
-    def _places(self, stored):
-        """The places of the active connections in the flat kernel, sorted."""
-        splits, columns = stored
-        num_rows, num_units = self.kernel.storage.matrix_shape
+        splits, columns = storage.row_splits.numpy(), storage.columns.numpy()
+        num_rows, num_units = storage.matrix_shape
         is_small = 2 * num_rows * num_units < 2**31  # `_new` doubles the places.
         first = np.arange(num_rows, dtype=np.int32 if is_small else np.int64) * num_units
-        return np.repeat(first, np.diff(splits)) + columns.astype(first.dtype)
+        places = np.repeat(first, np.diff(splits))
+        places += columns
+        return places, columns
 
     def look(self):
         """The `Seen` of now."""
-        old, self._stored = self._stored, self._read()
-        if all(map(np.array_equal, old, self._stored)):
+        old = self._places
+        self._places, columns = self._read()
+        if np.array_equal(old, self._places):
             return dataclasses.replace(self._seen, num_grown=0)
-        grown = _new(self._places(self._stored), self._places(old))
-        self._ever = np.concatenate([self._ever, _new(grown, self._ever)])
-        self._ever.sort(kind="stable")
-        self._seen = self._count(len(grown))
+        grown = _new(self._places, old)
+        self._ever = _union(self._ever, grown)
+        self._seen = self._count(columns, len(grown))
         return self._seen
 
-    def _count(self, num_grown):
-        _, columns = self._stored
+    def _count(self, columns, num_grown):
         num_units = self.kernel.storage.matrix_shape[1]
         is_alive = np.zeros(num_units, bool)
         is_alive[columns] = True
@@ -148,7 +145,7 @@ class _WatchedPlaces:
     def image(self):
         """The same picture as of a kernel with a mask."""
         num_rows, num_units = self.kernel.storage.matrix_shape
-        rows, columns = np.divmod(self._places(self._stored), num_units)
+        rows, columns = np.divmod(self._places, num_units)
         shape = min(num_rows, _MOST_PIXELS), min(num_units, _MOST_PIXELS)
         cells = rows * shape[0] // num_rows, columns * shape[1] // num_units
         counts = np.zeros(shape)
@@ -166,6 +163,15 @@ def _new(now, before):
     is_new = (both & 1).astype(bool)
     is_new[1:] &= both[1:] != both[:-1] + 1
     return both[is_new] >> 1
+
+
+def _union(some, others):
+    """The numbers of two sorted arrays without repetition, as such an array."""
+    both = np.concatenate([some, others])
+    both.sort(kind="stable")
+    is_first = np.ones(len(both), bool)
+    np.not_equal(both[1:], both[:-1], out=is_first[1:])
+    return both[is_first]
 
 
 def pooled(matrix, most=_MOST_PIXELS):
