@@ -110,7 +110,9 @@ class _WatchedPlaces:
     def _read(self):
         """The places of the active connections in the flat kernel, sorted, and their columns."""
         storage = self.kernel.storage
-        splits, columns = storage.row_splits.numpy(), storage.columns.numpy()
+        splits, columns = (
+            tf.convert_to_tensor(each).numpy() for each in (storage.row_splits, storage.columns)
+        )
         num_rows, num_units = storage.matrix_shape
         is_small = 2 * num_rows * num_units < 2**31  # `_new` doubles the places.
         first = np.arange(num_rows, dtype=np.int32 if is_small else np.int64) * num_units

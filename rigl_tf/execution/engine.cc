@@ -1733,6 +1733,57 @@ class StructureOp : public OpKernel {
   int64_t outputs_;
 };
 
+class ReplaceOp : public OpKernel {
+ public:
+  explicit ReplaceOp(OpKernelConstruction* context) : OpKernel(context) {}
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& places = context->input(0);
+    const Tensor& is_kept = context->input(1);
+    const Tensor& grown = context->input(2);
+    OP_REQUIRES(
+        context, places.dims() == 1 && grown.dims() == 1,
+        InvalidArgument("`places` and `grown` must have rank 1. Received: shapes=",
+                        places.shape().DebugString(), " and ", grown.shape().DebugString()));
+    OP_REQUIRES(
+        context, is_kept.shape() == places.shape(),
+        InvalidArgument("`is_kept` must have the shape of `places`, ", places.shape().DebugString(),
+                        ". Received: shape=", is_kept.shape().DebugString()));
+    const int64_t n = places.dim_size(0);
+    const int64_t num_grown = grown.dim_size(0);
+    const int64_t* old = places.flat<int64_t>().data();
+    const bool* kept = is_kept.flat<bool>().data();
+    const int64_t* add = grown.flat<int64_t>().data();
+    const TensorShape shape({std::count(kept, kept + n, true) + num_grown});
+    Tensor* merged = nullptr;
+    Tensor* before = nullptr;
+    OP_REQUIRES_OK(context, context->allocate_output(0, shape, &merged));
+    OP_REQUIRES_OK(context, context->allocate_output(1, shape, &before));
+    int64_t* to = merged->flat<int64_t>().data();
+    int64_t* index = before->flat<int64_t>().data();
+
+    int64_t j = 0, last = -1;
+    // Whether the place ascends, as all that are written must.
+    const auto write = [&](int64_t place, int64_t i) {
+      if (place <= last) return false;
+      last = *to++ = place;
+      *index++ = i;
+      return true;
+    };
+    bool ascends = true;
+    for (int64_t i = 0; i < n && ascends; ++i) {
+      // Places that grow may have been active before, if they are not kept.
+      while (ascends && j < num_grown && add[j] <= old[i]) ascends = write(add[j++], i);
+      if (ascends && kept[i]) ascends = write(old[i], i);
+    }
+    while (ascends && j < num_grown) ascends = write(add[j++], std::max<int64_t>(n - 1, 0));
+    OP_REQUIRES(context, ascends,
+                InvalidArgument("`places` and `grown` must ascend from 0 or more, and what is kept "
+                                "cannot grow. Received: ",
+                                last, " twice, or a smaller place after it."));
+  }
+};
+
 // The candidates with the largest magnitudes, found in memory for about twice as many.
 class Largest {
  public:
@@ -1990,6 +2041,16 @@ absl::Status StructureShape(InferenceContext* c) {
   return absl::OkStatus();
 }
 
+absl::Status ReplaceShape(InferenceContext* c) {
+  ShapeHandle places, unused;
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 1, &places));
+  TF_RETURN_IF_ERROR(c->Merge(places, c->input(1), &unused));
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(2), 1, &unused));
+  c->set_output(0, c->UnknownShapeOfRank(1));
+  c->set_output(1, c->UnknownShapeOfRank(1));
+  return absl::OkStatus();
+}
+
 absl::Status LargestInactiveShape(InferenceContext* c) {
   ShapeHandle unused, k;
   TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &unused));
@@ -2065,6 +2126,14 @@ REGISTER_OP("RiglStructure")
     .Output("order: int32")
     .SetShapeFn(StructureShape);
 
+REGISTER_OP("RiglReplace")
+    .Input("places: int64")
+    .Input("is_kept: bool")
+    .Input("grown: int64")
+    .Output("merged: int64")
+    .Output("before: int64")
+    .SetShapeFn(ReplaceShape);
+
 REGISTER_OP("RiglLargestInactive")
     .Input("x: float")
     .Input("dy: float")
@@ -2081,6 +2150,7 @@ REGISTER_KERNEL_BUILDER(Name("RiglMatmulGrad").Device(tensorflow::DEVICE_CPU), M
 REGISTER_KERNEL_BUILDER(Name("RiglConv").Device(tensorflow::DEVICE_CPU), ConvOp);
 REGISTER_KERNEL_BUILDER(Name("RiglConvGrad").Device(tensorflow::DEVICE_CPU), ConvGradOp);
 REGISTER_KERNEL_BUILDER(Name("RiglStructure").Device(tensorflow::DEVICE_CPU), StructureOp);
+REGISTER_KERNEL_BUILDER(Name("RiglReplace").Device(tensorflow::DEVICE_CPU), ReplaceOp);
 REGISTER_KERNEL_BUILDER(Name("RiglLargestInactive").Device(tensorflow::DEVICE_CPU),
                         LargestInactiveOp);
 

@@ -145,6 +145,58 @@ def matmul(x, values, structure, shape):
     return tf.cast(y, x.dtype)
 
 
+def replaced(places, is_kept, grown):
+    """Exchanges active places for others.
+
+    Args:
+        places: Sorted int64 tensor of shape `[n]`, the active places.
+        is_kept: Boolean tensor of shape `[n]`.
+        grown: Sorted int64 tensor of shape `[m]`, places that become active. None of them is kept.
+
+    Returns:
+        Two int64 tensors: the places that are kept or grown, sorted; and for each of them its index
+        in `places`, or any index if it is not there.
+
+    Example:
+
+    >>> merged, before = replaced([2, 5, 7], [True, False, True], [4, 5])
+    >>> merged.numpy().tolist()
+    [2, 4, 5, 7]
+    """
+    operations = native()
+    if operations is not None:
+        return operations.rigl_replace(places=places, is_kept=is_kept, grown=grown)
+    places, grown = (tf.convert_to_tensor(each, tf.int64) for each in (places, grown))
+    new = tf.sort(tf.concat([tf.boolean_mask(places, is_kept), grown], axis=0))
+    last = tf.maximum(tf.shape(places, tf.int64)[0] - 1, 0)
+    return new, tf.minimum(tf.searchsorted(places, new, out_type=tf.int64), last)
+
+
+def gradient_of_values(x, dy, structure, shape):
+    """The entries of `x^T dy` at the places of the active values.
+
+    Args:
+        x: Float32 tensor of shape `[batch, inputs]`.
+        dy: Float32 tensor of shape `[batch, outputs]`.
+        structure: The `Structure` of the places.
+        shape: Pair of integers, `(inputs, outputs)`.
+
+    Returns:
+        Float32 tensor of shape `[n]`.
+    """
+    values = tf.zeros(tf.shape(structure.columns))
+    operations = native()
+    if operations is not None:
+        _, gradient = operations.rigl_matmul_grad(
+            x, dy, values, structure.row_splits, structure.columns, input_gradient=False
+        )
+        return gradient
+    with tf.GradientTape() as tape:
+        tape.watch(values)
+        y = matmul(x, values, structure, shape)
+    return tape.gradient(y, values, dy)
+
+
 def largest_inactive(x, dy, structure, shape, k, excluded=None):
     """Finds the inactive places where the gradient `x^T @ dy` of a dense kernel is largest.
 

@@ -6,6 +6,7 @@ import functools
 import tensorflow as tf
 
 from rigl_tf import selection
+from rigl_tf.execution import engine
 
 # The largest number of connections in a tile, unless one row has more.
 _TILE = 1 << 22
@@ -191,9 +192,4 @@ def _largest_of(places, keys, k):
 
 def merged(first, second):
     """The sorted union of two sorted vectors without common entries."""
-    places = [
-        tf.range(tf.size(one)) + tf.searchsorted(other, one)
-        for one, other in ((first, second), (second, first))
-    ]
-    indices = tf.concat(places, axis=0)[:, tf.newaxis]
-    return tf.scatter_nd(indices, tf.concat([first, second], axis=0), [tf.size(indices)])
+    return engine.replaced(first, tf.fill(tf.shape(first), True), second)[0]

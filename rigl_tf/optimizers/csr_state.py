@@ -182,10 +182,8 @@ def _updated(optimizer, state, index, weights, structure, rows, penalty, step, i
         gradient = None if penalty is None else tf.cast(rows[-1], weights.dtype)
         rows = _applied(*rows, penalty, structure, shape)
     tiled = tiles.Tiles(places, weights, shape, rows, gradient)
-    new, grown = optimizer._updated_places(state, tiled, step, initial_std)
-    new = tf.ensure_shape(new, places.shape)
-    # Both are sorted, so a search finds the old index of each new place, if it was active before.
-    before = tf.minimum(tf.searchsorted(places, new), places.shape[0] - 1)
+    new, grown, before = optimizer._updated_places(state, tiled, step, initial_std)
+    new, before = (tf.ensure_shape(each, places.shape) for each in (new, before))
     was_there = tf.gather(places, before) == new
     weights = tf.where(was_there, tf.gather(weights, before), grown)
     return Updated(new, weights, was_there, before, engine.structure(new, shape))
@@ -216,11 +214,7 @@ def _applied(inputs, gradients, blocks, gradient, penalty, structure, shape):
     def at_places(block):
         rows = blocks == block
         x, dy = tf.boolean_mask(inputs, rows), tf.boolean_mask(gradients, rows)
-        values = tf.zeros_like(gradient)
-        with tf.GradientTape() as tape:
-            tape.watch(values)
-            y = engine.matmul(x, values, structure, shape)
-        return tape.gradient(y, values, dy)
+        return engine.gradient_of_values(x, dy, structure, shape)
 
     parts = tf.map_fn(at_places, tf.range(tf.size(is_finite)), fn_output_signature=tf.float32)
     parts = tf.where(is_finite[:, tf.newaxis], parts, 0)

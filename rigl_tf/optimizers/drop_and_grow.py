@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from rigl_tf import schedules, selection
 from rigl_tf.checks import check_integers, check_numbers, is_number
-from rigl_tf.execution import tiles
+from rigl_tf.execution import engine
 from rigl_tf.optimizers import growth, kernels, limits
 from rigl_tf.optimizers.changeable import Changeable
 from rigl_tf.optimizers.scheduled import ScheduledUpdates
@@ -196,7 +196,8 @@ class SparseOptimizer(ScheduledUpdates):
             is_kept = selection.keep(tf.fill([num_active], True), scores, num_active - num_drop)
             kept = tf.boolean_mask(tiled.places, is_kept)
             grown = self._places_to_grow(tiled, kept, num_drop)
-        return tiles.merged(kept, grown), tf.zeros([], tiled.values.dtype)
+        places, before = engine.replaced(tiled.places, is_kept, grown)
+        return places, tf.zeros([], tiled.values.dtype), before
 
     def _places_to_grow(self, tiled, kept, num_grow):
         """The places where connections are grown, among all places that are not in `kept`."""

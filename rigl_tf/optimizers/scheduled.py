@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from rigl_tf import schedules
+from rigl_tf.execution import engine
 from rigl_tf.optimizers import csr_state, draws, kernels
 from rigl_tf.optimizers.changeable import Changeable
 from rigl_tf.optimizers.training import SparseTraining
@@ -220,7 +221,11 @@ class ScheduledUpdates(SparseTraining):
         return new_mask, self._grown_values(kernel, mask, gradient, initial_std, seed)
 
     def _updated_places(self, sparse, tiled, step, initial_std):
-        """The new places of a CSR kernel, and the first values of grown connections.
+        """How a CSR kernel changes.
+
+        Returns:
+            The new places; the first values of grown connections; and for each place an index: of
+            this place among the old ones, if it was active, otherwise any.
 
         Here the kernel is made dense for a moment. This works for every algorithm.
         """
@@ -228,7 +233,9 @@ class ScheduledUpdates(SparseTraining):
         new_mask, values = self._updated(sparse, kernel, mask, gradient, step, initial_std)
         places = tf.where(tf.reshape(new_mask, [-1]))[:, 0]
         values = tf.reshape(tf.broadcast_to(values, new_mask.shape), [-1])
-        return places, tf.gather(values, places)
+        none_kept = tf.zeros_like(tiled.places, tf.bool)
+        _, before = engine.replaced(tiled.places, none_kept, places)
+        return places, tf.gather(values, places), before
 
     @contextlib.contextmanager
     def _drawing(self, sparse, step):

@@ -432,3 +432,34 @@ def test_the_command_says_what_it_did(limits, monkeypatch, tmp_path, capsys, lib
         monkeypatch.setattr(rigl_tf.engine, "_error", lambda operations: 0.1)
     assert rigl_tf.engine.main() == status
     assert says in capsys.readouterr().out
+
+
+def test_places_are_replaced(either):
+    rng = np.random.default_rng(0)
+    for num_places, num_kept, num_grown in [(1, 0, 1), (40, 40, 0), (40, 0, 40), (40, 25, 30)]:
+        places = np.sort(rng.choice(100, num_places, replace=False))
+        is_kept = np.zeros(num_places, bool)
+        is_kept[rng.choice(num_places, num_kept, replace=False)] = True
+        open_places = np.setdiff1d(np.arange(100), places[is_kept])
+        grown = np.sort(rng.choice(open_places, num_grown, replace=False))
+        new, before = (each.numpy() for each in engine.replaced(places, is_kept, grown))
+        np.testing.assert_array_equal(new, np.union1d(places[is_kept], grown))
+        was_there = np.isin(new, places)
+        np.testing.assert_array_equal(places[before] == new, was_there)
+        assert set(before) <= set(range(num_places))
+
+
+@pytest.mark.parametrize(
+    ("places", "is_kept", "grown", "message"),
+    [
+        ([1, 2], [True], [3], "`is_kept` must have the shape of `places`"),
+        ([1, 2], [True, True], [2], "what is kept cannot grow"),
+        ([1, 2], [True, True], [5, 4], "must ascend"),
+        ([2, 1], [True, True], [4], "must ascend"),
+        ([1, 2], [True, True], [-1], "must ascend"),
+        ([1, 2], [True, True], [[3]], "rank 1"),
+    ],
+)
+def test_places_that_cannot_be_replaced(limits, places, is_kept, grown, message):
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match=message):
+        engine.replaced(places, is_kept, grown)

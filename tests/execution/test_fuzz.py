@@ -168,3 +168,23 @@ def test_convolutions(operations, data):
     if both is not None:
         assert [each.shape for each in both] == [x.shape, values.shape]
         assert all(np.isfinite(each).all() for each in both)
+
+
+@SETTINGS
+@hypothesis.given(
+    st.lists(st.tuples(st.integers(-1, 40), st.booleans()), max_size=20),
+    st.lists(st.integers(-1, 45) | st.sampled_from(EXTREME[np.int64]), max_size=20),
+    st.booleans(),
+)
+def test_replaced_places(operations, places, grown, is_sorted):
+    if is_sorted:
+        places = sorted(dict(places).items())
+        grown = sorted(set(grown) - {place for place, is_kept in places if is_kept})
+    is_kept = np.array([kept for _, kept in places], bool)
+    places, grown = (np.array(each, "int64") for each in ([p for p, _ in places], grown))
+    found = result(operations.rigl_replace, places=places, is_kept=is_kept, grown=grown)
+    if found is not None:
+        np.testing.assert_array_equal(found[0], np.union1d(places[is_kept], grown))
+        if len(places):
+            was_there = np.isin(found[0], places)
+            np.testing.assert_array_equal(places[found[1]] == found[0], was_there)
