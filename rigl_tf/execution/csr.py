@@ -129,6 +129,15 @@ class CSRStorage(keras.layers.Layer):
         # Optimizers identify a variable by it, for example to exclude it from weight decay.
         return self.values.value._unique_id
 
+    @property
+    def value(self):
+        """The dense kernel as a tensor."""
+        return self.dense()
+
+    @property
+    def ndim(self):
+        return len(self.shape)
+
     def __tf_tensor__(self, dtype=None, name=None):
         dense = self.dense()
         return dense if dtype is None else tf.cast(dense, dtype)
@@ -173,7 +182,22 @@ class CSRStorage(keras.layers.Layer):
         self.put(rows * self.matrix_shape[1] + columns, store["values"])
 
 
+# The uses of a layer whose rows are kept. A recurrent layer uses a kernel once in each step.
+_MOST_BLOCKS = 256
 _SAVED = ("values", "row_splits", "columns")
+
+
+def _operator(name):
+    def of_dense(storage, *others):
+        return getattr(storage.dense(), name)(*others)
+
+    return of_dense
+
+
+# As with a variable: `kernel * 2`, `kernel[0]`. Comparisons stay those of objects.
+for _name in tf.Tensor.OVERLOADABLE_OPERATORS - {"__eq__", "__ne__"}:
+    if hasattr(tf.Tensor, _name):
+        setattr(CSRStorage, _name, _operator(_name))
 
 
 def _constant(value):
@@ -212,10 +236,13 @@ class Stash:
 
     def add(self, inputs, gradients):
         """Adds the rows of one use of the layer."""
-        block = 1 + tf.reduce_max(tf.concat([[-1], self.blocks.read_value()], axis=0))
+        blocks = self.blocks.read_value()
+        block = 1 + tf.reduce_max(tf.concat([[-1], blocks], axis=0))
+        # Without a training step, gradients of other uses would be kept for ever.
+        first = tf.searchsorted(blocks, [block - _MOST_BLOCKS + 1])[0]
         new = (inputs, gradients, tf.fill(tf.shape(inputs)[:1], block))
         for variable, rows in zip(self._variables, new, strict=True):
-            variable.assign(tf.concat([variable.read_value(), rows], axis=0))
+            variable.assign(tf.concat([variable.read_value()[first:], rows], axis=0))
 
     def read(self):
         """The rows of all uses (inputs and gradients), and the block number of each row."""
@@ -231,15 +258,15 @@ def matmul(storage, inputs):
 
     Args:
         storage: A `CSRStorage`.
-        inputs: Floating-point tensor of shape `[batch, num_inputs]`.
+        inputs: Tensor of shape `[batch, num_inputs]`, of any type of numbers.
 
     Returns:
-        Tensor of shape `[batch, num_outputs]`, computed in float32, with the dtype of the inputs.
+        Tensor of shape `[batch, num_outputs]`, computed in float32, with the dtype that Keras gives
+        such a product.
     """
-    x = tf.cast(inputs, tf.float32)
-    values = tf.cast(tf.convert_to_tensor(storage.values), tf.float32)
+    x, values, dtype = _operands(inputs, storage)
     y = engine.matmul(x, values, storage.structure(), storage.matrix_shape)
-    return tf.cast(_collected(storage, x, y, lambda *rows: rows), inputs.dtype)
+    return tf.cast(_collected(storage, x, y, lambda *rows: rows), dtype)
 
 
 def convolve(storage, inputs, geometry):
@@ -251,15 +278,21 @@ def convolve(storage, inputs, geometry):
         geometry: A `convolutions.Geometry`.
 
     Returns:
-        Tensor of shape `[batch, *pixels, outputs]`, computed in float32, with the dtype of the
-        inputs.
+        Tensor of shape `[batch, *pixels, outputs]`, computed in float32, with the dtype that Keras
+        gives such a convolution.
     """
-    x = tf.cast(inputs, tf.float32)
-    values = tf.cast(tf.convert_to_tensor(storage.values), tf.float32)
+    x, values, dtype = _operands(inputs, storage)
     outputs = storage.matrix_shape[1]
     y = convolutions.convolve(x, values, storage.structure(), outputs, geometry)
     as_rows = functools.partial(convolutions.rows, geometry=geometry)
-    return tf.cast(_collected(storage, x, y, as_rows), inputs.dtype)
+    return tf.cast(_collected(storage, x, y, as_rows), dtype)
+
+
+def _operands(inputs, storage):
+    """The inputs and the values in float32, and the dtype that Keras gives their product."""
+    values = tf.convert_to_tensor(storage.values)
+    dtype = keras.backend.result_type(inputs.dtype.name, values.dtype.name)
+    return tf.cast(inputs, tf.float32), tf.cast(values, tf.float32), dtype
 
 
 def _collected(storage, x, y, as_rows):
@@ -268,9 +301,11 @@ def _collected(storage, x, y, as_rows):
     `as_rows` converts `x` and the gradient of `y` to matrices.
     """
 
+    keep = _keeper(storage)
+
     @tf.custom_gradient
     def pass_on(x, y):
-        return tf.identity(y), lambda dy: (None, _kept(storage, dy, lambda: as_rows(x, dy)))
+        return tf.identity(y), lambda dy: (None, keep(dy, lambda: as_rows(x, dy)))
 
     return pass_on(tf.stop_gradient(x), y)
 
@@ -278,33 +313,67 @@ def _collected(storage, x, y, as_rows):
 def _collected_dense(storage, dense):
     """As `_collected`, for a kernel that was made dense: its rows are the identity."""
 
+    keep = _keeper(storage)
+
     @tf.custom_gradient
     def pass_on(dense):
         def rows(gradient):
             gradient = tf.reshape(tf.cast(gradient, tf.float32), storage.matrix_shape)
             return tf.eye(storage.matrix_shape[0]), gradient
 
-        return tf.identity(dense), lambda dy: _kept(storage, dy, lambda: rows(dy))
+        return tf.identity(dense), lambda dy: keep(dy, lambda: rows(dy))
 
     return pass_on(dense)
 
 
-def _kept(storage, gradient, rows):
-    """Returns a gradient, and adds the matrices of `rows` to the stash if `collect` is true."""
-    if _is_written_to_a_file():
-        raise ValueError(
-            "A SavedModel cannot have CSR kernels: `rigl_tf.export(model, path)` writes one that "
-            "loads anywhere; `rigl_tf.strip(model)` is a dense model for Keras's own `export`. "
-            f"Received: the CSR kernel {storage.dense_path!r}"
-        )
+def _keeper(storage):
+    """A function for the backward pass, which is made in the forward pass.
 
-    def add():
-        storage.stash.add(*rows())
-        return True
+    It returns a gradient, and adds the matrices of `rows` to the stash if `collect` is true.
+    """
+    loop = _loop_of(_graphs())
+    # So in eager mode a backward pass has no condition, which `tape.jacobian` cannot vectorize.
+    is_quiet = tf.executing_eagerly() and not storage.collect.numpy()
 
-    is_done = tf.cond(tf.convert_to_tensor(storage.collect), add, lambda: False)
-    with tf.control_dependencies([is_done]):
-        return tf.identity(gradient)
+    def keep(gradient, rows):
+        if is_quiet:
+            return gradient
+        if _is_written_to_a_file():
+            raise ValueError(
+                "A SavedModel cannot have CSR kernels: `rigl_tf.export(model, path)` writes one "
+                "that loads anywhere; `rigl_tf.strip(model)` is a dense model for Keras's own "
+                f"`export`. Received: the CSR kernel {storage.dense_path!r}"
+            )
+        if loop is not None and loop not in _graphs():  # The loop itself is differentiated.
+            raise ValueError(
+                "A CSR kernel cannot be trained inside a loop of TensorFlow, such as that of "
+                "`keras.layers.RNN`: use `execution='masked'`, or `unroll=True` of `RNN`. "
+                f"Received: the CSR kernel {storage.dense_path!r}"
+            )
+
+        def add():
+            storage.stash.add(*rows())
+            return True
+
+        is_done = tf.cond(tf.convert_to_tensor(storage.collect), add, lambda: False)
+        with tf.control_dependencies([is_done]):
+            return tf.identity(gradient)
+
+    return keep
+
+
+def _graphs():
+    """The graph that is traced and those around it, the innermost first."""
+    graphs = [tf.compat.v1.get_default_graph()]
+    while getattr(graphs[-1], "outer_graph", None) is not None:
+        graphs.append(graphs[-1].outer_graph)
+    return graphs
+
+
+def _loop_of(graphs):
+    """The graph of the body of the innermost `tf.while_loop`, or `None`."""
+    bodies = [each for each in graphs if "while_body" in str(getattr(each, "name", ""))]
+    return bodies[0] if bodies else None
 
 
 def _is_written_to_a_file():

@@ -105,11 +105,13 @@ def attach(layer, kernel):
 def _compute_with(layer, storage):
     """Makes a layer use a CSR kernel in its calls and in files."""
     layer.supports_jit = False
-    vars(layer).update(
-        call=_call(layer, storage),
-        save_own_variables=functools.partial(_save_own_variables, layer),
-        load_own_variables=functools.partial(_load_own_variables, layer, storage),
+    methods = (
+        _call(layer, storage),
+        functools.partial(_save_own_variables, layer),
+        functools.partial(_load_own_variables, layer, storage),
+        functools.partial(_refuse_lora, storage),
     )
+    vars(layer).update(zip(_REPLACED, methods, strict=True))
 
 
 @contextlib.contextmanager
@@ -192,7 +194,7 @@ def detach(layer, storage):
     Returns:
         The `keras.Variable`, without a mask.
     """
-    for name in ("call", "save_own_variables", "load_own_variables"):
+    for name in _REPLACED:
         del vars(layer)[name]
     layer.supports_jit = True
     name = _attribute(layer, storage)
@@ -242,6 +244,8 @@ def _attribute(layer, value) -> Any:
     return names[0] if len(names) == 1 else None
 
 
+# The methods of a layer that are others while its kernel is CSR.
+_REPLACED = ("call", "save_own_variables", "load_own_variables", "enable_lora")
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 
 
@@ -303,6 +307,8 @@ def _call(layer, storage):
     def call(inputs, training=None):
         if isinstance(inputs, keras.KerasTensor):
             return type(layer).call(layer, inputs)  # only shapes and types
+        if isinstance(inputs, tf.SparseTensor):
+            inputs = tf.sparse.to_dense(inputs)
         x = compute(tf.convert_to_tensor(inputs))
         if layer.bias is not None:
             x = keras.ops.add(x, layer.bias)
@@ -339,6 +345,13 @@ def _convolution(layer, storage):
         return x
 
     return compute
+
+
+def _refuse_lora(storage, *args, **kwargs):
+    raise ValueError(
+        "`enable_lora` needs a masked kernel: use `rigl_tf.with_execution(model, 'masked')` first. "
+        f"Received: the CSR kernel {storage.dense_path!r}"
+    )
 
 
 def _save_own_variables(layer, store):

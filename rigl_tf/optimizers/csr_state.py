@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -56,10 +57,19 @@ class CSRState(KernelState):
         """Whether at least one stored backward pass has only finite numbers."""
 
         def of_one_replica():
-            return tf.math.count_nonzero(_are_finite(*self.storage.stash.read()))
+            rows = self.storage.stash.read()
+            return tf.math.count_nonzero(_are_finite(*rows)), tf.shape(rows[0])[0]
 
         counts = strategy.extended.call_for_each_replica(of_one_replica)
-        return tf.add_n(strategy.experimental_local_results(counts)) > 0
+        num_finite, num_rows = (
+            tf.add_n(strategy.experimental_local_results(each)) for each in counts
+        )
+        _warn_unless(
+            num_rows > 0,
+            "A mask update left the masks as they were: in this step nothing was computed with the "
+            f"CSR kernel {self.sparse.path!r}, or another optimizer trains the same layers, too.",
+        )
+        return num_finite > 0
 
     def clear(self, strategy):
         strategy.extended.call_for_each_replica(self.storage.stash.clear)
@@ -223,10 +233,19 @@ def _applied(inputs, gradients, blocks, gradient, penalty, structure, shape):
     parts, gradient = tf.cast(parts, tf.float64), tf.cast(gradient, tf.float64)[:, tf.newaxis]
     products = tf.matmul(parts, parts, transpose_b=True)
     weight = 1e-9 * tf.linalg.trace(products) + np.finfo("float64").tiny
-    factors = tf.linalg.solve(
+    solution = tf.linalg.solve(
         products + weight * tf.eye(tf.shape(parts)[0], dtype=tf.float64),
         tf.matmul(parts, gradient) + weight,
-    )[: tf.size(is_finite), 0]
+    )
+    rest = gradient - tf.matmul(parts, solution, transpose_a=True)
+    _warn_unless(
+        tf.nn.l2_loss(rest) <= 0.01 * tf.nn.l2_loss(gradient),
+        "The gradient of a CSR kernel is not the sum of what its layers gave, each times a number. "
+        "Perhaps it was clipped by element or by example, or another optimizer trains the same "
+        "layers, too. So this mask update is not the one of masked execution: use "
+        "`rigl_tf.with_execution(model, 'masked')` if that matters.",
+    )
+    factors = solution[: tf.size(is_finite), 0]
     factors = tf.where(tf.abs(factors - 1) < 1e-4, tf.ones_like(factors), factors)
     factors = tf.gather(tf.cast(tf.where(is_finite, factors, 0), tf.float32), blocks)
     is_finite = tf.gather(is_finite, blocks)[:, tf.newaxis]
@@ -234,6 +253,16 @@ def _applied(inputs, gradients, blocks, gradient, penalty, structure, shape):
         tf.where(is_finite, inputs, 0),
         tf.where(is_finite, gradients * factors[:, tf.newaxis], 0),
     )
+
+
+def _warn_unless(condition, message):
+    """Warns while a step runs, if a scalar boolean tensor is false."""
+
+    def warn():
+        warnings.warn(message, stacklevel=2)
+        return False
+
+    tf.cond(condition, lambda: True, lambda: tf.numpy_function(warn, [], tf.bool))
 
 
 def state_of(kernel, *args, **kwargs):

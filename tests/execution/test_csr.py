@@ -25,6 +25,7 @@ from helpers import (
 
 import rigl_tf
 from rigl_tf import masks
+from rigl_tf.execution import csr
 
 layers, optimizers = keras.layers, keras.optimizers
 pytestmark = [
@@ -522,3 +523,59 @@ def test_another_optimizer_collects_nothing():
         fit(model)
     assert not storage.collect.numpy()
     assert len(storage.stash.read()[0]) <= 8
+
+
+# What updates cannot know.
+
+
+def clipped(models, *, by):
+    """Trains a model with gradients that were clipped by hand."""
+    optimizer = rigl("sgd")
+    for _ in range(4):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((models(X) - Y) ** 2)
+        gradients = tape.gradient(loss, models.trainable_variables)
+        if by == "norm":
+            gradients, _ = tf.clip_by_global_norm(gradients, 1e-3)
+        else:
+            gradients = [tf.clip_by_value(each, -1e-3, 1e-3) for each in gradients]
+        optimizer.apply(gradients, models.trainable_variables)
+    return models
+
+
+def test_gradients_of_another_kind_are_told_of():
+    models = [clipped(make(execution), by="norm") for execution in ("masked", "csr")]
+    assert_same_model(*models)
+    with pytest.warns(UserWarning, match="Perhaps it was clipped by element"):
+        clipped(make(), by="element")
+
+
+def test_layers_that_two_optimizers_train_are_told_of():
+    model = make()
+    heads = [keras.Model(model.inputs[0], model.outputs[0]) for _ in range(2)]
+    for head, frequency in zip(heads, (2, 3), strict=True):
+        head.compile(
+            rigl_tf.RigL("sgd", end_step=100, begin_step=1, update_frequency=frequency), "mse"
+        )
+
+    def train_in_turn():
+        for _ in range(6):
+            for head in heads:
+                head.train_on_batch(X, Y)
+
+    with pytest.warns(UserWarning, match="another optimizer trains the same layers"):
+        train_in_turn()
+
+
+def test_gradients_without_training_are_not_kept_for_ever(monkeypatch):
+    monkeypatch.setattr(csr, "_MOST_BLOCKS", 3)
+    model = make()
+    kernel = next(iter(masks.kernels_of(model).values()))
+    model.optimizer.build(model.trainable_variables)
+    kernel.storage.collect.assign(True)
+    for _ in range(5):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(X))
+        tape.gradient(loss, model.trainable_variables)
+    assert kernel.storage.stash.inputs.numpy().shape == (3 * len(X), 6)
+    assert sorted(set(kernel.storage.stash.blocks.numpy())) == [2, 3, 4]

@@ -213,3 +213,102 @@ def test_second_derivatives_are_refused_or_there():
     square = layer.layer.kernel.numpy() @ layer.layer.kernel.numpy().T
     expected = 8 * x.numpy() @ square @ square
     np.testing.assert_allclose(outer.gradient(gradient, x), expected, rtol=1e-4)
+
+
+# What layers get.
+
+
+@pytest.mark.parametrize("dtype", ["int32", "bool", "uint8"])
+def test_inputs_may_be_integers(dtype):
+    x = np.random.default_rng(0).integers(2, size=(5, 6)).astype(dtype)
+    layer = rigl_tf.SparseWrapper(layers.Dense(4), 0.5, execution="csr")
+    with tf.GradientTape() as tape:
+        y = layer(tf.constant(x))
+    np.testing.assert_allclose(y, x.astype("float32") @ layer.layer.kernel.numpy(), rtol=1e-5)
+    assert y.dtype == tf.float32
+    assert np.any(tape.gradient(y, layer.layer.kernel_values))
+
+
+def test_inputs_may_be_sparse_tensors():
+    x = numbers((5, 6))
+    layer = rigl_tf.SparseWrapper(layers.Dense(4), 0.5, execution="csr")
+    np.testing.assert_array_equal(layer(tf.sparse.from_dense(x)), layer(tf.constant(x)))
+
+
+def test_a_kernel_computes_as_a_tensor():
+    layer = rigl_tf.SparseWrapper(layers.Dense(4), 0.5, execution="csr")
+    layer.build((None, 6))
+    kernel = layer.layer.kernel
+    dense = kernel.numpy()
+    for of in (
+        lambda k: k * 2.0,
+        lambda k: 1 - k,
+        lambda k: -k,
+        lambda k: k**2,
+        lambda k: k[1:, 0],
+        lambda k: dense.T @ k,
+    ):
+        np.testing.assert_allclose(of(kernel), of(dense), rtol=1e-6)
+    np.testing.assert_array_equal(kernel.value, dense)
+    assert kernel.ndim == 2
+    assert kernel in {kernel: dense}
+
+
+def test_jacobians():
+    x = tf.constant(numbers((3, 6)))
+    layer = rigl_tf.SparseWrapper(layers.Dense(4, "tanh"), 0.5, execution="csr")
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        y = layer(x)
+    dense = layer.layer.kernel.numpy()
+    expected = (1 - y.numpy() ** 2)[:, np.newaxis] * dense
+    jacobian = tape.batch_jacobian(y, x)
+    np.testing.assert_allclose(jacobian, expected.transpose(0, 2, 1), rtol=1e-4, atol=1e-6)
+
+
+def test_lora_is_refused():
+    layer = rigl_tf.SparseWrapper(layers.Dense(4), 0.5, execution="csr")
+    layer.build((None, 6))
+    with pytest.raises(ValueError, match="`enable_lora` needs a masked kernel"):
+        layer.layer.enable_lora(2)
+
+
+@keras.saving.register_keras_serializable(package="rigl_tf_tests")
+class Cell(layers.Layer):
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = self.state_size = units
+        self.dense = layers.Dense(units, "tanh")
+
+    def build(self, shape):
+        self.dense.build((None, shape[-1] + self.units))
+
+    def call(self, inputs, states):
+        state = self.dense(tf.concat([inputs, states[0]], axis=-1))
+        return state, [state]
+
+
+def test_loops_cannot_be_differentiated():
+    x = numbers((4, 3, 5))
+    layer = rigl_tf.sparsify(
+        keras.Sequential([keras.Input((3, 5)), layers.RNN(Cell(8))]), 0.5, execution="csr"
+    )
+
+    @tf.function
+    def gradients():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(x))
+        return tape.gradient(loss, layer.trainable_variables)
+
+    @tf.function
+    def gradients_in_a_loop():
+        total = tf.zeros([])
+        for _ in tf.range(3):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(layer.layers[0].cell.dense(numbers((4, 13))))
+            total += tf.norm(tape.gradient(loss, layer.trainable_variables)[0])
+        return total
+
+    assert gradients_in_a_loop() > 0
+    with pytest.raises(ValueError, match="cannot be trained inside a loop of TensorFlow"):
+        gradients()
