@@ -292,6 +292,16 @@ def mask_of(variable: Any) -> Any:
     return kernel.kernel_mask if isinstance(kernel, MaskedKernel) else None
 
 
+def check_masked(model: keras.layers.Layer, caller: str) -> None:
+    """Raises a `ValueError` if a model has CSR kernels, which the `caller` cannot take."""
+    paths = [path for path, kernel in kernels_of(model).items() if kernel.execution == "csr"]
+    if paths:
+        raise ValueError(
+            f"{caller} needs masked kernels: use `rigl_tf.with_execution(model, 'masked')` first. "
+            f"Received: model={model.name!r} with CSR kernels {paths}"
+        )
+
+
 def settle(kernels):
     """Decides on masks that wait for layers of the model that were never built."""
     for kernel in kernels:

@@ -17,6 +17,7 @@ import tensorflow as tf
 from rigl_tf import distributions, masks, selection, structures
 from rigl_tf._types import Data, Distribution, Loss, Masks
 from rigl_tf.checks import check_integers, check_numbers
+from rigl_tf.execution import csr
 from rigl_tf.objective import batches, mean_loss, mean_over, read_batches, untouched_state
 
 
@@ -50,7 +51,8 @@ def magnitude_masks(
     >>> int(np.count_nonzero(model.layers[0].layer.kernel))
     8
     """
-    scores = {path: tf.abs(kernel) for path, kernel in _kernel_values(model).items()}
+    kernels, values = check_sparse(model), _kernel_values(model)
+    scores = {path: tf.abs(_dense(kernels[path], value)) for path, value in values.items()}
     return _select(model, scores, sparsity, distribution)
 
 
@@ -81,7 +83,7 @@ def random_masks(
     check_integers(seed=seed)
     scores = {
         path: tf.random.stateless_uniform(kernel.shape, (seed, index), dtype=tf.float64)
-        for index, (path, kernel) in enumerate(_kernel_values(model).items())
+        for index, (path, kernel) in enumerate(check_sparse(model).items())
     }
     return _select(model, scores, sparsity, distribution)
 
@@ -127,9 +129,12 @@ def snip_masks(
     >>> batch = np.ones((2, 8), "float32"), np.zeros((2, 4), "float32")
     >>> masks = snip_masks(model, batch, sparsity=0.75, loss="mse")
     """
-    kernels = _kernel_values(model)
-    gradients = _gradients(model, kernels, read_batches(data), loss)
-    scores = {path: tf.abs(gradients[path] * kernel) for path, kernel in kernels.items()}
+    kernels, values = check_sparse(model), _kernel_values(model)
+    gradients = _gradients(model, values, read_batches(data), loss)
+    scores = {
+        path: _dense(kernels[path], tf.abs(gradients[path] * value))
+        for path, value in values.items()
+    }
     return _select(model, _check_not_all_zero(scores), sparsity, distribution)
 
 
@@ -165,7 +170,8 @@ def grasp_masks(
         `{kernel path: mask}` with exact numbers of active connections.
 
     Raises:
-        ValueError: As `snip_masks`; or if the number of batches is unknown.
+        ValueError: As `snip_masks`; or if the number of batches is unknown, or the model has CSR
+            kernels.
 
     Example:
 
@@ -177,6 +183,7 @@ def grasp_masks(
     """
     check_numbers("(0, inf)", temperature=temperature)
     kernels = _kernel_values(model)
+    masks.check_masked(model, "`grasp_masks`")
     data = batches(data)
     first = _gradients(model, kernels, data, loss, temperature)
     products = _gradients(model, kernels, data, loss, temperature, along=first)
@@ -214,6 +221,13 @@ def _kernel_values(model):
             (path, kernel.variable) for path, kernel in check_sparse(model).items()
         )
     }
+
+
+def _dense(kernel, values):
+    """Values of the connections as a tensor of the kernel's shape; a CSR kernel has active ones."""
+    if kernel.execution == "masked":
+        return values
+    return csr.scatter(kernel.storage.places(), tf.convert_to_tensor(values), kernel.shape)
 
 
 def _gradients(model, kernels, data, loss, temperature=1.0, along=None):

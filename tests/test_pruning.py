@@ -348,6 +348,34 @@ def test_batch_statistics_and_dropout_are_left_alone():
         np.testing.assert_array_equal(weight, same)
 
 
+def stored(execution):
+    keras.backend.clear_session()
+    return rigl_tf.with_execution(linear((6, 5, 4), sparsity=0.5), execution)
+
+
+@pytest.mark.parametrize("distribution", [None, all_alike])
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.8])
+def test_masks_of_csr_kernels_are_those_of_masked_ones(sparsity, distribution):
+    for find in (
+        lambda model: pruning.magnitude_masks(model, sparsity, distribution),
+        lambda model: pruning.random_masks(model, sparsity, distribution),
+        lambda model: pruning.snip_masks(model, (X, Y[:, :4]), sparsity, squares, distribution),
+    ):
+        csr, masked = find(stored("csr")), find(stored("masked"))
+        assert csr.keys() == masked.keys()
+        for path, mask in csr.items():
+            np.testing.assert_array_equal(mask, masked[path])
+
+
+def test_as_many_connections_of_csr_kernels_can_be_set_and_no_other_number():
+    model = stored("csr")
+    rigl_tf.set_masks(model, pruning.magnitude_masks(model, 0.5, all_alike))
+    with pytest.raises(ValueError, match="number of active connections of a CSR kernel cannot"):
+        rigl_tf.set_masks(model, pruning.magnitude_masks(model, 0.8, all_alike))
+    with pytest.raises(ValueError, match=r"`grasp_masks` needs masked .*with_execution\(model, 'm"):
+        pruning.grasp_masks(model, (X, Y[:, :4]), 0.8, squares)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

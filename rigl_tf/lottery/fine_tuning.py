@@ -193,6 +193,7 @@ class ADMM:
         rho: float = 1e-3,
     ) -> None:
         kernels = check_sparse(model)
+        masks.check_masked(model, "`ADMM`")
         check_numbers("(0, inf)", rho=rho)
         shares = _shares(model, distribution, sparsity)
         self._model = model
@@ -285,6 +286,7 @@ def _levels(sparsity, prune_fraction):
 
 def _check(model, sparsity, pruning, prune_fraction, num_updates, rho):
     check_sparse(model)
+    masks.check_masked(model, "`prune_and_fine_tune`")
     if not distributions.check_sparsity(sparsity) > 0:
         raise ValueError(f"`sparsity` must be above 0. Received: sparsity={sparsity!r}")
     check_choice(("iterative", "one_shot", "admm"), pruning=pruning)

@@ -177,10 +177,12 @@ def sanity_check(
     _check(data, num_classes, checks, threshold)
     check_functions(build=build, prune=prune)
     check_train(train)
+    model = build(seeds[0])
+    masks.check_masked(model, "`sanity_check`")
     settings = {
         "protocol": "sanity_check",
         "num_classes": int(num_classes),
-        "shapes": shapes_of(build(seeds[0])),
+        "shapes": shapes_of(model),
         "data_shapes": [list(np.shape(array)) for array in data],
     }
     records = Records(directory, settings)

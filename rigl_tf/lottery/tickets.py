@@ -76,9 +76,10 @@ def find_ticket(
         the levels 0 to `levels`, or only these two with `one_shot`.
 
     Raises:
-        ValueError: If an argument is out of its range; the model has no sparse kernel; weights must
-            be rewound to `rewind_step`, but the first training does not reach it; a training ends
-            with weights that are not finite; or `directory` has results of other settings.
+        ValueError: If an argument is out of its range; the model has no sparse kernel, or CSR
+            kernels, whose number of connections cannot change; weights must be rewound to
+            `rewind_step`, but the first training does not reach it; a training ends with weights
+            that are not finite; or `directory` has results of other settings.
 
     Example:
 
@@ -224,6 +225,7 @@ def optimizer_reset(model):
 def check_arguments(model, levels, prune_fraction, scope, rewind_step, rewind="weights"):
     """Raises a `ValueError` unless these are arguments for `find_ticket`."""
     pruning.check_sparse(model)
+    masks.check_masked(model, "The search for a ticket")
     check_integers(1, levels=levels)
     check_integers(0, rewind_step=rewind_step)
     check_numbers("(0, 1)", prune_fraction=prune_fraction)

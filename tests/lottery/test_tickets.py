@@ -383,3 +383,21 @@ def test_bad_arguments():
     assert json.dumps(lottery.levels.plain({"a": np.arange(2), 3: (1, 2)})) == (
         '{"a": [0, 1], "3": [1, 2]}'
     )
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: lottery.find_ticket(model, lambda *_: None, 1),
+        lambda model: lottery.prune_and_fine_tune(model, lambda *_: None, 0.5),
+        lambda model: lottery.ADMM(model, 0.5),
+        lambda model: lottery.sanity_check(
+            lambda seed: model, dict, lambda *_: 50.0, (np.ones((4, 8)), np.zeros(4, int)), 2
+        ),
+    ],
+)
+def test_csr_kernels_are_refused_before_anything_is_trained(call):
+    dense = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    model = rigl_tf.sparsify(dense, 0.5, execution="csr")
+    with pytest.raises(ValueError, match=r"with_execution\(model, 'masked'\).*/kernel'\]"):
+        call(model)
