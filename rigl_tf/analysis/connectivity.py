@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from rigl_tf import masks
 from rigl_tf.checks import check_choice
 
 
@@ -47,7 +48,8 @@ def interpolate(
         List of the results of `evaluate`, one for each coefficient.
 
     Raises:
-        ValueError: If weights do not fit the model, or coefficients are not finite numbers.
+        ValueError: If weights do not fit the model, or coefficients are not finite numbers; or if
+            the model has CSR kernels, and the weights have other active connections than the model.
 
     Example:
 
@@ -186,4 +188,25 @@ def check_weights(model: keras.Model, name: str, weights: Sequence[np.ndarray]) 
             f"`{name}` must be weights of this model as from `model.get_weights()`, "
             f"{len(wanted)} arrays. Received: {len(received)} arrays, of shape {first}"
         )
+    _check_places(model, name, arrays)
     return arrays
+
+
+def _check_places(model, name, arrays):
+    """Raises a `ValueError` if values of CSR kernels belong to other connections than now."""
+    given = dict(zip(map(id, model.weights), arrays, strict=True))
+    moved = [
+        path
+        for path, kernel in masks.kernels_of(model).items()
+        if kernel.execution == "csr"
+        and any(
+            not np.array_equal(given[id(places)], places.numpy())
+            for places in kernel.storage.structure_variables
+        )
+    ]
+    if moved:
+        raise ValueError(
+            "Weights of CSR kernels can be compared only if their active connections are the same: "
+            "use `rigl_tf.with_execution(model, 'masked')` before the weights are taken. Received: "
+            f"`{name}` with other active connections than the model in {moved}"
+        )

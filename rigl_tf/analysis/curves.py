@@ -9,7 +9,7 @@ import tensorflow as tf
 from rigl_tf._types import Loss, Masks
 from rigl_tf.analysis.connectivity import bernstein, bezier, check_weights, is_floating
 from rigl_tf.checks import check_integers
-from rigl_tf.masks import check_masks, kernels_of, masked
+from rigl_tf.masks import check_masked, check_masks, kernels_of, masked
 from rigl_tf.objective import mean_loss
 
 
@@ -60,8 +60,8 @@ def train_bezier(
 
     Raises:
         ValueError: If an argument is out of its range, `data` is not a data set or is empty,
-            weights or masks do not fit the model, or the function is called within the scope of a
-            `tf.distribute.Strategy`.
+            weights or masks do not fit the model, the model has CSR kernels, or the function is
+            called within the scope of a `tf.distribute.Strategy`.
 
     Example:
 
@@ -72,6 +72,7 @@ def train_bezier(
     >>> losses = rigl_tf.analysis.interpolate(
     ...     model, start, end, lambda m: float(tf.norm(m(np.ones((4, 2))))), control_points=points)
     """
+    check_masked(model, "`train_bezier`")
     start = check_weights(model, "start", start)
     end = check_weights(model, "end", end)
     if tf.distribute.in_cross_replica_context():

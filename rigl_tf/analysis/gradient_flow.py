@@ -188,7 +188,9 @@ class _Measure:
         self._model = model
         self._data = data
         self._mean_loss = mean_loss(loss)
-        self._weights = masks.by_path(model.trainable_variables)
+        self._weights = model.trainable_variables
+        # (A CSR kernel has the path of its layer's kernel, not that of its values.)
+        self._paths = list(masks.by_path(masks.kernel_of(each) or each for each in self._weights))
         gradients = functools.partial(on_a_replica, self._gradients_of_batch)
         self._gradients = tf.function(gradients, reduce_retracing=True)
 
@@ -197,17 +199,17 @@ class _Measure:
             gradients = mean_over(self._data, self._gradients)
         by_weight = {
             path: float(tf.norm(tf.cast(gradient, tf.float32)))
-            for path, gradient in zip(self._weights, gradients, strict=True)
+            for path, gradient in zip(self._paths, gradients, strict=True)
         }
         return GradientNorms(float(tf.norm(list(by_weight.values()))), by_weight)
 
     def _gradients_of_batch(self, inputs, targets, sample_weight):
-        values = [weight.value for weight in self._weights.values()]
+        values = [weight.value for weight in self._weights]
         with tf.GradientTape() as tape:
             outputs = self._model(inputs, training=True)
             loss = self._mean_loss(targets, outputs, sample_weight)
         gradients = tape.gradient(loss, values, unconnected_gradients="zero")
-        pairs = zip(gradients, self._weights.values(), strict=True)
+        pairs = zip(gradients, self._weights, strict=True)
         return [active_only(tf.convert_to_tensor(each), weight) for each, weight in pairs]
 
 

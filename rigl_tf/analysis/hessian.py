@@ -53,8 +53,8 @@ def hessian(model: keras.Model, data: Data, loss: Loss, max_size: int = 6000) ->
         A symmetric float64 array of shape `(n, n)`.
 
     Raises:
-        ValueError: If the model is too large; `data` is empty, endless, of unknown length or not
-            made of such batches; or `loss` is not a loss.
+        ValueError: If the model is too large or has CSR kernels; `data` is empty, endless, of
+            unknown length or not made of such batches; or `loss` is not a loss.
 
     Example:
 
@@ -193,6 +193,7 @@ class _Hessian:
     """Products with the Hessian of the mean loss of one model on one set of data."""
 
     def __init__(self, model, data, loss):
+        masks.check_masked(model, "A Hessian")
         self._model = model
         self._data = batches(data)
         self._mean_loss = mean_loss(loss)

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from rigl_tf._types import Masks
-from rigl_tf.analysis.connectivity import error_barrier, interpolate
+from rigl_tf.analysis.connectivity import check_weights, error_barrier, interpolate
 from rigl_tf.checks import check_functions, check_integers, check_numbers
 from rigl_tf.masks import set_masks
 from rigl_tf.objective import check_ends
@@ -89,7 +89,8 @@ def instability(
 
     Raises:
         ValueError: If an argument is out of its range, masks do not fit the model, a training ends
-            with weights that are not finite, or errors are not finite numbers.
+            with weights that are not finite, errors are not finite numbers, or a training moves
+            active connections of CSR kernels.
 
     Example:
 
@@ -119,13 +120,14 @@ def instability(
     try:
         if masks is not None:
             set_masks(model, masks)
-        start = _state(model)
+        start, weights = _state(model), model.get_weights()
         solutions = []
         for seed in data_seeds:
             _restore(start)
             train(model, seed, step)
             solutions.append(_finite_weights(model, seed))
-            if len(solutions) == 1:  # check `evaluate` before the second training
+            if len(solutions) == 1:  # check these before the second training
+                check_weights(model, "the weights before training", weights)
                 _check_error(evaluate(model))
         coefficients = np.linspace(0, 1, num_points).tolist()
         errors = interpolate(model, solutions[0], solutions[1], evaluate, coefficients)

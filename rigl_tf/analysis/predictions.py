@@ -143,8 +143,8 @@ def solution_distance(
         A `SolutionDistance`, a named triple of `l2`, `cosine` and `angle`.
 
     Raises:
-        ValueError: If the model has no sparse kernel, weights do not fit the model, or one solution
-            is zero on all common connections, so that there is no angle.
+        ValueError: If the model has no sparse kernel or CSR kernels, weights do not fit the model,
+            or one solution is zero on all common connections, so that there is no angle.
 
     Example:
 
@@ -198,8 +198,8 @@ def repel(
         weight: Finite number. The paper repels with 2 and attracts with -1.
 
     Raises:
-        ValueError: If the model has no sparse kernel, `weight` is not a finite number, or solutions
-            are not finite or do not fit the model.
+        ValueError: If the model has no sparse kernel or CSR kernels, `weight` is not a finite
+            number, or solutions are not finite or do not fit the model.
 
     Example:
 
@@ -275,4 +275,5 @@ def _sparse_kernels(model, caller):
             f"`{caller}` needs a built sparse model: make one with `rigl_tf.sparsify`. "
             f"Received: model={model.name!r}, without sparse kernels"
         )
+    masks.check_masked(model, f"`{caller}`")
     return kernels

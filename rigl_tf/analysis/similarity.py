@@ -134,14 +134,15 @@ def get_kernels(model: keras.layers.Layer) -> dict[str, np.ndarray]:
     >>> [kernel.shape for kernel in get_kernels(model).values()]
     [(8, 4)]
     """
-    return {path: keras.ops.convert_to_numpy(k).copy() for path, k in _variables(model).items()}
+    return {path: np.array(kernel.numpy()) for path, kernel in _kernels(model).items()}
 
 
-def _variables(model):
+def _kernels(model):
+    """`{path: kernel}`, where a kernel is a `SparseKernel`, or the variable of a dense one."""
     return masks.by_path(
-        weight
+        masks.kernel_of(weight) or weight
         for weight, around in walk.layers_of_weights(model)
-        if masks.mask_of(weight) is not None or eligibility.dense_reason(around[-1], weight) is None
+        if masks.kernel_of(weight) or eligibility.dense_reason(around[-1], weight) is None
     )
 
 
@@ -150,9 +151,9 @@ def _kernels_and_masks(name, network, kernel_masks):
     if isinstance(network, keras.layers.Layer):
         kernels = get_kernels(network)
         left = {path: np.ones(kernel.shape, bool) for path, kernel in kernels.items()}
-        by_id = {id(kernel): path for path, kernel in _variables(network).items()}
+        by_id = {id(kernel): path for path, kernel in _kernels(network).items()}
         for kernel in masks.kernels_of(network).values():
-            left[by_id[id(kernel.variable)]] = kernel.mask
+            left[by_id[id(kernel)]] = kernel.mask
     elif isinstance(network, Mapping):
         kernels = {path: np.asarray(kernel) for path, kernel in network.items()}
         left = {path: kernel != 0 for path, kernel in kernels.items()}

@@ -333,3 +333,57 @@ def test_equal_calls_draw_equal_dropout():
     )
     for one, other in zip(first[0], second[0], strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def in_csr():
+    """A CSR model whose four connections are 1, 2, 3, 4 in one column, and its weights."""
+    model = rigl_tf.sparsify(linear(8), 0.5, execution="csr")
+    (kernel,) = rigl_tf.masks.kernels_of(model).values()
+    set_column(model, [1, 2, 3, 4, 0, 0, 0, 0])
+    return model, kernel
+
+
+def set_column(model, column):
+    column = np.array(column, "float32")[:, None]
+    rigl_tf.set_masks(model, dict.fromkeys(rigl_tf.get_masks(model), column != 0))
+    (kernel,) = rigl_tf.masks.kernels_of(model).values()
+    kernel.assign(column)
+
+
+def test_csr_kernels_with_the_same_places_are_interpolated():
+    model, kernel = in_csr()
+    start = model.get_weights()
+    set_column(model, [3, 2, 1, 4, 0, 0, 0, 0])
+    middle = analysis.interpolate(
+        model, start, model.get_weights(), lambda model: kernel.numpy().ravel().tolist(), [0.5]
+    )
+    assert middle == [[2, 2, 2, 4, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("now", [[0, 0, 0, 0, 1, 2, 3, 4], [1, 2, 3, 4, 0, 0, 0, 0]])
+def test_csr_kernels_with_other_places_are_refused(now):
+    model, _ = in_csr()
+    start = model.get_weights()
+    set_column(model, [0, 0, 0, 0, 1, 2, 3, 4])
+    end = model.get_weights()
+    set_column(model, now)
+    name = "start" if now[0] == 0 else "end"
+    with pytest.raises(ValueError, match=f"'masked'.*`{name}` with other active .*dense/kernel"):
+        analysis.interpolate(model, start, end, lambda model: None)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, w: analysis.train_bezier(model, w, w, None, "mse", "sgd", 1),
+        lambda model, w: analysis.solution_distance(model, w, w),
+        lambda model, w: analysis.repel(model, [w]),
+        lambda model, w: analysis.hessian(model, (np.ones((2, 8)), np.ones((2, 1))), "mse"),
+        lambda model, w: analysis.hessian_density(model, (np.ones((2, 8)), np.ones(2)), "mse"),
+        lambda model, w: analysis.hessian_eigenvalues(model, (np.ones((2, 8)), np.ones(2)), "mse"),
+    ],
+)
+def test_what_needs_masked_kernels_says_so(call):
+    model, _ = in_csr()
+    with pytest.raises(ValueError, match=r"needs masked .*with_execution\(.*dense/kernel'\]"):
+        call(model, model.get_weights())

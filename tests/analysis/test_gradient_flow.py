@@ -38,6 +38,13 @@ def test_norms_by_hand():
     assert got.total == pytest.approx(want, rel=1e-5)
 
 
+def test_csr_kernels_have_the_norms_and_paths_of_masked_ones():
+    model = linear()
+    masked = analysis.gradient_norms(model, (X, Y), "mse")
+    csr = analysis.gradient_norms(rigl_tf.with_execution(model, "csr"), (X, Y), "mse")
+    assert csr.by_weight == {path: pytest.approx(norm) for path, norm in masked.by_weight.items()}
+
+
 def test_unequal_batches_are_the_mean_of_the_examples():
     model = linear()
     whole = analysis.gradient_norms(model, (X, Y), "mse").total

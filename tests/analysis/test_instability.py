@@ -282,3 +282,26 @@ def test_warm_up():
     for arguments in (("fast", 2), (0.5, 0), (0.5, 1.5)):
         with pytest.raises(ValueError, match="must be"):
             WarmUp(*arguments)
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_csr_kernels_whose_connections_move_are_refused_after_the_first_training(moves):
+    dense = keras.Sequential([keras.Input((4,)), layers.Dense(2, use_bias=False)])
+    model = rigl_tf.sparsify(dense, 0.5, execution="csr")
+    seeds = []
+
+    def train(model, data_seed, from_step):
+        seeds.append(data_seed)
+        if moves:
+            flipped = {path: ~mask for path, mask in rigl_tf.get_masks(model).items()}
+            rigl_tf.set_masks(model, flipped)
+
+    def measure(model):
+        return 0.0
+
+    if not moves:
+        assert analysis.instability(model, train, measure, num_points=2).barrier == 0
+        return
+    with pytest.raises(ValueError, match=r"'masked'.*with other active connections"):
+        analysis.instability(model, train, measure, num_points=2)
+    assert seeds == [0]

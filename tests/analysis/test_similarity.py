@@ -148,3 +148,16 @@ def test_wrong_arguments(arguments, message):
     right = {"a": {"k": np.ones(3)}, "b": {"k": np.ones(3)}, "p": 0.2}
     with pytest.raises(ValueError, match=f"Received: {message}"):
         analysis.weight_correlation(**right | arguments)
+
+
+def test_csr_kernels_are_compared_as_masked_ones():
+    dense = keras.Sequential([keras.Input((8,)), layers.Dense(4), layers.Dense(3)])
+    model = rigl_tf.sparsify(dense, 0.5, dict.fromkeys)
+    masked = analysis.get_kernels(model)
+    rigl_tf.with_execution(model, "csr")
+    csr = analysis.get_kernels(model)
+    assert list(csr) == list(masked)
+    for path, kernel in csr.items():
+        np.testing.assert_array_equal(kernel, masked[path])
+    got = analysis.weight_correlation(model, masked, 0.3)
+    assert (list(got.layers), got.total) == (list(masked), 1)
