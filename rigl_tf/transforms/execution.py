@@ -10,14 +10,19 @@ from rigl_tf.layers.wrapper import SparseWrapper
 from rigl_tf.optimizers.slots import optimizers_within, recorded_slots
 from rigl_tf.optimizers.training import SparseTraining
 from rigl_tf.transforms.rebuild import with_layers
-from rigl_tf.transforms.sparsify import forget_training, use_execution
+from rigl_tf.transforms.sparsify import forget_training, models_in, use_execution
 
 
 def with_execution(model: keras.Model, execution: str) -> keras.Model:
     """Stores the sparse kernels of a model in another way, with the same weights and masks.
 
     The model and its layers are changed in place. If the model is compiled and has been trained, it
-    gets a new optimizer with the same settings and the same state.
+    gets a new optimizer with the same settings and the same state. Other models that share its
+    layers (the dense model that it was made of, or models of its inner outputs) must be compiled
+    again, because a `predict` or `fit` that they have traced still has the old kernels.
+
+    XLA cannot compile CSR kernels. If the model was compiled with `jit_compile=True`, this is
+    turned off with a warning.
 
     Args:
         model: A built sparse `keras.Model`.
@@ -57,6 +62,11 @@ def with_execution(model: keras.Model, execution: str) -> keras.Model:
         use_execution(model, execution)
         if state is not None:
             model.optimizer = _rebuilt(optimizer, model, state)
+    for part in models_in(model):
+        if part.compiled and part.jit_compile:
+            # When it is set anew, Keras keeps it off if a layer does not support it, and says so.
+            part.jit_compile = False
+            part.jit_compile = True
     forget_training(model)
     return model
 

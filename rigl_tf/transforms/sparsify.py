@@ -137,7 +137,7 @@ def sparsify(
             "masked" if has_weights else execution,
         )
         allocation.expect(len(chosen))
-        parts = [each for each in _models_in(model) if not each.built]
+        parts = [each for each in models_in(model) if not each.built]
         try:
             with allocation.held():
                 wrapping = functools.partial(_wrapping, allocation=allocation, structure=structure)
@@ -338,7 +338,7 @@ def _undo(model):
     for kernel in model.weights:
         if masks.mask_of(kernel) is not None:
             masks.unlink(kernel)
-    for part in _models_in(model):
+    for part in models_in(model):
         for name in ("call", "build"):
             hook = vars(part).get(name)
             if hasattr(hook, "undo"):
@@ -346,7 +346,7 @@ def _undo(model):
     with_layers(model, _inner, in_place=True)
 
 
-def _models_in(model):
+def models_in(model):
     """A model and all models inside it, each once."""
     return [each for each in all_layers(model) if isinstance(each, keras.Model)]
 
@@ -412,9 +412,13 @@ def _tell_coverage(model):
 
 
 def forget_training(model):
-    """Makes a model trace its steps again: the steps traced before do not know the masks."""
-    for name in ("train_function", "test_function", "predict_function"):
-        setattr(model, name, None)
+    """Makes a model, and the models inside it, trace their steps again.
+
+    The steps traced before do not know the masks, or how kernels are stored now.
+    """
+    for part in models_in(model):
+        for name in ("train_function", "test_function", "predict_function"):
+            setattr(part, name, None)
 
 
 def _inner(layer):

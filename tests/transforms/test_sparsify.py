@@ -427,3 +427,35 @@ def test_a_clone_of_a_sparse_model_is_as_sparse(built):
     clone.build((None, 20))
     assert active(clone) == active(sparse)
     assert sum(active(sparse)) < 0.21 * (600 + 150)
+
+
+@pytest.mark.parametrize("execution", ["masked", "csr"])
+def test_models_inside_forget_what_they_have_traced_with_other_kernels(execution):
+    inside = keras.Sequential([keras.Input((6,)), layers.Dense(5), layers.Dense(4)])
+    dense = keras.Sequential([keras.Input((6,)), inside, layers.Dense(2)])
+    sparse = rigl_tf.sparsify(dense, 0.5, execution="masked" if execution == "csr" else "csr")
+    x, inside = numbers((3, 6)), sparse.layers[0]
+    inside.predict(x, verbose=0)
+    rigl_tf.with_execution(sparse, execution)
+    for kernel in rigl_tf.masks.kernels_of(sparse).values():
+        kernel.assign(2 * kernel.numpy())
+    np.testing.assert_allclose(inside.predict(x, verbose=0), inside(x), rtol=1e-5)
+
+
+def test_the_dense_model_and_models_inside_forget_what_they_have_traced():
+    inside = keras.Sequential([keras.Input((6,)), layers.Dense(5)])
+    dense = keras.Sequential([keras.Input((6,)), inside, layers.Dense(2)])
+    x = numbers((3, 6))
+    for model in (dense, inside):
+        model.predict(x, verbose=0)
+    rigl_tf.sparsify(dense, 0.5, execution="csr")
+    for model in (dense, inside):
+        np.testing.assert_allclose(model.predict(x, verbose=0), model(x), rtol=1e-5)
+
+
+def test_xla_is_turned_off_for_csr_kernels_and_that_is_told():
+    sparse = rigl_tf.sparsify(mlp(), 0.5)
+    sparse.compile("sgd", "mse", jit_compile=True)
+    with pytest.warns(UserWarning, match="doesn't support `jit_compile=True`"):
+        rigl_tf.with_execution(sparse, "csr")
+    sparse.fit(numbers((4, 16)), numbers((4, 3)), verbose=0)
