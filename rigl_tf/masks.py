@@ -68,6 +68,15 @@ class MaskVariables(keras.layers.Layer):
         held = {id(weight) for weight in weights}
         return any(id(each) not in held for each in self._variables_of_kernels.values())
 
+    def quantize(self, *args, **kwargs):
+        if self.by_kernel:
+            return super().quantize(*args, **kwargs)
+        # Keras calls this for each layer without layers inside, and warns with the message.
+        raise NotImplementedError(
+            "`quantize` leaves CSR kernels as they are: use `rigl_tf.strip` on the model before "
+            "that."
+        )
+
     def load_own_variables(self, store):
         if store.keys() and not self.by_kernel:
             raise ValueError(
@@ -505,18 +514,24 @@ def set_weights(layer: keras.layers.Layer, weights: Sequence[Any]) -> None:
 
     Args:
         layer: A sparse `keras.Model` or layer.
-        weights: List of arrays: all that `layer.get_weights()` returns, or the same without masks.
+        weights: List of arrays: all that `layer.get_weights()` returns, or the same without masks,
+            as of the dense layer. CSR kernels take their active values from dense ones.
 
     Raises:
         ValueError: If the number of arrays or a shape is wrong. Then nothing is changed.
     """
     variables = layer.weights
     dense = without_masks(layer, variables)
-    chosen = dense if len(weights) == len(dense) else variables
+    kernels = {id(kernel.variable): kernel for kernel in kernels_of(layer).values()}
+    if len(weights) == len(dense):
+        chosen = [kernels.get(id(variable), variable) for variable in dense]
+    else:
+        chosen = variables
     if len(weights) != len(chosen):
         raise ValueError(
             f"`weights` must be the {len(variables)} weights of {layer.name!r}, or the "
-            f"{len(dense)} without the masks. Received: {len(weights)} arrays"
+            f"{len(dense)} without the masks, as of the dense model; a sparse model that they are "
+            f"from must have the same `execution`. Received: {len(weights)} arrays"
         )
     for variable, value in zip(chosen, weights, strict=True):
         if tuple(variable.shape) != np.shape(value):
@@ -526,7 +541,7 @@ def set_weights(layer: keras.layers.Layer, weights: Sequence[Any]) -> None:
             )
     for variable, value in zip(chosen, weights, strict=True):
         variable.assign(value)
-    for kernel in kernels_of(layer).values():
+    for kernel in kernels.values():
         kernel.zero_inactive()
 
 

@@ -461,7 +461,17 @@ class SparseWrapper(keras.layers.Wrapper):
         self.layer.save_own_variables(store)
 
     def load_own_variables(self, store: Mapping[str, Any]) -> None:
-        self.layer.load_own_variables(store)
+        try:
+            self.layer.load_own_variables(store)
+        except ValueError as error:
+            # A CSR kernel has its own place in a file, so only the bias is here, if there is one.
+            if self.has_csr or not set(store.keys()) <= {"1"}:
+                raise
+            raise ValueError(
+                "The file has no dense kernel for this layer. If the saved kernels were CSR, load "
+                "it into a model with `execution='csr'`, then use "
+                f"`rigl_tf.with_execution(model, 'masked')`. Received: layer={self.name!r}"
+            ) from error
 
     def get_build_config(self) -> dict[str, Any] | None:
         return {"shapes": self._build_shapes} if self.built and self._build_shapes else None

@@ -6,7 +6,9 @@ import pytest
 from helpers import (
     ALGORITHMS,
     INNER,
+    assert_equal,
     assert_same_state,
+    dense_weights,
     differ,
     ends_early,
     masks_of,
@@ -213,3 +215,36 @@ def test_weights_into_a_model_whose_optimizer_is_not_built(tmp_path):
         fresh.load_weights(tmp_path / "trained.weights.h5")
     for ours, theirs in zip(fresh.weights, trained.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def stored(execution, **arguments):
+    dense = keras.Sequential([keras.Input((6,)), layers.Dense(8), layers.Dense(3, **arguments)])
+    return rigl_tf.sparsify(dense, 0.5, dict.fromkeys, execution=execution)
+
+
+def test_csr_kernels_take_their_values_from_the_dense_models_weights():
+    dense = keras.Sequential([keras.Input((6,)), layers.Dense(8), layers.Dense(3)])
+    csr, masked = stored("csr"), stored("masked")
+    for model in (csr, masked):
+        model.set_weights(dense.get_weights())
+    assert_equal(masks_of(csr), masks_of(masked))
+    assert_equal(dense_weights(csr), dense_weights(masked))
+    csr.layers[0].set_weights(dense.layers[0].get_weights())
+    assert_equal(dense_weights(csr), dense_weights(masked))
+    other = stored("csr")
+    other.set_weights(csr.get_weights())
+    assert_equal(dense_weights(other), dense_weights(csr))
+
+
+def test_weights_of_another_execution_are_refused():
+    csr, masked = stored("csr"), stored("masked")
+    for model, other in ((csr, masked), (masked, csr)):
+        with pytest.raises(ValueError, match=r"the same `execution`.*Received: [0-9]+ arrays"):
+            model.set_weights(other.get_weights())
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_a_file_of_csr_kernels_is_refused_by_masked_ones(use_bias, tmp_path):
+    stored("csr", use_bias=use_bias).save_weights(tmp_path / "csr.weights.h5")
+    with pytest.raises(ValueError, match=r"load it into a model with `execution='csr'`, then"):
+        stored("masked", use_bias=use_bias).load_weights(tmp_path / "csr.weights.h5")

@@ -609,6 +609,14 @@ def test_quantize_of_a_sparse_layer_is_told():
 
 
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")  # of Keras
+def test_quantize_of_a_csr_layer_is_told():
+    dense = keras.Sequential([keras.Input((8,)), layers.Dense(4)])
+    model = rigl_tf.sparsify(dense, 0.5, execution="csr")
+    with pytest.warns(UserWarning, match=r"CSR kernels as they are: use `rigl_tf.strip` on the"):
+        model.quantize("int8")
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")  # of Keras
 def test_a_stripped_model_is_quantized():
     model = rigl_tf.sparsify(keras.Sequential([keras.Input((8,)), layers.Dense(4)]), 0.5)
     inputs = np.random.default_rng(0).normal(size=(4, 8)).astype("float32")
