@@ -524,7 +524,7 @@ def set_weights(layer: keras.layers.Layer, weights: Sequence[Any]) -> None:
     dense = without_masks(layer, variables)
     kernels = {id(kernel.variable): kernel for kernel in kernels_of(layer).values()}
     if len(weights) == len(dense):
-        chosen = [kernels.get(id(variable), variable) for variable in dense]
+        chosen: list[Any] = [kernels.get(id(variable), variable) for variable in dense]
     else:
         chosen = variables
     if len(weights) != len(chosen):
