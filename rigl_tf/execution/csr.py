@@ -194,7 +194,7 @@ def _operator(name):
     return of_dense
 
 
-# As with a variable: `kernel * 2`, `kernel[0]`. Comparisons stay those of objects.
+# As with a variable: `kernel * 2`, `kernel[0]`. But `==` compares objects, as for any layer.
 for _name in tf.Tensor.OVERLOADABLE_OPERATORS - {"__eq__", "__ne__"}:
     if hasattr(tf.Tensor, _name):
         setattr(CSRStorage, _name, _operator(_name))
