@@ -2145,14 +2145,31 @@ REGISTER_OP("RiglLargestInactive")
     .Output("is_finite: bool")
     .SetShapeFn(LargestInactiveShape);
 
-REGISTER_KERNEL_BUILDER(Name("RiglMatmul").Device(tensorflow::DEVICE_CPU), MatmulOp);
-REGISTER_KERNEL_BUILDER(Name("RiglMatmulGrad").Device(tensorflow::DEVICE_CPU), MatmulGradOp);
-REGISTER_KERNEL_BUILDER(Name("RiglConv").Device(tensorflow::DEVICE_CPU), ConvOp);
-REGISTER_KERNEL_BUILDER(Name("RiglConvGrad").Device(tensorflow::DEVICE_CPU), ConvGradOp);
-REGISTER_KERNEL_BUILDER(Name("RiglStructure").Device(tensorflow::DEVICE_CPU), StructureOp);
-REGISTER_KERNEL_BUILDER(Name("RiglReplace").Device(tensorflow::DEVICE_CPU), ReplaceOp);
-REGISTER_KERNEL_BUILDER(Name("RiglLargestInactive").Device(tensorflow::DEVICE_CPU),
-                        LargestInactiveOp);
+// XLA asks for these kernels when it compiles a function. Without them, its message would not say
+// what to do.
+class NotForXlaOp : public OpKernel {
+ public:
+  explicit NotForXlaOp(OpKernelConstruction* context) : OpKernel(context) {
+    context->CtxFailure(absl::UnimplementedError(
+        "XLA cannot compile CSR kernels: leave `jit_compile=True` away, or use "
+        "`rigl_tf.with_execution(model, 'masked')` first."));
+  }
+  void Compute(OpKernelContext* context) override {}
+};
+
+#define RIGL_REGISTER(name, kernel)                                           \
+  REGISTER_KERNEL_BUILDER(Name(name).Device(tensorflow::DEVICE_CPU), kernel); \
+  REGISTER_KERNEL_BUILDER(Name(name).Device("XLA_CPU_JIT"), NotForXlaOp)
+
+RIGL_REGISTER("RiglMatmul", MatmulOp);
+RIGL_REGISTER("RiglMatmulGrad", MatmulGradOp);
+RIGL_REGISTER("RiglConv", ConvOp);
+RIGL_REGISTER("RiglConvGrad", ConvGradOp);
+RIGL_REGISTER("RiglStructure", StructureOp);
+RIGL_REGISTER("RiglReplace", ReplaceOp);
+RIGL_REGISTER("RiglLargestInactive", LargestInactiveOp);
+
+#undef RIGL_REGISTER
 
 }  // namespace
 }  // namespace rigl

@@ -438,9 +438,9 @@ def _loaded():
     except (OSError, RuntimeError, tf.errors.OpError) as error:
         warnings.warn(
             "Sparse kernels are computed with TensorFlow's own operations, so training is slower "
-            "than it could be. Install a C++ compiler, such as the package `g++`, or set the "
-            "environment variable CXX to one; RIGL_TF_NATIVE=0 silences this warning. "
-            f"Reason: {error}",
+            'than it could be, and `execution="auto"` leaves them masked. Install a C++ compiler, '
+            "such as the package `g++`, or set the environment variable CXX to one; "
+            f"RIGL_TF_NATIVE=0 silences this warning. Reason: {error}",
             stacklevel=4,
         )
         return None

@@ -109,6 +109,7 @@ class Allocation:
         execution: See `rigl_tf.sparsify`.
 
     Attributes:
+        execution: String, see above.
         on_shared_out: Function that is called after the sparsity was distributed, or `None`.
     """
 
@@ -119,7 +120,7 @@ class Allocation:
         self._seed = seed
         self._choice = choice
         self._initializer = initializer
-        self._execution = execution
+        self.execution = execution
         self._num_layers = 0
         self._wrappers = []  # those that are built
         self._choices = []  # (choice, its wrapper), until the sparsity is distributed
@@ -141,7 +142,7 @@ class Allocation:
                 self._choose(choice, wrapper, share, self._num_chosen)
                 self._num_chosen += 1
             wrapper.keep_sparsity(shares, self._seed)
-            wrapper.use_execution(self._execution)
+            wrapper.use_execution(self.execution)
         else:
             self._wrappers.append(wrapper)
             self._choices += [(choice, wrapper) for choice in choices]
@@ -173,9 +174,9 @@ class Allocation:
         """Distributes the sparsity among the kernels that exist now, if this is not done yet."""
         if self._is_shared_out:
             return
-        if self._execution != "masked":
+        if self.execution != "masked":
             raise ValueError(
-                f"`execution={self._execution!r}` needs a model whose layers are all built before "
+                f"`execution={self.execution!r}` needs a model whose layers are all built before "
                 f"the optimizer is. Received: {self._num_layers - len(self._wrappers)} layers that "
                 "are not built"
             )
@@ -207,7 +208,7 @@ class Allocation:
         self._keep(shares)
         del choices, kernels, choice
         for wrapper in self._wrappers:
-            wrapper.use_execution(self._execution)
+            wrapper.use_execution(self.execution)
         if self.on_shared_out is not None:
             self.on_shared_out()
 

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from rigl_tf import masks
 from rigl_tf.checks import check_choice
-from rigl_tf.execution import csr, products
+from rigl_tf.execution import csr, engine, products
 from rigl_tf.walk import layers_of_weights
 
 EXECUTIONS = ("masked", "csr", "auto")
@@ -26,7 +26,7 @@ def check_execution(execution):
     check_choice(EXECUTIONS, execution=execution)
 
 
-def store(layer, mask_variables, execution, tied=()):
+def store(layer, mask_variables, execution, tied=(), stored=None):
     """Stores the sparse kernels of a layer for an `execution`, where that is possible.
 
     Args:
@@ -34,12 +34,32 @@ def store(layer, mask_variables, execution, tied=()):
         mask_variables: Its `rigl_tf.masks.MaskVariables`.
         execution: `"masked"`, `"csr"` or `"auto"`.
         tied: The ids of variables that other layers hold, too. They are not changed.
+        stored: `None`, or what `"auto"` chose before for each kernel, `"masked"` or `"csr"`, in the
+            order of the layer's weights. It is kept, so a file fits on a machine where `"auto"`
+            would choose otherwise.
     """
     with tf.init_scope():
+        for storage, owner in csr_storages(layer):
+            is_small = storage.constraint.size <= products.LARGEST_DENSE
+            if execution == "masked" or (
+                execution == "auto" and is_small and _drawback(owner, storage.constraint)
+            ):
+                _to_masked(layer, mask_variables, storage, owner)
         if execution == "masked":
-            _to_masked(layer, mask_variables)
-        else:
-            _to_csr(layer, mask_variables, execution == "auto", tied)
+            return
+        owners = {id(weight): layers[-1] for weight, layers in layers_of_weights(layer)}
+        for index, (name, kernel) in enumerate(mask_variables.kernels().items()):
+            owner = owners[id(kernel.variable)]
+            is_refused = products.refusal(owner, kernel.variable) is not None
+            if is_refused or id(kernel.variable) in tied or kernel.units.structure is not None:
+                continue
+            if stored is not None:
+                is_wanted = stored[index] == "csr"
+            else:
+                is_wanted = execution == "csr" or not _drawback(owner, kernel)
+            if is_wanted:
+                products.attach(owner, kernel)
+                mask_variables.remove(name)
 
 
 def reason_for_masked(layers, kernel):
@@ -57,40 +77,32 @@ def reason_for_masked(layers, kernel):
     reason = products.refusal(layers[-1], kernel.variable)
     if reason is None and wanted >= {"csr"}:
         return "other layers use it, too"
-    return reason or "too small, or not sparse enough, to be faster as CSR"
+    return reason or _drawback(layers[-1], kernel) or "its file was written with masked kernels"
 
 
-def _to_csr(layer, mask_variables, only_where_it_pays, tied):
-    owners = {id(weight): layers[-1] for weight, layers in layers_of_weights(layer)}
-    for name, kernel in mask_variables.kernels().items():
-        owner = owners[id(kernel.variable)]
-        is_refused = products.refusal(owner, kernel.variable) is not None
-        if is_refused or id(kernel.variable) in tied or kernel.units.structure is not None:
-            continue
-        if not only_where_it_pays or _pays(owner, kernel):
-            products.attach(owner, kernel)
-            mask_variables.remove(name)
-
-
-def _pays(layer, kernel):
+def _drawback(layer, kernel):
+    """Why a kernel would not be faster as CSR, or an empty string."""
     if tf.config.list_physical_devices("GPU"):
-        return False
+        return "CSR is for machines without a GPU"
     least_size = _LEAST_SIZE
     if products.is_convolution(layer):
         least_size = _LEAST_WORK_PER_CHANNEL * sum(kernel.shape[-2:])
     is_sparse = kernel.num_active <= (1 - _LEAST_SPARSITY) * kernel.size
-    return is_sparse and kernel.size >= least_size
+    if not is_sparse or kernel.size < least_size:
+        return "too small, or not sparse enough, to be faster as CSR"
+    if not engine.is_native():
+        return "CSR is slower without the operations in C++, see `python -m rigl_tf.engine`"
+    return ""
 
 
-def _to_masked(layer, mask_variables):
-    for storage, owner in csr_storages(layer):
-        mask = storage.constraint.mask
-        variable = products.detach(owner, storage)
-        name = variable.path.removeprefix(f"{layer.path}/")
-        mask_variable = mask_variables.add(
-            name, variable, lambda shape, dtype=None, mask=mask: tf.constant(mask)
-        )
-        masks.link(variable, mask_variable)
+def _to_masked(layer, mask_variables, storage, owner):
+    mask = storage.constraint.mask
+    variable = products.detach(owner, storage)
+    name = variable.path.removeprefix(f"{layer.path}/")
+    mask_variable = mask_variables.add(
+        name, variable, lambda shape, dtype=None, mask=mask: tf.constant(mask)
+    )
+    masks.link(variable, mask_variable)
 
 
 def csr_storages(layer):

@@ -128,6 +128,7 @@ class SparseWrapper(keras.layers.Wrapper):
         self.sparsity: Any = sparsity
         self.seed = random.randint(0, 2**31 - 1) if seed is None else seed
         self.execution = execution
+        self._stored: Any = None  # until the layer is built: what "auto" chose before, in a file
         self.structure = structure
         self.supports_masking = layer.supports_masking
         setattr(self, _MASKS, masks.MaskVariables(name="masks"))
@@ -136,7 +137,11 @@ class SparseWrapper(keras.layers.Wrapper):
         self._is_called = False
         self._allocation: Any = None  # decides on the first masks, or `None`: the wrapper does
         self._select: Any = None
+        self.supports_jit = self._stays_masked(execution)
         self._is_constructed = True
+
+    def _stays_masked(self, execution):
+        return execution == "masked" or self.structure is not None
 
     def _take_signatures(self, layer):
         """Takes the layer's signatures: there Keras reads which inputs and shapes it takes."""
@@ -192,11 +197,14 @@ class SparseWrapper(keras.layers.Wrapper):
         """
         check_execution(execution)
         self.execution = execution
+        self.supports_jit = self._stays_masked(execution)
+        stored, self._stored = self._stored, None
         if self._chosen is not None:
+            self.supports_jit = True  # the layers inside say whether they do
             kernels = getattr(self, _MASKS).kernels().values()
             variables = [] if execution == "masked" else [each.variable for each in kernels]
             when_initialized(
-                variables, lambda: store(self.layer, getattr(self, _MASKS), execution, tied)
+                variables, lambda: store(self.layer, getattr(self, _MASKS), execution, tied, stored)
             )
 
     @property
@@ -261,8 +269,7 @@ class SparseWrapper(keras.layers.Wrapper):
 
     def _born_sparse(self):
         """A context in which a kernel that is too large to be made dense is created as CSR."""
-        is_masked = self.execution == "masked" or self.structure is not None
-        if is_masked or self._allocation is not None:
+        if self._stays_masked(self.execution) or self._allocation is not None:
             return contextlib.nullcontext()
 
         def places(shape):
@@ -394,6 +401,7 @@ class SparseWrapper(keras.layers.Wrapper):
         """
         self._allocation = allocation
         self._select = select
+        self.supports_jit = self._stays_masked(allocation.execution)
 
     def keep_sparsity(self, shares: Iterable[float], seed: int) -> None:
         """Stores the sparsity of each kernel with a mask, for copies made from the config.
@@ -439,13 +447,27 @@ class SparseWrapper(keras.layers.Wrapper):
             sparsity = [next(shares) if chosen else None for chosen in self._chosen]
         config = without_build_configs(super().get_config())
         structure = self.structure and keras.saving.serialize_keras_object(self.structure)
+        stored = self._stored
+        if self._chosen is not None and self.execution == "auto":
+            stored = [kernel.execution for kernel in masks.kernels_of(self).values()]
         return {
             **config,
+            **({} if stored is None else {"stored": stored}),
             "sparsity": sparsity,
             "seed": self.seed,
             "execution": self.execution,
             "structure": structure,
         }
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> "SparseWrapper":
+        config = dict(config)
+        stored = config.pop("stored", None)
+        wrapper = super().from_config(config, custom_objects)
+        wrapper._stored = stored
+        return wrapper
 
     def set_weights(self, weights: Sequence[np.ndarray]) -> None:
         """Sets the weights of the layer, and keeps inactive connections at zero.

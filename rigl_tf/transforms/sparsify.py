@@ -96,8 +96,9 @@ def sparsify(
               XLA, for Dense, Conv1D to Conv3D, and for EinsumDense layers that are matrix products
               (such as those in MultiHeadAttention). Other kernels stay masked, and
               `rigl_tf.sparsity_summary` says why.
-            - `"auto"`: `"csr"` where it is faster, which is on CPUs, for kernels that are at least
-              80 % sparse and not small. Kernels of convolutions must be used at many pixels.
+            - `"auto"`: `"csr"` where it is faster. This is on CPUs, where there is a C++ compiler,
+              for kernels that are at least 80 % sparse and not small. Kernels of convolutions must
+              have enough channels. A saved model keeps what was chosen when it was built.
         seed: Integer. The masks depend on it, on the index of each kernel and on its shape. So do
             the values that `initializer` draws.
 

@@ -25,7 +25,7 @@ from helpers import (
 
 import rigl_tf
 from rigl_tf import masks
-from rigl_tf.execution import csr
+from rigl_tf.execution import csr, engine
 
 layers, optimizers = keras.layers, keras.optimizers
 pytestmark = [
@@ -103,10 +103,57 @@ def test_initializer_and_from_zeros():
     np.testing.assert_allclose(sparse(X), want, rtol=1e-5, atol=1e-6)
 
 
+def auto():
+    return rigl_tf.sparsify(mlp(256, 256, 3), 0.9, all_alike, execution="auto")
+
+
+@pytest.mark.usefixtures("either")
 def test_auto_takes_what_is_faster():
-    model = rigl_tf.sparsify(mlp(256, 256, 3), 0.9, all_alike, execution="auto")
-    assert executions_of(model) == ["csr", "masked"]
-    assert "too small" in rigl_tf.sparsity_summary(model).kernels[1].reason
+    model = auto()
+    first, second = rigl_tf.sparsity_summary(model).kernels
+    assert "too small" in second.reason
+    if engine.is_native():
+        assert executions_of(model) == ["csr", "masked"]
+    else:
+        assert executions_of(model) == ["masked", "masked"]
+        assert "without the operations in C++" in first.reason
+
+
+@pytest.mark.parametrize("there", ["1", "0"])
+def test_a_file_keeps_what_auto_chose(there, monkeypatch, tmp_path):
+    if not engine.is_native():
+        pytest.skip("There is no C++ compiler.")
+    monkeypatch.setenv("RIGL_TF_NATIVE", there)
+    model, x = auto(), numbers((4, 256))
+    chosen = executions_of(model)
+    # Elsewhere `"auto"` would choose otherwise.
+    monkeypatch.setenv("RIGL_TF_NATIVE", "10"[int(there)])
+    model.save(tmp_path / "model.keras")
+    copies = keras.models.load_model(tmp_path / "model.keras"), keras.models.clone_model(model)
+    for copy in (model, *copies):
+        assert executions_of(copy) == chosen
+    assert_same_model(model, copies[0])
+    copies[1].set_weights(model.get_weights())
+    assert_equal(copies[1](x), model(x))
+    reason = rigl_tf.sparsity_summary(copies[0]).kernels[0].reason
+    assert ("its file" in reason) == (there == "0")
+
+
+def test_auto_chooses_anew_when_it_is_asked(monkeypatch, tmp_path):
+    if not engine.is_native():
+        pytest.skip("There is no C++ compiler.")
+    model, x = auto(), numbers((4, 256))
+    y = model(x)
+    monkeypatch.setenv("RIGL_TF_NATIVE", "0")
+    assert executions_of(rigl_tf.with_execution(model, "auto")) == ["masked", "masked"]
+    np.testing.assert_allclose(model(x), y, rtol=1e-5, atol=1e-6)
+    model.save(tmp_path / "model.keras")
+    monkeypatch.setenv("RIGL_TF_NATIVE", "1")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert executions_of(loaded) == ["masked", "masked"]
+    assert "file" in rigl_tf.sparsity_summary(loaded).kernels[0].reason
+    assert executions_of(rigl_tf.with_execution(loaded, "auto")) == ["csr", "masked"]
+    np.testing.assert_allclose(loaded(x), y, rtol=1e-5, atol=1e-6)
 
 
 # From masked to CSR and back.

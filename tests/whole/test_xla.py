@@ -18,6 +18,7 @@ import tensorflow as tf
 from helpers import INNER, ROOT, mlp, python
 
 import rigl_tf
+from rigl_tf.execution import engine
 
 layers = keras.layers
 
@@ -207,3 +208,41 @@ def test_updates_of_many_kernels_share_their_temporary_memory(algorithm, tmp_pat
     """More kernels need memory for their gradients and new masks alone: 5 bytes a weight."""
     two, six = (temporary_memory(num, algorithm, tmp_path / str(num)) for num in (2, 6))
     assert (six - two) / (4 * 1024**2) < 7
+
+
+# CSR kernels.
+
+
+class Unbuilt(keras.Model):
+    def __init__(self, layer):
+        super().__init__()
+        self.first, self.last = layer, layers.Dense(3)
+
+    def call(self, inputs):
+        return self.last(self.first(inputs))
+
+
+@pytest.mark.parametrize("made_by", ["SparseWrapper", "sparsify"])
+def test_a_model_of_csr_kernels_that_is_not_built_trains_without_xla(made_by):
+    x, y = np.ones((8, 12), "float32"), np.ones((8, 3), "float32")
+    if made_by == "sparsify":
+        model = rigl_tf.sparsify(Unbuilt(layers.Dense(16)), 0.5, execution="csr")
+    else:
+        model = Unbuilt(rigl_tf.SparseWrapper(layers.Dense(16), 0.5, execution="csr"))
+    with pytest.warns(UserWarning, match="Proceeding with `jit_compile=False`"):
+        model.compile("sgd", "mse", jit_compile=True)
+    assert np.isfinite(model.fit(x, y, verbose=0).history["loss"])
+    assert rigl_tf.sparsity_summary(model).kernels[0].execution == "csr"
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(layers.Dense(4), (2, 6)), (layers.Conv2D(4, 3), (2, 5, 5, 6))]
+)
+def test_the_sentence_of_xla_says_what_to_do(layer, shape):
+    if not engine.is_native():
+        pytest.skip("There is no C++ compiler.")
+    layer = rigl_tf.SparseWrapper(layer, 0.5, execution="csr")
+    x = tf.ones(shape)
+    layer(x)
+    with pytest.raises(tf.errors.UnimplementedError, match="XLA cannot compile CSR kernels: leave"):
+        tf.function(layer, jit_compile=True)(x)
