@@ -320,7 +320,7 @@ def _gradient_of_matmul(operation, dy):
 @tf.RegisterGradient("RiglMatmulGrad")
 def _gradient_of_gradient(operation, *gradients):
     raise NotImplementedError(
-        "Products with CSR kernels have no second derivatives: use "
+        "Products with CSR kernels have no second derivatives, and none in forward mode: use "
         "`rigl_tf.with_execution(model, 'masked')` first."
     )
 
