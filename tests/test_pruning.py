@@ -349,7 +349,7 @@ def test_batch_statistics_and_dropout_are_left_alone():
 
 
 def stored(execution):
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
     return rigl_tf.with_execution(linear((6, 5, 4), sparsity=0.5), execution)
 
 

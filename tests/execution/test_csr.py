@@ -520,7 +520,7 @@ class Nested(keras.Model):
 
     def __init__(self):
         super().__init__()
-        self.encode = keras.Sequential([layers.Dense(8, "tanh"), layers.Dense(6, "tanh")])
+        self.encode = keras.Sequential([layers.Dense(6, "tanh")])
         self.attend = layers.MultiHeadAttention(2, 3)
         self.decode = layers.Dense(3)
 
@@ -542,7 +542,8 @@ def test_a_subclassed_model_that_is_built_in_fit(model, optimizer, tmp_path):
     assert_same_model(*models)
     models[1].save_weights(tmp_path / "model.weights.h5")
     loaded = make("csr", optimizer, model)
-    fit(loaded)
+    loaded(X)
+    loaded.optimizer.build(loaded.trainable_variables)
     loaded.load_weights(tmp_path / "model.weights.h5")
     assert_same_model(models[1], loaded, tolerance=0)
 

@@ -1,5 +1,6 @@
 """Small data for the scripts."""
 
+import functools
 import pathlib
 
 import keras
@@ -31,6 +32,13 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def no_data_of_other_tests():
     networks._load.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def no_garbage_collections(monkeypatch):
+    """A script collects garbage before each run, which takes seconds in a process of many tests."""
+    clear_session = functools.partial(keras.backend.clear_session, free_memory=False)
+    monkeypatch.setattr(keras.backend, "clear_session", clear_session)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import gc
 import sys
 
 import keras
@@ -214,12 +213,6 @@ def test_main(tmp_path, monkeypatch, capsys):
     assert "broken" in capsys.readouterr().out
 
 
-@pytest.fixture
-def free_memory():
-    yield
-    gc.collect()
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -228,7 +221,7 @@ def free_memory():
         if name not in TWO_GRAPHS
     ],
 )
-def test_script(name, free_memory):
+def test_script(name):
     row = run.check(name)
     moved, could = map(int, row["moved"].split(" of "))
     assert 0 < moved <= could
@@ -237,7 +230,7 @@ def test_script(name, free_memory):
 
 
 @pytest.mark.parametrize("name", TWO_GRAPHS)
-def test_a_script_that_mixes_two_graphs(name, free_memory):
+def test_a_script_that_mixes_two_graphs(name):
     with pytest.raises(ValueError, match="All operation names should be unique"):
         run.check(name)
 
