@@ -59,6 +59,16 @@ class MaskVariables(keras.layers.Layer):
             delattr(self, f"_{self.by_kernel.pop(name).name}")
         del self._variables_of_kernels[name]
 
+    def sort(self, names):
+        """Puts the mask variables in this order; files and lists of weights have no names."""
+        with cheap_deletions():
+            for name in names:
+                kernel, mask = self._variables_of_kernels.pop(name), self.by_kernel.pop(name)
+                delattr(self, f"_{mask.name}")
+                setattr(self, f"_{mask.name}", mask)
+                self.by_kernel[name] = mask
+                self._variables_of_kernels[name] = kernel
+
     def kernels(self):
         """`{name: SparseKernel}` for the kernels with a mask variable in this layer."""
         return {name: kernel_of(each) for name, each in self._variables_of_kernels.items()}
@@ -397,7 +407,9 @@ def set_masks(model: keras.layers.Layer, masks: Mapping[str, Any]) -> None:
 
     Connections that become active start at zero. Kernels without an entry in `masks` keep their
     mask. The slots of an optimizer are not changed: if a connection is removed and added again
-    later, it continues with its old momentum.
+    later, it continues with its old momentum. But CSR kernels have slots of active connections
+    only: there it starts anew, and the slots of Keras's own optimizers do not follow their
+    connections, so compile the model again if you train with one.
 
     Other code can write values into inactive connections. Optimizers set them to zero again in
     their next step. (In `fit` without XLA, the optimizers of `rigl_tf` do this in the first step,

@@ -6,6 +6,7 @@ dense kernel; the dense kernel is computed only on request.
 
 import functools
 import math
+import weakref
 
 import keras
 import numpy as np
@@ -29,7 +30,6 @@ class CSRStorage(keras.layers.Layer):
             kernel.
         initial_values: Array of `n` numbers.
         dtype: String, the type of the values.
-        trainable: Boolean, whether the values are trained.
         regularizer: `keras.regularizers.Regularizer` of the values, or `None`.
         constraint: The user's own constraint of each value, or `None`.
 
@@ -47,7 +47,6 @@ class CSRStorage(keras.layers.Layer):
         places,
         initial_values,
         dtype,
-        trainable,
         regularizer,
         constraint,
     ):
@@ -61,7 +60,6 @@ class CSRStorage(keras.layers.Layer):
             self.values = self.add_weight(
                 shape=np.shape(places),
                 initializer=_constant(initial_values),
-                trainable=trainable,
                 regularizer=regularizer,
                 name="values",
             )
@@ -81,6 +79,29 @@ class CSRStorage(keras.layers.Layer):
         self.built = True
         self.__dict__["stash"] = Stash(self.matrix_shape)
         self.values.constraint = CSRKernel(self, constraint)
+        self._let_slots_follow()
+
+    def _let_slots_follow(self):
+        """Tells the kernel when code outside of a step sets the places.
+
+        It may be Keras's `set_weights`, which assigns the variables one by one, in this order, and
+        `collect` before them.
+        """
+        first, *_, last = self.structure_variables
+        assign_first, assign_last = first.assign, last.assign
+
+        def begin(value):
+            if self.constraint.plans and tf.executing_eagerly():
+                self.__dict__["places_before"] = self.places().numpy()
+            return assign_first(value)
+
+        def end(value):
+            assigned = assign_last(value)
+            if "places_before" in self.__dict__:
+                self.constraint.follow(self.__dict__.pop("places_before"))
+            return assigned
+
+        first.assign, last.assign = begin, end
 
     @property
     def constraint(self):
@@ -169,9 +190,11 @@ class CSRStorage(keras.layers.Layer):
     def load_own_variables(self, store):
         if not store.keys() and self.__dict__.pop("is_loaded", False):
             return
-        # (After an error, Keras tries again with an empty store; then there is no shape.)
-        shape = tuple(store["values"].shape) if "values" in store else None
+        # After an error Keras tries again with an empty store, and shows the second error.
+        known = self.__dict__.pop("shape_in_file", None)
+        shape = tuple(store["values"].shape) if "values" in store else known
         if shape != tuple(self.values.shape):
+            self.__dict__["shape_in_file"] = shape
             raise ValueError(
                 f"The file must contain {self.values.shape[0]:,} active values of "
                 f"{self.dense_path!r} and their places, as saved by a model of the same sparsity "
@@ -388,6 +411,10 @@ class CSRKernel(masks.SparseKernel):
     Args:
         storage: The `CSRStorage` in its layer.
         constraint: The user's own constraint of each weight, or `None`.
+
+    Attributes:
+        plans: The `Plan`s of the optimizers that train the kernel. Their slots belong to its
+            active values.
     """
 
     execution = "csr"
@@ -396,6 +423,7 @@ class CSRKernel(masks.SparseKernel):
         super().__init__(storage.values)
         self.storage = storage
         self.constraint = constraint
+        self.plans = weakref.WeakSet()
         self.mask_variables = (*storage.structure_variables, storage.collect)
 
     @property
@@ -420,6 +448,11 @@ class CSRKernel(masks.SparseKernel):
         return self.storage.numpy()
 
     def assign(self, weights):
+        if np.shape(weights) != self.shape:
+            raise ValueError(
+                f"The weights of {self.path!r} must have its shape {self.shape}. "
+                f"Received: shape={np.shape(weights)}"
+            )
         with tf.init_scope():
             flat = tf.reshape(tf.convert_to_tensor(weights), [-1])
             self.variable.assign(tf.gather(flat, self.storage.places()))
@@ -433,9 +466,20 @@ class CSRKernel(masks.SparseKernel):
                 f"{len(places):,} for {self.path!r}, which has {self.num_active:,}"
             )
         with tf.init_scope():
-            values = self.numpy().reshape(-1)[places]
-            self.storage.put(places, values)
-            self._tell_watchers()
+            self.storage.put(places, self.numpy().reshape(-1)[places])
+
+    def follow(self, before):
+        """Moves the slots of optimizers with their connections, whose places were `before`."""
+        is_next = [bool(plan.is_update_next()) for plan in list(self.plans)]
+        self.storage.collect.assign(any(is_next))
+        places = self.storage.places().numpy()
+        if np.array_equal(before, places):
+            return
+        index = np.minimum(np.searchsorted(before, places), len(before) - 1)
+        for plan in list(self.plans):
+            for slot in plan.by_id[id(self.variable)].slots:
+                moved = slot.moved(slot.variable, index, before[index] == places)
+                slot.variable.assign(moved)
 
     def __call__(self, values):
         # An optimizer of Keras trains it now, which would never empty the stash. (The optimizers of

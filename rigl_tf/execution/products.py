@@ -88,7 +88,6 @@ def attach(layer, kernel):
         places,
         variable.numpy().reshape(-1)[places],
         dtype=variable.dtype,
-        trainable=variable.trainable,
         regularizer=variable.regularizer,
         constraint=kernel.constraint,
     )
@@ -98,6 +97,7 @@ def attach(layer, kernel):
         setattr(layer, name, storage)
         layer.kernel_values = storage.values
         _put_last(layer, "bias")
+    storage.values.trainable = variable.trainable
     _compute_with(layer, storage)
     return storage.constraint
 
@@ -143,7 +143,6 @@ def born_sparse(layer, choose):
             places,
             drawn_values(kwargs["initializer"], shape, len(places)),
             dtype=layer.variable_dtype,
-            trainable=True,
             regularizer=regularizer,
             constraint=constraint,
         )
@@ -203,18 +202,19 @@ def detach(layer, storage):
         delattr(layer, name)
         del layer.kernel_values
         tracker.untrack(storage)
-        with keras.name_scope(layer.name, override_parent=outer.rpartition("/")[0]):
+        parent = outer.rpartition("/")[0]
+        with keras.name_scope(layer.name, caller=layer, override_parent=parent):
             variable = layer.add_weight(
                 shape=storage.shape,
                 dtype=storage.values.dtype,
                 initializer=lambda shape, dtype=None: tf.cast(storage.dense(), dtype),
-                trainable=storage.values.trainable,
                 regularizer=storage.values.regularizer,
                 constraint=storage.constraint.constraint,
                 name=own_name,
             )
         setattr(layer, name, variable)
         _put_last(layer, "bias")
+    variable.trainable = storage.values.trainable
     return variable
 
 
@@ -222,8 +222,11 @@ def _put_last(layer, name):
     """Moves a variable to the end of the list of a layer's weights, after the kernel."""
     variable = getattr(layer, name)
     if variable is not None:
+        trainable = variable.trainable
         delattr(layer, name)
+        variable.trainable = True  # Keras never trains again what it tracks while this is False.
         setattr(layer, name, variable)
+        variable.trainable = trainable
 
 
 @contextlib.contextmanager
@@ -362,6 +365,11 @@ def _save_own_variables(layer, store):
 
 def _load_own_variables(layer, storage, store):
     if layer.bias is not None:
+        if "1" not in store:
+            raise ValueError(
+                f"The file does not fit {layer.name!r}, whose kernel is CSR: it must be of a model "
+                f"with the same CSR kernels. Received: {len(store.keys())} arrays for this layer"
+            )
         layer.bias.assign(store["1"])
     if "0" in store:  # the file has a dense or a masked kernel
         storage.load_dense(store["0"])

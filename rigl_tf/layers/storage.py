@@ -45,6 +45,7 @@ def store(layer, mask_variables, execution, tied=(), stored=None):
                 execution == "auto" and is_small and _drawback(owner, storage.constraint)
             ):
                 _to_masked(layer, mask_variables, storage, owner)
+                _sort(layer, mask_variables)
         if execution == "masked":
             return
         owners = {id(weight): layers[-1] for weight, layers in layers_of_weights(layer)}
@@ -103,6 +104,12 @@ def _to_masked(layer, mask_variables, storage, owner):
         name, variable, lambda shape, dtype=None, mask=mask: tf.constant(mask)
     )
     masks.link(variable, mask_variable)
+
+
+def _sort(layer, mask_variables):
+    """Puts the masks in the order of the layer's weights, as if no kernel had ever been CSR."""
+    names = {id(kernel.variable): name for name, kernel in mask_variables.kernels().items()}
+    mask_variables.sort([names[id(each)] for each in layer.weights if id(each) in names])
 
 
 def csr_storages(layer):

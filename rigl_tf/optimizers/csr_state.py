@@ -90,9 +90,7 @@ class CSRState(KernelState):
         def update_one(values, new, structure, slots, explored):
             values.assign(self.sparse(new.weights))
             for variable, slot in zip(slots, self.slots, strict=True):
-                start = slot.initializer(variable.shape, dtype=variable.dtype)
-                kept = tf.gather(tf.convert_to_tensor(variable), new.before)
-                variable.assign(tf.where(new.was_there, kept, start))
+                variable.assign(slot.moved(variable, new.before, new.was_there))
             if self.explored is not None:
                 old = self.mask_of(self.storage.places_of(structure))
                 self.note_exploration(old, self.mask_of(new.places), *explored)

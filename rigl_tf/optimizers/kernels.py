@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -176,6 +178,10 @@ class Plan:
             if slot.is_weight_average and sparse.sparse.execution == "masked"
         ]
         self.csr = [sparse for sparse in kernels if sparse.sparse.execution == "csr"]
+        # Function without arguments: whether the next step is an update that needs gradients.
+        self.is_update_next: Callable[[], Any] = lambda: False
+        for sparse in self.csr:
+            sparse.sparse.plans.add(self)
         # Kernels whose zeros no gradient step changes, if their slots are zero there as well.
         self.keep_zeros = [
             sparse

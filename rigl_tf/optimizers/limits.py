@@ -62,6 +62,17 @@ def check_takes_values(inner_optimizer, paths):
             )
 
 
+def check_converts(optimizer):
+    """Raises a `ValueError` for optimizers whose slots are others for another execution."""
+    for each in optimizers_within(optimizer):
+        if isinstance(each, _OF_MATRICES):
+            raise ValueError(
+                f"The state of {type(each).__name__} cannot be converted, because it is another "
+                "one for a CSR kernel: compile the model with a new optimizer first. "
+                f"Received: optimizer={each.name!r}, built"
+            )
+
+
 def check_strategy(inner_optimizer):
     """Raises a `ValueError` for arguments that fail in a graph under a mirrored strategy.
 

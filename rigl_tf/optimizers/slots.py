@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 
 import keras
+import tensorflow as tf
 
 _ELEMENTWISE = (
     keras.optimizers.SGD,
@@ -31,6 +32,18 @@ class Slot:
     variable: keras.Variable
     initializer: keras.initializers.Initializer
     is_weight_average: bool  # what `use_ema=True` keeps
+
+    def moved(self, variable, before, was_there):
+        """The values for a CSR kernel whose active connections are exchanged for others.
+
+        Args:
+            variable: The variable, or its copy on a replica.
+            before: For each new connection, its index among the old ones, if it was there.
+            was_there: Boolean, whether it was there. If it was not, it gets what slots begin with.
+        """
+        start = self.initializer(variable.shape, dtype=variable.dtype)
+        kept = tf.gather(tf.convert_to_tensor(variable), before)
+        return tf.where(was_there, kept, start)
 
 
 def optimizers_within(optimizer):

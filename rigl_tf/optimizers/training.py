@@ -179,6 +179,7 @@ class SparseTraining(WrappingOptimizer):
         self._plan = kernels.Plan(
             variables, trained, sparse_kernels, is_elementwise(self.inner_optimizer)
         )
+        self._plan.is_update_next = self._is_update_next
         self._start()
 
     def _start(self):
@@ -319,9 +320,12 @@ class SparseTraining(WrappingOptimizer):
     def _collect(self):
         """Tells the CSR kernels whether the next step is an update that needs dense gradients."""
         if self._needs_gradients:
-            is_next = self.is_update_step(tf.convert_to_tensor(self.step))
+            is_next = self._is_update_next()
             for sparse in self._plan.csr:
                 sparse.collect(is_next)
+
+    def _is_update_next(self):
+        return self._needs_gradients and self.is_update_step(tf.convert_to_tensor(self.step))
 
     @property
     def _needs_gradients(self):

@@ -7,6 +7,7 @@ from rigl_tf import masks
 from rigl_tf.checks import check_keras_3
 from rigl_tf.layers.storage import check_execution
 from rigl_tf.layers.wrapper import SparseWrapper
+from rigl_tf.optimizers import limits
 from rigl_tf.optimizers.slots import optimizers_within, recorded_slots
 from rigl_tf.optimizers.training import SparseTraining
 from rigl_tf.transforms.rebuild import with_layers
@@ -33,7 +34,8 @@ def with_execution(model: keras.Model, execution: str) -> keras.Model:
         The model.
 
     Raises:
-        ValueError: If the model has no sparse kernel, or its optimizer needs masked kernels.
+        ValueError: If the model has no sparse kernel, or its optimizer needs masked kernels or has
+            a state that cannot be converted (that of Muon and Adafactor).
 
     Example:
 
@@ -56,6 +58,7 @@ def with_execution(model: keras.Model, execution: str) -> keras.Model:
                 each.check_csr(list(kernels))
     state = None
     if optimizer is not None and optimizer.built:
+        limits.check_converts(optimizer)
         state = [variable.numpy() for variable in optimizer.variables]
     masks.settle(kernels.values())
     with masks.strategy_of(next(iter(kernels.values())).variable).scope():

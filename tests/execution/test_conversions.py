@@ -1,0 +1,177 @@
+"""CSR kernels that become masked ones and come back, are frozen, or get other places."""
+
+import copy
+import re
+
+import keras
+import numpy as np
+import pytest
+from helpers import (
+    all_alike,
+    assert_same_model,
+    ends_early,
+    executions_of,
+    half,
+    mlp,
+    numbers,
+    rigl,
+    sequential,
+)
+
+import rigl_tf
+
+layers, optimizers = keras.layers, keras.optimizers
+pytestmark = ends_early
+X, Y = numbers((8, 6)), numbers((8, 3), seed=1)
+
+
+def attention(value_dim):
+    inputs = keras.Input((5, 8))
+    outputs = layers.MultiHeadAttention(2, 4, value_dim, name="attend")(inputs, inputs)
+    shares = {re.compile(name): 0.5 for name in ("query", "value", "output")}
+    model = keras.Model(inputs, outputs)
+    return rigl_tf.sparsify(model, {**shares, re.compile("key"): 0.0}, execution="csr", seed=1)
+
+
+@pytest.mark.parametrize("value_dim", [4, 5])
+def test_masks_that_come_back_are_in_the_order_of_the_weights(value_dim, tmp_path):
+    model, x = attention(value_dim), numbers((3, 5, 8))
+    want, names = model(x), list(rigl_tf.get_masks(model))
+    assert executions_of(model) == ["csr", "masked", "csr", "csr"]
+    rigl_tf.with_execution(model, "masked")
+    assert list(rigl_tf.get_masks(model)) == names
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded(x), want, rtol=1e-5, atol=1e-6)
+    for before, after in zip(
+        rigl_tf.get_masks(model).values(), rigl_tf.get_masks(loaded).values(), strict=True
+    ):
+        np.testing.assert_array_equal(before, after)
+
+
+def saved(model, folder):
+    model.save(folder / "model.keras")
+    return keras.models.load_model(folder / "model.keras")
+
+
+COPIES = {
+    "masked": lambda model, _: rigl_tf.with_execution(model, "masked"),
+    "csr": lambda model, _: rigl_tf.with_execution(model, "csr"),
+    "there and back": lambda model, _: rigl_tf.with_execution(
+        rigl_tf.with_execution(model, "masked"), "csr"
+    ),
+    "file": saved,
+    "clone": lambda model, _: keras.models.clone_model(model),
+    "deepcopy": lambda model, _: copy.deepcopy(model),
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("execution", ["masked", "csr"])
+def test_a_frozen_layer_can_be_trained_again(execution, how, tmp_path):
+    model = half(mlp(), execution=execution)
+    model.layers[0].trainable = False
+    changed = COPIES[how](model, tmp_path)
+    assert len(changed.trainable_variables) == 2
+    changed.layers[0].trainable = True
+    assert len(changed.trainable_variables) == 4
+
+
+def test_paths_stay():
+    alone = rigl_tf.SparseWrapper(layers.Dense(4), 0.5, execution="csr")
+    alone(X)
+    model = half(mlp(), execution="csr")
+    for layer in (alone, keras.models.clone_model(model)):
+        paths = list(rigl_tf.get_masks(layer))
+        for execution in ("masked", "csr", "masked"):
+            for each in [layer, *getattr(layer, "layers", [])]:
+                if isinstance(each, rigl_tf.SparseWrapper):
+                    each.use_execution(execution)
+            assert list(rigl_tf.get_masks(layer)) == paths
+
+
+def trained_and_moved(execution, optimizer, weights_come_back):
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(0)
+    model = half(mlp(), execution=execution)
+    model.compile(optimizer(), "mse", run_eagerly=True)
+    weights = model.get_weights()
+    model.fit(X, Y, batch_size=4, epochs=3, verbose=0)
+    if weights_come_back:  # as `EarlyStopping(restore_best_weights=True)` does it
+        model.set_weights(weights)
+    else:
+        moved = {path: np.roll(mask, 3, 1) for path, mask in rigl_tf.get_masks(model).items()}
+        rigl_tf.set_masks(model, moved)
+    model.fit(X, Y, batch_size=4, epochs=2, verbose=0)
+    return model
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        rigl,
+        lambda: rigl_tf.StaticSparse(optimizers.Adam(0.01)),
+        lambda: rigl_tf.StaticSparse(optimizers.SGD(0.1, momentum=0.9)),
+        lambda: rigl_tf.StaticSparse(optimizers.Adagrad(0.1)),
+        lambda: optimizers.LossScaleOptimizer(rigl_tf.SET(optimizers.Adam(0.01), 100, 3)),
+    ],
+)
+@pytest.mark.parametrize("weights_come_back", [False, True])
+def test_slots_follow_their_connections(optimizer, weights_come_back):
+    models = [
+        trained_and_moved(execution, optimizer, weights_come_back)
+        for execution in ("masked", "csr")
+    ]
+    assert_same_model(*models)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    model = half(sequential((12,), layers.Dense(10, use_bias=False)), execution="csr")
+    before = model.get_weights()
+    for shape in ((10, 12), (20, 20), (120,), (2, 3)):
+        with pytest.raises(ValueError, match=r"must have its shape \(12, 10\)"):
+            model.layers[0].kernel.assign(np.ones(shape))
+    other = sequential((10,), layers.Dense(12, use_bias=False))
+    other.save_weights(tmp_path / "model.weights.h5")
+    with pytest.raises(ValueError, match=r"must have its shape \(12, 10\). Received: shape=\(10"):
+        model.load_weights(tmp_path / "model.weights.h5")
+    for weight, same in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, same)
+
+
+def test_a_file_of_another_sparsity_says_what_is_there(tmp_path):
+    half(mlp(), execution="csr").save_weights(tmp_path / "model.weights.h5")
+    model = rigl_tf.sparsify(mlp(), 0.75, all_alike, execution="csr")
+    with pytest.raises(ValueError, match=r"12 active .* an array of shape \(24,\)"):
+        model.load_weights(tmp_path / "model.weights.h5")
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = layers.Dense(8), layers.Dense(3)
+
+    def call(self, inputs):
+        return self.last(self.first(inputs))
+
+
+def test_a_masked_file_into_a_subclassed_model_is_refused_in_a_sentence(tmp_path):
+    models = [Subclassed(), Subclassed()]
+    for model in models:
+        model(X)
+    half(models[0]).save_weights(tmp_path / "model.weights.h5")
+    with pytest.raises(ValueError, match=r"the same CSR kernels|has masks,"):
+        half(models[1], execution="csr").load_weights(tmp_path / "model.weights.h5")
+
+
+@pytest.mark.parametrize("optimizer", [optimizers.Muon, optimizers.Adafactor])
+@pytest.mark.parametrize(("first", "second"), [("masked", "csr"), ("csr", "masked")])
+@pytest.mark.filterwarnings("ignore:Adafactor turns")
+def test_a_state_that_cannot_be_converted(optimizer, first, second):
+    model = half(mlp(), execution=first)
+    model.compile(optimizer(0.01), "mse", run_eagerly=True)
+    model.fit(X, Y, verbose=0)
+    with pytest.raises(ValueError, match=r"converted, .* with a new optimizer first"):
+        rigl_tf.with_execution(model, second)
+    assert executions_of(model) == [first, first]
+    model.fit(X, Y, verbose=0)
