@@ -409,7 +409,7 @@ def set_masks(model: keras.layers.Layer, masks: Mapping[str, Any]) -> None:
     mask. The slots of an optimizer are not changed: if a connection is removed and added again
     later, it continues with its old momentum. But CSR kernels have slots of active connections
     only: there it starts anew, and the slots of Keras's own optimizers do not follow their
-    connections, so compile the model again if you train with one.
+    connections (a warning says so), so compile the model again if you train with one.
 
     Other code can write values into inactive connections. Optimizers set them to zero again in
     their next step. (In `fit` without XLA, the optimizers of `rigl_tf` do this in the first step,

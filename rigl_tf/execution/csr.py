@@ -6,6 +6,7 @@ dense kernel; the dense kernel is computed only on request.
 
 import functools
 import math
+import warnings
 import weakref
 
 import keras
@@ -91,7 +92,7 @@ class CSRStorage(keras.layers.Layer):
         assign_first, assign_last = first.assign, last.assign
 
         def begin(value):
-            if self.constraint.plans and tf.executing_eagerly():
+            if self.constraint.is_trained and tf.executing_eagerly():
                 self.__dict__["places_before"] = self.places().numpy()
             return assign_first(value)
 
@@ -424,6 +425,7 @@ class CSRKernel(masks.SparseKernel):
         self.storage = storage
         self.constraint = constraint
         self.plans = weakref.WeakSet()
+        self._is_trained_by_keras = False
         self.mask_variables = (*storage.structure_variables, storage.collect)
 
     @property
@@ -468,6 +470,11 @@ class CSRKernel(masks.SparseKernel):
         with tf.init_scope():
             self.storage.put(places, self.numpy().reshape(-1)[places])
 
+    @property
+    def is_trained(self):
+        """Whether an optimizer may have slots for the active values."""
+        return bool(self.plans) or self._is_trained_by_keras
+
     def follow(self, before):
         """Moves the slots of optimizers with their connections, whose places were `before`."""
         is_next = [bool(plan.is_update_next()) for plan in list(self.plans)]
@@ -475,6 +482,13 @@ class CSRKernel(masks.SparseKernel):
         places = self.storage.places().numpy()
         if np.array_equal(before, places):
             return
+        if not self.plans:
+            warnings.warn(
+                f"Connections of the CSR kernel {self.path!r} were exchanged, but the slots of "
+                "Keras's own optimizer were not, so they belong to other connections now: compile "
+                "the model again before it is trained, or train it with `rigl_tf.StaticSparse`.",
+                stacklevel=2,
+            )
         index = np.minimum(np.searchsorted(before, places), len(before) - 1)
         for plan in list(self.plans):
             for slot in plan.by_id[id(self.variable)].slots:
@@ -482,6 +496,7 @@ class CSRKernel(masks.SparseKernel):
                 slot.variable.assign(moved)
 
     def __call__(self, values):
+        self._is_trained_by_keras |= not self.plans
         # An optimizer of Keras trains it now, which would never empty the stash. (The optimizers of
         # `rigl_tf` set `collect` again after each step.)
         if not tf.distribute.has_strategy():

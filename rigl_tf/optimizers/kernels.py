@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -159,9 +157,11 @@ class Plan:
         trained: For each of them, the variable that the inner optimizer trains instead.
         kernels: List of `KernelState`.
         is_elementwise: Whether the inner optimizer treats each entry of a variable by itself.
+        is_update_next: Function without arguments: whether the next step is an update that needs
+            the gradients of inactive connections.
     """
 
-    def __init__(self, variables, trained, kernels, is_elementwise):
+    def __init__(self, variables, trained, kernels, is_elementwise, is_update_next):
         self.variables = variables
         self.by_id = {id(sparse.kernel): sparse for sparse in kernels}
         self._trained_by_id = {
@@ -178,8 +178,7 @@ class Plan:
             if slot.is_weight_average and sparse.sparse.execution == "masked"
         ]
         self.csr = [sparse for sparse in kernels if sparse.sparse.execution == "csr"]
-        # Function without arguments: whether the next step is an update that needs gradients.
-        self.is_update_next: Callable[[], Any] = lambda: False
+        self.is_update_next = is_update_next
         for sparse in self.csr:
             sparse.sparse.plans.add(self)
         # Kernels whose zeros no gradient step changes, if their slots are zero there as well.

@@ -177,9 +177,12 @@ class SparseTraining(WrappingOptimizer):
             if masks.kernel_of(kernel) is not None
         ]
         self._plan = kernels.Plan(
-            variables, trained, sparse_kernels, is_elementwise(self.inner_optimizer)
+            variables,
+            trained,
+            sparse_kernels,
+            is_elementwise(self.inner_optimizer),
+            self._is_update_next,
         )
-        self._plan.is_update_next = self._is_update_next
         self._start()
 
     def _start(self):

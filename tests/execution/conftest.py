@@ -17,11 +17,16 @@ def either(request, monkeypatch):
 
 
 @pytest.fixture
-def limits(monkeypatch):
-    """Sets how many threads work, and how many floats a vector has."""
+def native(monkeypatch):
+    """The operations in C++ are there."""
     monkeypatch.setenv("RIGL_TF_NATIVE", "1")
     if not engine.is_native():
         pytest.skip("There is no C++ compiler.")
+
+
+@pytest.fixture
+def limits(native):
+    """Sets how many threads work, and how many floats a vector has."""
     library = ctypes.CDLL(str(engine._library()))
     yield lambda threads=0, lanes=0: library.RiglSetLimits(threads, lanes)
     library.RiglSetLimits(0, 0)

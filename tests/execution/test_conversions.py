@@ -100,7 +100,7 @@ def trained_and_moved(execution, optimizer, weights_come_back):
     if weights_come_back:  # as `EarlyStopping(restore_best_weights=True)` does it
         model.set_weights(weights)
     else:
-        moved = {path: np.roll(mask, 3, 1) for path, mask in rigl_tf.get_masks(model).items()}
+        moved = {path: np.roll(mask, 1, 1) for path, mask in rigl_tf.get_masks(model).items()}
         rigl_tf.set_masks(model, moved)
     model.fit(X, Y, batch_size=4, epochs=2, verbose=0)
     return model
@@ -123,6 +123,19 @@ def test_slots_follow_their_connections(optimizer, weights_come_back):
         for execution in ("masked", "csr")
     ]
     assert_same_model(*models)
+
+
+def test_slots_of_an_optimizer_of_keras_cannot_follow():
+    model = half(mlp(), execution="csr")
+    model.compile(optimizers.Adam(0.01), "mse")
+    masks = rigl_tf.get_masks(model)
+    moved = {path: np.roll(mask, 1, 1) for path, mask in masks.items()}
+    rigl_tf.set_masks(model, moved)  # nothing has slots yet
+    model.fit(X, Y, verbose=0)
+    model.set_weights(model.get_weights())  # nothing moves
+    with pytest.warns(UserWarning, match="compile the model again before it is trained") as told:
+        rigl_tf.set_masks(model, masks)
+    assert len(told) == 2
 
 
 def test_weights_of_another_shape_are_refused(tmp_path):

@@ -120,9 +120,7 @@ def test_auto_takes_what_is_faster():
 
 
 @pytest.mark.parametrize("there", ["1", "0"])
-def test_a_file_keeps_what_auto_chose(there, monkeypatch, tmp_path):
-    if not engine.is_native():
-        pytest.skip("There is no C++ compiler.")
+def test_a_file_keeps_what_auto_chose(native, there, monkeypatch, tmp_path):
     monkeypatch.setenv("RIGL_TF_NATIVE", there)
     model, x = auto(), numbers((4, 256))
     chosen = executions_of(model)
@@ -139,9 +137,7 @@ def test_a_file_keeps_what_auto_chose(there, monkeypatch, tmp_path):
     assert ("its file" in reason) == (there == "0")
 
 
-def test_auto_chooses_anew_when_it_is_asked(monkeypatch, tmp_path):
-    if not engine.is_native():
-        pytest.skip("There is no C++ compiler.")
+def test_auto_chooses_anew_when_it_is_asked(native, monkeypatch, tmp_path):
     model, x = auto(), numbers((4, 256))
     y = model(x)
     monkeypatch.setenv("RIGL_TF_NATIVE", "0")
