@@ -37,9 +37,9 @@ def random_mask(shape: Sequence[int], num_active: int, seed: Any) -> tf.Tensor:
     7
     """
     size = math.prod(shape)
-    if size > _DRAWS and tf.executing_eagerly():
+    if size and tf.executing_eagerly():
         mask = np.zeros(size, dtype=bool)
-        mask[random_places(size, num_active, seed)] = True
+        mask[random_places(size, min(max(num_active, 0), size), seed)] = True
         return tf.constant(mask.reshape(shape))
     # Random 64-bit integers: float32 has only 2**23 values, so large kernels would have ties.
     draws = tf.random.stateless_uniform(shape, seed, minval=None, maxval=None, dtype=tf.int64)
@@ -92,7 +92,7 @@ def _quantile(share):
 
 def _draws_from(threshold, size, seed):
     """The places and values of all draws, out of `size`, that are not below a threshold."""
-    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=tf.constant(seed, tf.int64))
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=tf.cast(seed, tf.int64))
     found = []
     for start in range(0, size, _DRAWS):
         # The generator's counter grows by one for each block of two draws.
@@ -299,8 +299,6 @@ def _top_k_of_keys(keys, k):
     keys = tf.reshape(keys, [-1, shape[-1] if shape.rank else 1])
     k = tf.clip_by_value(tf.cast(k, tf.int32), 0, shape.num_elements())
     is_long = shape.num_elements() > _TILE
-    if tf.executing_eagerly():
-        return tf.reshape(_top_k_of_rows(keys, k, is_long), shape)
     return tf.reshape(_traced_top_k(keys.dtype, is_long)(keys, k), shape)
 
 
@@ -317,10 +315,11 @@ def _top_k_of_rows(keys, k, is_long):
 
 @functools.cache
 def _traced_top_k(dtype, is_long):
-    """`_top_k_of_rows` as one TensorFlow function that a graph calls for each kernel.
+    """`_top_k_of_rows` as one TensorFlow function that is called for each kernel.
 
     With a copy for each kernel, graphs of large models would be slow to build. XLA still compiles
-    each call with its own shapes.
+    each call with its own shapes. In eager mode, its two hundred operations would each be called
+    from Python.
     """
     return tf.function(
         lambda keys, k: _top_k_of_rows(keys, k, is_long),
