@@ -1,5 +1,6 @@
 """The base class of all sparse optimizers: gradient steps, and the same updates on each replica."""
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -132,7 +133,8 @@ class SparseTraining(WrappingOptimizer):
         self._check_schedule()
         shares = self._allocate(sparse)
         try:
-            self._create_state(variables, shares)
+            with _created_once():
+                self._create_state(variables, shares)
         except Exception as error:
             self.built, self._build_error = False, error
             raise
@@ -448,3 +450,21 @@ class SparseTraining(WrappingOptimizer):
         if not self.built:
             raise ValueError("Exploration is known only after training has begun, or `build`.")
         return self._plan.by_id.values()
+
+
+@contextlib.contextmanager
+def _created_once():
+    """Variables are created at once, also while a step is traced.
+
+    TensorFlow would trace the whole step a second time after one that created variables, and refuse
+    to create them in a later trace. (Strategies create variables in their own ways.)
+    """
+    if tf.distribute.has_strategy():
+        yield
+        return
+
+    def create(next_creator, **settings):
+        return next_creator(**{**settings, "experimental_enable_variable_lifting": False})
+
+    with tf.init_scope(), tf.variable_creator_scope(create):
+        yield
