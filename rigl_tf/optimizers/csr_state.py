@@ -1,7 +1,5 @@
 """The state that an optimizer keeps for a CSR kernel, and the mask updates of CSR kernels."""
 
-import dataclasses
-import functools
 import warnings
 from typing import NamedTuple
 
@@ -11,6 +9,7 @@ import tensorflow as tf
 from rigl_tf.execution import csr, engine, tiles
 from rigl_tf.optimizers import growth
 from rigl_tf.optimizers.kernels import KernelState
+from rigl_tf.optimizers.shared import Shared
 
 
 class CSRState(KernelState):
@@ -79,7 +78,7 @@ class CSRState(KernelState):
 
         Args:
             rows: What the method `rows` returns, or `None` if the algorithm needs no gradients.
-            updates: The `Updates`, which compute the new places and values.
+            updates: What the function `updates` returns.
         """
         weights = tf.convert_to_tensor(self.kernel)
         penalty = None if rows is None else self._gradient_of_regularizer(weights)
@@ -149,52 +148,36 @@ class Updated(NamedTuple):
     structure: engine.Structure
 
 
-class Updates:
-    """Computes the updates of all CSR kernels in one step.
-
-    Kernels with the same shape and number of active connections share one function, so the time to
-    trace a step does not grow with the number of layers.
+def updates(optimizer, states):
+    """Computes the updates of CSR kernels in one step.
 
     Args:
         optimizer: The `ScheduledUpdates`, whose method `_updated_places` is called.
+        states: List of `CSRState`.
+
+    Returns:
+        Function that returns the `Updated` of a `CSRState`. Its other arguments are the weights,
+        the `engine.Structure`, what the method `rows` returns, the gradient of the regularizer, the
+        step and the `initial_std`.
     """
 
-    def __init__(self, optimizer):
-        self._optimizer = optimizer
-        self._functions = {}
+    def updated(state, weights, structure, rows, penalty, step, initial_std):
+        places = state.storage.places_of(structure)
+        shape, gradient = state.storage.matrix_shape, None
+        if rows is not None:
+            gradient = None if penalty is None else tf.cast(rows[-1], weights.dtype)
+            rows = _applied(*rows, penalty, structure, shape)
+        tiled = tiles.Tiles(places, weights, shape, rows, gradient)
+        new, grown, before = optimizer._updated_places(state, tiled, step, initial_std)
+        new, before = (tf.ensure_shape(each, places.shape) for each in (new, before))
+        was_there = tf.gather(places, before) == new
+        weights = tf.where(was_there, tf.gather(weights, before), grown)
+        return Updated(new, weights, was_there, before, engine.structure(new, shape))
 
-    def __call__(self, state, *tensors):
-        """The `Updated` of a `CSRState`; the other arguments are those of `_updated`."""
-        if tf.executing_eagerly():
-            return _updated(self._optimizer, state, state.index, *tensors)
-        kind = state.sparse.shape, state.storage.matrix_shape, state.sparse.num_active
-        if kind not in self._functions:
-            self._functions[kind] = tf.function(
-                functools.partial(_updated, self._optimizer, state),
-                autograph=False,
-                experimental_attributes={"_noinline": True},
-            )
-        return self._functions[kind](tf.constant(state.index), *tensors)
+    def kind(state):
+        return state.sparse.shape, state.storage.matrix_shape, state.sparse.num_active
 
-
-def _updated(optimizer, state, index, weights, structure, rows, penalty, step, initial_std):
-    """The `Updated` of the kernel with this `index`.
-
-    `state` is that of any kernel with the same shape and number of active connections. The other
-    arguments are tensors.
-    """
-    state = dataclasses.replace(state, index=index)
-    places = state.storage.places_of(structure)
-    shape, gradient = state.storage.matrix_shape, None
-    if rows is not None:
-        gradient = None if penalty is None else tf.cast(rows[-1], weights.dtype)
-        rows = _applied(*rows, penalty, structure, shape)
-    tiled = tiles.Tiles(places, weights, shape, rows, gradient)
-    new, grown, before = optimizer._updated_places(state, tiled, step, initial_std)
-    new, before = (tf.ensure_shape(each, places.shape) for each in (new, before))
-    was_there = tf.gather(places, before) == new
-    weights = tf.where(was_there, tf.gather(weights, before), grown)
-    return Updated(new, weights, was_there, before, engine.structure(new, shape))
+    return Shared(updated, states, kind)
 
 
 def _are_finite(inputs, gradients, blocks):

@@ -29,6 +29,8 @@ class SparseOptimizer(ScheduledUpdates):
     ...     def grow_scores(self, kernel, mask, gradient):
     ...         return tf.abs(gradient)
 
+    In a graph, a score is called once for all kernels of the same shape.
+
     Grown connections start at zero, unless `grow_init` says otherwise. Where connections are
     dropped or grown, every slot of the inner optimizer, such as a momentum, is reset to the value
     with which the inner optimizer creates it. (A copy of the weights, as
@@ -178,6 +180,11 @@ class SparseOptimizer(ScheduledUpdates):
             self._scores("grow_scores", kernel, mask, gradient),
             num_to_drop(num_active, self._drop_fraction_at(step)),
         )
+
+    def _kind_of(self, state):
+        if type(self).new_mask is not SparseOptimizer.new_mask or state.sparse.units.structure:
+            return None
+        return state.sparse.shape, state.kernel.dtype
 
     # The same for a CSR kernel, which exists only in tiles.
 

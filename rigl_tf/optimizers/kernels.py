@@ -127,7 +127,7 @@ class KernelState:
                 old,
                 gradient if average is None else tf.convert_to_tensor(average),
                 tf.convert_to_tensor(step) + tf.cast(zero, step.dtype),
-                initial_std,
+                None if initial_std is None else tf.convert_to_tensor(initial_std),
             )
             self.restart_slots(slots, self.sparse.replace((kernel, mask), new, values))
             self.note_exploration(old, new, *explored)

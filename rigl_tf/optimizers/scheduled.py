@@ -11,6 +11,7 @@ from rigl_tf import schedules
 from rigl_tf.execution import engine
 from rigl_tf.optimizers import csr_state, draws, kernels
 from rigl_tf.optimizers.changeable import Changeable
+from rigl_tf.optimizers.shared import Shared
 from rigl_tf.optimizers.training import SparseTraining
 
 
@@ -202,13 +203,19 @@ class ScheduledUpdates(SparseTraining):
     def _update_kernels(self, strategy, pairs, gradients):
         """Updates the mask of each kernel."""
         step = tf.convert_to_tensor(self.step)
-        updates, previous = csr_state.Updates(self), ()
+        of_csr = [sparse for sparse, _ in pairs if sparse in self._plan.csr]
+        of_masked = [sparse for sparse, _ in pairs if sparse not in self._plan.csr]
+        updates, previous = csr_state.updates(self, of_csr), ()
+        updated = Shared(self._updated, of_masked, self._kind_of)
         for (sparse, _), gradient in zip(pairs, gradients, strict=True):
             if sparse in self._plan.csr:
                 rows = sparse.rows(strategy, gradient) if self._needs_gradients else None
                 sparse.update(strategy, rows, step, updates)
             else:
-                previous = sparse.update(strategy, gradient, self.step, self._updated, previous)
+                previous = sparse.update(strategy, gradient, self.step, updated, previous)
+
+    def _kind_of(self, state):
+        """What masked kernels that share the graph of an update have in common, see `Shared`."""
 
     def _skip_update(self):
         """Keeps the masks, because NaN or infinite gradients say nothing about connections."""

@@ -403,6 +403,35 @@ def test_an_algorithm_is_a_pair_of_scores():
     np.testing.assert_array_equal(masks_of(model)[0], want)
 
 
+@pytest.mark.parametrize("world", ["graph", "XLA"])
+@pytest.mark.parametrize("grow_init", ["zeros", "initial_distribution"])
+def test_kernels_of_one_shape_share_the_graph_of_their_update(grow_init, world):
+    """Their random numbers differ, as in eager mode."""
+    shapes = []
+
+    class AtRandom(rigl_tf.SET):
+        def grow_scores(self, kernel, mask, gradient):
+            shapes.append(tuple(kernel.shape))
+            return super().grow_scores(kernel, mask, gradient)
+
+    def trained(**world):
+        shapes.clear()
+        keras.utils.set_random_seed(1)
+        model = sparse_model((6, 6, 6, 3))
+        model.compile(AtRandom("sgd", 9, 0, 1, drop_half, grow_init=grow_init), "mse", **world)
+        model.fit(*data(8), batch_size=4, shuffle=False, verbose=0)
+        return model, sorted(shapes)
+
+    model, of_graph = trained(**WORLDS[world])
+    same, of_eager = trained(run_eagerly=True)
+    assert of_graph == [(6, 3), (6, 6)]
+    assert of_eager == [(6, 3), (6, 6), (6, 6)]
+    assert_equal(masks_of(model), masks_of(same))
+    assert differ(masks_of(model)[:1], masks_of(model)[1:2])
+    for one, other in zip(values(model.weights), values(same.weights), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
 @pytest.mark.parametrize("method", ["drop_scores", "grow_scores"])
 def test_scores_of_another_shape(method):
     class Wrong(rigl_tf.RigL):
@@ -433,6 +462,36 @@ def test_an_update_in_every_step_by_a_python_boolean():
     model.compile(Always("sgd", end_step=9), "mse", jit_compile=False)
     model.fit(*data(8), verbose=0)
     assert differ(before, masks_of(model))
+
+
+# Variables that are created while a step is traced.
+
+
+@pytest.mark.built_in_fit
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_first_step_is_traced_once(algorithm, monkeypatch):
+    """Else the time to the first step is twice as long."""
+    model, traced = sparse_model(), []
+    train_step = model.train_step
+    monkeypatch.setattr(model, "train_step", lambda data: traced.append(0) or train_step(data))
+    model.compile(ALGORITHMS[algorithm]("adam"), "mse", jit_compile=False)
+    model.fit(*data(8), verbose=0)
+    assert len(traced) == 1
+
+
+def test_an_optimizer_that_is_built_in_a_later_trace():
+    model = sparse_model()
+    optimizer, gradients = rigl("adam"), random_gradients(model.trainable_weights, 0)
+
+    @tf.function
+    def step(trains):
+        if trains:
+            optimizer.apply(gradients, model.trainable_variables)
+
+    step(False)
+    before = values(model.weights)
+    step(True)
+    assert differ(before, values(model.weights))
 
 
 # Config.
