@@ -104,6 +104,9 @@ class CSRStorage(keras.layers.Layer):
 
         first.assign, last.assign = begin, end
 
+    def quantize(self, *args, **kwargs):
+        """Does nothing: the layer that has this kernel refuses to be quantized."""
+
     @property
     def constraint(self):
         """The `CSRKernel`, in the same attribute as for the variable of a masked kernel."""

@@ -48,7 +48,8 @@ class SparseWrapper(keras.layers.Wrapper):
     does not have are those of the layer: `wrapper.units` works, and so does setting
     `wrapper.activation`. Its weights are the weights of the layer in the same order, then the
     masks. In a file, the weights of the layer have the same place with and without the wrapper, so
-    the file of a sparse model can be loaded into the dense model, and the other way round.
+    the file of a sparse model can be loaded into the dense model, and the other way round. (Not if
+    it has CSR kernels: `rigl_tf.with_execution(model, "masked")` converts them.)
 
     Args:
         layer: The `keras.layers.Layer` to wrap, built or not. Which of its weights are kernels is
