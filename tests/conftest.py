@@ -36,8 +36,14 @@ def _set_another_seed(seed):
 tf.random.set_seed = _set_another_seed
 
 
-# A collection of all garbage looks at a million objects here: it is made a tenth as often.
+# A collection of all garbage looks at a million objects here: it is made a tenth as often, and not
+# of what was imported (the converter of LiteRT asks for one collection for each file).
 gc.set_threshold(*gc.get_threshold()[:2], 100)
+
+
+def pytest_collection_finish():
+    gc.freeze()
+
 
 # To start TensorFlow takes seconds: SavedModels and `.keras` files are run in this process.
 _execute_afresh = runtime._execute

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -19,6 +20,8 @@ from helpers import covers_part, mirrored, numbers
 import rigl_tf
 
 layers = keras.layers
+# To measure the time of calls takes longer than all the rest: where that is not the point.
+export = functools.partial(rigl_tf.export, measure=False)
 
 
 def sparse_mlp():
@@ -145,7 +148,7 @@ def test_the_zeros_of_a_saved_model_are_those_of_the_masks(tmp_path):
     model = sparse_convnet()
     kernels = {weight.path: weight for weight in model.weights}
     masks = rigl_tf.get_masks(model)
-    rigl_tf.export(model, tmp_path / "export")
+    export(model, tmp_path / "export")
     arrays = [weight.numpy() for weight in tf.saved_model.load(str(tmp_path / "export")).weights]
     for path, mask in masks.items():
         (array,) = [array for array in arrays if array.shape == mask.shape]
@@ -165,7 +168,7 @@ def test_weights_outside_of_the_masks_are_told_of(format, tmp_path):
     kernel.assign(np.ones(kernel.shape))
     outside = {kernel.path: int((~mask).sum())}
     with pytest.warns(UserWarning, match="not zero outside of the masks"):
-        report = rigl_tf.export(model, tmp_path / "model.keras", format)
+        report = export(model, tmp_path / "model.keras", format)
     assert report.outside == outside == rigl_tf.sparsity_summary(model).outside
     assert "not zero outside of the masks" in str(report)
     # They are what the model predicts with, and they stay.
@@ -178,11 +181,11 @@ def test_weights_outside_of_the_masks_are_told_of(format, tmp_path):
 def test_small_outputs_are_compared_with_what_they_are(tmp_path, monkeypatch):
     inputs = keras.Input((4,))
     model = keras.Model(inputs, layers.Dense(20_000, activation="softmax")(inputs))
-    report = rigl_tf.export(model, tmp_path / "export")
+    report = export(model, tmp_path / "export")
     assert report.max_difference < 1e-8
     change_outputs(monkeypatch, tf.zeros_like)
     with pytest.raises(RuntimeError, match="not those of the model"):
-        rigl_tf.export(model, tmp_path / "export")
+        export(model, tmp_path / "export")
 
 
 class RoundsInAGraph(layers.Layer):
@@ -195,19 +198,19 @@ class RoundsInAGraph(layers.Layer):
 def test_what_a_graph_rounds_in_the_model_itself_is_allowed(tmp_path):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3), RoundsInAGraph()])
     x = numbers((8, 4))
-    report = rigl_tf.export(model, tmp_path / "export", inputs=x)
+    report = export(model, tmp_path / "export", inputs=x)
     assert report.max_difference > 1e-4 * np.abs(model(x)).max()
 
 
 def test_a_dense_model(tmp_path):
     dense = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
-    report = rigl_tf.export(dense, tmp_path / "export")
+    report = export(dense, tmp_path / "export")
     assert report.num_active == report.num_weights == 15
     assert (report.sparsity, report.flops_ratio) == (0, 1)
 
 
 def test_a_model_without_weights(tmp_path):
-    report = rigl_tf.export(keras.Sequential([keras.Input((4,)), layers.ReLU()]), tmp_path / "out")
+    report = export(keras.Sequential([keras.Input((4,)), layers.ReLU()]), tmp_path / "out")
     assert (report.sparsity, report.flops_ratio, report.num_weights) == (0, 1, 0)
     assert "0 of 0" in str(report)
 
@@ -215,7 +218,7 @@ def test_a_model_without_weights(tmp_path):
 def test_the_model_is_as_before(tmp_path):
     model = sparse_convnet()
     before = {weight.path: weight.numpy() for weight in model.weights}
-    rigl_tf.export(model, tmp_path / "export")
+    export(model, tmp_path / "export")
     assert model.compiled
     for weight in model.weights:
         np.testing.assert_array_equal(weight, before[weight.path])
@@ -260,7 +263,7 @@ def test_several_inputs_and_outputs(structure, format, tmp_path):
 def test_nested_outputs(structure, names, tmp_path):
     x = keras.Input((4,), name="x")
     model = keras.Model(x, structure(layers.Dense(2)(x), layers.Dense(3)(x)))
-    report = rigl_tf.export(model, tmp_path / "export")
+    report = export(model, tmp_path / "export")
     x = tf.constant(numbers((5, 4)))
     got = serve(report.path, x=x)
     assert sorted(got) == names
@@ -280,7 +283,7 @@ def test_keys_in_any_order(structure, tmp_path):
     outputs = layers.Dense(2)(layers.Concatenate()([one, other]))
     model = keras.Model(structure(z=one, a=other), outputs)
     x = collections.OrderedDict(z=numbers((6, 4)), a=numbers((6, 3)))
-    report = rigl_tf.export(model, tmp_path / "export", inputs=x)
+    report = export(model, tmp_path / "export", inputs=x)
     assert report.flops == rigl_tf.flops.count(model, x).flops == 2 * 7 * 2
     (outputs,) = serve(report.path, **{name: tf.constant(x[name]) for name in x}).values()
     # Keras swaps inputs if it is called with the other kind of dictionary.
@@ -300,7 +303,7 @@ def test_integer_inputs(format, tmp_path):
     )
     model = rigl_tf.sparsify(dense, 0.5, "erk")
     path = tmp_path / ("export.keras" if format == "keras" else "export")
-    rigl_tf.export(model, path, format)
+    export(model, path, format)
     x = tf.constant(np.random.default_rng(0).integers(0, 50, (3, 4)), "int32")
     if format == "keras":
         got = keras.saving.load_model(path)(x)
@@ -314,12 +317,12 @@ def test_mixed_precision(policy, tmp_path):
     keras.config.set_dtype_policy(policy)
     model = sparse_mlp()
     x = tf.constant(numbers((5, 16)))
-    report = rigl_tf.export(model, tmp_path / "export")
+    report = export(model, tmp_path / "export")
     (outputs,) = serve(report.path, features=x).values()
     np.testing.assert_allclose(
         outputs.astype("float32"), tf.cast(model(x), "float32"), rtol=0.02, atol=0.02
     )
-    rigl_tf.export(model, tmp_path / "model.keras", format="keras")
+    export(model, tmp_path / "model.keras", format="keras")
     assert keras.saving.load_model(tmp_path / "model.keras").layers[0].compute_dtype == policy[6:]
 
 
@@ -329,7 +332,7 @@ def test_a_graph_rounds_bfloat16_in_other_places(activation, tmp_path):
     keras.utils.set_random_seed(0)
     hidden = [layers.Dense(20, activation) for _ in range(3)]
     model = keras.Sequential([keras.Input((12,)), *hidden, layers.Dense(3, dtype="float32")])
-    report = rigl_tf.export(model, tmp_path / "export")
+    report = export(model, tmp_path / "export")
     # Four times the distance from 1 to the next number in bfloat16, of 8 significant bits.
     assert report.max_difference <= 4 * 2**-7
 
@@ -338,7 +341,7 @@ def test_bfloat16_hides_no_wrong_outputs(tmp_path, monkeypatch):
     keras.config.set_dtype_policy("mixed_bfloat16")
     perturb(monkeypatch, 0.1)
     with pytest.raises(RuntimeError, match="not those of the model"):
-        rigl_tf.export(sparse_mlp(), tmp_path / "export")
+        export(sparse_mlp(), tmp_path / "export")
 
 
 @pytest.mark.filterwarnings("error")
@@ -346,10 +349,10 @@ def test_infinite_outputs(tmp_path, monkeypatch):
     x = keras.Input((6,))
     allowed = keras.ops.where([[True, False, True]], layers.Dense(3)(x), -np.inf)
     model = keras.Model(x, [allowed, -allowed])
-    assert rigl_tf.export(model, tmp_path / "export").max_difference < 1e-5
+    assert export(model, tmp_path / "export").max_difference < 1e-5
     change_outputs(monkeypatch, lambda outputs: tf.abs(outputs) * 0 + 1)
     with pytest.raises(RuntimeError, match=r"largest difference (nan|inf)"):
-        rigl_tf.export(model, tmp_path / "other")
+        export(model, tmp_path / "other")
 
 
 def test_nan_in_any_output_is_seen(tmp_path, monkeypatch):
@@ -357,14 +360,14 @@ def test_nan_in_any_output_is_seen(tmp_path, monkeypatch):
     model = keras.Model(x, [layers.Dense(3)(x), layers.Dense(3, name="last")(x)])
     perturb(monkeypatch, np.nan)
     with pytest.raises(RuntimeError, match="largest difference nan"):
-        rigl_tf.export(model, tmp_path / "export")
+        export(model, tmp_path / "export")
 
 
 def test_a_model_whose_outputs_are_nan(tmp_path):
     model = sparse_mlp()
     model.layers[-1].layer.bias.assign([0, np.nan, 0])
     with pytest.raises(ValueError, match=r"outputs of the model must not be NaN.*'mlp'"):
-        rigl_tf.export(model, tmp_path / "export")
+        export(model, tmp_path / "export")
     assert not listed(tmp_path)
 
 
@@ -381,7 +384,7 @@ def test_sequences_of_any_length(tmp_path):
         ]
     )
     model = rigl_tf.sparsify(dense, 0.5)
-    report = rigl_tf.export(model, tmp_path / "export", inputs=np.array([[1, 2, 3], [8, 5, 0]]))
+    report = export(model, tmp_path / "export", inputs=np.array([[1, 2, 3], [8, 5, 0]]))
     kernels = rigl_tf.flops.count(model, tf.TensorSpec((1, 3), "int32")).kernels
     assert [kernel.num_uses for kernel in kernels] == [3, 3, 3, 3, 1]
     assert report.flops == 2 * sum(kernel.num_active * kernel.num_uses for kernel in kernels)
@@ -401,7 +404,7 @@ def test_images_of_any_size(tmp_path):
         ]
     )
     model = rigl_tf.sparsify(dense, 0.5)
-    report = rigl_tf.export(model, tmp_path / "export", inputs=numbers((1, 8, 8, 3)))
+    report = export(model, tmp_path / "export", inputs=numbers((1, 8, 8, 3)))
     x = numbers((2, 5, 9, 3))
     (outputs,) = serve(report.path, image=tf.constant(x)).values()
     np.testing.assert_allclose(outputs, model(x), atol=1e-5)
@@ -427,7 +430,7 @@ def subclassed(cls=Subclassed):
 
 def test_a_subclassed_model(tmp_path):
     model = subclassed()
-    report = rigl_tf.export(model, tmp_path / "export", inputs=numbers((2, 5)))
+    report = export(model, tmp_path / "export", inputs=numbers((2, 5)))
     assert report.dense_flops == 2 * (5 * 7 + 7 * 3)
     num_zeros = sum(np.sum(~mask) for mask in rigl_tf.get_masks(model).values())
     assert report.sparsity == pytest.approx(num_zeros / (5 * 7 + 7 * 3 + 7 + 3))
@@ -444,7 +447,7 @@ class Registered(Subclassed):
 def test_a_keras_file_of_a_subclassed_model(tmp_path):
     model = subclassed(Registered)
     path = tmp_path / "model.keras"
-    rigl_tf.export(model, path, "keras", numbers((2, 5)))
+    export(model, path, "keras", numbers((2, 5)))
     x = numbers((4, 5))
     loaded = keras.saving.load_model(path)
     np.testing.assert_allclose(loaded(x)["words"], model(x)["words"], atol=1e-5)
@@ -462,7 +465,7 @@ def test_a_dictionary_that_a_subclassed_model_takes(tmp_path):
     x = {"left": numbers((2, 4)), "right": numbers((2, 4), 1)}
     model = rigl_tf.sparsify(OfTwo(), 0.5)
     model(x)
-    report = rigl_tf.export(model, tmp_path / "export", inputs=x)
+    report = export(model, tmp_path / "export", inputs=x)
     assert report.dense_flops == 2 * 2 * 4 * 3
     (outputs,) = serve(
         report.path, **{name: tf.constant(value) for name, value in x.items()}
@@ -527,7 +530,7 @@ def test_sentences(tmp_path):
         ]
     )
     model = rigl_tf.sparsify(dense, 0.5)
-    report = rigl_tf.export(model, tmp_path / "export", inputs=sentences)
+    report = export(model, tmp_path / "export", inputs=sentences)
     assert (report.flops, report.dense_flops, report.flops_ratio) == (None, None, None)
     assert len(report.not_counted) == 3
     assert all("shapes" in reason for reason in report.not_counted.values())
@@ -541,7 +544,7 @@ def test_float_inputs_of_an_embedding_are_in_its_range(tmp_path):
     dense = keras.Sequential(
         [keras.Input((64,)), layers.Embedding(2, 6), layers.Flatten(), layers.Dense(2)]
     )
-    assert rigl_tf.export(rigl_tf.sparsify(dense, 0.5), tmp_path / "export").flops > 0
+    assert export(rigl_tf.sparsify(dense, 0.5), tmp_path / "export").flops > 0
 
 
 def test_a_batch_of_one_size_and_a_state(tmp_path):
@@ -560,7 +563,7 @@ def test_a_batch_of_one_size_and_a_state(tmp_path):
 def test_a_model_under_a_strategy(tmp_path):
     with mirrored().scope():
         model = sparse_mlp()
-    report = rigl_tf.export(model, tmp_path / "export")
+    report = export(model, tmp_path / "export")
     x = numbers((3, 16))
     (outputs,) = serve(report.path, features=tf.constant(x)).values()
     np.testing.assert_allclose(outputs, model(x), atol=1e-5)
@@ -601,7 +604,7 @@ def test_zeros_cost_nothing_when_compressed(tmp_path):
     def compressed_bytes(sparsity):
         dense = keras.Sequential([keras.Input((256,)), layers.Dense(256)])
         model = rigl_tf.sparsify(dense, sparsity, "erk")
-        return rigl_tf.export(model, tmp_path / "export").compressed_bytes
+        return export(model, tmp_path / "export").compressed_bytes
 
     assert compressed_bytes(0.9) < 0.25 * compressed_bytes(0.0)
 
@@ -612,12 +615,12 @@ def test_zeros_cost_nothing_when_compressed(tmp_path):
 @pytest.mark.parametrize("format", ["saved_model", "keras"])
 def test_an_earlier_export_is_replaced(format, tmp_path):
     path = tmp_path / ("export.keras" if format == "keras" else "export")
-    rigl_tf.export(sparse_mlp(), path, format)
+    export(sparse_mlp(), path, format)
     if format == "saved_model":
         (path / "assets" / "stale").write_text("of the earlier export")
     model = sparse_mlp()
     model.layers[-1].layer.bias.assign([1, 2, 3])
-    rigl_tf.export(model, path, format)
+    export(model, path, format)
     x = tf.constant(numbers((2, 16)))
     if format == "keras":
         outputs = keras.saving.load_model(path)(x)
@@ -630,15 +633,15 @@ def test_an_earlier_export_is_replaced(format, tmp_path):
 
 def test_an_empty_directory_is_taken(tmp_path):
     (tmp_path / "export").mkdir()
-    rigl_tf.export(sparse_mlp(), tmp_path / "export")
+    export(sparse_mlp(), tmp_path / "export")
     assert (tmp_path / "export" / "saved_model.pb").is_file()
 
 
 def test_a_link_to_an_earlier_export_is_replaced(tmp_path):
-    rigl_tf.export(sparse_mlp(), tmp_path / "first")
+    export(sparse_mlp(), tmp_path / "first")
     first = listed(tmp_path / "first")
     (tmp_path / "latest").symlink_to(tmp_path / "first")
-    rigl_tf.export(sparse_mlp(), tmp_path / "latest")
+    export(sparse_mlp(), tmp_path / "latest")
     assert listed(tmp_path / "first") == first
     assert not (tmp_path / "latest").is_symlink()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["first", "latest"]
@@ -646,7 +649,7 @@ def test_a_link_to_an_earlier_export_is_replaced(tmp_path):
 
 def test_a_relative_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert rigl_tf.export(sparse_mlp(), "export").path == "export"
+    assert export(sparse_mlp(), "export").path == "export"
     assert (tmp_path / "export" / "saved_model.pb").is_file()
 
 
@@ -665,7 +668,7 @@ def test_nested_inputs_of_a_subclassed_model(tmp_path):
     inputs = [numbers((2, 4)), {"more": numbers((2, 4), 1)}]
     model = Added()
     model(inputs)
-    report = rigl_tf.export(rigl_tf.sparsify(model, 0.5), tmp_path / "it", inputs=inputs)
+    report = export(rigl_tf.sparsify(model, 0.5), tmp_path / "it", inputs=inputs)
     x, more = inputs[0], inputs[1]["more"]
     (outputs,) = serve(report.path, arg_0=tf.constant(x), arg_1_more=tf.constant(more)).values()
     np.testing.assert_allclose(outputs, model(inputs), atol=1e-5)
@@ -771,7 +774,7 @@ def untouched(tmp_path):
 )
 def test_bad_arguments(path, format, message, untouched):
     with pytest.raises((ValueError, OSError), match=message) as error:
-        rigl_tf.export(sparse_mlp(), untouched / path, format)
+        export(sparse_mlp(), untouched / path, format)
     assert "\n" not in str(error.value)
 
 
@@ -781,7 +784,7 @@ def test_bad_arguments(path, format, message, untouched):
 def test_paths_that_are_none(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="`path` must name a file or directory on this machine"):
-        rigl_tf.export(sparse_mlp(), path)
+        export(sparse_mlp(), path)
     assert not listed(tmp_path)
 
 
@@ -798,13 +801,13 @@ def test_paths_that_are_none(path, tmp_path, monkeypatch):
 )
 def test_inputs_that_are_none(inputs, message, untouched):
     with pytest.raises(ValueError, match=f"`inputs` must .*{message}") as error:
-        rigl_tf.export(sparse_mlp(), untouched / "export", inputs=inputs)
+        export(sparse_mlp(), untouched / "export", inputs=inputs)
     assert "\n" not in str(error.value)
 
 
 def test_inputs_that_a_subclassed_model_does_not_take(untouched):
     with pytest.raises(ValueError, match=r"model can be called on.*\(2, 4\).*to have val") as error:
-        rigl_tf.export(subclassed(), untouched / "export", inputs=numbers((2, 4)))
+        export(subclassed(), untouched / "export", inputs=numbers((2, 4)))
     assert "\n" not in str(error.value)
     assert "\x1b" not in str(error.value)
 
@@ -814,43 +817,43 @@ def test_lora(format, untouched):
     model = sparse_mlp()
     model.layers[0].layer.enable_lora(2)
     with pytest.raises(ValueError, match=r"without LoRA.*'mlp' with LoRA in .*'hidden'"):
-        rigl_tf.export(model, untouched / "new.keras", format)
+        export(model, untouched / "new.keras", format)
 
 
 def test_a_full_directory_with_the_suffix_of_keras(tmp_path):
     (tmp_path / "model.keras").mkdir()
     (tmp_path / "model.keras" / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="something else"):
-        rigl_tf.export(sparse_mlp(), tmp_path / "model.keras", "keras")
+        export(sparse_mlp(), tmp_path / "model.keras", "keras")
     assert len(listed(tmp_path)) == 2
 
 
 def test_an_unbuilt_model(untouched):
     model = rigl_tf.sparsify(keras.Sequential([layers.Dense(3)], name="early"), 0.5)
     with pytest.raises(ValueError, match=r"built model.*'early'"):
-        rigl_tf.export(model, untouched / "export")
+        export(model, untouched / "export")
 
 
 def test_an_unknown_input_dimension(untouched):
     model = keras.Sequential([keras.Input((None, 4)), layers.Conv1D(2, 3)])
     with pytest.raises(ValueError, match=r"input dimensions.*pass a batch, `inputs=...`"):
-        rigl_tf.export(model, untouched / "new" / "export")
+        export(model, untouched / "new" / "export")
 
 
 def test_unknown_inputs(untouched):
     with pytest.raises(ValueError, match=r"not know its inputs.*pass a batch.*Subclassed"):
-        rigl_tf.export(subclassed(), untouched / "export")
+        export(subclassed(), untouched / "export")
 
 
 def test_a_class_that_keras_does_not_know(untouched):
     with pytest.raises(ValueError, match=r"if Keras knows all classes.*'Subclassed'") as error:
-        rigl_tf.export(subclassed(), untouched / "model.keras", "keras", numbers((2, 5)))
+        export(subclassed(), untouched / "model.keras", "keras", numbers((2, 5)))
     assert "\n" not in str(error.value)
 
 
 def test_no_model(untouched):
     with pytest.raises(ValueError, match="Received: 'model'"):
-        rigl_tf.export("model", untouched / "export")
+        export("model", untouched / "export")
 
 
 class Noise(layers.Layer):
@@ -873,15 +876,15 @@ class KerasNoise(layers.Layer):
 def test_random_numbers_without_a_seed(layer, error, message, untouched):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3), layer()])
     with pytest.raises(error, match=message) as raised:
-        rigl_tf.export(model, untouched / "export")
+        export(model, untouched / "export")
     assert "\n" not in str(raised.value)
 
 
 def test_a_model_that_is_random_at_inference(tmp_path):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3), Noise()])
     with pytest.raises(RuntimeError, match="`check=False`"):
-        rigl_tf.export(model, tmp_path / "export")
-    assert rigl_tf.export(model, tmp_path / "export", check=False).max_difference > 0
+        export(model, tmp_path / "export")
+    assert export(model, tmp_path / "export", check=False).max_difference > 0
 
 
 # What goes wrong while it is written.
@@ -891,8 +894,8 @@ def test_a_model_that_is_random_at_inference(tmp_path):
 def exports(tmp_path_factory):
     """A directory with an export of either format."""
     directory = tmp_path_factory.mktemp("exports")
-    rigl_tf.export(sparse_mlp(), directory / "export")
-    rigl_tf.export(sparse_mlp(), directory / "export.keras", "keras")
+    export(sparse_mlp(), directory / "export")
+    export(sparse_mlp(), directory / "export.keras", "keras")
     return directory
 
 
@@ -916,9 +919,9 @@ def test_a_full_disk(when, earlier, monkeypatch):
 
     monkeypatch.setattr(tf.saved_model, "save", full)
     with pytest.raises(OSError, match="No space left"):
-        rigl_tf.export(sparse_mlp(), earlier / "export")
+        export(sparse_mlp(), earlier / "export")
     with pytest.raises(OSError, match="No space left"):
-        rigl_tf.export(sparse_mlp(), earlier / "new")
+        export(sparse_mlp(), earlier / "new")
 
 
 def test_a_rename_that_fails(earlier, monkeypatch):
@@ -931,7 +934,7 @@ def test_a_rename_that_fails(earlier, monkeypatch):
 
     monkeypatch.setattr(pathlib.Path, "rename", failing)
     with pytest.raises(OSError, match="Input/output error"):
-        rigl_tf.export(sparse_mlp(), earlier / "export")
+        export(sparse_mlp(), earlier / "export")
 
 
 @pytest.mark.parametrize(
@@ -950,5 +953,5 @@ def test_a_conversion_that_changes_the_outputs(path, perturbation, earlier, monk
     with pytest.raises(
         RuntimeError, match="not those of the model, so it was thrown away"
     ) as error:
-        rigl_tf.export(sparse_mlp(), earlier / path, format)
+        export(sparse_mlp(), earlier / path, format)
     assert "not deterministic" not in str(error.value)
