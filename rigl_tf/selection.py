@@ -153,14 +153,38 @@ def top_k_per_row(scores: tf.Tensor | np.ndarray, k: Any) -> tf.Tensor:
         keys = ordered_keys(keys)
     num_rows, num_columns = keys.shape
     k = tf.broadcast_to(tf.clip_by_value(tf.cast(k, tf.int32), 0, num_columns), [num_rows])
+    if tf.executing_eagerly():
+        return _traced_top_k_per_row(keys.dtype)(keys, k)
+    return _top_k_of_each_row(keys, k)
+
+
+def _top_k_of_each_row(keys, k):
+    """`top_k_per_row` of signed integer keys."""
+    num_columns = keys.shape[1]
+    # How many bits a place has; of inputs of any shape, the most that an int32 has.
+    num_bits = 31 if num_columns is None else num_columns.bit_length()
+    num_columns = tf.shape(keys)[1] if num_columns is None else num_columns
     lowest, width = keys.dtype.min, keys.dtype.size * 8
     threshold = _kth_largest_per_row(keys, k, lowest, width)[:, tf.newaxis]
     above, equal = keys > threshold, keys == threshold
     # Among equal scores, the lowest places are chosen: their distance from the end is largest.
     places = tf.where(equal, num_columns - tf.range(num_columns), 0)
     num_wanted = k - num_true(above, axis=1)
-    last = _kth_largest_per_row(places, num_wanted, 0, num_columns.bit_length())
+    last = _kth_largest_per_row(places, num_wanted, 0, num_bits)
     return above | equal & (places >= last[:, tf.newaxis]) & (num_wanted > 0)[:, tf.newaxis]
+
+
+@functools.cache
+def _traced_top_k_per_row(dtype):
+    """`_top_k_of_each_row` as one TensorFlow function for all shapes.
+
+    In eager mode, its operations would each be called from Python, for every bit.
+    """
+    return tf.function(
+        _top_k_of_each_row,
+        input_signature=[tf.TensorSpec([None, None], dtype), tf.TensorSpec([None], tf.int32)],
+        autograph=False,
+    )
 
 
 def _kth_largest_per_row(keys, k, lowest, num_bits):
@@ -171,7 +195,7 @@ def _kth_largest_per_row(keys, k, lowest, num_bits):
         is_reached = num_true(keys >= higher[:, tf.newaxis], axis=1) >= k
         return bit - 1, tf.where(is_reached, higher, threshold)
 
-    thresholds = tf.fill([keys.shape[0]], tf.constant(lowest, keys.dtype))
+    thresholds = tf.fill(tf.shape(k), tf.constant(lowest, keys.dtype))
     start = (tf.constant(num_bits - 1, keys.dtype), thresholds)
     return tf.while_loop(lambda bit, _: bit >= 0, add, start)[1]
 
