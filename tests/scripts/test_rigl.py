@@ -31,7 +31,7 @@ from scripts.rigl import (
     structures,
 )
 
-pytestmark = pytest.mark.usefixtures("without_xla")
+pytestmark = pytest.mark.usefixtures("graphs_as_traced", "without_xla")
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +49,18 @@ def data_dir(tmp_path_factory):
     return path
 
 
-def resnet8(input_shape, l2):
-    """ResNet-20 with one block in each stage, and with fewer filters."""
-    return resnet_cifar._resnet(1, "resnet20", input_shape, 10, 0.25, l2)
+def resnet4(input_shape, l2):
+    """The first convolution of ResNet-20, the block that halves the image, and the classifier."""
+    inputs = keras.Input(input_shape)
+    x = resnet_cifar._conv_batch_norm(inputs, 4, 1, l2, "conv_1")
+    x = keras.layers.ReLU()(x)
+    x = resnet_cifar._block(x, 8, 2, l2, "stage2_block1")
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, resnet_cifar.classifier(10, l2)(x))
 
 
 def test_methods_on_cifar10(data_dir, tmp_path, monkeypatch):
-    monkeypatch.setitem(models.BUILDERS, "resnet20", resnet8)
+    monkeypatch.setitem(models.BUILDERS, "resnet20", resnet4)
     setting = methods_table.SETTINGS["cifar10"]
     soon = dataclasses.replace(setting, update_frequency=2)
     monkeypatch.setitem(methods_table.SETTINGS, "cifar10", soon)
@@ -289,7 +294,7 @@ def test_structures(data_dir, tmp_path, monkeypatch):
     for name, network in structures.NETWORKS.items():
         often = dataclasses.replace(network, update_frequency=1)
         monkeypatch.setitem(structures.NETWORKS, name, often)
-    monkeypatch.setitem(models.BUILDERS, "resnet20", resnet8)
+    monkeypatch.setitem(models.BUILDERS, "resnet20", resnet4)
     arguments = [f"--data_dir={data_dir}", f"--output_dir={tmp_path}", "--seeds=0"]
     run(structures, *arguments, "--epochs=3", "--sparsities=0.75")
     run(structures, *arguments, "--epochs=3", "--sparsities=0.9", "--methods=rigl")

@@ -21,6 +21,7 @@ from scripts.common import datasets, methods
 from scripts.train import __main__ as command_line
 from scripts.train import runs, train
 
+pytestmark = pytest.mark.usefixtures("graphs_as_traced")
 _SUBPROCESS_SECONDS = 120
 
 
@@ -67,7 +68,8 @@ def uninterrupted(data_path, tmp_path_factory):
 
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_each_method_trains_and_exports(method, data_path, tmp_path):
-    given = small(data_path, method=method, sparsity=0.8, epochs=10, learning_rate=0.05)
+    chosen = {"epochs": 5, "batch_size": 5, "learning_rate": 0.05}
+    given = small(data_path, method=method, sparsity=0.8, **chosen)
     assert train.run(tmp_path, given=given) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     # Kernels 16x300, 300x100 and 100x3 have 35,100 weights, and there are 403 biases.
@@ -300,6 +302,7 @@ def start(output_dir, *arguments):
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.usefixtures("optimized_graphs")
 def test_kill_9(data_path, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     given = {"dataset": str(data_path), "epochs": 4, "batch_size": 10, "seed": 3}
