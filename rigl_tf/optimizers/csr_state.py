@@ -163,11 +163,12 @@ def updates(optimizer, states):
 
     def updated(state, weights, structure, rows, penalty, step, initial_std):
         places = state.storage.places_of(structure)
-        shape, gradient = state.storage.matrix_shape, None
+        shape, applied, gradient = state.storage.matrix_shape, None, None
         if rows is not None:
-            gradient = None if penalty is None else tf.cast(rows[-1], weights.dtype)
-            rows = _applied(*rows, penalty, structure, shape)
-        tiled = tiles.Tiles(places, weights, shape, rows, gradient)
+            x, dy, blocks, of_values = rows
+            gradient = None if penalty is None else tf.cast(of_values, weights.dtype)
+            applied = _applied(x, dy, blocks, of_values, penalty, structure, shape)
+        tiled = tiles.Tiles(places, weights, shape, applied, gradient)
         new, grown, before = optimizer._updated_places(state, tiled, step, initial_std)
         new, before = (tf.ensure_shape(each, places.shape) for each in (new, before))
         was_there = tf.gather(places, before) == new
