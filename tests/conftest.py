@@ -83,9 +83,9 @@ def as_users_run_artifacts(request, monkeypatch):
 def traced_once(request, monkeypatch):
     """Models that are built when they are compiled get their optimizer built, too.
 
-    Keras traces the first step of `fit` a second time if it has created variables, as it does of an
-    optimizer that is not built; most of a short training is spent there. Tests that are marked
-    `built_in_fit` are of this very case.
+    Keras traces the first step of `fit` a second time if it has created variables, as optimizers of
+    Keras do (ours do not); most of a short training is spent there. Tests that are marked
+    `built_in_fit` are of optimizers that are built in this step.
     """
     if request.node.get_closest_marker("built_in_fit"):
         return
