@@ -20,6 +20,7 @@ from helpers import (
     drop_half,
     ends_early,
     masks_of,
+    mirrored,
     mlp,
     numbers,
     random_gradients,
@@ -403,7 +404,7 @@ def test_an_algorithm_is_a_pair_of_scores():
     np.testing.assert_array_equal(masks_of(model)[0], want)
 
 
-@pytest.mark.parametrize("world", ["graph", "XLA"])
+@pytest.mark.parametrize("world", ["graph", "XLA", "two replicas"])
 @pytest.mark.parametrize("grow_init", ["zeros", "initial_distribution"])
 def test_kernels_of_one_shape_share_the_graph_of_their_update(grow_init, world):
     """Their random numbers differ, as in eager mode."""
@@ -414,17 +415,20 @@ def test_kernels_of_one_shape_share_the_graph_of_their_update(grow_init, world):
             shapes.append(tuple(kernel.shape))
             return super().grow_scores(kernel, mask, gradient)
 
-    def trained(**world):
+    def trained(world):
         shapes.clear()
         keras.utils.set_random_seed(1)
-        model = sparse_model((6, 6, 6, 3))
-        model.compile(AtRandom("sgd", 9, 0, 1, drop_half, grow_init=grow_init), "mse", **world)
+        strategy = mirrored() if world == "two replicas" else tf.distribute.get_strategy()
+        with strategy.scope():
+            model = sparse_model((6, 6, 6, 3))
+            optimizer = AtRandom("sgd", 9, 0, 1, drop_half, grow_init=grow_init)
+            model.compile(optimizer, "mse", **WORLDS[world])
         model.fit(*data(8), batch_size=4, shuffle=False, verbose=0)
         return model, sorted(shapes)
 
-    model, of_graph = trained(**WORLDS[world])
-    same, of_eager = trained(run_eagerly=True)
-    assert of_graph == [(6, 3), (6, 6)]
+    model, of_graph = trained(world)
+    same, of_eager = trained("eager")
+    assert of_graph == sorted([(6, 3), (6, 6)] * (2 if world == "two replicas" else 1))
     assert of_eager == [(6, 3), (6, 6), (6, 6)]
     assert_equal(masks_of(model), masks_of(same))
     assert differ(masks_of(model)[:1], masks_of(model)[1:2])
