@@ -203,10 +203,9 @@ class ScheduledUpdates(SparseTraining):
     def _update_kernels(self, strategy, pairs, gradients):
         """Updates the mask of each kernel."""
         step = tf.convert_to_tensor(self.step)
-        of_csr = [sparse for sparse, _ in pairs if sparse in self._plan.csr]
-        of_masked = [sparse for sparse, _ in pairs if sparse not in self._plan.csr]
-        updates, previous = csr_state.updates(self, of_csr), ()
-        updated = Shared(self._updated, of_masked, self._kind_of)
+        masked = [sparse for sparse, _ in pairs if sparse not in self._plan.csr]
+        updated = Shared(self._updated, masked, self._kind_of)
+        updates, previous = csr_state.updates(self, self._plan.csr), ()
         for (sparse, _), gradient in zip(pairs, gradients, strict=True):
             if sparse in self._plan.csr:
                 rows = sparse.rows(strategy, gradient) if self._needs_gradients else None
