@@ -5,6 +5,7 @@ import functools
 import gc
 import json
 import os
+import types
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -12,7 +13,9 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 import keras
 import pytest
 import tensorflow as tf
+from tensorflow.lite.python import lite
 from tensorflow.python.eager import context
+from tensorflow.python.util import tf_stack
 
 from rigl_tf.artifacts import runtime
 from rigl_tf.artifacts.programs import run_artifact
@@ -36,9 +39,15 @@ def _set_another_seed(seed):
 tf.random.set_seed = _set_another_seed
 
 
-# A collection of all garbage looks at a million objects here: it is made a tenth as often, and not
-# of what was imported (the converter of LiteRT asks for one collection for each file).
+# Each operation of a graph keeps the stack of its creation, which is a hundred frames deep in tests.
+_STACK = tf_stack.extract_stack()
+tf_stack.extract_stack = lambda stacklevel=1: _STACK
+
+
+# A collection of all garbage looks at a million objects here: it is made a tenth as often, not of
+# what was imported, and not for each file that the converter of LiteRT writes.
 gc.set_threshold(*gc.get_threshold()[:2], 100)
+lite.gc = types.SimpleNamespace(collect=lambda: None)
 
 
 def pytest_collection_finish():

@@ -163,5 +163,17 @@ def main(directory):
     (directory / "seconds.json").write_text(json.dumps(seconds))
 
 
+def forbid_keras():
+    """Lets TensorFlow start without Keras, and all that Keras imports, a third sooner.
+
+    A SavedModel is of TensorFlow alone, so this is also a part of its check.
+    """
+    nothing: Any = None
+    sys.modules["keras"] = nothing
+
+
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]))
+    _directory = pathlib.Path(sys.argv[1])
+    if json.loads((_directory / "request.json").read_text())["runtime"] == "saved_model":
+        forbid_keras()
+    main(_directory)
