@@ -39,7 +39,7 @@ def _set_another_seed(seed):
 tf.random.set_seed = _set_another_seed
 
 
-# Each operation of a graph keeps the stack of its creation, which is a hundred frames deep in tests.
+# Each operation of a graph keeps the stack of its creation, which is a hundred frames deep here.
 _STACK = tf_stack.extract_stack()
 tf_stack.extract_stack = lambda stacklevel=1: _STACK
 
