@@ -679,7 +679,10 @@ def test_nested_inputs_of_a_subclassed_model(tmp_path):
 
 @pytest.mark.fresh_interpreter
 @pytest.mark.parametrize("format", ["saved_model", "keras"])
-def test_it_runs_in_a_fresh_interpreter(format, tmp_path):
+def test_it_runs_in_a_fresh_interpreter(format, tmp_path, monkeypatch):
+    if format == "saved_model":  # Where Keras cannot even be imported.
+        (tmp_path / "keras.py").write_text("raise SystemExit('Keras is imported')")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     words = keras.Input((3,), dtype="string", name="w")
     table = layers.StringLookup(vocabulary=["a", "b"], output_mode="multi_hot")
     x = keras.Input((4,), name="x")
