@@ -69,6 +69,11 @@ class MaskVariables(keras.layers.Layer):
                 self.by_kernel[name] = mask
                 self._variables_of_kernels[name] = kernel
 
+    def separate(self):
+        """Gives a copy of this object, which has the same attributes, a list of its own."""
+        kernels = dict(self._variables_of_kernels)
+        self.__dict__.update(by_kernel=dict(self.by_kernel), _variables_of_kernels=kernels)
+
     def kernels(self):
         """`{name: SparseKernel}` for the kernels with a mask variable in this layer."""
         return {name: kernel_of(each) for name, each in self._variables_of_kernels.items()}

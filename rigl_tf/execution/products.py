@@ -194,7 +194,7 @@ def detach(layer, storage):
         The `keras.Variable`, without a mask.
     """
     for name in _REPLACED:
-        del vars(layer)[name]
+        vars(layer).pop(name, None)  # a copy of a layer has not all of them
     layer.supports_jit = True
     name = _attribute(layer, storage)
     outer, _, own_name = storage.dense_path.rpartition("/")

@@ -218,25 +218,10 @@ class SparseWrapper(keras.layers.Wrapper):
             )
         return next(iter(self.kernel_masks.values()))
 
-    def masked_copy(self) -> "SparseWrapper":
-        """A copy of this built layer with masked kernels: new variables with the same values."""
-        layer = type(self.layer).from_config(self.layer.get_config())
-        parent = self.layer.path.rpartition("/")[0]
-        with keras.name_scope(layer.name, caller=layer, override_parent=parent):
-            layer.build_from_config(self.layer.get_build_config())
-        layer.trainable = self.layer.trainable
-        sparsity = self.get_config()["sparsity"]
-        copy = SparseWrapper(layer, sparsity, self.seed, self.name, structure=self.structure)
-        copy.take_built()
-        weights, copies = (masks.without_masks(each, each.weights) for each in (self, copy))
-        for weight, copied in zip(weights, copies, strict=True):
-            kernel = masks.kernel_of(weight)
-            if kernel is None:
-                copied.assign(weight)
-            else:
-                masks.kernel_of(copied).set_mask(kernel.mask)
-                masks.kernel_of(copied).assign(kernel.numpy())
-        return copy
+    def separate(self) -> None:
+        """Makes a copy of a wrapper, which has the same attributes, independent of it."""
+        self._take_signatures(self.layer)
+        getattr(self, _MASKS).separate()
 
     @property
     def has_csr(self) -> bool:

@@ -10,7 +10,7 @@ from rigl_tf.layers.wrapper import SparseWrapper
 from rigl_tf.optimizers import limits
 from rigl_tf.optimizers.slots import optimizers_within, recorded_slots
 from rigl_tf.optimizers.training import SparseTraining
-from rigl_tf.transforms.rebuild import with_layers
+from rigl_tf.transforms.rebuild import masked_copy, with_layers
 from rigl_tf.transforms.sparsify import forget_training, models_in, use_execution
 
 
@@ -78,7 +78,7 @@ def as_masked(model):
     """A model whose kernels are all masked: the model itself, or one with copies of CSR layers."""
 
     def copy(layer):
-        return layer.masked_copy() if isinstance(layer, SparseWrapper) and layer.has_csr else layer
+        return masked_copy(layer) if isinstance(layer, SparseWrapper) and layer.has_csr else layer
 
     return with_layers(model, copy)
 

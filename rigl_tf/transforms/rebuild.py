@@ -5,7 +5,10 @@ from typing import Any
 
 import keras
 
+from rigl_tf import masks
+from rigl_tf.execution import csr
 from rigl_tf.layers.building import without_build_configs
+from rigl_tf.layers.storage import csr_storages
 from rigl_tf.layers.wrapper import SparseWrapper
 from rigl_tf.walk import layers_in, layers_of_weights
 
@@ -128,6 +131,29 @@ def with_layers(model, exchange, in_place=False):
         return _around(layer, visit, in_place and (is_model or not layer.built))
 
     return visit(model)
+
+
+def masked_copy(wrapper):
+    """Another `SparseWrapper` around a copy of its layer, with masked kernels in place of CSR ones.
+
+    All other weights are shared, masks as well. Nothing is made of a config, as many layers of
+    users have none.
+    """
+    copies = {}
+
+    def visit(layer):
+        if not isinstance(layer, keras.layers.Layer) or isinstance(layer, csr.CSRStorage):
+            return layer
+        if id(layer) not in copies:
+            copies[id(layer)] = layer  # It may contain itself.
+            if isinstance(layer, masks.MaskVariables) or csr_storages(layer):
+                copies[id(layer)] = _around(layer, visit, in_place=False)
+        return copies[id(layer)]
+
+    copy = visit(wrapper)
+    copy.separate()
+    copy.use_execution("masked")
+    return copy
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from rigl_tf.layers.eligibility import Choice
 from rigl_tf.layers.first_masks import NO_KERNEL, Allocation
 from rigl_tf.layers.storage import check_execution
 from rigl_tf.layers.wrapper import SparseWrapper
-from rigl_tf.transforms.rebuild import is_clonable, leaves, with_layers
+from rigl_tf.transforms.rebuild import is_clonable, leaves, masked_copy, with_layers
 from rigl_tf.walk import all_layers, unbuilt
 
 
@@ -172,7 +172,7 @@ def sparsify(
 def strip(model: keras.Model) -> keras.Model:
     """Makes a model of plain Keras layers out of a sparse model.
 
-    The result predicts the same as the sparse model and shares its weights (layers with CSR kernels
+    The result predicts the same as the sparse model and shares its weights (but CSR kernels, which
     are copied). The kernels still have their zeros, but masks and wrappers are gone. So the model
     can be saved and loaded without `rigl_tf`. The sparse model is not changed.
 
@@ -429,4 +429,4 @@ def _inner(layer):
 def _plain(layer):
     """The layer inside a wrapper, or a copy with a dense kernel if it has CSR kernels."""
     is_csr = isinstance(layer, SparseWrapper) and layer.has_csr
-    return _inner(layer.masked_copy() if is_csr else layer)
+    return _inner(masked_copy(layer) if is_csr else layer)

@@ -188,3 +188,76 @@ def test_a_state_that_cannot_be_converted(optimizer, first, second):
         rigl_tf.with_execution(model, second)
     assert executions_of(model) == [first, first]
     model.fit(X, Y, verbose=0)
+
+
+# Layers of users, who often write no `get_config`.
+
+
+class Hidden(layers.Dense):
+    def __init__(self):
+        super().__init__(8, activation="tanh")
+
+
+class Block(layers.Layer):
+    def __init__(self, dim):
+        super().__init__()
+        self.attend = layers.MultiHeadAttention(2, dim // 2, use_bias=False)
+        self.parts = {"mlp": keras.Sequential([layers.Dense(12, "gelu"), layers.Dense(dim)])}
+        self.many = [layers.Dense(dim), layers.LayerNormalization()]
+
+    def call(self, x):
+        x = x + self.attend(x, x)
+        return self.many[1](self.many[0](x) + self.parts["mlp"](x))
+
+
+class Scaled(layers.Layer):
+    """It uses the kernel of the layer inside, and has one of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = layers.Dense(8)
+        self.inner.build((None, 8))
+        self.scale = self.add_weight(shape=(8, 8), initializer="glorot_uniform", name="scale")
+
+    def call(self, x):
+        return x @ (self.inner.kernel * self.scale) + self.inner.bias + self.inner(x)
+
+
+OWN = {
+    "no arguments": lambda: sequential((5, 8), Hidden(), layers.Dense(3)),
+    "inside": lambda: sequential((5, 8), Block(8), layers.Dense(3)),
+    "its kernel": lambda: sequential((5, 8), Scaled(), layers.Dense(3)),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_layers_without_a_config(name, tmp_path):
+    keras.utils.set_random_seed(0)
+    model, x = half(OWN[name](), execution="csr"), numbers((4, 5, 8))
+    assert "csr" in executions_of(model)
+    model.compile(rigl(), "mse", run_eagerly=True)
+    y = numbers((4, 5, 3))
+    model.fit(x, y, batch_size=2, epochs=2, verbose=0)
+    want, masks = model(x), rigl_tf.get_masks(model)
+    weights, names = [id(each) for each in model.weights], [each.path for each in model.weights]
+    values = model.get_weights()
+
+    plain = rigl_tf.strip(model)
+    np.testing.assert_allclose(plain(x), want, rtol=1e-5, atol=1e-6)
+    assert not executions_of(plain)
+    zeros = sum(int((~mask).sum()) for mask in masks.values())
+    num_active = plain.count_params() - zeros
+    report = rigl_tf.export(model, tmp_path / "model", inputs=x, measure=False)
+    assert report.num_active == rigl_tf.flops.count(model).num_active == num_active
+    # The model has not changed, and all but the CSR kernels is shared.
+    assert [id(each) for each in model.weights] == weights
+    assert [each.path for each in model.weights] == names
+    for before, now in zip(values, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(now, before)
+    assert rigl_tf.get_masks(model).keys() == masks.keys()
+    for path, mask in rigl_tf.get_masks(model).items():
+        np.testing.assert_array_equal(mask, masks[path])
+    shared = {id(each) for each in model.weights} & {id(each) for each in plain.weights}
+    assert len(shared) == len(plain.weights) - executions_of(model).count("csr")
+    model.fit(x, y, batch_size=2, epochs=2, verbose=0)
+    assert all(mask.sum() == masks[path].sum() for path, mask in rigl_tf.get_masks(model).items())
