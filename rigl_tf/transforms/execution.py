@@ -6,7 +6,6 @@ import numpy as np
 from rigl_tf import masks
 from rigl_tf.checks import check_keras_3
 from rigl_tf.layers.storage import check_execution
-from rigl_tf.layers.wrapper import SparseWrapper
 from rigl_tf.optimizers import limits
 from rigl_tf.optimizers.slots import optimizers_within, recorded_slots
 from rigl_tf.optimizers.training import SparseTraining
@@ -76,11 +75,7 @@ def with_execution(model: keras.Model, execution: str) -> keras.Model:
 
 def as_masked(model):
     """A model whose kernels are all masked: the model itself, or one with copies of CSR layers."""
-
-    def copy(layer):
-        return masked_copy(layer) if isinstance(layer, SparseWrapper) and layer.has_csr else layer
-
-    return with_layers(model, copy)
+    return with_layers(model, masked_copy)
 
 
 def _rebuilt(optimizer, model, state):

@@ -133,12 +133,14 @@ def with_layers(model, exchange, in_place=False):
     return visit(model)
 
 
-def masked_copy(wrapper):
-    """Another `SparseWrapper` around a copy of its layer, with masked kernels in place of CSR ones.
+def masked_copy(layer):
+    """A copy of a `SparseWrapper` with masked kernels in place of CSR ones; any other layer itself.
 
     All other weights are shared, masks as well. Nothing is made of a config, as many layers of
     users have none.
     """
+    if not isinstance(layer, SparseWrapper) or not layer.has_csr:
+        return layer
     copies = {}
 
     def visit(layer):
@@ -150,7 +152,7 @@ def masked_copy(wrapper):
                 copies[id(layer)] = _around(layer, visit, in_place=False)
         return copies[id(layer)]
 
-    copy = visit(wrapper)
+    copy = visit(layer)
     copy.separate()
     copy.use_execution("masked")
     return copy

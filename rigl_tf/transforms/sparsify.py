@@ -428,5 +428,4 @@ def _inner(layer):
 
 def _plain(layer):
     """The layer inside a wrapper, or a copy with a dense kernel if it has CSR kernels."""
-    is_csr = isinstance(layer, SparseWrapper) and layer.has_csr
-    return _inner(masked_copy(layer) if is_csr else layer)
+    return _inner(masked_copy(layer))
