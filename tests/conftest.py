@@ -54,6 +54,14 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+# To optimize the graph of a step takes longer than the few steps that most tests take with it.
+def _optimize_graphs(is_wanted):
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not is_wanted})
+
+
+_optimize_graphs(False)
+
+
 # To start TensorFlow takes seconds: SavedModels and `.keras` files are run in this process.
 _execute_afresh = runtime._execute
 
@@ -86,6 +94,17 @@ def as_users_run_artifacts(request, monkeypatch):
     """Tests that are marked `fresh_interpreter` run SavedModels and `.keras` files in one."""
     if request.node.get_closest_marker("fresh_interpreter"):
         monkeypatch.setattr(runtime, "_execute", _execute_afresh)
+
+
+@pytest.fixture(autouse=True)
+def graphs_as_users_run_them(request):
+    """Tests that are marked `optimized_graphs` run what TensorFlow makes of a graph."""
+    is_wanted = request.node.get_closest_marker("optimized_graphs") is not None
+    if is_wanted:
+        _optimize_graphs(True)
+    yield
+    if is_wanted:
+        _optimize_graphs(False)
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rigl_tf import selection
 
+pytestmark = pytest.mark.optimized_graphs
 SHAPE = (6, 7)
 SIZE = 42
 DTYPES = ["float16", "bfloat16", "float32", "float64"]

@@ -30,6 +30,7 @@ from rigl_tf.execution import csr, engine
 layers, optimizers = keras.layers, keras.optimizers
 pytestmark = [
     ends_early,
+    pytest.mark.optimized_graphs,
     # Of TensorFlow, on the fixture below.
     pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions"),
 ]

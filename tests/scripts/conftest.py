@@ -5,7 +5,6 @@ import pathlib
 
 import keras
 import pytest
-import tensorflow as tf
 from running import given, write_mnist
 
 import models
@@ -40,22 +39,6 @@ def no_garbage_collections(monkeypatch):
     """A script collects garbage before each run, which takes seconds in a process of many tests."""
     clear_session = functools.partial(keras.backend.clear_session, free_memory=False)
     monkeypatch.setattr(keras.backend, "clear_session", clear_session)
-
-
-@pytest.fixture(scope="module")
-def graphs_as_traced():
-    """To optimize the graph of a step takes longer than the few steps that are taken with it."""
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    yield
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
-
-
-@pytest.fixture
-def optimized_graphs():
-    """For tests that compare bits with those of other processes, which optimize their graphs."""
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
-    yield
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
 @pytest.fixture

@@ -14,8 +14,6 @@ from scripts.checks import keras_features as features
 from scripts.checks.keras_features import run
 from scripts.common.rows import Rows
 
-pytestmark = pytest.mark.usefixtures("graphs_as_traced")
-
 # The others run with `pytest -m slow`; each takes seconds.
 QUICK_ON_TWO_REPLICAS = {
     "`use_ema=True`",

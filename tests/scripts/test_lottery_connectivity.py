@@ -8,7 +8,7 @@ from running import cells_of, line_of, page_of, run_protocol
 from scripts.lottery import connectivity
 from scripts.lottery.pages import connectivity as connectivity_page
 
-pytestmark = pytest.mark.usefixtures("graphs_as_traced", "without_xla")
+pytestmark = pytest.mark.usefixtures("without_xla")
 
 CASE = "mnist_lenet_300_100"
 

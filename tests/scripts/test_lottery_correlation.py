@@ -10,7 +10,7 @@ import rigl_tf
 from scripts.lottery import correlation
 from scripts.lottery.pages import correlation as page_of_correlation
 
-pytestmark = pytest.mark.usefixtures("graphs_as_traced", "without_xla")
+pytestmark = pytest.mark.usefixtures("without_xla")
 
 SMALL = ("--max_examples=200", "--seeds=0")
 

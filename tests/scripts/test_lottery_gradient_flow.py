@@ -11,7 +11,7 @@ from scripts.common import classifiers, datasets, tables
 from scripts.lottery import gradient_flow, networks, spectra
 from scripts.lottery.pages import gradient_flow as page_of_flow
 
-pytestmark = pytest.mark.usefixtures("graphs_as_traced", "without_xla")
+pytestmark = pytest.mark.usefixtures("without_xla")
 
 CASE = "mnist_lenet_300_100"
 SMALL = ("--max_examples=300", "--seeds=0")

@@ -10,7 +10,7 @@ from scripts.common import tables
 from scripts.lottery import greedy
 from scripts.lottery.pages import greedy as page_of_greedy
 
-pytestmark = pytest.mark.usefixtures("graphs_as_traced", "without_xla")
+pytestmark = pytest.mark.usefixtures("without_xla")
 
 CASE = "mnist_lenet_300_100"
 SMALL = ("--max_examples=300", "--seeds=0")

@@ -11,7 +11,7 @@ from rigl_tf import analysis
 from scripts.lottery import networks, recipe
 from scripts.lottery.pages import recipe as page_of_recipe
 
-pytestmark = pytest.mark.usefixtures("graphs_as_traced", "without_xla")
+pytestmark = pytest.mark.usefixtures("without_xla")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from scripts.common import experiments
 from scripts.lottery import networks, sanity
 from scripts.lottery.pages import sanity as page_of_sanity
 
-pytestmark = pytest.mark.usefixtures("graphs_as_traced", "without_xla")
+pytestmark = pytest.mark.usefixtures("without_xla")
 
 
 def test_sanity(small_case, monkeypatch):

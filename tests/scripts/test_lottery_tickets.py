@@ -10,7 +10,7 @@ from scripts.lottery import tickets
 from scripts.lottery.pages import common
 from scripts.lottery.pages import tickets as tickets_page
 
-pytestmark = pytest.mark.usefixtures("graphs_as_traced", "without_xla")
+pytestmark = pytest.mark.usefixtures("without_xla")
 
 CASE = "mnist_lenet_300_100"
 

@@ -31,7 +31,7 @@ from scripts.rigl import (
     structures,
 )
 
-pytestmark = pytest.mark.usefixtures("graphs_as_traced", "without_xla")
+pytestmark = pytest.mark.usefixtures("without_xla")
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,7 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
 
 import keras
 import numpy as np
@@ -20,9 +17,6 @@ from scripts.checks import run_files
 from scripts.common import datasets, methods
 from scripts.train import __main__ as command_line
 from scripts.train import runs, train
-
-pytestmark = pytest.mark.usefixtures("graphs_as_traced")
-_SUBPROCESS_SECONDS = 120
 
 
 @pytest.fixture(scope="module")
@@ -295,29 +289,6 @@ def test_csr_run_is_the_masked_one_and_resumed(uninterrupted, data_path, tmp_pat
         assert kernel.execution == ("masked" if mask.all() else "csr")
         np.testing.assert_array_equal(kernel.mask, mask)
     assert rigl_tf.get_masks(csr).keys() == want.keys()
-
-
-def start(output_dir, *arguments):
-    command = [sys.executable, "-m", "scripts.train", f"--output_dir={output_dir}", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-@pytest.mark.usefixtures("optimized_graphs")
-def test_kill_9(data_path, tmp_path):
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    given = {"dataset": str(data_path), "epochs": 4, "batch_size": 10, "seed": 3}
-    process = start(killed, *(f"--{name}={value}" for name, value in given.items()))
-    deadline = time.monotonic() + _SUBPROCESS_SECONDS
-    while not list(killed.glob("checkpoint-*")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (killed / "report.json").exists()
-    assert start(killed, "--resume", "--seed=3").wait(_SUBPROCESS_SECONDS) == 0
-    assert train.run(whole, given=given) == 0
-    assert run_files.differences(killed, whole) == []
 
 
 def test_finished_run_is_left_alone(uninterrupted, capsys):

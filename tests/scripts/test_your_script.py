@@ -15,7 +15,7 @@ import rigl_tf
 from scripts.checks import your_script
 from scripts.checks.your_script import run
 
-pytestmark = [pytest.mark.built_in_fit, pytest.mark.usefixtures("graphs_as_traced")]
+pytestmark = pytest.mark.built_in_fit
 
 # The most unusual layers and habits; the others run with `pytest -m slow`.
 QUICK = {

@@ -27,7 +27,7 @@ from helpers import (
 import rigl_tf
 
 layers = keras.layers
-pytestmark = [ends_early, updates_only]
+pytestmark = [ends_early, updates_only, pytest.mark.optimized_graphs]
 
 BATCH = 8
 STEPS = 6

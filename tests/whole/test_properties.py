@@ -34,7 +34,7 @@ from helpers import (
 import rigl_tf
 from rigl_tf.structures import NM, Block, Channels, ConstantFanIn
 
-pytestmark = [ends_early, updates_only]
+pytestmark = [ends_early, updates_only, pytest.mark.optimized_graphs]
 
 
 GROWING = [name for name, algorithm in ALGORITHMS.items() if algorithm.grows]
