@@ -55,6 +55,7 @@ from rigl_tf.optimizers import (
     RigL,
     RigLInverted,
     SparseOptimizer,
+    StaticReinit,
     StaticSparse,
 )
 from rigl_tf.reports import report
@@ -71,6 +72,7 @@ __all__ = [
     "RigLInverted",
     "SparseOptimizer",
     "SparseWrapper",
+    "StaticReinit",
     "StaticSparse",
     "analysis",
     "callbacks",

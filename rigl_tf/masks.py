@@ -262,19 +262,23 @@ class MaskedKernel(SparseKernel):
 
     # For use inside a graph, on one replica: `local` is its copy of the variable and of the mask.
 
-    def replace(self, local, new_mask, values):
+    def replace(self, local, new_mask, values, restarted=None):
         """Sets a new mask: dropped connections become zero, grown ones take their values.
 
         Args:
             local: Pair of the kernel and its mask on this replica.
             new_mask: Boolean tensor of the kernel's shape.
             values: Tensor, the first values of grown connections.
+            restarted: Boolean tensor of the kernel's shape, the connections that stay active and
+                take these values, too; or `None`.
 
         Returns:
-            Boolean tensor, the connections that were dropped or grown.
+            Boolean tensor, the connections that were dropped, grown or restarted.
         """
         kernel, mask = local
         changed = tf.math.logical_xor(mask, new_mask)
+        if restarted is not None:
+            changed |= restarted
         weights = masked(tf.where(changed, values, kernel), new_mask)
         if self.constraint is not None:
             weights = self._constrained(weights)

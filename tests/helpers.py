@@ -159,6 +159,7 @@ ALGORITHMS = {
     "StaticSparse": Algorithm(
         rigl_tf.StaticSparse, with_times=_not_any, moves="never", grows=False
     ),
+    "StaticReinit": Algorithm(rigl_tf.StaticReinit, moves="never", grows=False),
     "GradualPruning": Algorithm(
         rigl_tf.GradualPruning,
         {"sparsity": 0.75, "distribution": all_alike},

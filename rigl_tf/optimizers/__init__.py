@@ -4,12 +4,13 @@ from rigl_tf.optimizers.dnw import DNW
 from rigl_tf.optimizers.drop_and_grow import SparseOptimizer
 from rigl_tf.optimizers.dynamic import SET, SNFS, RigL, RigLInverted
 from rigl_tf.optimizers.gradual import GradualPruning
-from rigl_tf.optimizers.static import StaticSparse
+from rigl_tf.optimizers.static import StaticReinit, StaticSparse
 from rigl_tf.optimizers.training import SparseTraining
 
 # The classes by the names that scripts and `rigl_tf.flops.training_flops` use.
 ALGORITHMS = {
     "static": StaticSparse,
+    "static_reinit": StaticReinit,
     "set": SET,
     "snfs": SNFS,
     "rigl": RigL,
@@ -28,5 +29,6 @@ __all__ = [
     "RigLInverted",
     "SparseOptimizer",
     "SparseTraining",
+    "StaticReinit",
     "StaticSparse",
 ]

@@ -136,7 +136,7 @@ class Updated(NamedTuple):
     Attributes:
         places: The places of the active connections.
         weights: Their weights.
-        was_there: Boolean, whether each connection was active before.
+        was_there: Boolean, whether each connection was active before, and does not restart.
         before: The index of each connection among the active ones before, if it was active.
         structure: The `engine.Structure` of the places.
     """
@@ -169,9 +169,11 @@ def updates(optimizer, states):
             gradient = None if penalty is None else tf.cast(of_values, weights.dtype)
             applied = _applied(x, dy, blocks, of_values, penalty, structure, shape)
         tiled = tiles.Tiles(places, weights, shape, applied, gradient)
-        new, grown, before = optimizer._updated_places(state, tiled, step, initial_std)
+        new, grown, before, restarted = optimizer._updated_places(state, tiled, step, initial_std)
         new, before = (tf.ensure_shape(each, places.shape) for each in (new, before))
         was_there = tf.gather(places, before) == new
+        if restarted is not None:
+            was_there &= ~restarted
         weights = tf.where(was_there, tf.gather(weights, before), grown)
         return Updated(new, weights, was_there, before, engine.structure(new, shape))
 

@@ -193,18 +193,23 @@ class SparseOptimizer(ScheduledUpdates):
         if not (is_by_scores and self.elementwise):
             return super()._updated_places(sparse, tiled, step, initial_std)
         with self._drawing(sparse, step):
-            num_active = tiled.places.shape[0]
-            num_drop = num_to_drop(tf.constant(num_active), self._drop_fraction_at(step))
-            num_drop = tf.clip_by_value(num_drop, 0, num_active)
-            if type(self).drop_scores is SparseOptimizer.drop_scores:
-                scores = tf.abs(tiled.values)
-            else:
-                scores = tiled.scores_of_active(self._score("drop_scores"))
-            is_kept = selection.keep(tf.fill([num_active], True), scores, num_active - num_drop)
+            is_kept, num_drop = self._kept(tiled, step)
             kept = tf.boolean_mask(tiled.places, is_kept)
             grown = self._places_to_grow(tiled, kept, num_drop)
         places, before = engine.replaced(tiled.places, is_kept, grown)
-        return places, tf.zeros([], tiled.values.dtype), before
+        return places, tf.zeros([], tiled.values.dtype), before, None
+
+    def _kept(self, tiled, step):
+        """Whether each active connection is kept, and how many are dropped."""
+        num_active = tiled.places.shape[0]
+        num_drop = num_to_drop(tf.constant(num_active), self._drop_fraction_at(step))
+        num_drop = tf.clip_by_value(num_drop, 0, num_active)
+        if type(self).drop_scores is SparseOptimizer.drop_scores:
+            scores = tf.abs(tiled.values)
+        else:
+            scores = tiled.scores_of_active(self._score("drop_scores"))
+        is_kept = selection.keep(tf.fill([num_active], True), scores, num_active - num_drop)
+        return is_kept, num_drop
 
     def _places_to_grow(self, tiled, kept, num_grow):
         """The places where connections are grown, among all places that are not in `kept`."""

@@ -105,8 +105,9 @@ class KernelState:
 
         Args:
             updated: Function `updated(state, kernel, mask, gradient, step, initial_std)` that
-                returns the new mask and the first values of grown connections. All arguments after
-                the first are tensors.
+                returns the new mask, the first values of grown connections, and the connections
+                that restart with such a value, or `None`. All arguments after the first are
+                tensors.
             previous: What this method returned for another kernel: this update begins after that
                 one. XLA would otherwise work on all kernels at the same time, and need memory for
                 the temporary arrays of all of them.
@@ -121,7 +122,7 @@ class KernelState:
             # XLA ignores control dependencies, so the arguments are computed with this zero.
             zero = next(zeros, 0)
             old = tf.convert_to_tensor(mask) & tf.equal(zero, 0)
-            new, values = updated(
+            new, values, restarted = updated(
                 self,
                 tf.convert_to_tensor(kernel),
                 old,
@@ -129,7 +130,8 @@ class KernelState:
                 tf.convert_to_tensor(step) + tf.cast(zero, step.dtype),
                 None if initial_std is None else tf.convert_to_tensor(initial_std),
             )
-            self.restart_slots(slots, self.sparse.replace((kernel, mask), new, values))
+            changed = self.sparse.replace((kernel, mask), new, values, restarted)
+            self.restart_slots(slots, changed)
             self.note_exploration(old, new, *explored)
             # XLA does not know that a sum of these numbers is never negative.
             return tf.minimum(selection.num_true(tf.reshape(new, [-1])[:1]), 0)

@@ -221,27 +221,37 @@ class ScheduledUpdates(SparseTraining):
         self.num_skipped_updates.assign_add(1)
 
     def _updated(self, sparse, kernel, mask, gradient, step, initial_std):
-        """The new mask of a kernel, and the first values of grown connections."""
+        """How a masked kernel changes.
+
+        Returns:
+            The new mask; the first values of grown connections; and the connections that stay
+            active, but restart with such a value, or `None`.
+        """
         with self._drawing(sparse, step) as seed:
             new_mask = self.new_mask(kernel, mask, gradient, step)
-        return new_mask, self._grown_values(kernel, mask, gradient, initial_std, seed)
+        return new_mask, self._grown_values(kernel, mask, gradient, initial_std, seed), None
 
     def _updated_places(self, sparse, tiled, step, initial_std):
         """How a CSR kernel changes.
 
         Returns:
-            The new places; the first values of grown connections; and for each place an index: of
-            this place among the old ones, if it was active, otherwise any.
+            The new places; the first values of grown connections; for each place an index: of this
+            place among the old ones, if it was active, otherwise any; and whether the connections
+            at these places restart, if they were active, or `None`.
 
         Here the kernel is made dense for a moment. This works for every algorithm.
         """
         kernel, mask, gradient = sparse.made_dense(tiled)
-        new_mask, values = self._updated(sparse, kernel, mask, gradient, step, initial_std)
+        new_mask, values, restarted = self._updated(
+            sparse, kernel, mask, gradient, step, initial_std
+        )
         places = tf.where(tf.reshape(new_mask, [-1]))[:, 0]
         values = tf.reshape(tf.broadcast_to(values, new_mask.shape), [-1])
         none_kept = tf.zeros_like(tiled.places, tf.bool)
         _, before = engine.replaced(tiled.places, none_kept, places)
-        return places, tf.gather(values, places), before
+        if restarted is not None:
+            restarted = tf.gather(tf.reshape(restarted, [-1]), places)
+        return places, tf.gather(values, places), before, restarted
 
     @contextlib.contextmanager
     def _drawing(self, sparse, step):

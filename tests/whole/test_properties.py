@@ -159,7 +159,9 @@ def test_the_three_worlds_agree(name):
 # Masked kernels and CSR.
 
 
-@pytest.mark.parametrize("name", ["RigL", "RigL explored", "RigLInverted", "SET", "StaticSparse"])
+@pytest.mark.parametrize(
+    "name", ["RigL", "RigL explored", "RigLInverted", "SET", "StaticSparse", "StaticReinit"]
+)
 def test_the_two_executions_agree(name):
     x, y = np.random.default_rng(1).normal(size=(2, 8, 6)).astype("float32")
     results = []
@@ -177,7 +179,7 @@ def test_the_two_executions_agree(name):
         assert executions_of(model) == [execution] * 2
         results.append((model, history, losses))
     want, masks, losses = results[0]
-    assert bool(moves_in(masks)) == (name != "StaticSparse")
+    assert bool(moves_in(masks)) == (ALGORITHMS[name].moves != "never")
     for model, history, others in results[1:]:
         assert not any(differ(*pair) for pair in zip(history, masks, strict=True))
         np.testing.assert_allclose(others, losses, rtol=1e-5)
@@ -272,7 +274,7 @@ def test_save_load_continue_is_uninterrupted(name, tmp_path):
     continued = train(loaded, loaded.optimizer, range(5, 7))
     assert not differ(continued[-1], history[-1])
     assert_same_state(state_of(loaded, loaded.optimizer), state_of(whole, optimizer))
-    assert bool(moves_in(continued)) == (name != "StaticSparse")
+    assert bool(moves_in(continued)) == (ALGORITHMS[name].moves != "never")
 
 
 @every_algorithm
