@@ -11,6 +11,7 @@ import rigl_tf
 METHODS = (
     "dense",
     "static",
+    "static_reinit",
     "snip",
     "grasp",
     "set",
@@ -23,6 +24,7 @@ METHODS = (
     "small_dense",
 )
 _DYNAMIC = {
+    "static_reinit": rigl_tf.StaticReinit,
     "set": rigl_tf.SET,
     "snfs": rigl_tf.SNFS,
     "snfs_redistributed": functools.partial(rigl_tf.SNFS, redistribute=True),
@@ -102,7 +104,7 @@ def wrap_optimizer(
 
     Masks change until `end_fraction` of `total_steps`. Pruning starts at 40 % of this time, as in
     the paper's runs on ImageNet. `sparsity` and `distribution` are only used by pruning and DNW,
-    `dynamic_arguments` only by SET, SNFS and RigL.
+    `dynamic_arguments` only by those that drop and grow.
     """
     check_method(method)
     if method in ("dense", "small_dense"):

@@ -14,6 +14,7 @@ _ORANGE, _RED, _PINK, _VIOLET = "#E69F00", "#D55E00", "#CC79A7", "#5D3A9B"
 _TABLE = {
     "dense": ("Dense", _BLACK, "", "--"),
     "static": ("Static", _BROWN, "v", "--"),
+    "static_reinit": ("Static, restarted", _BROWN, "<", ":"),
     "snip": ("SNIP", _SKY, "s", "-."),
     "grasp": ("GraSP", _BLUE, "P", ":"),
     "set": ("SET", _ORANGE, "^", "-"),

@@ -1,13 +1,14 @@
-"""Measures the effect of the settings of RigL, on MNIST.
+"""Measures the effect of the settings of RigL, SET and SNFS, on MNIST.
 
     python -m scripts.rigl.ablations --data_dir=DATA
 
-trains LeNet-300-100 at 98 % sparsity (ERK) by RigL with other update frequencies and drop
-fractions, other schedules of the drop fraction, other starting values of grown connections, and
-from lottery tickets: 78 runs of 10 epochs, about 20 s each on two cores. For the distribution of
-sparsity it trains LeNet-5 at 95 %: 27 runs of 5 epochs, 30 s each. Finished runs are rows of
-`results/ablations.csv` and are never repeated; the page and the plot beside it are made anew from
-all rows.
+trains LeNet-300-100 at 98 % sparsity (ERK) by RigL, SET and SNFS with other update frequencies and
+drop fractions; by RigL with other schedules of the drop fraction, other starting values of grown
+connections, and from lottery tickets; by SNFS with other momentums; and with masks that stay while
+their weakest weights restart: 180 runs of 10 epochs, about 25 s each on one core. For the
+distribution of sparsity it trains LeNet-5 at 95 %: 27 runs of 5 epochs, 30 s each. Finished runs
+are rows of `results/ablations.csv` and are never repeated; the page and the plot beside it are made
+anew from all rows.
 """
 
 import collections
@@ -21,7 +22,7 @@ from absl import app, flags
 
 import models
 import rigl_tf
-from scripts.common import claims, classifiers, experiments, methods, plots, tables, words
+from scripts.common import claims, classifiers, experiments, methods, plots, styles, tables, words
 from scripts.common.tables import with_spread
 from scripts.rigl import lenet
 
@@ -31,6 +32,7 @@ _SPARSITY = 0.98
 _END_FRACTION = 0.75
 _FREQUENCIES = (50, 100, 500, 1000)
 _DROP_FRACTIONS = (0.1, 0.3, 0.5)
+_MOMENTUMS = ("momentum 0", "momentum 0.5", "momentum 0.9", "momentum 0.99")
 _DISTRIBUTIONS = ("uniform", "erdos_renyi", "erk")
 _DISTRIBUTED = ("static", "set", "rigl")
 # Percentage points that are little: about what two seeds of such a training differ by.
@@ -81,6 +83,20 @@ _LOTTERY = {
 # Study: what it is about, its settings, epochs as a share of --epochs.
 STUDIES = {
     "update": ("update frequency and drop fraction", [name for name, _ in _grid()], 1.0),
+    **{
+        f"update_{method}": (
+            f"update frequency and drop fraction of {styles.label(method)}",
+            [name for name, _ in _grid()],
+            1.0,
+        )
+        for method in ("set", "snfs")
+    },
+    "momentum": ("momentum of SNFS", list(_MOMENTUMS), 1.0),
+    "restart": (
+        "other connections, or new weights for the weakest",
+        ["static", "static_reinit", "set", "rigl"],
+        1.0,
+    ),
     "schedule": (
         "schedule of the drop fraction",
         ["cosine", "constant", "inverse power 1", "inverse power 3", "learning rate"],
@@ -133,8 +149,8 @@ def _lenet(data, method, run):
     )
 
 
-def _plain(data, run, **arguments):
-    return _train(data, _lenet(data, "rigl", run), "rigl", run, run["epochs"], **arguments)
+def _plain(data, run, method="rigl", **arguments):
+    return _train(data, _lenet(data, method, run), method, run, run["epochs"], **arguments)
 
 
 def _from_ticket(data, run):
@@ -166,8 +182,13 @@ def _run(data, run):
     keras.utils.set_random_seed(run["seed"])
     keras.backend.clear_session()
     study, setting = run["study"], run["setting"]
-    if study == "update":
-        found = _plain(data, run, **dict(_grid())[setting])
+    if study.startswith("update"):
+        method = study.partition("_")[2] or "rigl"
+        found = _plain(data, run, method, **dict(_grid())[setting])
+    elif study == "momentum":
+        found = _plain(data, run, "snfs", gradient_momentum=float(setting.split()[1]))
+    elif study == "restart":
+        found = _plain(data, run, setting)
     elif study == "schedule":
         found = _plain(data, run, drop_fraction=setting)
     elif study == "grow_init":
@@ -183,13 +204,14 @@ def _report(rows, missing):
     """Writes the page and the plot; `missing` is `{study: number of runs still to be done}`."""
     values = tables.means(rows, "study", "setting", "accuracy")
     lines = [
-        "# MNIST: what the settings of RigL do",
+        "# MNIST: what the settings of RigL, SET and SNFS do",
         "",
         "Test accuracy in percent after the last epoch, mean ± standard deviation over seeds "
         f"{sorted({row['seed'] for row in rows})}. LeNet-300-100 at 98 % (ERK), {FLAGS.epochs} "
         "epochs, batch 100, SGD 0.1, Nesterov momentum 0.9, cosine decay, L2 1e-4; unless the "
-        "setting says otherwise, masks are updated every 100 steps until 75 % of training, drop "
-        f"fraction 0.3 (cosine), and grown connections start at zero. {words.L2}",
+        "setting says otherwise, it is RigL, masks are updated every 100 steps until 75 % of "
+        "training, drop fraction 0.3 (cosine), SNFS has a momentum of 0.9, and grown connections "
+        f"start at zero. {words.L2}",
     ]
     for study, (title, settings, share) in STUDIES.items():
         found = {s: values[study, s] for s in settings if (study, s) in values}
@@ -199,6 +221,8 @@ def _report(rows, missing):
         lines += ["", heading, "", *_table(study, found)]
         if share != 1:
             lines += ["", f"{round(share * FLAGS.epochs)} epochs."]
+        if study == "restart" and {"set", "static_reinit"} <= found.keys():
+            lines += ["", _what_moving_gains(rows)]
     lines += ["", *_claims(rows), "", f"![Accuracy by setting]({_NAME}.png)"]
     if missing:
         names = ", ".join(f"{study} ({count})" for study, count in missing.items())
@@ -243,6 +267,31 @@ def _thousand_is_not_bad(values):
     settings = _settings(values, "update", [*_every(1000), *_every(100)])
     seldom, often = (_best({name: settings[name] for name in _every(n)}) for n in (1000, 100))
     return _judge(settings, seldom, often, 2 * _LITTLE)
+
+
+def _is_best(study, mine):
+    def judge(values):
+        names = _MOMENTUMS if study == "momentum" else [name for name, _ in _grid()]
+        settings = _settings(values, study, names)
+        return _judge(settings, mine, _best({k: of for k, of in settings.items() if k != mine}))
+
+    return judge
+
+
+def _no_momentum_is_as_good(values):
+    settings = _settings(values, "momentum", ("momentum 0", "momentum 0.9"))
+    gains = claims.differences(settings, *settings)
+    return f"{claims.verdict(gains, _LITTLE)} (0 less 0.9: {claims.signed(gains)})"
+
+
+def _what_moving_gains(rows):
+    """What we claim ourselves, before the runs."""
+    settings = _settings(_by_setting(rows), "restart", ("set", "static_reinit"))
+    return (
+        "`static_reinit`: the masks stay, and at an update the weakest weights restart at zero. "
+        "Our claim, fixed before the runs: SET, which moves them to random places, is better: "
+        f"{_judge(settings, 'set', 'static_reinit')}."
+    )
 
 
 def _schedules_are_alike(values):
@@ -299,6 +348,16 @@ _CLAIMS = {
         _hundred_is_best
     ),
     "Every 1000 steps is worse by less than a point": _thousand_is_not_bad,
+    "SET is best with an update every 50 steps and a drop fraction of 0.1": (
+        _is_best("update_set", "every 50, 0.1")
+    ),
+    "SNFS is best with an update every 50 steps and a drop fraction of 0.1": (
+        _is_best("update_snfs", "every 50, 0.1")
+    ),
+    "SNFS is best with a momentum of 0.99": _is_best("momentum", "momentum 0.99"),
+    "SNFS with a momentum of 0 and of 0.9 differ by less than half a point": (
+        _no_momentum_is_as_good
+    ),
     "Cosine and inverse power schedules differ by less than half a point": _schedules_are_alike,
     "No start of grown connections is better than zero by half a point": _zero_is_best,
     "ERK is the best distribution for all methods": _erk_is_best,
@@ -316,16 +375,20 @@ _CLAIMS = {
 
 def judged(rows):
     """The paper's claims and what the rows say of them: `{claim: text}`."""
-    values = {}
-    for row in rows:
-        values.setdefault((row["study"], row["setting"]), {})[row["seed"]] = row["accuracy"]
-    found = {}
+    values, found = _by_setting(rows), {}
     for claim, judge in _CLAIMS.items():
         try:
             found[claim] = judge(values)
         except KeyError:
             found[claim] = claims.NOT_RUN
     return found
+
+
+def _by_setting(rows):
+    values = {}
+    for row in rows:
+        values.setdefault((row["study"], row["setting"]), {})[row["seed"]] = row["accuracy"]
+    return values
 
 
 def _claims(rows):
@@ -346,7 +409,7 @@ def _claims(rows):
 
 
 def _table(study, found):
-    if study == "update":
+    if study.startswith("update"):
         head = ["update every", *(f"drop {fraction:g}" for fraction in _DROP_FRACTIONS)]
         cells = [
             [
@@ -367,7 +430,7 @@ def _plot(values, path):
         axes.errorbar(mean, labels, xerr=deviation, fmt="o", capsize=3)
         axes.margins(y=0.02)
         axes.invert_yaxis()
-        axes.set(title="MNIST: settings of RigL", xlabel="test accuracy (%)")
+        axes.set(title="MNIST: settings of RigL, SET and SNFS", xlabel="test accuracy (%)")
         axes.grid(alpha=0.3)
 
 

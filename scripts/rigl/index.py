@@ -13,7 +13,7 @@ from absl import app, flags
 
 from scripts.common import claims, tables
 from scripts.common.rows import Rows
-from scripts.rigl import ablations, landscape, methods_page, methods_table
+from scripts.rigl import ablations, big_sparse, landscape, methods_page, methods_table
 
 FLAGS = flags.FLAGS
 BEGIN, END = "<!-- claims -->", "<!-- end of claims -->"
@@ -26,6 +26,7 @@ _PAPER = "Evci et al. 2020"
 _OF_OTHER_PAGES = (
     (ablations, "ablations", "appendix and table 3"),
     (landscape, "landscape", "section 4.3"),
+    (big_sparse, "big_sparse", "table of MobileNet-v1"),
 )
 _OTHERS = (
     (

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import gzip
 import itertools
+import re
 
 import keras
 import numpy as np
@@ -19,6 +20,7 @@ from models import resnet_cifar
 from scripts.common import datasets, experiments, methods, tables
 from scripts.rigl import (
     ablations,
+    big_sparse,
     compression,
     input_pixels,
     landscape,
@@ -318,6 +320,34 @@ def test_structures(data_dir, tmp_path, monkeypatch):
         run(structures, *arguments, "--structures=Rows")
 
 
+def test_big_sparse(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(big_sparse, "WIDTHS", {0.1: (1, 2)})
+    monkeypatch.setattr(big_sparse, "_UPDATE_FREQUENCY", 1)
+    arguments = [f"--data_dir={data_dir}", f"--output_dir={tmp_path}", "--seeds=0,1"]
+    run(big_sparse, *arguments, "--epochs=3")
+    rows = rows_of(tmp_path / "big_sparse.csv")
+    assert [row["times"] for row in rows] == ["1", "2"] * 2
+    assert all(abs(int(row["weights"]) - 23_920) <= 3 for row in rows)
+    page = (tmp_path / "big_sparse.md").read_text()
+    assert "| 30-10, dense | 0.0 % | 23,920 | 47.8 |" in page
+    assert "| 60-20, RigL | 50.6 % |" in page
+    assert re.search(r"2 times as wide, is better than the dense 30-10 \| \w+ \([+-]", page)
+    assert (tmp_path / "big_sparse.png").stat().st_size > 1000
+
+
+def test_the_claims_of_big_sparse():
+    gains = {1: [98.0, 98.1, 98.2], 2: [98.0, 98.0, 98.1], 4: [98.4, 98.5, 98.7]}
+    rows = [
+        {"width": 1.0, "times": times, "seed": seed, "accuracy": accuracy}
+        for times, accuracies in gains.items()
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    found = big_sparse.judged(rows)
+    claim = "Big-Sparse, 4 times as wide, is better than the dense 300-100"
+    assert found[claim] == "confirmed (+0.43 ± 0.14)"
+    assert list(found.values())[1] == "not run"
+
+
 def test_which_of_the_published_numbers_are_hit():
     rows = [
         {
@@ -414,6 +444,10 @@ def test_ablations(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "wrap_optimizer", updating_every(2))
     chosen = {
         "update": ["every 50, 0.5"],
+        "update_set": ["every 50, 0.5"],
+        "update_snfs": [],
+        "momentum": ["momentum 0.99"],
+        "restart": ["static_reinit", "set"],
         "schedule": ["learning rate"],
         "grow_init": ["random normal"],
         "lottery": ["lottery masks and weights, RigL"],
@@ -435,6 +469,10 @@ def test_ablations(data_dir, tmp_path, monkeypatch):
     rows = rows_of(tmp_path / "ablations.csv")
     assert [row["study"] for row in rows] == [
         "update",
+        "update_set",
+        "momentum",
+        "restart",
+        "restart",
         "schedule",
         "schedule",
         "grow_init",
@@ -444,7 +482,10 @@ def test_ablations(data_dir, tmp_path, monkeypatch):
     assert rows[-1]["epochs"] == "2"
     page = (tmp_path / "ablations.md").read_text()
     assert f"| 50 | – | – | {float(rows[0]['accuracy']):.2f} |" in page
-    assert f"| random normal | {float(rows[3]['accuracy']):.2f} |" in page
+    assert f"| random normal | {float(rows[7]['accuracy']):.2f} |" in page
+    assert f"| momentum 0.99 | {float(rows[2]['accuracy']):.2f} |" in page
+    assert "is better: undecided (set less static_reinit: " in page
+    assert "Runs that are still to be done" not in page
 
 
 def test_a_lottery_ticket_starts_at_its_first_weights(experiment_flags, monkeypatch):
