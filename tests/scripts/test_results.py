@@ -39,7 +39,6 @@ def test_every_plot_is_small():
 
 # Tables whose rows are of several revisions, or of none: they are still to be made anew.
 _OF_OLDER_CODE = {
-    "ablations",
     "cifar10_resnet20",
     "compression",
     "lottery_connectivity",
