@@ -84,9 +84,9 @@ def run_all(rows, wanted, do, seconds):
         do: Function that gets a run and returns the other columns of its row.
         seconds: Function that gets a run and returns what it takes on two cores, about.
     """
-    todo = [] if FLAGS.only_report else [run for run in wanted if run not in rows]
+    # A part of all runs, finished or not: so it is the same whenever a process starts.
     part, num_parts = map(int, FLAGS.part.split("/"))
-    todo = todo[part::num_parts]
+    todo = [run for run in wanted[part::num_parts] if run not in rows and not FLAGS.only_report]
     # Of now: what is imported stays, whatever is changed or committed during the runs.
     made_by = {"revision": f"git-{provenance.git_revision()}", "code": provenance.code()}
     if todo and not FLAGS.allow_dirty:

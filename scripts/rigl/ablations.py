@@ -209,6 +209,8 @@ def _run(data, run):
 def _report(rows, missing):
     """Writes the page and the plot; `missing` is `{study: number of runs still to be done}`."""
     values = tables.means(rows, "study", "setting", "accuracy")
+    order = [(study, each) for study, (_, settings, _) in STUDIES.items() for each in settings]
+    values = {key: values[key] for key in order if key in values}
     lines = [
         "# MNIST: what the settings of RigL, SET and SNFS do",
         "",
