@@ -48,8 +48,8 @@ class Geometry(NamedTuple):
 def convolve(x, values, structure, outputs, geometry):
     """Convolves images with a sparse kernel.
 
-    It can be differentiated once, with respect to `x` and `values`. The gradient of the values is
-    computed only at their places.
+    It can be differentiated, also several times, with respect to `x` and `values`. The gradient of
+    the values is computed only at their places.
 
     Args:
         x: float32 tensor of shape `[batch, *pixels, channels]`; batch and pixels may be unknown.
@@ -84,22 +84,27 @@ def convolve(x, values, structure, outputs, geometry):
 
 @tf.RegisterGradient("RiglConv")
 def _gradient_of_conv(operation, dy):
-    x, values, row_splits, columns, *_ = operation.inputs
-    # A tape says which gradients are not needed, such as that of the data in the first layer.
-    unwanted = getattr(operation, "skip_input_indices", None) or ()
-    dx, dvalues = engine.native().rigl_conv_grad(
-        x=x,
-        dy=dy,
-        values=values,
-        row_splits=row_splits,
-        columns=columns,
-        **{
-            name: operation.get_attr(name)
-            for name in ("kernel_size", "strides", "dilations", "padding")
-        },
-        input_gradient=0 not in unwanted,
+    backward = engine.native().rigl_conv_grad
+    return engine.gradients_of_product(backward, operation, dy, **_movement(operation))
+
+
+@tf.RegisterGradient("RiglConvGrad")
+def _gradient_of_conv_grad(operation, of_dx, of_dvalues):
+    operations = engine.native()
+    return engine.gradients_of_gradient(
+        operations.rigl_conv,
+        operations.rigl_conv_grad,
+        operation,
+        of_dx,
+        of_dvalues,
+        **_movement(operation),
     )
-    return [None if 0 in unwanted else dx, dvalues, *[None] * 5]
+
+
+def _movement(operation):
+    """The attributes of a convolution that say how it moves over the images."""
+    names = ("kernel_size", "strides", "dilations", "padding")
+    return {name: operation.get_attr(name) for name in names}
 
 
 def _patches(x, geometry):

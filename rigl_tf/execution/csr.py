@@ -178,7 +178,21 @@ class CSRStorage(keras.layers.Layer):
 
     def assign(self, weights):
         """Sets the active values to those of a dense kernel."""
-        self.constraint.assign(weights)
+        if np.shape(weights) != self.shape:
+            raise ValueError(
+                f"The weights of {self.dense_path!r} must have its shape {self.shape}. "
+                f"Received: shape={np.shape(weights)}"
+            )
+        flat = tf.reshape(tf.convert_to_tensor(weights, self.values.dtype), [-1])
+        return self.values.assign(tf.gather(flat, self.places()))
+
+    def assign_add(self, change):
+        """Adds the entries of a dense tensor, of any shape that can be broadcast, to the values."""
+        return self.assign(self.dense() + tf.convert_to_tensor(change, self.values.dtype))
+
+    def assign_sub(self, change):
+        """As `assign_add`, with the opposite sign."""
+        return self.assign_add(-tf.convert_to_tensor(change, self.values.dtype))
 
     def load_dense(self, weights):
         """Sets the active values from a dense kernel in a file, which has no CSR data."""
@@ -292,8 +306,11 @@ def matmul(storage, inputs):
         such a product.
     """
     x, values, dtype = _operands(inputs, storage)
-    y = engine.matmul(x, values, storage.structure(), storage.matrix_shape)
-    return tf.cast(_collected(storage, x, y, lambda *rows: rows), dtype)
+
+    def product(x):
+        return engine.matmul(x, values, storage.structure(), storage.matrix_shape)
+
+    return tf.cast(_collected(storage, x, product, lambda *rows: rows), dtype)
 
 
 def convolve(storage, inputs, geometry):
@@ -310,9 +327,12 @@ def convolve(storage, inputs, geometry):
     """
     x, values, dtype = _operands(inputs, storage)
     outputs = storage.matrix_shape[1]
-    y = convolutions.convolve(x, values, storage.structure(), outputs, geometry)
+
+    def product(x):
+        return convolutions.convolve(x, values, storage.structure(), outputs, geometry)
+
     as_rows = functools.partial(convolutions.rows, geometry=geometry)
-    return tf.cast(_collected(storage, x, y, as_rows), dtype)
+    return tf.cast(_collected(storage, x, product, as_rows), dtype)
 
 
 def _operands(inputs, storage):
@@ -322,48 +342,95 @@ def _operands(inputs, storage):
     return tf.cast(inputs, tf.float32), tf.cast(values, tf.float32), dtype
 
 
-def _collected(storage, x, y, as_rows):
-    """Returns `y`; its backward pass adds rows to the stash of a kernel, if `collect` is true.
+def _collected(storage, x, product, as_rows):
+    """Returns `product(x)`; backward passes add rows to a kernel's stash, if `collect` is true.
 
-    `as_rows` converts `x` and the gradient of `y` to matrices.
+    `as_rows` converts `x` and a gradient of the product to matrices.
+    """
+    keep = _keeper(storage)
+    if keep is None:
+        return product(x)
+    use = _Use(keep, as_rows)
+    return use.end(product(use.begin(x)))
+
+
+class _Use:
+    """A product with a kernel, or with the transposed one, whose backward pass stores its rows.
+
+    The backward pass of a product is a product with the transposed kernel, and the other way round.
+    So a second derivative, such as that of a penalty on a gradient, trains a kernel through
+    products that were made in a backward pass. Each of these is a use, too.
+
+    Args:
+        keep: What `_keeper` returns.
+        as_rows: Function that converts an input of the kernel, and a gradient of its output, to
+            matrices.
+        is_transposed: Whether the kernel is transposed. Then its output is what the product gets.
     """
 
-    keep = _keeper(storage)
+    def __init__(self, keep, as_rows, is_transposed=False):
+        self._keep = keep
+        self._as_rows = as_rows
+        self._is_transposed = is_transposed
+        self._backward_pass = None
+
+    def begin(self, tensor):
+        """Passes on what is multiplied."""
+        self._multiplied = tensor
+        return _passed_on(tensor, self._leave)
+
+    def end(self, product):
+        """Passes on the product."""
+        return _passed_on(product, self._back)
+
+    def _back(self, gradient):
+        pair = (self._multiplied, gradient)
+        rows = functools.partial(self._as_rows, *(reversed(pair) if self._is_transposed else pair))
+        self._backward_pass = _Use(self._keep, self._as_rows, not self._is_transposed)
+        return self._backward_pass.begin(self._keep(gradient, rows))
+
+    def _leave(self, gradient):
+        # It is called after `_back`, if the gradient comes from the product. It may also come from
+        # the gradient of the values alone.
+        backward_pass, self._backward_pass = self._backward_pass, None
+        return gradient if backward_pass is None else backward_pass.end(gradient)
+
+
+def _passed_on(tensor, gradient):
+    """Returns a tensor; `gradient` is called with its gradient, and returns it."""
 
     @tf.custom_gradient
-    def pass_on(x, y):
-        return tf.identity(y), lambda dy: (None, keep(dy, lambda: as_rows(x, dy)))
+    def pass_on(tensor):
+        return tf.identity(tensor), gradient
 
-    return pass_on(tf.stop_gradient(x), y)
+    return pass_on(tensor)
 
 
 def _collected_dense(storage, dense):
     """As `_collected`, for a kernel that was made dense: its rows are the identity."""
-
     keep = _keeper(storage)
+    if keep is None:
+        return dense
 
-    @tf.custom_gradient
-    def pass_on(dense):
-        def rows(gradient):
-            gradient = tf.reshape(tf.cast(gradient, tf.float32), storage.matrix_shape)
-            return tf.eye(storage.matrix_shape[0]), gradient
+    def rows(gradient):
+        gradient = tf.reshape(tf.cast(gradient, tf.float32), storage.matrix_shape)
+        return tf.eye(storage.matrix_shape[0]), gradient
 
-        return tf.identity(dense), lambda dy: keep(dy, lambda: rows(dy))
-
-    return pass_on(dense)
+    return _passed_on(dense, lambda gradient: keep(gradient, lambda: rows(gradient)))
 
 
 def _keeper(storage):
     """A function for the backward pass, which is made in the forward pass.
 
-    It returns a gradient, and adds the matrices of `rows` to the stash if `collect` is true.
+    It returns a gradient, and adds the matrices of `rows` to the stash if `collect` is true. It is
+    `None` if it would do nothing.
     """
+    if tf.executing_eagerly() and not storage.collect.numpy():
+        return None
     loop = _loop_of(_graphs())
-    # So in eager mode a backward pass has no condition, which `tape.jacobian` cannot vectorize.
-    is_quiet = tf.executing_eagerly() and not storage.collect.numpy()
 
     def keep(gradient, rows):
-        if is_quiet:
+        if _is_vectorized():
             return gradient
         if _is_written_to_a_file():
             raise ValueError(
@@ -401,6 +468,12 @@ def _loop_of(graphs):
     """The graph of the body of the innermost `tf.while_loop`, or `None`."""
     bodies = [each for each in graphs if "while_body" in str(getattr(each, "name", ""))]
     return bodies[0] if bodies else None
+
+
+def _is_vectorized():
+    """Whether this is traced by `tape.jacobian`, for all outputs at once."""
+    scope = tf.compat.v1.get_default_graph().get_name_scope()
+    return "loop_body" in scope.split("/")
 
 
 def _is_written_to_a_file():
@@ -453,14 +526,8 @@ class CSRKernel(masks.SparseKernel):
         return self.storage.numpy()
 
     def assign(self, weights):
-        if np.shape(weights) != self.shape:
-            raise ValueError(
-                f"The weights of {self.path!r} must have its shape {self.shape}. "
-                f"Received: shape={np.shape(weights)}"
-            )
         with tf.init_scope():
-            flat = tf.reshape(tf.convert_to_tensor(weights), [-1])
-            self.variable.assign(tf.gather(flat, self.storage.places()))
+            self.storage.assign(weights)
 
     def set_mask(self, mask):
         places = np.flatnonzero(mask)

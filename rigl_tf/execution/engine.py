@@ -116,9 +116,9 @@ def structure(places, shape):
 def matmul(x, values, structure, shape):
     """Multiplies a batch with a sparse kernel: `x @ kernel`.
 
-    It can be differentiated once, with respect to `x` and `values`. The gradient of the values is
-    computed only at their places. Sums are computed in float32 and do not depend on the number of
-    threads.
+    It can be differentiated, also several times, with respect to `x` and `values`. The gradient of
+    the values is computed only at their places. Sums are computed in float32 and do not depend on
+    the number of threads.
 
     Args:
         x: Floating-point tensor, `[batch, inputs]`; the batch size may be unknown or 0.
@@ -187,9 +187,7 @@ def gradient_of_values(x, dy, structure, shape):
     values = tf.zeros(tf.shape(structure.columns))
     operations = native()
     if operations is not None:
-        _, gradient = operations.rigl_matmul_grad(
-            x, dy, values, structure.row_splits, structure.columns, input_gradient=False
-        )
+        _, gradient = operations.rigl_matmul_grad(x, dy, values, *structure, input_gradient=False)
         return gradient
     with tf.GradientTape() as tape:
         tape.watch(values)
@@ -303,26 +301,59 @@ def _matmul(x, values, *structure):
 
 @tf.RegisterGradient("RiglMatmul")
 def _gradient_of_matmul(operation, dy):
-    x, values, row_splits, columns, *_ = operation.inputs
-    # A tape says which gradients are not needed, such as that of the data in the first layer.
-    unwanted = getattr(operation, "skip_input_indices", None) or ()
-    dx, dvalues = native().rigl_matmul_grad(
-        x=x,
-        dy=dy,
-        values=values,
-        row_splits=row_splits,
-        columns=columns,
-        input_gradient=0 not in unwanted,
-    )
-    return [None if 0 in unwanted else dx, dvalues, *[None] * 5]
+    return gradients_of_product(native().rigl_matmul_grad, operation, dy)
 
 
 @tf.RegisterGradient("RiglMatmulGrad")
-def _gradient_of_gradient(operation, *gradients):
-    raise NotImplementedError(
-        "Products with CSR kernels have no second derivatives, and none in forward mode: use "
-        "`rigl_tf.with_execution(model, 'masked')` first."
+def _gradient_of_matmul_grad(operation, of_dx, of_dvalues):
+    operations = native()
+    return gradients_of_gradient(
+        operations.rigl_matmul, operations.rigl_matmul_grad, operation, of_dx, of_dvalues
     )
+
+
+def gradients_of_product(backward, operation, dy, **attributes):
+    """The gradients of the inputs of a product: a matrix product or a convolution.
+
+    Args:
+        backward: The operation that computes them.
+        operation: The product.
+        dy: The gradient of its result.
+        attributes: Those of both operations.
+    """
+    x, values, *structure = operation.inputs
+    wanted = _is_wanted(operation, 0)
+    dx, dvalues = backward(x, dy, values, *structure, input_gradient=wanted, **attributes)
+    return [dx if wanted else None, dvalues, *[None] * len(structure)]
+
+
+def gradients_of_gradient(forward, backward, operation, of_dx, of_dvalues, **attributes):
+    """The gradients of the inputs of the operation `backward`.
+
+    A product is linear in `x` and in the values, so these gradients are products again.
+
+    Args:
+        forward: The operation that computes the product.
+        backward: The operation that computes its gradients.
+        operation: One of the latter.
+        of_dx: The gradient of its first result.
+        of_dvalues: The gradient of its second result.
+        attributes: Those of all these operations.
+    """
+    x, dy, values, *structure = operation.inputs
+    to_x = to_values = None
+    if _is_wanted(operation, 0):
+        to_x, _ = backward(x, dy, of_dvalues, *structure, input_gradient=True, **attributes)
+    to_dy = forward(x, of_dvalues, *structure, **attributes)
+    if operation.get_attr("input_gradient"):
+        _, to_values = backward(of_dx, dy, values, *structure, input_gradient=False, **attributes)
+        to_dy += forward(of_dx, values, *structure, **attributes)
+    return [to_x, to_dy, to_values, *[None] * len(structure)]
+
+
+def _is_wanted(operation, index):
+    """Whether the gradient of an input is needed; that of the data in the first layer is not."""
+    return index not in (getattr(operation, "skip_input_indices", None) or ())
 
 
 @tf.custom_gradient

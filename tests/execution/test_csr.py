@@ -471,6 +471,43 @@ def test_updates_see_the_gradient_that_is_applied(model, policy):
     assert_same_model(*models, tolerance=1e-4 if policy == "float32" else 1e-2)
 
 
+class Penalized(keras.Model):
+    """Its loss has the gradients of its outputs, by the inputs, and the gradients of these."""
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            with tf.GradientTape() as second:
+                second.watch(x)
+                with tf.GradientTape() as first:
+                    first.watch(x)
+                    outputs = self(x)
+                slope = first.gradient(outputs, x)
+            curvature = second.gradient(slope, x)
+            penalty = tf.reduce_mean((tf.norm(slope, axis=-1) - 1) ** 2)
+            loss = tf.reduce_mean((outputs - y) ** 2) + penalty + tf.reduce_mean(curvature**2)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        return {"loss": loss}
+
+
+def with_penalties():
+    inputs = keras.Input((6,))
+    x = layers.Dense(8, "tanh")(layers.Reshape((3, 2))(inputs))
+    x = layers.Flatten()(layers.Conv1D(4, 2, activation="tanh")(x))
+    return Penalized(inputs, layers.Dense(3)(x))
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_updates_see_higher_derivatives(in_graph):
+    """As those of a penalty on gradients, or of a differential equation."""
+    tf.config.run_functions_eagerly(not in_graph)
+    models = [make(execution, by_gradients, with_penalties) for execution in ("masked", "csr")]
+    np.testing.assert_allclose(*map(fit, models), rtol=1e-4)
+    assert executions_of(models[1]) == ["csr"] * 3
+    assert_same_model(*models, tolerance=1e-4)
+
+
 def test_updates_do_not_see_what_other_losses_give():
     """As that of a generator, which is trained through a discriminator."""
     models = []

@@ -82,7 +82,6 @@ def normal(shape):
 def test_products(operations, kernel, batch, wrong_inputs, wrong_outputs):
     (inputs, outputs), values, structure = kernel
     x = normal((batch, max(0, inputs + wrong_inputs * (batch % 3 == 0))))
-    by_inputs = {name: structure[name] for name in ("row_splits", "columns")}
     found = result(operations.rigl_matmul, x=x, values=values, **structure)
     if found is not None:
         y = np.zeros((batch, len(structure["column_splits"]) - 1))
@@ -91,13 +90,13 @@ def test_products(operations, kernel, batch, wrong_inputs, wrong_outputs):
                 y[:, o] += x[:, structure["rows"][j]] * values[structure["order"][j]]
         np.testing.assert_allclose(found[0], y, rtol=1e-4, atol=1e-4)
     dy = normal((batch, max(0, outputs + wrong_outputs * (batch % 3 == 1))))
-    found = result(operations.rigl_matmul_grad, x=x, dy=dy, values=values, **by_inputs)
+    found = result(operations.rigl_matmul_grad, x=x, dy=dy, values=values, **structure)
     if found is not None:
         dx, dvalues = np.zeros(x.shape), np.zeros(values.shape)
         for c in range(x.shape[1]):
-            for i in range(*by_inputs["row_splits"][c : c + 2]):
-                dx[:, c] += dy[:, by_inputs["columns"][i]] * values[i]
-                dvalues[i] = x[:, c] @ dy[:, by_inputs["columns"][i]]
+            for i in range(*structure["row_splits"][c : c + 2]):
+                dx[:, c] += dy[:, structure["columns"][i]] * values[i]
+                dvalues[i] = x[:, c] @ dy[:, structure["columns"][i]]
         np.testing.assert_allclose(found[0], dx, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(found[1], dvalues, rtol=1e-4, atol=1e-4)
 
@@ -163,8 +162,7 @@ def test_convolutions(operations, data):
     found = result(operations.rigl_conv, x=x, values=values, **structure, **attributes)
     size = (1, 1, 1) if found is None else found[0].shape[1:4]
     dy = normal((len(x), *size, max(0, outputs - (draw(st.integers(0, 9)) == 0))))
-    by_inputs = {name: structure[name] for name in ("row_splits", "columns")}
-    both = result(operations.rigl_conv_grad, x=x, dy=dy, values=values, **by_inputs, **attributes)
+    both = result(operations.rigl_conv_grad, x=x, dy=dy, values=values, **structure, **attributes)
     if both is not None:
         assert [each.shape for each in both] == [x.shape, values.shape]
         assert all(np.isfinite(each).all() for each in both)

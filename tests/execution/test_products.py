@@ -193,26 +193,64 @@ def test_regularizers_of_each_weight(regularizer):
     assert losses[0] == pytest.approx(losses[1])
 
 
-# What nobody can compute.
+# Derivatives of derivatives.
 
 
-def test_second_derivatives_are_refused_or_there():
+def derivative(model, x, order):
+    """The gradient, by the inputs, of the sum of the outputs; of its sum; and so on."""
+    if order == 0:
+        return model(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = derivative(model, x, order - 1)
+    return tape.gradient(y, x)
+
+
+def conv_net():
+    conv = layers.Conv2D(4, 3, strides=2, padding="same", activation="tanh")
+    last = layers.Conv2D(3, 2, dilation_rate=2, activation="sigmoid")
+    return sequential((5, 5, 2), layers.Conv2D(3, 1, activation="tanh"), conv, last)
+
+
+def dense_net():
+    return sequential((6,), layers.Dense(8, "tanh"), layers.Dense(4, "tanh"))
+
+
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("make", [dense_net, conv_net])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_higher_derivatives(make, order):
+    if order > 1 and not engine.is_native():
+        return  # Each order of TensorFlow's own operations takes a loop in each loop.
+    results = []
+    for execution in ("masked", "csr"):
+        keras.utils.set_random_seed(0)
+        model = half(make(), execution=execution)
+        x = tf.constant(numbers((3, *model.input_shape[1:])))
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(derivative(model, x, order) ** 2)
+        gradients = tape.gradient(loss, [each.value for each in model.trainable_variables])
+        if execution == "masked":
+            kernels = [masks.kernel_of(each) for each in model.trainable_variables]
+            gradients = [
+                each if kernel is None else tf.boolean_mask(each, kernel.mask)
+                for each, kernel in zip(gradients, kernels, strict=True)
+            ]
+        results.append([loss, *(each for each in gradients if each is not None)])
+    assert set(executions_of(model)) == {"csr"}
+    for want, got in zip(*results, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("either")
+def test_forward_mode():
     layer = rigl_tf.SparseWrapper(layers.Dense(4), 0.5, execution="csr")
-    x = tf.constant(numbers((3, 6)))
-    with tf.GradientTape() as outer:
-        outer.watch(x)
-        with tf.GradientTape() as inner:
-            inner.watch(x)
-            y = tf.reduce_sum(layer(x) ** 2)
-        gradient = tf.reduce_sum(inner.gradient(y, x) ** 2)
-    if engine.is_native():
-        with pytest.raises(NotImplementedError, match="have no second derivatives"):
-            outer.gradient(gradient, x)
-        return
-    # TensorFlow's own operations have them: twice the kernel times its transpose, and so again.
-    square = layer.layer.kernel.numpy() @ layer.layer.kernel.numpy().T
-    expected = 8 * x.numpy() @ square @ square
-    np.testing.assert_allclose(outer.gradient(gradient, x), expected, rtol=1e-4)
+    x, direction = tf.constant(numbers((3, 6))), tf.constant(numbers((3, 6), seed=1))
+    layer.build(x.shape)
+    with tf.autodiff.ForwardAccumulator(x, direction) as forward:
+        y = layer(x)
+    expected = direction.numpy() @ layer.layer.kernel.numpy()
+    np.testing.assert_allclose(forward.jvp(y), expected, rtol=1e-4, atol=1e-6)
 
 
 # What layers get.
@@ -254,16 +292,40 @@ def test_a_kernel_computes_as_a_tensor():
     assert kernel in {kernel: dense}
 
 
-def test_jacobians():
+@pytest.mark.parametrize("wrap", [lambda function: function, tf.function], ids=["eager", "graph"])
+def test_a_kernel_is_assigned_as_a_variable(wrap):
+    layer = rigl_tf.SparseWrapper(layers.Dense(4), 0.5, execution="csr")
+    layer.build((None, 6))
+    kernel = layer.layer.kernel
+    before, other = kernel.numpy(), numbers((6, 4), seed=1)
+    is_active = before != 0
+    wrap(kernel.assign_add)(tf.constant(other))
+    np.testing.assert_allclose(kernel.numpy(), (before + other) * is_active, atol=1e-6)
+    wrap(kernel.assign_sub)(tf.constant(2.0))
+    np.testing.assert_allclose(kernel.numpy(), (before + other - 2) * is_active, atol=1e-6)
+    wrap(kernel.assign)(tf.constant(other))
+    np.testing.assert_allclose(kernel.numpy(), other * is_active, atol=1e-6)
+    with pytest.raises(ValueError, match=r"must have its shape \(6, 4\). Received: shape=\(4, 6"):
+        kernel.assign(other.T)
+
+
+@pytest.mark.parametrize("collect", [False, True])
+@pytest.mark.parametrize("wrap", [lambda function: function, tf.function], ids=["eager", "graph"])
+def test_jacobians(wrap, collect):
     x = tf.constant(numbers((3, 6)))
     layer = rigl_tf.SparseWrapper(layers.Dense(4, "tanh"), 0.5, execution="csr")
-    with tf.GradientTape(persistent=True) as tape:
-        tape.watch(x)
-        y = layer(x)
-    dense = layer.layer.kernel.numpy()
-    expected = (1 - y.numpy() ** 2)[:, np.newaxis] * dense
-    jacobian = tape.batch_jacobian(y, x)
-    np.testing.assert_allclose(jacobian, expected.transpose(0, 2, 1), rtol=1e-4, atol=1e-6)
+    y = layer(x).numpy()
+    layer.layer.kernel.collect.assign(collect)  # as in the step of a mask update
+
+    @wrap
+    def jacobian():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+        return tape.batch_jacobian(y, x)
+
+    expected = (1 - y**2)[:, np.newaxis] * layer.layer.kernel.numpy()
+    np.testing.assert_allclose(jacobian(), expected.transpose(0, 2, 1), rtol=1e-4, atol=1e-6)
 
 
 def test_lora_is_refused():
