@@ -342,13 +342,23 @@ def gradients_of_gradient(forward, backward, operation, of_dx, of_dvalues, **att
     """
     x, dy, values, *structure = operation.inputs
     to_x = to_values = None
-    if _is_wanted(operation, 0):
-        to_x, _ = backward(x, dy, of_dvalues, *structure, input_gradient=True, **attributes)
-    to_dy = forward(x, of_dvalues, *structure, **attributes)
-    if operation.get_attr("input_gradient"):
+    to_dy = []
+    if not _is_zero(of_dvalues):
+        if _is_wanted(operation, 0):
+            to_x, _ = backward(x, dy, of_dvalues, *structure, input_gradient=True, **attributes)
+        to_dy.append(forward(x, of_dvalues, *structure, **attributes))
+    if operation.get_attr("input_gradient") and not _is_zero(of_dx):
         _, to_values = backward(of_dx, dy, values, *structure, input_gradient=False, **attributes)
-        to_dy += forward(of_dx, values, *structure, **attributes)
+        to_dy.append(forward(of_dx, values, *structure, **attributes))
+    to_dy = tf.add_n(to_dy) if to_dy else None
     return [to_x, to_dy, to_values, *[None] * len(structure)]
+
+
+def _is_zero(gradient):
+    """Whether a gradient is known to be zero, as that of a result that is not used in a graph."""
+    if tf.executing_eagerly() or gradient.op.type != "Fill":
+        return False
+    return tf.get_static_value(gradient.op.inputs[1]) == 0
 
 
 def _is_wanted(operation, index):
