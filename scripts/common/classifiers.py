@@ -133,17 +133,17 @@ _compiled = weakref.WeakKeyDictionary()
 
 
 def compile_classifier(model, optimizer, jit_compile, steps_per_execution):
-    """Compiles a model. If it is compiled in this way already, only its SGD is reset.
+    """Compiles a model. If it is compiled in this way already, only its optimizer is reset.
 
     This saves time: to compile a training step with XLA takes longer than some epochs of a small
     network.
     """
-    is_sgd = type(optimizer) is keras.optimizers.SGD
-    config = {**optimizer.get_config(), "name": None} if is_sgd else id(optimizer)
+    is_plain = type(optimizer) in (keras.optimizers.SGD, keras.optimizers.Adam)
+    config = {**optimizer.get_config(), "name": None} if is_plain else id(optimizer)
     # A penalty that was added later is not in the compiled step.
     regularizers = [weight.regularizer for weight in model.trainable_weights]
-    how = (config, jit_compile, steps_per_execution, regularizers)
-    if is_sgd and _compiled.get(model) == how:
+    how = (type(optimizer), config, jit_compile, steps_per_execution, regularizers)
+    if is_plain and _compiled.get(model) == how:
         optimizer.build(model.trainable_variables)
         for variable, new in zip(model.optimizer.variables, optimizer.variables, strict=True):
             variable.assign(new)

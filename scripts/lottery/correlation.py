@@ -105,12 +105,14 @@ def run(run):
     def train(model, asked):
         name = asked.name
         if name not in ("dense", FINE_TUNED):
-            optimizer = networks.sgd(case, rate, epochs=1)
+            optimizer = networks.optimizer_of(case, rate, epochs=1)
             return networks.train(case, model, seed, optimizer, epochs=1)
         keep = functools.partial(_keep, model, weights, rewind_epoch)
         callback = keras.callbacks.LambdaCallback(on_epoch_begin=keep)
         callbacks = [callback] if name == "dense" else []
-        accuracy = networks.train(case, model, seed, networks.sgd(case, rate), callbacks=callbacks)
+        accuracy = networks.train(
+            case, model, seed, networks.optimizer_of(case, rate), callbacks=callbacks
+        )
         kernels[name] = analysis.get_kernels(model)
         return accuracy
 
@@ -151,7 +153,7 @@ def _keep(model, weights, rewind_epoch, epoch, logs=None):
 
 
 def _train_ticket(case, model, seed, rate, first_epoch):
-    optimizer = networks.sgd(case, rate)
+    optimizer = networks.optimizer_of(case, rate)
     optimizer.iterations.assign(first_epoch * networks.total_steps(case, 1))
     return networks.train(case, model, seed, optimizer, first_epoch=first_epoch)
 

@@ -142,7 +142,7 @@ def _train(case, model, method, seed, watch=True, start=0):
     total, plan = networks.total_steps(case), plan_of(case)
     frequency = max(1, total // _NUM_INTERVALS)
     data = networks.data_of(case)
-    optimizer = networks.sgd(case)
+    optimizer = networks.optimizer_of(case)
     optimizer.iterations.assign(start)
     optimizer = methods.wrap_optimizer(
         method, optimizer, total, plan.sparsity, update_frequency=frequency, seed=seed

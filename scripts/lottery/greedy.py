@@ -113,7 +113,7 @@ def run(run):
     small = lottery.keep_units(model, {place.layer: selection})
     logits = small.predict(data.x_test, batch_size=1000, verbose=0)
     epochs = _fine_tuning_epochs(case)
-    optimizer = networks.sgd(case, 0.1 * case.learning_rate, epochs)
+    optimizer = networks.optimizer_of(case, 0.1 * case.learning_rate, epochs)
     fine_tuned = networks.train(case, small, run["seed"], optimizer, epochs=epochs)
     shares = np.zeros(measure.num_units)
     shares[selection.units] = selection.weights

@@ -22,11 +22,14 @@ class Case:
         network: Name of a builder of `models`.
         dataset: Name of a data set.
         batch_size: Integer.
-        learning_rate: Float, for SGD with momentum 0.9; it falls to 0 along a cosine.
+        learning_rate: Float, for SGD with momentum 0.9; it falls to 0 along a cosine. That of Adam
+            is constant.
         seconds: Float, the approximate time of an epoch on one core.
         share: Float, multiplies `--epochs`.
         l2: Float, adds `l2 * sum(kernel ** 2)` to the loss.
         num_seeds: Integer. Only seeds below this number are run.
+        adam: Boolean, whether the optimizer is Adam.
+        initializer: Name of the initializer of the kernels, or `None` for that of the network.
     """
 
     network: str
@@ -37,23 +40,31 @@ class Case:
     share: float = 1.0
     l2: float = 5e-5
     num_seeds: int = 1000
+    adam: bool = False
+    initializer: str | None = None
 
     @property
     def epochs(self):
         return max(1, round(self.share * FLAGS.epochs))
 
 
-CASES = {
+SMALL_CASES = {
     "mnist_lenet_300_100": Case("lenet_300_100", "mnist"),
     "fashion_mnist_lenet_300_100": Case("lenet_300_100", "fashion_mnist"),
     # At 0.1 some sparse ones of these do not leave the start.
     "mnist_lenet5": Case("lenet5", "mnist", 100, 0.05, seconds=5.0, share=0.5),
     "fashion_mnist_lenet5": Case("lenet5", "fashion_mnist", 100, 0.05, seconds=5.0, share=0.5),
+}
+CASES = {
+    **SMALL_CASES,
+    # The setting of Maene et al.
+    "mnist_lenet_maene": Case(
+        "lenet_300_100", "mnist", 60, 1.2e-3, share=2.5, l2=0.0, adam=True, initializer="he_uniform"
+    ),
     "cifar10_resnet20": Case(
         "resnet20", "cifar10", 128, 0.2, seconds=120.0, share=0.5, l2=1e-4, num_seeds=1
     ),
 }
-SMALL_CASES = {name: case for name, case in CASES.items() if case.dataset != "cifar10"}
 
 
 @functools.cache
@@ -94,6 +105,10 @@ def another(case, sparsity=None, width=1.0, **sparsify_arguments):
     """A new network. Earlier networks can still be used."""
     data = data_of(case)
     model = models.build(case.network, input_shape=data.x_train.shape[1:], l2=case.l2, width=width)
+    if case.initializer:
+        for layer in model.layers:
+            if hasattr(layer, "kernel"):
+                layer.kernel.assign(keras.initializers.get(case.initializer)(layer.kernel.shape))
     if sparsity is None:
         return model
     return rigl_tf.sparsify(model, sparsity, **sparsify_arguments)
@@ -104,10 +119,12 @@ def total_steps(case, epochs=None):
     return (epochs or case.epochs) * classifiers.steps_per_epoch(data_of(case), case.batch_size)
 
 
-def sgd(case, learning_rate=None, epochs=None, warmup_epochs=0):
-    """SGD with momentum. Its learning rate falls along a cosine, maybe after a warm-up."""
-    steps = total_steps(case, epochs)
+def optimizer_of(case, learning_rate=None, epochs=None, warmup_epochs=0):
+    """SGD with momentum: its learning rate falls along a cosine, maybe after a warm-up. Or Adam."""
     rate = case.learning_rate if learning_rate is None else learning_rate
+    if case.adam:
+        return keras.optimizers.Adam(rate)
+    steps = total_steps(case, epochs)
     if not warmup_epochs:
         schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
     else:
@@ -131,7 +148,7 @@ def fit(case, model, seed, optimizer=None, data=None, **fit_arguments):
         case: A `Case`.
         model: A `keras.Model`. It may be sparse and have a plain optimizer: the masks stay.
         seed: Integer, determines the order of the examples.
-        optimizer: A `keras.optimizers.Optimizer`; by default `sgd(case)`.
+        optimizer: A `keras.optimizers.Optimizer`; by default `optimizer_of(case)`.
         data: A `scripts.common.datasets.Dataset`; by default the data of the case.
         **fit_arguments: See `scripts.common.classifiers.fit`.
     """
@@ -141,7 +158,7 @@ def fit(case, model, seed, optimizer=None, data=None, **fit_arguments):
         fit_arguments = {"augment": classifiers.shift_and_flip, **fit_arguments}
     classifiers.fit(
         model,
-        optimizer or sgd(case),
+        optimizer or optimizer_of(case),
         data or data_of(case),
         seed=seed,
         jit_compile=not is_convolutional,

@@ -204,7 +204,7 @@ def _rewind_epoch(case):
 
 
 def _train(case, model, seed, first_epoch):
-    optimizer = networks.sgd(case)
+    optimizer = networks.optimizer_of(case)
     optimizer.iterations.assign(first_epoch * networks.total_steps(case, 1))
     return networks.train(case, model, seed, optimizer, first_epoch=first_epoch)
 
@@ -231,7 +231,7 @@ def _pretrain(case, seed, pair):
         model,
         seed,
         # The cosine ends where the training ends, on half of the data too.
-        networks.sgd(case, epochs=share * case.epochs),
+        networks.optimizer_of(case, epochs=share * case.epochs),
         data=data,
         callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=keep)],
     )

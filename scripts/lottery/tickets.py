@@ -102,7 +102,7 @@ def run(run):
     case = plan.case
 
     def train(model, asked):
-        return networks.train(case, model, seed, networks.sgd(case, run["learning_rate"]))
+        return networks.train(case, model, seed, networks.optimizer_of(case, run["learning_rate"]))
 
     names = ("case", "learning_rate", "seed", "epochs", "examples")
     contest = lottery.Contest(

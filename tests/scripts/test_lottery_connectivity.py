@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import keras
+import numpy as np
 import pytest
 from running import cells_of, line_of, page_of, run_protocol
 
-from scripts.lottery import connectivity
+from scripts.lottery import connectivity, networks
 from scripts.lottery.pages import connectivity as connectivity_page
 
 pytestmark = pytest.mark.usefixtures("without_xla")
@@ -42,6 +44,25 @@ def test_connectivity(small_case, monkeypatch):
     assert float(rows[1]["angle"]) < float(rows[0]["angle"])
     cells = cells_of(page, "plain", "20%", "80.0%")
     assert cells[:2] == [f"{float(rows[4][name]):.2f}" for name in ("accuracy", "barrier")]
+
+
+@pytest.mark.usefixtures("lottery_flags")
+def test_the_setting_of_maene():
+    """Adam, from zero in each training, and another initializer."""
+    case = dataclasses.replace(connectivity.CASES["mnist_lenet_maene"].case, network="tiny")
+    limit = (6 / 784) ** 0.5
+    training, found = connectivity.Training(case, "plain", 0.5), []
+    for _ in range(2):
+        model = networks.build(case, seed=1)
+        kernel = model.layers[1].kernel.numpy()
+        assert 0.95 * limit < np.max(np.abs(kernel)) <= limit
+        training(model, seed=2, start=2, stop=5)
+        assert type(model.optimizer) is keras.optimizers.Adam
+        assert model.optimizer.iterations == 3
+        assert model.optimizer.learning_rate == np.float32(1.2e-3)
+        found.append(model.get_weights())
+    for first, second in zip(*found, strict=True):
+        np.testing.assert_array_equal(first, second)
 
 
 def connectivity_row(each, barriers, drops):

@@ -270,7 +270,8 @@ def _head(seeds):
         "2 % the network is stable. `d` is their angle at the "
         "connections that both have, times 2/π: 0 in the same direction, 1 orthogonal. To dense: "
         "from the dense solution that pruning began with to the ticket as pruning trained it. All "
-        f"training is SGD with Nesterov momentum 0.9 and a cosine decay. {words.L2} Large "
+        f"training is SGD with Nesterov momentum 0.9 and a cosine decay, but for the setting of "
+        f"Maene et al., which is Adam with a constant learning rate. {words.L2} Large "
         "batches are ten times as large for as many epochs, a warm-up takes a fifth of training.",
         "",
         "Repelled: from step 0 the ticket is trained with the loss of Maene et al. "
@@ -308,9 +309,10 @@ def _notes():
 
 def _about(plan):
     case = plan.case
+    how = f"Adam, kernels from {case.initializer}, " if case.adam else ""
     yield (
-        f"{case.epochs} epochs, batch {case.batch_size}, learning rate {case.learning_rate}, L2 "
-        f"{2 * case.l2:g}; each level prunes {plan.prune_fraction:.0%}."
+        f"{how}{case.epochs} epochs, batch {case.batch_size}, learning rate {case.learning_rate}, "
+        f"L2 {2 * case.l2:g}; each level prunes {plan.prune_fraction:.0%}."
     )
 
 
