@@ -539,7 +539,8 @@ def set_weights(layer: keras.layers.Layer, weights: Sequence[Any]) -> None:
             as of the dense layer. CSR kernels take their active values from dense ones.
 
     Raises:
-        ValueError: If the number of arrays or a shape is wrong. Then nothing is changed.
+        ValueError: If the number of arrays or a shape is wrong, or numbers are given as places of a
+            CSR kernel that are none. Then nothing is changed.
     """
     variables = layer.weights
     dense = without_masks(layer, variables)
@@ -560,6 +561,8 @@ def set_weights(layer: keras.layers.Layer, weights: Sequence[Any]) -> None:
                 f"The array for {variable.path!r} must have its shape {tuple(variable.shape)}. "
                 f"Received: shape={np.shape(value)}"
             )
+        if hasattr(variable, "check_value"):
+            variable.check_value(value)
     for variable, value in zip(chosen, weights, strict=True):
         variable.assign(value)
     for kernel in kernels.values():

@@ -63,6 +63,8 @@ def output_names(outputs):
 def _resources(layer):
     """Yields what a layer holds beside its weights, such as lookup tables, states, variables."""
     for value in _flat(list(vars(layer).values())):
+        if isinstance(value, keras.metrics.Metric):
+            yield from value.variables
         is_tensorflow = isinstance(value, (tf.Variable, tf.Module))
         if isinstance(value, keras.Variable) or is_tensorflow or hasattr(value, "resource_handle"):
             yield value

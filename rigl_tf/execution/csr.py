@@ -76,6 +76,7 @@ class CSRStorage(keras.layers.Layer):
                     name=name,
                 )
                 setattr(self, name, variable)
+                _check_assigned(self, variable)
         self.supports_jit = False
         self.built = True
         self.__dict__["stash"] = Stash(self.matrix_shape)
@@ -221,6 +222,39 @@ class CSRStorage(keras.layers.Layer):
         splits, columns = (np.asarray(store[name], np.int64) for name in _SAVED[1:])
         rows = np.repeat(np.arange(self.matrix_shape[0]), np.diff(splits))
         self.put(rows * self.matrix_shape[1] + columns, store["values"])
+
+
+def _check_assigned(storage, variable):
+    """Lets a variable with places refuse what is computed with places, such as an average."""
+    assign = variable.assign
+
+    def is_same(value):
+        # An average of equal places, up to rounding.
+        places = tf.cast(variable.value, value.dtype)
+        return tf.reduce_all(tf.abs(value - places) <= 1e-3 + 1e-6 * places)
+
+    def check_value(value):
+        value = tf.convert_to_tensor(value)
+        if not value.dtype.is_integer and not is_same(value):
+            raise ValueError(f"{message}, of type {value.dtype.name}")
+
+    def assign_places(value):
+        value = tf.convert_to_tensor(value)
+        if value.dtype.is_integer:
+            return assign(value)
+        if tf.executing_eagerly():
+            check_value(value)
+            return variable.value
+        with tf.control_dependencies([tf.debugging.Assert(is_same(value), [message])]):
+            return tf.identity(variable.value)
+
+    message = (
+        f"The places of the connections of the CSR kernel {storage.dense_path!r} cannot be "
+        "averaged or scaled: use `rigl_tf.with_execution(model, 'masked')` on models whose weights "
+        f"are. Received: other numbers than before for {variable.name!r}"
+    )
+    variable.assign = assign_places
+    variable.check_value = check_value
 
 
 # The uses of a layer whose rows are kept. A recurrent layer uses a kernel once in each step.

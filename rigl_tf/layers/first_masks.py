@@ -46,8 +46,8 @@ class MaskChoice:
         if (sparsity or draw) and is_initialized(masks.mask_of(self.kernel)):
             with tf.init_scope():
                 mask = self._mask()
-                masks.mask_of(self.kernel).assign(mask)
-                self.kernel.assign(self._values(mask))
+                _assign_now(masks.mask_of(self.kernel), mask)
+                _assign_now(self.kernel, self._values(mask))
 
     def __call__(self, shape, dtype=None):
         mask = self._mask()
@@ -63,6 +63,11 @@ class MaskChoice:
             return tf.ones(self.kernel.shape, tf.bool)
         units = masks.kernel_of(self.kernel).units
         return units.random_mask(units.count(self._sparsity), self._seed)
+
+
+def _assign_now(variable, value):
+    """Assigns a value, also while Keras builds a model, when its own `assign` has no effect."""
+    variable.value.assign(tf.cast(value, variable.value.dtype))
 
 
 def is_initialized(variable):

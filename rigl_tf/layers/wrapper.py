@@ -90,7 +90,7 @@ class SparseWrapper(keras.layers.Wrapper):
     def __class__(self):
         # Keras finds the place of a layer's weights in a file by the name of this class.
         layer = vars(self).get("layer")
-        return SparseWrapper if layer is None else _class_named(type(layer).__name__)
+        return SparseWrapper if layer is None else _class_like(type(layer))
 
     def __init__(
         self,
@@ -414,6 +414,8 @@ class SparseWrapper(keras.layers.Wrapper):
         return outputs
 
     def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
+        # `Model.summary` gives the arguments of `build` by name.
+        args, kwargs = kwargs.pop("args", args), kwargs.pop("kwargs", kwargs)
         return self.layer.compute_output_shape(*args, **kwargs)
 
     def compute_mask(self, *args: Any, **kwargs: Any) -> Any:
@@ -451,6 +453,8 @@ class SparseWrapper(keras.layers.Wrapper):
     ) -> "SparseWrapper":
         config = dict(config)
         stored = config.pop("stored", None)
+        if "_is_only_shown" in vars(cls):
+            cls = SparseWrapper
         wrapper = super().from_config(config, custom_objects)
         wrapper._stored = stored
         return wrapper
@@ -507,14 +511,33 @@ def _check_no_lora(layer):
         )
 
 
+def _new_wrapper(cls, *args, **kwargs):
+    """Makes a plain `SparseWrapper` where a copy is made of the class that a wrapper shows."""
+    return SparseWrapper.__new__(SparseWrapper, *args, **kwargs)
+
+
 @functools.cache
-def _class_named(name):
+def _class_like(layer_class):
     """A subclass of `SparseWrapper` with the name of a class of layers.
 
     If layers are in a list, Keras names the places of their weights in a file by their classes. So
-    a sparse layer has the same place as the dense layer.
+    a sparse layer has the same place as the dense layer. If the class is the user's own, and not
+    derived from a layer of Keras, `isinstance(wrapper, layer_class)` is true, as in scripts that
+    look for the layers of this class.
     """
-    named = type(name, (SparseWrapper,), {"__module__": __name__, "__doc__": SparseWrapper.__doc__})
+    bases = {each for each in layer_class.__mro__ if each.__module__.partition(".")[0] == "keras"}
+    is_own = bases <= set(keras.layers.Layer.__mro__) and layer_class is not keras.layers.Layer
+    body = {
+        "__module__": __name__,
+        "__doc__": SparseWrapper.__doc__,
+        "__new__": _new_wrapper,
+        "_is_only_shown": True,
+    }
+    try:
+        parents = (SparseWrapper, layer_class) if is_own else (SparseWrapper,)
+        named = type(layer_class.__name__, parents, dict(body))
+    except TypeError:  # the class cannot be derived from in this way
+        named = type(layer_class.__name__, (SparseWrapper,), dict(body))
     registered = keras.saving.get_registered_name(SparseWrapper)
     package, _, registered_name = registered.partition(">")
     keras.saving.register_keras_serializable(package=package, name=registered_name)(named)

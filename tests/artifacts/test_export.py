@@ -515,6 +515,24 @@ def test_words_as_outputs(tmp_path, monkeypatch):
         rigl_tf.export(model, tmp_path / "export")
 
 
+class Watched(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.largest = [keras.metrics.Mean("largest")]
+
+    def call(self, inputs):
+        self.largest[0].update_state(keras.ops.max(inputs))
+        return inputs
+
+
+def test_a_metric_in_a_layer(tmp_path):
+    dense = keras.Sequential([keras.Input((4,), name="x"), layers.Dense(3), Watched()])
+    model, x = rigl_tf.sparsify(dense, 0.5), numbers((20, 4))
+    report = export(model, tmp_path / "export")
+    (outputs,) = serve(report.path, x=tf.constant(x)).values()
+    np.testing.assert_allclose(outputs, model(x), atol=1e-6)
+
+
 def test_sentences(tmp_path):
     """How long the longest one is, is not known beforehand: FLOPs are not."""
     sentences = np.array(["the cat sat", "on the mat, the cat"])

@@ -6,6 +6,7 @@ import re
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import (
     all_alike,
     assert_same_model,
@@ -19,6 +20,7 @@ from helpers import (
 )
 
 import rigl_tf
+from rigl_tf import masks
 
 layers, optimizers = keras.layers, keras.optimizers
 pytestmark = ends_early
@@ -261,3 +263,42 @@ def test_layers_without_a_config(name, tmp_path):
     assert len(shared) == len(plain.weights) - executions_of(model).count("csr")
     model.fit(x, y, batch_size=2, epochs=2, verbose=0)
     assert all(mask.sum() == masks[path].sum() for path, mask in rigl_tf.get_masks(model).items())
+
+
+# Averages of weights.
+
+
+def pair_of_csr():
+    keras.utils.set_random_seed(0)
+    network, average = (half(mlp(), execution="csr") for _ in range(2))
+    average.set_weights(network.get_weights())
+    network.compile(rigl(), "mse")
+    return network, average
+
+
+def by_arrays(network, average):
+    pairs = zip(network.get_weights(), average.get_weights(), strict=True)
+    average.set_weights([0.1 * new + 0.9 * old for new, old in pairs])
+
+
+def by_variables(network, average):
+    for new, old in zip(network.weights, average.weights, strict=True):
+        old.assign(0.1 * new + 0.9 * old)
+
+
+@pytest.mark.parametrize("way", [by_arrays, by_variables, tf.function(by_variables)])
+def test_weights_are_averaged_while_the_places_are_the_same(way):
+    network, average = pair_of_csr()
+    before = [kernel.numpy() for kernel in masks.kernels_of(average).values()]
+    for kernel in masks.kernels_of(network).values():
+        kernel.assign(kernel.numpy() + 1.0)
+    way(network, average)
+    for kernel, old in zip(masks.kernels_of(average).values(), before, strict=True):
+        np.testing.assert_allclose(kernel.numpy(), np.where(kernel.mask, old + 0.1, 0), atol=1e-6)
+    moved = {path: np.roll(mask, 1, axis=0) for path, mask in rigl_tf.get_masks(network).items()}
+    rigl_tf.set_masks(network, moved)
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="cannot be averaged"):
+        way(network, average)
+    x = numbers((3, 6))
+    if way is by_arrays:  # nothing is changed
+        np.testing.assert_allclose(average(x), rigl_tf.strip(average)(x), atol=1e-6)

@@ -1,5 +1,7 @@
 """Dense, sparse and stripped models are made of the same layers, and share their weights."""
 
+import copy
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from helpers import (
     active,
     check_invariant,
     ends_early,
+    executions_of,
     half,
     in_every_execution,
     messages,
@@ -214,6 +217,31 @@ def test_layers_made_late_get_masks(make, how):
     np.testing.assert_array_equal(plain(X), sparse(X))
 
 
+class PartlyBuilt(keras.Model):
+    """Its part knows its inputs, so it is built at once, and the head in the first call."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = keras.Sequential([keras.Input((8,)), layers.Dense(6, "relu", name="a")])
+        self.head = layers.Dense(4, name="b")
+
+    def call(self, inputs):
+        return self.head(self.part(inputs))
+
+
+@pytest.mark.parametrize("execution", ["masked", "csr"])
+@pytest.mark.parametrize("how", HOW)
+def test_a_part_that_is_built_before_the_rest(how, execution):
+    sparse = half(PartlyBuilt(), execution=execution)
+    HOW[how](sparse)
+    assert active(sparse) == HALF
+    assert executions_of(sparse) == [execution] * 2
+    fit(sparse, eagerly=True)
+    assert active(sparse) == HALF
+    check_invariant(sparse)
+    np.testing.assert_allclose(rigl_tf.strip(sparse)(X), sparse(X), atol=1e-6)
+
+
 @pytest.mark.parametrize("make", [InBuild, unbuilt])
 def test_build_gives_masks(make):
     sparse = half(make())
@@ -230,6 +258,55 @@ def test_layers_made_late_by_a_part(how):
     HOW[how](sparse)
     assert active(sparse) == [*HALF, 4]  # half of 4 x 2
     check_invariant(sparse)
+
+
+@keras.saving.register_keras_serializable(package="rigl_tf_tests")
+class Own(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(4)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+    def twice(self, inputs):
+        return 2 * self(inputs)
+
+
+class OwnDense(layers.Dense):
+    pass
+
+
+class Several(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.several = [Own(), OwnDense(4), Own()]
+
+    def call(self, inputs):
+        for layer in self.several:
+            inputs = layer(inputs)
+        return inputs
+
+
+@pytest.mark.parametrize("is_built", [True, False])
+def test_layers_of_a_class_of_the_user_are_found(is_built):
+    model = Several()
+    if is_built:
+        model(X)
+    sparse = half(model)
+    sparse(X)
+    first, second, third = sparse.layers
+    assert all(isinstance(layer, rigl_tf.SparseWrapper) for layer in sparse.layers)
+    assert isinstance(first, Own)
+    assert isinstance(third, Own)
+    np.testing.assert_array_equal(first.twice(X), 2 * first(X))
+    # What Keras does with its own classes must not be done with a wrapper.
+    assert not isinstance(second, layers.Dense)
+    for clone in (copy.deepcopy(first), first.__class__.from_config(first.get_config())):
+        assert type(clone) is rigl_tf.SparseWrapper
+    lines = []
+    sparse.summary(print_fn=lines.append)
+    assert "(8, 4)" in "".join(lines) or "(None, 4)" in "".join(lines)
 
 
 @pytest.mark.filterwarnings("ignore:`build")  # Keras on the layer that is not used
