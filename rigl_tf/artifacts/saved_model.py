@@ -62,12 +62,16 @@ def output_names(outputs):
 
 def _resources(layer):
     """Yields what a layer holds beside its weights, such as lookup tables, states, variables."""
-    for value in _flat(list(vars(layer).values())):
-        if isinstance(value, keras.metrics.Metric):
-            yield from value.variables
-        is_tensorflow = isinstance(value, (tf.Variable, tf.Module))
-        if isinstance(value, keras.Variable) or is_tensorflow or hasattr(value, "resource_handle"):
-            yield value
+    for name, attribute in list(vars(layer).items()):
+        for value in _flat(attribute):
+            if isinstance(value, keras.metrics.Metric):
+                # In private attributes Keras has those of the training.
+                yield from [] if name.startswith("_") else value.variables
+                continue
+            is_tensorflow = isinstance(value, (tf.Variable, tf.Module))
+            is_variable = is_tensorflow or isinstance(value, keras.Variable)
+            if is_variable or hasattr(value, "resource_handle"):
+                yield value
 
 
 def _flat(value):
