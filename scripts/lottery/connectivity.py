@@ -9,10 +9,11 @@ to the ticket's solution. Tickets from step 0 are also trained with a penalty th
 the solutions in which the ticket was found. Expect lower barriers for later steps.
 
 A case with one seed takes about 100 trainings of 5 epochs and 16 minutes of one core for
-LeNet-300-100, 63 trainings of 25 epochs and 25 minutes in the setting of Maene et al., 54 trainings
-of 3 epochs and 13 minutes for LeNet-5, and two hours of one core for ResNet-20, which has one seed.
-Trainings are kept in `runs` in the output directory, because each level of pruning starts from the
-level before. So for parallel processes choose other cases or seeds for each, not another `--part`.
+LeNet-300-100, 63 trainings of 25 epochs and an hour and a half in the setting of Maene et al., 54
+trainings of 3 epochs and 13 minutes for LeNet-5, and two hours of one core for ResNet-20, which has
+one seed. Trainings are kept in `runs` in the output directory, because each level of pruning starts
+from the level before. So for parallel processes choose other cases or seeds for each, not another
+`--part`.
 """
 
 import dataclasses

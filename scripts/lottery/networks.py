@@ -59,7 +59,15 @@ CASES = {
     **SMALL_CASES,
     # The setting of Maene et al.
     "mnist_lenet_maene": Case(
-        "lenet_300_100", "mnist", 60, 1.2e-3, share=2.5, l2=0.0, adam=True, initializer="he_uniform"
+        "lenet_300_100",
+        "mnist",
+        60,
+        1.2e-3,
+        seconds=4.5,
+        share=2.5,
+        l2=0.0,
+        adam=True,
+        initializer="he_uniform",
     ),
     "cifar10_resnet20": Case(
         "resnet20", "cifar10", 128, 0.2, seconds=120.0, share=0.5, l2=1e-4, num_seeds=1
