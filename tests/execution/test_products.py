@@ -8,7 +8,6 @@ from helpers import executions_of, half, numbers, sequential
 
 import rigl_tf
 from rigl_tf import masks
-from rigl_tf.execution import engine
 
 layers = keras.layers
 
