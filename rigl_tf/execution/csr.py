@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from rigl_tf import masks
-from rigl_tf.execution import convolutions, engine
+from rigl_tf.execution import convolutions, engine, stash
 
 
 class CSRStorage(keras.layers.Layer):
@@ -79,7 +79,7 @@ class CSRStorage(keras.layers.Layer):
                 _check_assigned(self, variable)
         self.supports_jit = False
         self.built = True
-        self.__dict__["stash"] = Stash(self.matrix_shape)
+        self.__dict__["stash"] = stash.Stash(self.matrix_shape)
         self.values.constraint = CSRKernel(self, constraint)
         self._let_slots_follow()
 
@@ -148,7 +148,7 @@ class CSRStorage(keras.layers.Layer):
     def dense(self):
         """The dense kernel as a tensor of the dtype of the values."""
         dense = scatter(self.places(), tf.convert_to_tensor(self.values), self.shape)
-        return _collected_dense(self, dense)
+        return stash.collected_dense(self, dense)
 
     @property
     def _unique_id(self):
@@ -257,8 +257,6 @@ def _check_assigned(storage, variable):
     variable.check_value = check_value
 
 
-# The uses of a layer whose rows are kept. A recurrent layer uses a kernel once in each step.
-_MOST_BLOCKS = 256
 _SAVED = ("values", "row_splits", "columns")
 
 
@@ -279,55 +277,6 @@ def _constant(value):
     return lambda shape, dtype=None: tf.constant(value, dtype)
 
 
-class Stash:
-    """The inputs of a layer and the gradients of its outputs, stored in the step of a mask update.
-
-    Their product `x^T dy` is the gradient of the dense kernel. Each use of the layer adds a block
-    of rows.
-    """
-
-    def __init__(self, matrix_shape):
-        self.inputs, self.gradients, self.blocks = (
-            tf.Variable(
-                tf.zeros([0, *shape], dtype),
-                shape=[None, *shape],
-                trainable=False,
-                synchronization=tf.VariableSynchronization.ON_READ,
-                aggregation=tf.VariableAggregation.SUM,
-                name=name,
-            )
-            for name, shape, dtype in (
-                ("inputs", matrix_shape[:1], "float32"),
-                ("gradients", matrix_shape[1:], "float32"),
-                ("blocks", (), "int32"),
-            )
-        )
-
-    @property
-    def _variables(self):
-        return self.inputs, self.gradients, self.blocks
-
-    # For use on one replica.
-
-    def add(self, inputs, gradients):
-        """Adds the rows of one use of the layer."""
-        blocks = self.blocks.read_value()
-        block = 1 + tf.reduce_max(tf.concat([[-1], blocks], axis=0))
-        # Without a training step, gradients of other uses would be kept for ever.
-        first = tf.searchsorted(blocks, [block - _MOST_BLOCKS + 1])[0]
-        new = (inputs, gradients, tf.fill(tf.shape(inputs)[:1], block))
-        for variable, rows in zip(self._variables, new, strict=True):
-            variable.assign(tf.concat([variable.read_value()[first:], rows], axis=0))
-
-    def read(self):
-        """The rows of all uses (inputs and gradients), and the block number of each row."""
-        return tuple(variable.read_value() for variable in self._variables)
-
-    def clear(self):
-        for variable in self._variables:
-            variable.assign(tf.zeros([0, *variable.shape[1:]], variable.dtype))
-
-
 def matmul(storage, inputs):
     """Multiplies inputs with a CSR kernel, both as matrices.
 
@@ -344,7 +293,7 @@ def matmul(storage, inputs):
     def product(x):
         return engine.matmul(x, values, storage.structure(), storage.matrix_shape)
 
-    return tf.cast(_collected(storage, x, product, lambda *rows: rows), dtype)
+    return tf.cast(stash.collected(storage, x, product, lambda *rows: rows), dtype)
 
 
 def convolve(storage, inputs, geometry):
@@ -366,7 +315,7 @@ def convolve(storage, inputs, geometry):
         return convolutions.convolve(x, values, storage.structure(), outputs, geometry)
 
     as_rows = functools.partial(convolutions.rows, geometry=geometry)
-    return tf.cast(_collected(storage, x, product, as_rows), dtype)
+    return tf.cast(stash.collected(storage, x, product, as_rows), dtype)
 
 
 def _operands(inputs, storage):
@@ -374,146 +323,6 @@ def _operands(inputs, storage):
     values = tf.convert_to_tensor(storage.values)
     dtype = keras.backend.result_type(inputs.dtype.name, values.dtype.name)
     return tf.cast(inputs, tf.float32), tf.cast(values, tf.float32), dtype
-
-
-def _collected(storage, x, product, as_rows):
-    """Returns `product(x)`; backward passes add rows to a kernel's stash, if `collect` is true.
-
-    `as_rows` converts `x` and a gradient of the product to matrices.
-    """
-    keep = _keeper(storage)
-    if keep is None:
-        return product(x)
-    use = _Use(keep, as_rows)
-    return use.end(product(use.begin(x)))
-
-
-class _Use:
-    """A product with a kernel, or with the transposed one, whose backward pass stores its rows.
-
-    The backward pass of a product is a product with the transposed kernel, and the other way round.
-    So a second derivative, such as that of a penalty on a gradient, trains a kernel through
-    products that were made in a backward pass. Each of these is a use, too.
-
-    Args:
-        keep: What `_keeper` returns.
-        as_rows: Function that converts an input of the kernel, and a gradient of its output, to
-            matrices.
-        is_transposed: Whether the kernel is transposed. Then its output is what the product gets.
-    """
-
-    def __init__(self, keep, as_rows, is_transposed=False):
-        self._keep = keep
-        self._as_rows = as_rows
-        self._is_transposed = is_transposed
-        self._backward_pass = None
-
-    def begin(self, tensor):
-        """Passes on what is multiplied."""
-        self._multiplied = tensor
-        return _passed_on(tensor, self._leave)
-
-    def end(self, product):
-        """Passes on the product."""
-        return _passed_on(product, self._back)
-
-    def _back(self, gradient):
-        pair = (self._multiplied, gradient)
-        rows = functools.partial(self._as_rows, *(reversed(pair) if self._is_transposed else pair))
-        self._backward_pass = _Use(self._keep, self._as_rows, not self._is_transposed)
-        return self._backward_pass.begin(self._keep(gradient, rows))
-
-    def _leave(self, gradient):
-        # It is called after `_back`, if the gradient comes from the product. It may also come from
-        # the gradient of the values alone.
-        backward_pass, self._backward_pass = self._backward_pass, None
-        return gradient if backward_pass is None else backward_pass.end(gradient)
-
-
-def _passed_on(tensor, gradient):
-    """Returns a tensor; `gradient` is called with its gradient, and returns it."""
-
-    @tf.custom_gradient
-    def pass_on(tensor):
-        return tf.identity(tensor), gradient
-
-    return pass_on(tensor)
-
-
-def _collected_dense(storage, dense):
-    """As `_collected`, for a kernel that was made dense: its rows are the identity."""
-    keep = _keeper(storage)
-    if keep is None:
-        return dense
-
-    def rows(gradient):
-        gradient = tf.reshape(tf.cast(gradient, tf.float32), storage.matrix_shape)
-        return tf.eye(storage.matrix_shape[0]), gradient
-
-    return _passed_on(dense, lambda gradient: keep(gradient, lambda: rows(gradient)))
-
-
-def _keeper(storage):
-    """A function for the backward pass, which is made in the forward pass.
-
-    It returns a gradient, and adds the matrices of `rows` to the stash if `collect` is true. It is
-    `None` if it would do nothing.
-    """
-    if tf.executing_eagerly() and not storage.collect.numpy():
-        return None
-    loop = _loop_of(_graphs())
-
-    def keep(gradient, rows):
-        if _is_vectorized():
-            return gradient
-        if _is_written_to_a_file():
-            raise ValueError(
-                "A SavedModel cannot have CSR kernels: `rigl_tf.export(model, path)` writes one "
-                "that loads anywhere; `rigl_tf.strip(model)` is a dense model for Keras's own "
-                f"`export`. Received: the CSR kernel {storage.dense_path!r}"
-            )
-        if loop is not None and loop not in _graphs():  # The loop itself is differentiated.
-            raise ValueError(
-                "A CSR kernel cannot be trained inside a loop of TensorFlow, such as that of "
-                "`keras.layers.RNN`: use `execution='masked'`, or `unroll=True` of `RNN`. "
-                f"Received: the CSR kernel {storage.dense_path!r}"
-            )
-
-        def add():
-            storage.stash.add(*rows())
-            return True
-
-        is_done = tf.cond(tf.convert_to_tensor(storage.collect), add, lambda: False)
-        with tf.control_dependencies([is_done]):
-            return tf.identity(gradient)
-
-    return keep
-
-
-def _graphs():
-    """The graph that is traced and those around it, the innermost first."""
-    graphs = [tf.compat.v1.get_default_graph()]
-    while getattr(graphs[-1], "outer_graph", None) is not None:
-        graphs.append(graphs[-1].outer_graph)
-    return graphs
-
-
-def _loop_of(graphs):
-    """The graph of the body of the innermost `tf.while_loop`, or `None`."""
-    bodies = [each for each in graphs if "while_body" in str(getattr(each, "name", ""))]
-    return bodies[0] if bodies else None
-
-
-def _is_vectorized():
-    """Whether this is traced by `tape.jacobian`, for all outputs at once."""
-    scope = tf.compat.v1.get_default_graph().get_name_scope()
-    return "loop_body" in scope.split("/")
-
-
-def _is_written_to_a_file():
-    """Whether this is a gradient that TensorFlow traces only to write it to a SavedModel."""
-    graph = tf.compat.v1.get_default_graph()
-    return str(getattr(graph, "name", "")).startswith("internal_grad_fn")
 
 
 class CSRKernel(masks.SparseKernel):

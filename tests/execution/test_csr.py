@@ -25,7 +25,7 @@ from helpers import (
 
 import rigl_tf
 from rigl_tf import masks
-from rigl_tf.execution import csr, engine
+from rigl_tf.execution import engine, stash
 
 layers, optimizers = keras.layers, keras.optimizers
 pytestmark = [
@@ -651,7 +651,7 @@ def test_layers_that_two_optimizers_train_are_told_of():
 
 
 def test_gradients_without_training_are_not_kept_for_ever(monkeypatch):
-    monkeypatch.setattr(csr, "_MOST_BLOCKS", 3)
+    monkeypatch.setattr(stash, "_MOST_BLOCKS", 3)
     model = make()
     kernel = next(iter(masks.kernels_of(model).values()))
     model.optimizer.build(model.trainable_variables)
