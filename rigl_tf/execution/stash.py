@@ -146,7 +146,7 @@ def _keeper(storage):
     """
     if tf.executing_eagerly() and not storage.collect.numpy():
         return None
-    loop = _loop_of(_graphs())
+    body = _control_flow_of(_graphs())
 
     def keep(gradient, rows):
         if _is_vectorized():
@@ -157,11 +157,11 @@ def _keeper(storage):
                 "that loads anywhere; `rigl_tf.strip(model)` is a dense model for Keras's own "
                 f"`export`. Received: the CSR kernel {storage.dense_path!r}"
             )
-        if loop is not None and loop not in _graphs():  # The loop itself is differentiated.
+        if body is not None and body not in _graphs():  # The loop itself is differentiated.
             raise ValueError(
-                "A CSR kernel cannot be trained inside a loop of TensorFlow, such as that of "
-                "`keras.layers.RNN`: use `execution='masked'`, or `unroll=True` of `RNN`. "
-                f"Received: the CSR kernel {storage.dense_path!r}"
+                "A CSR kernel cannot be trained inside a loop or a `tf.cond` of TensorFlow, such "
+                "as the loop of `keras.layers.RNN`: use `execution='masked'`, or `unroll=True` of "
+                f"`RNN`. Received: the CSR kernel {storage.dense_path!r}"
             )
 
         def add():
@@ -183,10 +183,11 @@ def _graphs():
     return graphs
 
 
-def _loop_of(graphs):
-    """The graph of the body of the innermost `tf.while_loop`, or `None`."""
-    bodies = [each for each in graphs if "while_body" in str(getattr(each, "name", ""))]
-    return bodies[0] if bodies else None
+def _control_flow_of(graphs):
+    """The graph of the innermost body of a loop, or branch of a `tf.cond` or `tf.switch_case`."""
+    kinds = ("WhileBodyFuncGraph", "CondBranchFuncGraph")
+    inside = [each for each in graphs if type(each).__name__ in kinds]
+    return inside[0] if inside else None
 
 
 def _is_vectorized():

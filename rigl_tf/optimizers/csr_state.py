@@ -52,8 +52,8 @@ class CSRState(KernelState):
         gradient = strategy.experimental_local_results(gradient)[0]
         return (*(strategy.gather(each, axis=0) for each in rows), gradient)
 
-    def is_ready(self, strategy):
-        """Whether at least one stored backward pass has only finite numbers."""
+    def is_finite(self, strategy):
+        """Whether at least one of the stored backward passes has only finite numbers."""
 
         def of_one_replica():
             rows = self.storage.stash.read()
@@ -65,10 +65,12 @@ class CSRState(KernelState):
         )
         _warn_unless(
             num_rows > 0,
-            "A mask update left the masks as they were: in this step nothing was computed with the "
-            f"CSR kernel {self.sparse.path!r}, or another optimizer trains the same layers, too.",
+            f"A mask update left the connections of the CSR kernel {self.sparse.path!r} as they "
+            "were, because no product with it was stored in this step. Perhaps the loss does not "
+            "depend on it, it was used only inside of `tf.vectorized_map` or a Jacobian, or "
+            "another optimizer trains the same layers, too.",
         )
-        return num_finite > 0
+        return (num_finite > 0) | (num_rows == 0)
 
     def clear(self, strategy):
         strategy.extended.call_for_each_replica(self.storage.stash.clear)
@@ -170,6 +172,11 @@ def updates(optimizer, states):
             applied = _applied(x, dy, blocks, of_values, penalty, structure, shape)
         tiled = tiles.Tiles(places, weights, shape, applied, gradient)
         new, grown, before, restarted = optimizer._updated_places(state, tiled, step, initial_std)
+        if rows is not None:  # if there are none, the connections stay
+            has_rows = tf.shape(rows[0])[0] > 0
+            new = tf.where(has_rows, new, places)
+            before = tf.where(has_rows, before, tf.range(tf.size(places), dtype=before.dtype))
+            restarted = None if restarted is None else restarted & has_rows
         new, before = (tf.ensure_shape(each, places.shape) for each in (new, before))
         was_there = tf.gather(places, before) == new
         if restarted is not None:
@@ -211,6 +218,7 @@ def _applied(inputs, gradients, blocks, gradient, penalty, structure, shape):
         return engine.gradient_of_values(x, dy, structure, shape)
 
     parts = tf.map_fn(at_places, tf.range(tf.size(is_finite)), fn_output_signature=tf.float32)
+    parts = tf.reshape(parts, [tf.size(is_finite), tf.size(gradient)])  # also if there is none
     parts = tf.where(is_finite[:, tf.newaxis], parts, 0)
     if penalty is not None:
         parts = tf.concat([parts, penalty[tf.newaxis]], axis=0)
@@ -223,7 +231,7 @@ def _applied(inputs, gradients, blocks, gradient, penalty, structure, shape):
     )
     rest = gradient - tf.matmul(parts, solution, transpose_a=True)
     _warn_unless(
-        tf.nn.l2_loss(rest) <= 0.01 * tf.nn.l2_loss(gradient),
+        (tf.nn.l2_loss(rest) <= 0.01 * tf.nn.l2_loss(gradient)) | (tf.size(blocks) == 0),
         "The gradient of a CSR kernel is not the sum of what its layers gave, each times a number. "
         "Perhaps it was clipped by element or by example, or another optimizer trains the same "
         "layers, too. So this mask update is not the one of masked execution: use "

@@ -189,9 +189,11 @@ class ScheduledUpdates(SparseTraining):
     def _update_if_finite(self, strategy, pairs, gradients):
         """Calls `_update_kernels`, if these gradients and kernels are finite."""
         is_ready = kernels.all_finite(strategy, gradients, pairs)
+        with_gradient = [sparse for sparse, _ in pairs]
         collecting = [sparse for sparse in self._plan.csr if self._needs_gradients]
         for sparse in collecting:
-            is_ready &= sparse.is_ready(strategy)
+            if sparse in with_gradient:
+                is_ready &= sparse.is_finite(strategy)
         tf.cond(
             is_ready,
             lambda: self._update_kernels(strategy, pairs, gradients),

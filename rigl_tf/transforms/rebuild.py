@@ -20,6 +20,17 @@ _CLONABLE = (keras.Sequential, keras.Function)
 _STORES = ("trainable_variables", "non_trainable_variables", "layers", "metrics", "seed_generators")
 _TRACKED = ("_tracker", *(f"_{name}" for name in _STORES))
 
+# Attributes in which TensorFlow tracks the others. It creates them itself.
+_OF_TENSORFLOW = (
+    "_self_setattr_tracking",
+    "_self_unconditional_checkpoint_dependencies",
+    "_self_unconditional_dependency_names",
+    "_self_unconditional_deferred_dependencies",
+    "_self_update_uid",
+    "_self_name_based_restores",
+    "_self_saveable_object_factories",
+)
+
 # What a copy does not take over: its place in graphs, losses of calls, all that `compile` sets, and
 # methods on the object that replace those of the class.
 _OWN = (
@@ -36,6 +47,7 @@ _OWN = (
     "build",
     "quantize",
     "call",
+    "get_config",
     "set_weights",
 )
 
@@ -339,8 +351,7 @@ def _set_attributes(new, layer, visit):
         visit: Function of a layer that returns its replacement.
     """
     for name, value in list(vars(layer).items()):
-        # TensorFlow creates its internal attributes itself.
-        if name in (*_TRACKED, *_OWN) or name.startswith("_self_"):
+        if name in (*_TRACKED, *_OF_TENSORFLOW, *_OWN):
             continue
         if new is not layer and name in vars(new):
             continue

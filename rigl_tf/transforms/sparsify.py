@@ -19,6 +19,7 @@ from rigl_tf.layers.eligibility import Choice
 from rigl_tf.layers.first_masks import NO_KERNEL, Allocation
 from rigl_tf.layers.storage import check_execution
 from rigl_tf.layers.wrapper import SparseWrapper
+from rigl_tf.transforms.configs import watch_config
 from rigl_tf.transforms.rebuild import is_clonable, leaves, masked_copy, with_layers
 from rigl_tf.walk import all_layers, unbuilt
 
@@ -166,6 +167,9 @@ def sparsify(
         sparse.compiled = False
     # The method of Keras needs the masks among the weights; here they may be missing.
     vars(sparse)["set_weights"] = functools.partial(masks.set_weights, sparse)
+    for part in models_in(sparse):
+        if type(part).__module__.partition(".")[0] != "keras":
+            watch_config(part)
     return sparse
 
 

@@ -650,6 +650,77 @@ def test_layers_that_two_optimizers_train_are_told_of():
         train_in_turn()
 
 
+class Branches(keras.Model):
+    """Two hidden layers, which a function of them and of the inputs combines."""
+
+    def __init__(self, combine, regularizer=None):
+        super().__init__()
+        self.combine = combine
+        self.a = layers.Dense(8)
+        self.b = layers.Dense(8, kernel_regularizer=regularizer)
+        self.out = layers.Dense(3)
+
+    def call(self, x):
+        return self.out(self.combine(self.a, self.b, x))
+
+
+def trained_branches(execution, combine, regularizer=None):
+    def model():
+        built = Branches(combine, regularizer)
+        built(X)
+        return built
+
+    model = make(execution, model=model)
+    before = masks_of(model)
+    fit(model, epochs=3)
+    return model, [differ(*pair) for pair in zip(before, masks_of(model), strict=True)]
+
+
+def without_b(a, b, x):
+    b(x)
+    return a(x)
+
+
+@pytest.mark.parametrize("regularizer", [None, "l2"])
+@pytest.mark.filterwarnings("ignore:Gradients do not exist for variables")
+@pytest.mark.filterwarnings("ignore:A mask update left the connections of the CSR kernel 'bran")
+def test_a_kernel_that_the_loss_does_not_reach_keeps_its_mask_alone(regularizer):
+    """A regularizer gives it a gradient, but no product."""
+    masked, csr = (
+        trained_branches(execution, without_b, regularizer) for execution in ("masked", "csr")
+    )
+    assert_same_model(masked[0], csr[0])
+    assert csr[1] == [True, False, True]
+    assert int(csr[0].optimizer.num_skipped_updates) == 0
+
+
+@pytest.mark.filterwarnings("ignore:Using a while_loop for converting")
+def test_products_that_are_not_stored_are_told_of():
+    def mapped(a, b, x):
+        return a(x) + keras.ops.vectorized_map(lambda row: b(row[tf.newaxis])[0], x)
+
+    tf.config.run_functions_eagerly(False)
+    with pytest.warns(UserWarning, match="inside of `tf.vectorized_map`"):
+        model, moved = trained_branches("csr", mapped)
+    assert moved == [True, False, True]
+    assert int(model.optimizer.num_skipped_updates) == 0
+
+
+@pytest.mark.parametrize(
+    "branch",
+    [
+        lambda a, b, x: tf.cond(tf.reduce_sum(x) > 0, lambda: a(x), lambda: b(x)),
+        lambda a, b, x: tf.switch_case(
+            tf.cast(tf.reduce_sum(x) > 0, tf.int32), [lambda: a(x), lambda: b(x)]
+        ),
+    ],
+)
+def test_branches_of_a_graph_cannot_be_trained(branch):
+    tf.config.run_functions_eagerly(False)
+    with pytest.raises(ValueError, match=r"inside a loop or a `tf.cond` of TensorFlow"):
+        trained_branches("csr", branch)
+
+
 def test_gradients_without_training_are_not_kept_for_ever(monkeypatch):
     monkeypatch.setattr(stash, "_MOST_BLOCKS", 3)
     model = make()

@@ -34,13 +34,13 @@ class Tower(keras.Model):
     def __init__(self, units=8, **kwargs):
         super().__init__(**kwargs)
         self.units = units
-        self.first = layers.Dense(units, name="first")
+        self._self_first = layers.Dense(units, name="first")  # as TensorFlow's own attributes
         self.blocks = [layers.Dense(units, name=f"block{index}") for index in range(2)]
         self.heads = {"a": layers.Dense(3, name="a"), "unused": layers.Dense(2, name="unused")}
         self.norm = layers.LayerNormalization(name="norm")
 
     def call(self, inputs, training=None):
-        x = self.first(inputs)
+        x = self._self_first(inputs)
         for block in self.blocks:
             x = self.norm(block(x))
         return self.heads["a"](x)
@@ -105,20 +105,49 @@ def test_a_built_subclassed_model_is_wrapped_in_place(execution, tmp_path):
     assert [layer.name for layer in plain.layers] == names
     assert [type(layer) for layer in plain.blocks] == [layers.Dense, layers.Dense]
     assert not any(isinstance(layer, rigl_tf.SparseWrapper) for layer in plain.layers)
-    assert isinstance(sparse.first, rigl_tf.SparseWrapper)
+    assert isinstance(sparse._self_first, rigl_tf.SparseWrapper)
     np.testing.assert_allclose(plain(x), sparse(x), rtol=1e-5, atol=1e-6)
 
     # Its weights are saved and loaded as those of any subclassed model.
     sparse.save_weights(tmp_path / "it.weights.h5")
-    other = Tower(units=8)
-    other(x)
-    other = rigl_tf.sparsify(other, 0.5, dict.fromkeys, seed=1, execution=execution)
-    other.load_weights(tmp_path / "it.weights.h5")
-    np.testing.assert_array_equal(other(x), sparse(x))
-    for one, two in zip(
-        rigl_tf.get_masks(sparse).values(), rigl_tf.get_masks(other).values(), strict=True
-    ):
-        np.testing.assert_array_equal(one, two)
+    with pytest.warns(UserWarning, match="a 'Tower' does not contain its sparse layers.* 5 sparse"):
+        sparse.save(tmp_path / "it.keras")
+    for name in ("it.weights.h5", "it.keras"):
+        other = Tower(units=8)
+        other(x)
+        other = rigl_tf.sparsify(other, 0.5, dict.fromkeys, seed=1, execution=execution)
+        other.load_weights(tmp_path / name)
+        np.testing.assert_array_equal(other(x), sparse(x))
+        assert_same_model(other, sparse, tolerance=0)
+    plain.save(tmp_path / "plain.keras")  # without a warning
+
+
+@keras.saving.register_keras_serializable()
+class ByUnits(keras.Model):
+    """A Functional model that is made of a number, as those of KerasHub."""
+
+    def __init__(self, units=8, **kwargs):
+        inputs = keras.Input((8,))
+        super().__init__(inputs, layers.Dense(3)(layers.Dense(units)(inputs)), **kwargs)
+        self.units = units
+
+    def get_config(self):
+        return {"units": self.units, "name": self.name}
+
+
+@keras.saving.register_keras_serializable()
+class OfTensors(keras.Model):
+    """A Functional model whose constructor takes its inputs and outputs."""
+
+
+def test_only_a_config_without_the_sparse_layers_is_told_of(tmp_path):
+    inputs = keras.Input((8,))
+    nested = rigl_tf.sparsify(keras.Model(inputs, layers.Dense(2)(ByUnits()(inputs))), 0.5)
+    with pytest.warns(UserWarning, match="a 'ByUnits' does not .* 2 sparse layers that are miss"):
+        nested.save(tmp_path / "it.keras")
+    complete = rigl_tf.sparsify(OfTensors(inputs, layers.Dense(2)(inputs)), 0.5)
+    complete.save(tmp_path / "it.keras")
+    assert_same_model(keras.models.load_model(tmp_path / "it.keras"), complete, tolerance=0)
 
 
 class Regularised(keras.Model):
