@@ -203,6 +203,13 @@ class SparseKernel(keras.constraints.Constraint):
     def zero_inactive(self) -> None:
         """Sets inactive connections to zero, in case other code has changed them."""
 
+    def check_given(self, arrays: Mapping[int, Any]) -> None:
+        """Raises a `ValueError` if arrays say nothing about which connections are active.
+
+        Args:
+            arrays: `{id: array}` for variables that shall be set, such as `mask_variables`.
+        """
+
     def _constrained(self, kernel):
         return kernel if self.constraint is None else self.constraint(kernel)
 
@@ -256,6 +263,15 @@ class MaskedKernel(SparseKernel):
 
     def zero_inactive(self):
         self.assign(self.variable)
+
+    def check_given(self, arrays):
+        mask = np.asarray(arrays.get(id(self.kernel_mask), False))
+        # An average of masks, up to rounding, is the mask of all their connections.
+        if mask.dtype != bool and not np.all((mask >= -1e-6) & (mask <= 1 + 1e-6)):
+            raise ValueError(
+                f"The mask of {self.path!r} must be booleans, or an average of these. Received: "
+                f"numbers from {mask.min():g} to {mask.max():g}"
+            )
 
     def __call__(self, kernel):
         return masked(self._constrained(kernel), self.kernel_mask)
@@ -539,8 +555,9 @@ def set_weights(layer: keras.layers.Layer, weights: Sequence[Any]) -> None:
             as of the dense layer. CSR kernels take their active values from dense ones.
 
     Raises:
-        ValueError: If the number of arrays or a shape is wrong, or numbers are given as places of a
-            CSR kernel that are none. Then nothing is changed.
+        ValueError: If the number of arrays or a shape is wrong, numbers are given as masks, or as
+            places of a CSR kernel, that are none, or no connection would be active. Then nothing is
+            changed.
     """
     variables = layer.weights
     dense = without_masks(layer, variables)
@@ -561,8 +578,15 @@ def set_weights(layer: keras.layers.Layer, weights: Sequence[Any]) -> None:
                 f"The array for {variable.path!r} must have its shape {tuple(variable.shape)}. "
                 f"Received: shape={np.shape(value)}"
             )
-        if hasattr(variable, "check_value"):
-            variable.check_value(value)
+    given = {id(variable): value for variable, value in zip(chosen, weights, strict=True)}
+    for kernel in kernels.values():
+        kernel.check_given(given)
+    new_masks = [value for key, value in given.items() if key in own_masks(layer)]
+    if new_masks and not any(map(np.any, new_masks)):
+        raise ValueError(
+            f"The weights of {layer.name!r} must leave connections active: their masks must be "
+            "those that `get_weights()` has given. Received: masks that are `False` everywhere"
+        )
     for variable, value in zip(chosen, weights, strict=True):
         variable.assign(value)
     for kernel in kernels.values():

@@ -219,42 +219,52 @@ class CSRStorage(keras.layers.Layer):
                 f"{self.dense_path!r} and their places, as saved by a model of the same sparsity "
                 f"with `execution='csr'`. Received: an array of shape {shape}"
             )
-        splits, columns = (np.asarray(store[name], np.int64) for name in _SAVED[1:])
+        self.put(self.places_in(*(store[name] for name in _SAVED[1:])), store["values"])
+
+    def places_in(self, row_splits, columns):
+        """The places that two arrays of a `engine.Structure` stand for, an array."""
+        splits, columns = np.asarray(row_splits, np.int64), np.asarray(columns, np.int64)
         rows = np.repeat(np.arange(self.matrix_shape[0]), np.diff(splits))
-        self.put(rows * self.matrix_shape[1] + columns, store["values"])
+        return rows * self.matrix_shape[1] + columns
 
 
 def _check_assigned(storage, variable):
     """Lets a variable with places refuse what is computed with places, such as an average."""
     assign = variable.assign
 
-    def is_same(value):
-        # An average of equal places, up to rounding.
-        places = tf.cast(variable.value, value.dtype)
-        return tf.reduce_all(tf.abs(value - places) <= 1e-3 + 1e-6 * places)
-
-    def check_value(value):
-        value = tf.convert_to_tensor(value)
-        if not value.dtype.is_integer and not is_same(value):
-            raise ValueError(f"{message}, of type {value.dtype.name}")
-
     def assign_places(value):
         value = tf.convert_to_tensor(value)
         if value.dtype.is_integer:
             return assign(value)
         if tf.executing_eagerly():
-            check_value(value)
+            _check_places(storage, variable, value)
             return variable.value
-        with tf.control_dependencies([tf.debugging.Assert(is_same(value), [message])]):
+        check = tf.debugging.Assert(_are_same(variable, value), [_refusal(storage, variable)])
+        with tf.control_dependencies([check]):
             return tf.identity(variable.value)
 
-    message = (
+    variable.assign = assign_places
+
+
+def _check_places(storage, variable, value):
+    """Raises a `ValueError` if numbers that are no integers are not the places of before."""
+    value = tf.convert_to_tensor(value)
+    if not value.dtype.is_integer and not _are_same(variable, value):
+        raise ValueError(f"{_refusal(storage, variable)}, of type {value.dtype.name}")
+
+
+def _are_same(variable, value):
+    """Whether numbers are the places of before, as an average of equal ones is, up to rounding."""
+    places = tf.cast(variable.value, value.dtype)
+    return tf.reduce_all(tf.abs(value - places) <= 1e-3 + 1e-6 * places)
+
+
+def _refusal(storage, variable):
+    return (
         f"The places of the connections of the CSR kernel {storage.dense_path!r} cannot be "
         "averaged or scaled: use `rigl_tf.with_execution(model, 'masked')` on models whose weights "
         f"are. Received: other numbers than before for {variable.name!r}"
     )
-    variable.assign = assign_places
-    variable.check_value = check_value
 
 
 _SAVED = ("values", "row_splits", "columns")
@@ -382,6 +392,26 @@ class CSRKernel(masks.SparseKernel):
             )
         with tf.init_scope():
             self.storage.put(places, self.numpy().reshape(-1)[places])
+
+    def check_given(self, arrays):
+        structure = self.storage.structure_variables
+        given = [arrays[id(each)] for each in structure if id(each) in arrays]
+        if not given:
+            return
+        for variable, array in zip(structure, given, strict=True):
+            _check_places(self.storage, variable, array)
+        given = engine.Structure(*(np.rint(each).astype(np.int64) for each in given))
+        try:
+            places = self.storage.places_in(given.row_splits, given.columns)
+            want = engine.structure(places, self.storage.matrix_shape)
+        except ValueError:
+            want = [None]
+        if not all(map(np.array_equal, given, want)):
+            raise ValueError(
+                f"The arrays for the CSR kernel {self.path!r} must be those that `get_weights()` "
+                "has given, of this model or of another one. Received: integers that are not the "
+                f"places of {self.num_active:,} connections"
+            )
 
     @property
     def is_trained(self):

@@ -14,9 +14,16 @@ def builds_by_call(layer):
     return type(layer).build in (keras.layers.Layer.build, keras.Model.build)
 
 
+def builds_itself(layer):
+    """Whether a layer's `build` takes more than shapes, so that only its own code can call it."""
+    names = list(inspect.signature(layer.build).parameters)
+    is_for_shapes = len(names) < 2 or all(name.endswith("_shape") for name in names)
+    return not builds_by_call(layer) and not is_for_shapes
+
+
 def build_signature(layer):
     """The signature of a layer's `build`: the names of the shapes that it takes."""
-    if not builds_by_call(layer):
+    if not builds_by_call(layer) and not (layer.built and builds_itself(layer)):
         return inspect.signature(layer.build)
     several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     return inspect.Signature(

@@ -20,6 +20,7 @@ from rigl_tf.layers.building import (
     build_by_call,
     build_signature,
     builds_by_call,
+    builds_itself,
     symbolic_arguments,
     without_build_configs,
 )
@@ -486,10 +487,18 @@ class SparseWrapper(keras.layers.Wrapper):
             ) from error
 
     def get_build_config(self) -> dict[str, Any] | None:
+        if self.built and builds_itself(self.layer):
+            return {"of_layer": self.layer.get_build_config()}
         return {"shapes": self._build_shapes} if self.built and self._build_shapes else None
 
     def build_from_config(self, config: dict[str, Any]) -> None:
-        self.build(**config["shapes"])
+        if "shapes" in config:
+            self.build(**config["shapes"])
+            return
+        with tf.init_scope(), self._layer_scope():
+            self.layer.build_from_config(config["of_layer"])
+            self.layer.built = True
+        self.take_built()
 
 
 def _share(kernel, sparsity):

@@ -239,7 +239,8 @@ def _check_arguments(model, sparsity, distribution, from_zeros, seed):
             "`sparsify` takes a dense model, and the layers of this one are sparse already: a "
             "sparse model shares the layers of the model that it was made of. Make the dense model "
             "anew for each sparse one (or `keras.models.clone_model` before the first), or change "
-            f"the masks with `rigl_tf.set_masks`. Received: model={model.name!r}"
+            "the masks with `rigl_tf.set_masks`. Around new layers of a model that is sparse, such "
+            f"as a new head, put a `rigl_tf.SparseWrapper`. Received: model={model.name!r}"
         )
 
 

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from helpers import (
     all_alike,
+    assert_equal,
     assert_same_model,
     ends_early,
     executions_of,
@@ -302,3 +303,23 @@ def test_weights_are_averaged_while_the_places_are_the_same(way):
     x = numbers((3, 6))
     if way is by_arrays:  # nothing is changed
         np.testing.assert_allclose(average(x), rigl_tf.strip(average)(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("execution", "change", "message"),
+    [
+        ("masked", lambda weight: weight + 1.5, "must be booleans, or an average"),
+        ("masked", lambda weight: weight * np.nan, "must be booleans, or an average"),
+        ("masked", np.zeros_like, "must leave connections active"),
+        ("csr", np.zeros_like, "integers that are not the places of 24"),
+        ("csr", lambda weight: weight[::-1] if weight.ndim else weight, "integers that are not"),
+        ("csr", lambda weight: weight + 0.5, "cannot be averaged"),
+    ],
+)
+def test_weights_whose_masks_make_no_sense_are_refused(execution, change, message):
+    """As of noise on all arrays, or of an empty accumulator."""
+    model = half(mlp(), execution=execution)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=message):
+        model.set_weights([change(each) for each in before])
+    assert_equal(model.get_weights(), before)

@@ -7,7 +7,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import active, check_invariant, ends_early, numbers
+from helpers import (
+    active,
+    check_invariant,
+    ends_early,
+    half,
+    numbers,
+)
 
 import rigl_tf
 from rigl_tf.layers.eligibility import Choice
@@ -197,6 +203,35 @@ def test_config_round_trip(built):
     copy.set_weights(layer.get_weights())
     inputs = numbers((2, 8))
     np.testing.assert_array_equal(copy(inputs), layer(inputs))
+
+
+@keras.saving.register_keras_serializable()
+class BuiltWithMore(layers.Layer):
+    """Its `build` takes more than shapes, so only its own methods can build it."""
+
+    def build(self, input_shape, scale):
+        self.scale = scale
+        self.kernel = self.add_weight(shape=(input_shape[-1], 3), name="kernel")
+
+    def call(self, inputs):
+        return self.scale * keras.ops.matmul(inputs, self.kernel)
+
+    def get_build_config(self):
+        return {"scale": self.scale}
+
+    def build_from_config(self, config):
+        self.build((None, 6), config["scale"])
+
+
+def test_a_layer_that_only_its_own_methods_build(tmp_path):
+    layer = BuiltWithMore()
+    layer.build((None, 6), scale=7.0)
+    sparse = half(keras.Sequential([keras.Input((6,)), layer]))
+    sparse.save(tmp_path / "it.keras")
+    loaded = keras.models.load_model(tmp_path / "it.keras")
+    assert active(loaded) == active(sparse) == [9]
+    inputs = numbers((2, 6))
+    np.testing.assert_array_equal(loaded(inputs), sparse(inputs))
 
 
 def test_dtype_policy_is_the_layers():
