@@ -122,7 +122,7 @@ class SparseWrapper(keras.layers.Wrapper):
         check_execution(execution)
         if isinstance(layer, keras.layers.Layer):
             name = name or layer.name
-            kwargs.setdefault("dtype", layer.dtype_policy)
+            kwargs.setdefault("dtype", _plain_policy(layer))
             kwargs.setdefault("autocast", layer.autocast)
             _check_no_lora(layer)
             self._take_signatures(layer)
@@ -509,6 +509,15 @@ def _share(kernel, sparsity):
     share = num_zeros / kernel.size
     is_exact = distributions.num_zeros(kernel.size, share) == num_zeros
     return share if is_exact else math.nextafter(share, 1.0)
+
+
+def _plain_policy(layer):
+    """The dtype policy of a layer, without its quantization: only the layer itself quantizes."""
+    policy = layer.dtype_policy
+    if getattr(policy, "quantization_mode", None) is None:
+        return policy
+    is_mixed = policy.compute_dtype != policy.variable_dtype
+    return "mixed_" * is_mixed + policy.compute_dtype
 
 
 def _check_no_lora(layer):

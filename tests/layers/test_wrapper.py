@@ -242,6 +242,16 @@ def test_dtype_policy_is_the_layers():
     assert layer.kernel_mask.dtype == "bool"
 
 
+@pytest.mark.parametrize("source", ["float32", "mixed_bfloat16"])
+def test_a_quantized_layer_quantizes_itself(source):
+    dense = layers.Dense(3, dtype=f"float8_from_{source}")
+    inputs = numbers((2, 4))
+    want = dense(inputs)
+    layer = rigl_tf.SparseWrapper(dense, 0.0)
+    assert layer.dtype_policy.name == source
+    np.testing.assert_array_equal(layer(inputs), want)
+
+
 def test_timestep_masks_pass_through():
     inputs = np.array([[1, 2, 0, 0], [3, 0, 0, 0]])
     embedding = layers.Embedding(10, 6, mask_zero=True)
