@@ -93,6 +93,8 @@ class Coverage:
         num_embeddings: Integer, how many of these are embeddings.
         num_copied: Integer, how many of the frozen ones have the path and shape of a sparse kernel.
             They belong to a clone of the sparse layers, for example in a target network.
+        num_not_wrapped: Integer, how many weights are in other kernels, which could be sparse: by
+            the user's choice, or because they were frozen when the model was made sparse.
     """
 
     num_weights: int
@@ -101,6 +103,7 @@ class Coverage:
     num_frozen: int
     num_embeddings: int
     num_copied: int = 0
+    num_not_wrapped: int = 0
 
     @property
     def is_surprising(self) -> bool:
@@ -128,6 +131,11 @@ class Coverage:
         num_others = self.num_dense - self.num_frozen - self.num_embeddings
         if num_others:
             parts.append(f"{num_others:,} are in other weights that are no kernels")
+        if self.num_not_wrapped:
+            parts.append(
+                f"{self.num_not_wrapped:,} are in kernels that are not wrapped, as the choice of "
+                "layers leaves them out or they were frozen at that time"
+            )
         return "; ".join(parts) + "."
 
 
@@ -285,6 +293,7 @@ def _coverage(kernels, dense, num_weights):
             for weights in by_rule
             if weights.reason == "frozen" and (weights.path, weights.shape) in sparse
         ),
+        sum(weights.size for weights in dense if weights.reason == "not wrapped"),
     )
 
 

@@ -259,6 +259,11 @@ def test_frozen_weights_are_told(frozen):
     assert told.num_frozen == 16 * num_kernels
     assert told.is_surprising
     assert f"; {16 * num_kernels} are frozen and stay dense." in str(told)
+    if frozen == "model":
+        base.trainable = True  # the weights, too
+        told = summary.coverage(sparse)
+        assert (told.num_frozen, told.num_not_wrapped) == (0, 32)
+        assert "; 32 are in kernels that are not wrapped, as" in str(told)
 
 
 @covers_part
