@@ -217,7 +217,8 @@ class CSRStorage(keras.layers.Layer):
             raise ValueError(
                 f"The file must contain {self.values.shape[0]:,} active values of "
                 f"{self.dense_path!r} and their places, as saved by a model of the same sparsity "
-                f"with `execution='csr'`. Received: an array of shape {shape}"
+                "with `execution='csr'`. Received: "
+                + ("none of these" if shape is None else f"an array of shape {shape}")
             )
         self.put(self.places_in(*(store[name] for name in _SAVED[1:])), store["values"])
 
