@@ -62,7 +62,7 @@ class CSRStorage(keras.layers.Layer):
                 shape=np.shape(places),
                 initializer=_constant(initial_values),
                 regularizer=regularizer,
-                name="values",
+                name=f"{self.name}_values",  # code may look for kernels by their names
             )
             self.collect = self.add_weight(
                 shape=(), dtype="bool", initializer="zeros", trainable=False, name="collect"

@@ -82,7 +82,7 @@ def test_the_masks_and_weights_are_those_of_a_masked_model():
     models = [make(execution) for execution in ("masked", "csr")]
     assert_same_model(*models)
     assert [w.path for w in models[0].trainable_weights] == [
-        w.path.removesuffix("/values") for w in models[1].trainable_weights
+        w.path.removesuffix("/kernel_values") for w in models[1].trainable_weights
     ]
 
 
