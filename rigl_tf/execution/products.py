@@ -107,7 +107,7 @@ def _compute_with(layer, storage):
     layer.supports_jit = False
     methods = (
         _call(layer, storage),
-        functools.partial(_save_own_variables, layer),
+        functools.partial(_save_own_variables, layer, storage),
         functools.partial(_load_own_variables, layer, storage),
         functools.partial(_refuse_lora, storage),
     )
@@ -357,8 +357,11 @@ def _refuse_lora(storage, *args, **kwargs):
     )
 
 
-def _save_own_variables(layer, store):
-    # The kernel is saved by its own layer, the `CSRStorage`.
+def _save_own_variables(layer, storage, store):
+    # In a sparse model, the `CSRStorage` saves the kernel. But the layer may also belong to a dense
+    # model, such as the encoder that a script has made: a file of that one has a dense kernel.
+    if not vars(storage).pop("is_saved_alone", False):
+        store["0"] = storage.numpy()
     if layer.bias is not None:
         store["1"] = layer.bias.numpy()
 

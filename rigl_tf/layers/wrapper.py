@@ -471,6 +471,8 @@ class SparseWrapper(keras.layers.Wrapper):
     # In a file, the layer's variables are at the place of the wrapper, the masks at another place.
 
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
+        for storage, _ in csr_storages(self.layer):
+            vars(storage)["is_saved_alone"] = True  # until Keras saves the layer that holds it
         self.layer.save_own_variables(store)
 
     def load_own_variables(self, store: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from helpers import (
     ends_early,
     executions_of,
     half,
+    in_every_execution,
     mlp,
     numbers,
     rigl,
@@ -264,6 +265,37 @@ def test_layers_without_a_config(name, tmp_path):
     assert len(shared) == len(plain.weights) - executions_of(model).count("csr")
     model.fit(x, y, batch_size=2, epochs=2, verbose=0)
     assert all(mask.sum() == masks[path].sum() for path, mask in rigl_tf.get_masks(model).items())
+
+
+@in_every_execution
+def test_files_of_the_parts_that_a_script_has_made(execution, tmp_path):
+    """They share the weights of the sparse model, and are dense models."""
+    attention = layers.MultiHeadAttention(2, 4)
+    inputs = keras.Input((5, 6))
+    x = layers.Dense(8, use_bias=False)(attention(inputs, inputs))
+    encoder = keras.Model(inputs, layers.Conv1D(4, 3)(x))
+    sparse = keras.Sequential([keras.Input((5, 6)), encoder, layers.Dense(3)])
+    sparse = half(sparse, execution=execution)
+    assert set(executions_of(sparse)) == {execution}
+    sparse.save_weights(tmp_path / "sparse.weights.h5")  # before, and in between
+    encoder.save(tmp_path / "it.keras")
+    sparse.save_weights(tmp_path / "sparse.weights.h5")
+    encoder.save_weights(tmp_path / "it.weights.h5")
+    x = numbers((2, 5, 6))
+    want = encoder(x)
+    loaded = keras.models.load_model(tmp_path / "it.keras")
+    clone = keras.models.clone_model(loaded)
+    clone.load_weights(tmp_path / "it.weights.h5")
+    for dense in (loaded, clone):
+        assert not rigl_tf.get_masks(dense)
+        np.testing.assert_allclose(dense(x), want, rtol=1e-5, atol=1e-6)
+    before = sparse.get_weights()
+    for kernel in masks.kernels_of(sparse).values():
+        kernel.assign(np.zeros(kernel.shape))
+    sparse.load_weights(tmp_path / "sparse.weights.h5")
+    assert_equal(sparse.get_weights(), before)
+    encoder.load_weights(tmp_path / "it.weights.h5")
+    assert_equal(sparse.get_weights(), before)
 
 
 # Averages of weights.
