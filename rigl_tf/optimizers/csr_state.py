@@ -7,7 +7,6 @@ import numpy as np
 import tensorflow as tf
 
 from rigl_tf.execution import csr, engine, tiles
-from rigl_tf.optimizers import growth
 from rigl_tf.optimizers.kernels import KernelState
 from rigl_tf.optimizers.shared import Shared
 
@@ -21,12 +20,7 @@ class CSRState(KernelState):
 
     def start(self):
         self.storage.collect.assign(False)  # the first step is no update
-        values = tf.convert_to_tensor(self.kernel)
-        if self.initial_std is not None:
-            self.initial_std.assign(growth.std_of_active(values, tf.ones_like(values, tf.bool)))
-        if self.explored is not None:
-            self.explored.ever_active.assign(self.sparse.mask)
-            self.explored.num_replaced.assign(0)
+        super().start()
 
     def trained_gradient(self, gradient):
         return tf.identity(gradient)  # a tensor of the graph of this branch

@@ -114,11 +114,11 @@ class DNW(targets.TargetSparsity):
         return [twins.get(id(variable), variable) for variable in variables]
 
     def _latent(self, kernel):
-        latent = self.add_variable_from_reference(kernel, name="latent")
+        latent = self.add_variable_from_reference(
+            kernel, name="latent", initializer=kernels.first_value(lambda: kernel)
+        )
         # The user's own constraint applies to the weights that are trained.
         latent.constraint = masks.kernel_of(kernel).constraint
-        with tf.init_scope():
-            latent.assign(kernel)
         return latent
 
     def _trained_gradient(self, gradient, sparse):

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from rigl_tf import schedules, selection
+from rigl_tf import masks, schedules, selection
 from rigl_tf.checks import check_integers, check_numbers, is_number
 from rigl_tf.execution import engine
 from rigl_tf.optimizers import growth, kernels, limits
@@ -235,7 +235,11 @@ class SparseOptimizer(ScheduledUpdates):
         if self.gradient_momentum is not None:
             state["average"] = self.add_variable_from_reference(kernel, name="gradient_average")
         if self.grow_init == "initial_distribution":
-            state["initial_std"] = self._add_scalar(f"initial_std_{index}", "float32")
+            state["initial_std"] = self._add_scalar(
+                f"initial_std_{index}",
+                "float32",
+                kernels.first_value(lambda: kernels.std_of_active(masks.kernel_of(kernel))),
+            )
         return state
 
     def _before_step(self, strategy, pairs, loss_scale):

@@ -41,15 +41,15 @@ class KernelState:
 
     def start(self):
         """Sets this state to its first values, from the current kernel and mask."""
-        kernel, mask = (tf.convert_to_tensor(each) for each in (self.kernel, self.mask))
+        kernel = tf.convert_to_tensor(self.kernel)
         if self.trained is not self.kernel:
             self.trained.assign(kernel)
         if self.average is not None:
             self.average.assign(tf.zeros_like(kernel))
         if self.initial_std is not None:
-            self.initial_std.assign(growth.std_of_active(kernel, mask))
+            self.initial_std.assign(std_of_active(self.sparse))
         if self.explored is not None:
-            self.explored.ever_active.assign(mask)
+            self.explored.ever_active.assign(self.sparse.mask)
             self.explored.num_replaced.assign(0)
 
     def trained_gradient(self, gradient):
@@ -149,6 +149,23 @@ class KernelState:
             self.explored_values(),
         )
         return strategy.extended.update(self.kernel.value, update_one, args=args, group=False)
+
+
+def first_value(compute):
+    """An initializer that calls `compute`, which returns an array, a tensor or a variable.
+
+    A value that is assigned later would replace the one that TensorFlow restores from a checkpoint
+    when the variable is created.
+    """
+    return lambda shape, dtype=None: tf.cast(tf.convert_to_tensor(compute()), dtype)
+
+
+def std_of_active(sparse):
+    """Standard deviation of the active weights of a `masks.SparseKernel`."""
+    weights = tf.convert_to_tensor(sparse.variable)
+    is_masked = sparse.execution == "masked"
+    mask = sparse.kernel_mask if is_masked else tf.ones_like(weights, tf.bool)
+    return growth.std_of_active(weights, tf.convert_to_tensor(mask))
 
 
 class Plan:

@@ -186,7 +186,9 @@ class SparseTraining(WrappingOptimizer):
             is_elementwise(self.inner_optimizer),
             self._is_update_next,
         )
-        self._start()
+        with tf.init_scope():
+            # TensorFlow may have restored the new variables already, from a checkpoint.
+            self.start_from_state()
 
     def _start(self):
         with tf.init_scope():
@@ -218,13 +220,18 @@ class SparseTraining(WrappingOptimizer):
         if self.track_exploration:
             sparse_kernel = masks.kernel_of(kernel)
             name = f"{sparse_kernel.path.replace('/', '_')}_ever_active"
-            ever_active = self.add_variable(sparse_kernel.shape, dtype="bool", name=name)
+            first_mask = kernels.first_value(lambda: sparse_kernel.mask)
+            ever_active = self.add_variable(
+                sparse_kernel.shape, first_mask, dtype="bool", name=name
+            )
             num_replaced = self._add_scalar(f"num_replaced_{index}")
             state["explored"] = kernels.Explored(ever_active, num_replaced)
         return csr_state.state_of(masks.kernel_of(kernel), index, trained, slots, sparsity, **state)
 
-    def _add_scalar(self, name, dtype="int64"):
-        return self.add_variable(shape=(), dtype=dtype, aggregation="only_first_replica", name=name)
+    def _add_scalar(self, name, dtype="int64", initializer="zeros"):
+        return self.add_variable(
+            (), initializer, dtype=dtype, aggregation="only_first_replica", name=name
+        )
 
     # Steps.
 

@@ -285,8 +285,15 @@ def test_a_checkpoint_of_tensorflow(name, tmp_path):
     path = checkpoint.write(str(tmp_path / "checkpoint"))
     want = state_of(model, optimizer)
     train(model, optimizer, range(5, 7))
+    later = state_of(model, optimizer)
     checkpoint.read(path).assert_consumed()
     assert_same_state(state_of(model, optimizer), want)
+    # As in TensorFlow's tutorials: it is restored before the optimizer is built, in its first step.
+    other, new = make(name, frequency=2)
+    status = tf.train.Checkpoint(model=other, optimizer=new).read(path)
+    train(other, new, range(5, 7))
+    status.assert_consumed()
+    assert_same_state(state_of(other, new), later)
 
 
 # Replicas.
