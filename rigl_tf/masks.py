@@ -266,11 +266,14 @@ class MaskedKernel(SparseKernel):
 
     def check_given(self, arrays):
         mask = np.asarray(arrays.get(id(self.kernel_mask), False))
-        # An average of masks, up to rounding, is the mask of all their connections.
-        if mask.dtype != bool and not np.all((mask >= -1e-6) & (mask <= 1 + 1e-6)):
+        if mask.dtype == bool:
+            return
+        # Up to rounding. An average of masks is the mask of all their connections.
+        is_average = np.all((mask >= -1e-6) & (mask <= 1 + 1e-6))
+        if not is_average and not np.allclose(mask[mask != 0], mask.max()):
             raise ValueError(
-                f"The mask of {self.path!r} must be booleans, or an average of these. Received: "
-                f"numbers from {mask.min():g} to {mask.max():g}"
+                f"The mask of {self.path!r} must be booleans, an average of these, or a multiple. "
+                f"Received: numbers from {mask.min():g} to {mask.max():g}"
             )
 
     def __call__(self, kernel):

@@ -43,14 +43,16 @@ class Stash:
     # For use on one replica.
 
     def add(self, inputs, gradients):
-        """Adds the rows of one use of the layer."""
+        """Adds the rows of one use of the layer; returns the assignments."""
         blocks = self.blocks.read_value()
         block = 1 + tf.reduce_max(tf.concat([[-1], blocks], axis=0))
         # Without a training step, gradients of other uses would be kept for ever.
         first = tf.searchsorted(blocks, [block - _MOST_BLOCKS + 1])[0]
         new = (inputs, gradients, tf.fill(tf.shape(inputs)[:1], block))
-        for variable, rows in zip(self._variables, new, strict=True):
+        return [
             variable.assign(tf.concat([variable.read_value()[first:], rows], axis=0))
+            for variable, rows in zip(self._variables, new, strict=True)
+        ]
 
     def read(self):
         """The rows of all uses (inputs and gradients), and the block number of each row."""
@@ -165,10 +167,12 @@ def _keeper(storage):
             )
 
         def add():
-            storage.stash.add(*rows())
-            return True
+            # If only a part of a step is a `tf.function`, TensorFlow leaves out what no result of
+            # its backward pass depends on.
+            with tf.control_dependencies(storage.stash.add(*rows())):
+                return tf.constant(True)
 
-        is_done = tf.cond(tf.convert_to_tensor(storage.collect), add, lambda: False)
+        is_done = tf.cond(tf.convert_to_tensor(storage.collect), add, lambda: tf.constant(False))
         with tf.control_dependencies([is_done]):
             return tf.identity(gradient)
 

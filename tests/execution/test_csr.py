@@ -706,6 +706,18 @@ def test_products_that_are_not_stored_are_told_of():
     assert int(model.optimizer.num_skipped_updates) == 0
 
 
+def test_a_part_of_a_step_may_be_a_graph():
+    tf.config.run_functions_eagerly(False)
+    models = [make(execution, optimizer=rigl) for execution in ("masked", "csr")]
+    for model in models:
+        forward, optimizer = tf.function(model), model.optimizer
+        for _ in range(5):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((forward(X) - Y) ** 2)
+            optimizer.apply(tape.gradient(loss, model.trainable_weights), model.trainable_weights)
+    assert_same_model(*models)
+
+
 @pytest.mark.parametrize(
     "branch",
     [

@@ -213,6 +213,8 @@ def test_main(tmp_path, monkeypatch, capsys):
     assert "broken" in capsys.readouterr().out
 
 
+# Of Keras, on the dense script, too.
+@pytest.mark.filterwarnings("ignore:Layer '.*' .* was passed an input with a mask attached to it")
 @pytest.mark.parametrize(
     "name",
     [

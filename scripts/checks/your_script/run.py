@@ -233,7 +233,8 @@ def _with_weights_loaded(model):
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory, "model.weights.h5")
         model.save_weights(path)
-        model.set_weights([np.zeros_like(weight) for weight in model.get_weights()])
+        weights = model.get_weights()
+        model.set_weights([0 * each if each.dtype.kind == "f" else each for each in weights])
         model.load_weights(path)
     return model
 
