@@ -228,7 +228,7 @@ class SparseTraining(WrappingOptimizer):
             state["explored"] = kernels.Explored(ever_active, num_replaced)
         return csr_state.state_of(masks.kernel_of(kernel), index, trained, slots, sparsity, **state)
 
-    def _add_scalar(self, name, dtype="int64", initializer="zeros"):
+    def _add_scalar(self, name, dtype="int64", initializer: Any = "zeros"):
         return self.add_variable(
             (), initializer, dtype=dtype, aggregation="only_first_replica", name=name
         )
