@@ -156,6 +156,15 @@ class CSRStorage(keras.layers.Layer):
         return self.values.value._unique_id
 
     @property
+    def _id(self):
+        # A tape identifies what it differentiates by it.
+        raise AttributeError(
+            f"A tape has no gradient for the CSR kernel {self.dense_path!r}, which is dense only "
+            "on demand: use `kernel.values`, or the `trainable_variables` of the model. Received: "
+            "the kernel itself"
+        )
+
+    @property
     def value(self):
         """The dense kernel as a tensor."""
         return self.dense()

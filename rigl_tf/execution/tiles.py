@@ -39,8 +39,8 @@ class Tiles:
         matrix_shape: Pair of integers, the shape of the dense kernel as a matrix.
         rows: Matrices `(x, dy)` whose product `x^T dy` is the gradient of the dense kernel. With
             `None` the gradient is zero in all tiles.
-        gradient: Tensor of shape `[n]`, the gradient of the active connections if it differs from
-            that product because of a regularizer, or `None`.
+        gradient: Tensor of shape `[n]`, the gradient of the active connections, which differs from
+            that product if there is a regularizer or a weight decay; or `None`.
     """
 
     def __init__(self, places, values, matrix_shape, rows=None, gradient=None):

@@ -137,6 +137,17 @@ class Allocation:
         """Announces that `num_layers` more layers will be built."""
         self._num_layers += num_layers
 
+    def check_any(self, name):
+        """Raises a `ValueError` if a model, all layers of which are known, has no kernel.
+
+        Args:
+            name: The name of the model.
+        """
+        if not self._num_layers:
+            raise ValueError(
+                f"{NO_KERNEL}{self._choice.advice()}Received: model={name!r}, without such layers"
+            )
+
     def add(self, wrapper, choices):
         """Adds the kernels of a wrapper that was just built, a `MaskChoice` for each."""
         if self._is_shared_out:

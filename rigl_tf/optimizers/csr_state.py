@@ -162,8 +162,8 @@ def updates(optimizer, states):
         shape, applied, gradient = state.storage.matrix_shape, None, None
         if rows is not None:
             x, dy, blocks, of_values = rows
-            gradient = None if penalty is None else tf.cast(of_values, weights.dtype)
-            applied = _applied(x, dy, blocks, of_values, penalty, structure, shape)
+            gradient = tf.cast(of_values, weights.dtype)
+            applied = _applied(x, dy, blocks, of_values, penalty, weights, structure, shape)
         tiled = tiles.Tiles(places, weights, shape, applied, gradient)
         new, grown, before, restarted = optimizer._updated_places(state, tiled, step, initial_std)
         if rows is not None:  # if there are none, the connections stay
@@ -192,10 +192,10 @@ def _are_finite(inputs, gradients, blocks):
     return tf.math.unsorted_segment_min(is_finite, blocks, num_blocks) == 1
 
 
-def _applied(inputs, gradients, blocks, gradient, penalty, structure, shape):
+def _applied(inputs, gradients, blocks, gradient, penalty, weights, structure, shape):
     """`(x, dy)` whose product equals, at the active places, the gradient that the optimizer got.
 
-    The gradient of a regularizer, `penalty`, is not included.
+    The gradient of a regularizer, `penalty`, and that of a weight decay are not included.
 
     Not every backward pass through a layer trains it: there may be passes for another loss, in a
     skipped step, or only for the gradient of the inputs. Gradients may also be scaled before they
@@ -216,22 +216,16 @@ def _applied(inputs, gradients, blocks, gradient, penalty, structure, shape):
     parts = tf.where(is_finite[:, tf.newaxis], parts, 0)
     if penalty is not None:
         parts = tf.concat([parts, penalty[tf.newaxis]], axis=0)
-    parts, gradient = tf.cast(parts, tf.float64), tf.cast(gradient, tf.float64)[:, tf.newaxis]
-    products = tf.matmul(parts, parts, transpose_b=True)
-    weight = 1e-9 * tf.linalg.trace(products) + np.finfo("float64").tiny
-    solution = tf.linalg.solve(
-        products + weight * tf.eye(tf.shape(parts)[0], dtype=tf.float64),
-        tf.matmul(parts, gradient) + weight,
-    )
-    rest = gradient - tf.matmul(parts, solution, transpose_a=True)
+    solution, is_solved = _factors(parts, gradient, weights)
     _warn_unless(
-        (tf.nn.l2_loss(rest) <= 0.01 * tf.nn.l2_loss(gradient)) | (tf.size(blocks) == 0),
-        "The gradient of a CSR kernel is not the sum of what its layers gave, each times a number. "
-        "Perhaps it was clipped by element or by example, or another optimizer trains the same "
-        "layers, too. So this mask update is not the one of masked execution: use "
+        is_solved | (tf.size(blocks) == 0),
+        "The gradient of a CSR kernel is not the sum of what its layers gave, each times a number, "
+        "and of a weight decay. Perhaps it was clipped by element or by example, the loss has "
+        "another term of the weights, or another optimizer trains the same layers, too. So this "
+        "mask update is not the one of masked execution: use "
         "`rigl_tf.with_execution(model, 'masked')` if that matters.",
     )
-    factors = solution[: tf.size(is_finite), 0]
+    factors = solution[: tf.size(is_finite)]
     factors = tf.where(tf.abs(factors - 1) < 1e-4, tf.ones_like(factors), factors)
     factors = tf.gather(tf.cast(tf.where(is_finite, factors, 0), tf.float32), blocks)
     is_finite = tf.gather(is_finite, blocks)[:, tf.newaxis]
@@ -239,6 +233,47 @@ def _applied(inputs, gradients, blocks, gradient, penalty, structure, shape):
         tf.where(is_finite, inputs, 0),
         tf.where(is_finite, gradients * factors[:, tf.newaxis], 0),
     )
+
+
+def _factors(parts, gradient, weights):
+    """The factor of each part in a gradient, and whether these parts explain it.
+
+    If they do not, a loss may contain an L1 or L2 norm of all weights, written by hand: multiples
+    of the weights and of their signs are parts, too, whose factors are not returned.
+
+    Args:
+        parts: Tensor of shape `[p, n]`.
+        gradient: Tensor of shape `[n]`.
+        weights: Tensor of shape `[n]`.
+
+    Returns:
+        A float64 tensor of shape `[p]`, and a boolean scalar.
+    """
+    parts, gradient, weights = (tf.cast(each, tf.float64) for each in (parts, gradient, weights))
+    tiny = np.finfo("float64").tiny
+
+    def solve(parts, prior):
+        products = tf.matmul(parts, parts, transpose_b=True)
+        weight = 1e-9 * tf.linalg.trace(products) + tiny
+        solution = tf.linalg.solve(
+            products + weight * tf.eye(tf.shape(parts)[0], dtype=tf.float64),
+            tf.linalg.matvec(parts, gradient)[:, tf.newaxis] + weight * prior[:, tf.newaxis],
+        )[:, 0]
+        rest = gradient - tf.linalg.matvec(parts, solution, transpose_a=True)
+        return solution, tf.nn.l2_loss(rest)
+
+    ones = tf.ones_like(parts[:, 0])
+    solution, rest = solve(parts, ones)
+    norm = tf.sqrt(tf.reduce_max(tf.reduce_sum(parts**2, axis=1)))
+    decay = tf.stack([weights, tf.sign(weights)])
+    decay *= norm / tf.maximum(tf.norm(decay, axis=1, keepdims=True), tiny)
+    others, other_rest = solve(
+        tf.concat([parts, decay], axis=0), tf.concat([ones, tf.zeros([2], tf.float64)], axis=0)
+    )
+    is_plain = rest <= 1e-8 * tf.nn.l2_loss(gradient)
+    solution = tf.where(is_plain, solution, others[: tf.size(ones)])
+    rest = tf.where(is_plain, rest, other_rest)
+    return solution, rest <= 0.01 * tf.nn.l2_loss(gradient)
 
 
 def _warn_unless(condition, message):

@@ -198,7 +198,8 @@ def strip(model: keras.Model) -> keras.Model:
     ('Dense', 7056)
     """
     _check_model(model, "strip")
-    if not model.built:
+    # A model without `call`, which only has methods of its own, never counts as built.
+    if not model.built and (not model.weights or unbuilt(model)):
         raise ValueError(f"`strip` needs a built model. Received: model={model.name!r}, not built")
     return with_layers(model, _plain)
 
@@ -403,6 +404,12 @@ def _wrap_later(part, model, choice, allocation, wrapping):
             if part is not model:
                 allocation.release()
             wrap_new()
+        if part is model:
+            try:
+                allocation.check_any(model.name)
+            except ValueError:
+                vars(part)["call"] = first_call  # Keras may only warn of the first error
+                raise
         return part.call(*args, **kwargs)
 
     vars(first_build)["undo"] = functools.partial(vars(part).update, build=build)

@@ -626,6 +626,39 @@ def clipped(models, *, by):
     return models
 
 
+@pytest.mark.parametrize(
+    "norm", [tf.nn.l2_loss, lambda weight: tf.reduce_sum(tf.abs(weight)), keras.ops.logsumexp]
+)
+def test_a_norm_of_the_weights_written_by_hand(norm):
+    def train(execution):
+        model, optimizer = make(execution, model=lambda: mlp(6, 16, 8, 3)), rigl("sgd")
+        for _ in range(7):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((model(X) - Y) ** 2)
+                kernels = [each for each in model.trainable_weights if "kernel" in each.name]
+                loss += (0.01 if is_known else 1.0) * sum(map(norm, kernels))
+            weights = model.trainable_weights
+            optimizer.apply(tape.gradient(loss, weights), weights)
+        return model
+
+    is_known = norm is not keras.ops.logsumexp
+    if is_known:
+        assert_same_model(train("masked"), train("csr"))
+    else:
+        with pytest.warns(UserWarning, match="the loss has another term of the weights"):
+            train("csr")
+
+
+def test_a_tape_needs_the_values():
+    model = make()
+    kernel = model.layers[0].kernel
+    with tf.GradientTape(persistent=True) as tape:
+        loss = tf.reduce_sum(model(X))
+    assert tape.gradient(loss, kernel.values.value).shape == (24,)
+    with pytest.raises(AttributeError, match=r"use `kernel.values`, or the `trainable_variables`"):
+        tape.gradient(loss, [kernel])
+
+
 def test_gradients_of_another_kind_are_told_of():
     models = [clipped(make(execution), by="norm") for execution in ("masked", "csr")]
     assert_same_model(*models)

@@ -122,6 +122,43 @@ def test_a_built_subclassed_model_is_wrapped_in_place(execution, tmp_path):
     plain.save(tmp_path / "plain.keras")  # without a warning
 
 
+class OnlyMethods(keras.Model):
+    """As TensorFlow's variational autoencoder: its own steps call its parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = mlp(6, 4)
+        self.decoder = mlp(4, 6)
+
+
+def test_strip_of_a_model_without_call():
+    sparse = rigl_tf.sparsify(OnlyMethods(), 0.5, execution="csr")
+    plain, x = rigl_tf.strip(sparse), numbers((2, 6))
+    want = sparse.decoder(sparse.encoder(x))
+    np.testing.assert_allclose(plain.decoder(plain.encoder(x)), want, rtol=1e-5, atol=1e-6)
+
+
+class OnlyEmbeddings(keras.Model):
+    """As TensorFlow's word2vec."""
+
+    def __init__(self):
+        super().__init__()
+        self.target = layers.Embedding(20, 8, name="target")
+        self.context = layers.Embedding(20, 8, name="context")
+
+    def call(self, words):
+        return keras.ops.sum(self.target(words) * self.context(words), -1, keepdims=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*looks like it has unbuilt state")
+def test_a_model_without_kernels_that_is_not_built_is_told_of():
+    model, words = rigl_tf.sparsify(OnlyEmbeddings(), 0.9), np.arange(8)
+    model.compile("adam", "mse")
+    for use in (lambda: model(words), lambda: model.fit(words, numbers((8, 1)), verbose=0)):
+        with pytest.raises(ValueError, match=r"in `sparse_layers`: \['target \(embedding"):
+            use()
+
+
 @keras.saving.register_keras_serializable()
 class ByUnits(keras.Model):
     """A Functional model that is made of a number, as those of KerasHub."""
