@@ -264,7 +264,7 @@ def _factors(parts, gradient, weights):
 
     ones = tf.ones_like(parts[:, 0])
     solution, rest = solve(parts, ones)
-    norm = tf.sqrt(tf.reduce_max(tf.reduce_sum(parts**2, axis=1)))
+    norm = tf.reduce_max(tf.concat([tf.zeros([1], tf.float64), tf.norm(parts, axis=1)], axis=0))
     decay = tf.stack([weights, tf.sign(weights)])
     decay *= norm / tf.maximum(tf.norm(decay, axis=1, keepdims=True), tiny)
     others, other_rest = solve(
