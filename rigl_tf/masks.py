@@ -584,7 +584,8 @@ def set_weights(layer: keras.layers.Layer, weights: Sequence[Any]) -> None:
     given = {id(variable): value for variable, value in zip(chosen, weights, strict=True)}
     for kernel in kernels.values():
         kernel.check_given(given)
-    new_masks = [value for key, value in given.items() if key in own_masks(layer)]
+    own = own_masks(layer)
+    new_masks = [value for key, value in given.items() if key in own]
     if new_masks and not any(map(np.any, new_masks)):
         raise ValueError(
             f"The weights of {layer.name!r} must leave connections active: their masks must be "

@@ -8,6 +8,8 @@ import numpy as np
 
 from rigl_tf.walk import unbuilt
 
+_SEVERAL = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+
 
 def builds_by_call(layer):
     """Whether Keras builds a layer by calling it on symbolic inputs."""
@@ -16,7 +18,11 @@ def builds_by_call(layer):
 
 def builds_itself(layer):
     """Whether a layer's `build` takes more than shapes, so that only its own code can call it."""
-    names = list(inspect.signature(layer.build).parameters)
+    names = [
+        name
+        for name, parameter in inspect.signature(layer.build).parameters.items()
+        if parameter.kind not in _SEVERAL
+    ]
     is_for_shapes = len(names) < 2 or all(name.endswith("_shape") for name in names)
     return not builds_by_call(layer) and not is_for_shapes
 
@@ -25,12 +31,11 @@ def build_signature(layer):
     """The signature of a layer's `build`: the names of the shapes that it takes."""
     if not builds_by_call(layer) and not (layer.built and builds_itself(layer)):
         return inspect.signature(layer.build)
-    several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     return inspect.Signature(
         [
             inspect.Parameter(f"{name}_shape", parameter.POSITIONAL_OR_KEYWORD, default=None)
             for name, parameter in inspect.signature(layer.call).parameters.items()
-            if parameter.kind not in several
+            if parameter.kind not in _SEVERAL
         ]
     )
 

@@ -489,8 +489,9 @@ class SparseWrapper(keras.layers.Wrapper):
             ) from error
 
     def get_build_config(self) -> dict[str, Any] | None:
-        if self.built and builds_itself(self.layer):
-            return {"of_layer": self.layer.get_build_config()}
+        own = self.layer.get_build_config() if builds_itself(self.layer) else None
+        if self.built and own is not None:
+            return {"of_layer": own}
         return {"shapes": self._build_shapes} if self.built and self._build_shapes else None
 
     def build_from_config(self, config: dict[str, Any]) -> None:
