@@ -558,9 +558,8 @@ def set_weights(layer: keras.layers.Layer, weights: Sequence[Any]) -> None:
             as of the dense layer. CSR kernels take their active values from dense ones.
 
     Raises:
-        ValueError: If the number of arrays or a shape is wrong, numbers are given as masks, or as
-            places of a CSR kernel, that are none, or no connection would be active. Then nothing is
-            changed.
+        ValueError: If the number of arrays or a shape is wrong, or numbers that are none are given
+            as masks or as places of a CSR kernel. Then nothing is changed.
     """
     variables = layer.weights
     dense = without_masks(layer, variables)
@@ -584,13 +583,6 @@ def set_weights(layer: keras.layers.Layer, weights: Sequence[Any]) -> None:
     given = {id(variable): value for variable, value in zip(chosen, weights, strict=True)}
     for kernel in kernels.values():
         kernel.check_given(given)
-    own = own_masks(layer)
-    new_masks = [value for key, value in given.items() if key in own]
-    if new_masks and not any(map(np.any, new_masks)):
-        raise ValueError(
-            f"The weights of {layer.name!r} must leave connections active: their masks must be "
-            "those that `get_weights()` has given. Received: masks that are `False` everywhere"
-        )
     for variable, value in zip(chosen, weights, strict=True):
         variable.assign(value)
     for kernel in kernels.values():

@@ -342,7 +342,6 @@ def test_weights_are_averaged_while_the_places_are_the_same(way):
     [
         ("masked", lambda weight: weight + 1.5, "must be booleans, an average"),
         ("masked", lambda weight: weight * np.nan, "must be booleans, an average"),
-        ("masked", np.zeros_like, "must leave connections active"),
         ("csr", np.zeros_like, "integers that are not the places of 24"),
         ("csr", lambda weight: weight[::-1] if weight.ndim else weight, "integers that are not"),
         ("csr", lambda weight: weight + 0.5, "cannot be averaged"),
