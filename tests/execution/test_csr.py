@@ -729,7 +729,7 @@ def test_a_kernel_that_the_loss_does_not_reach_keeps_its_mask_alone(regularizer)
 
 @pytest.mark.filterwarnings("ignore:Using a while_loop for converting")
 # Of TensorFlow's `vectorized_map`, on Python 3.13.
-@pytest.mark.filterwarnings("ignore:Attribute.__init__ got an unexpected:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.* got an unexpected keyword argument '___pyct_anno'")
 def test_products_that_are_not_stored_are_told_of():
     def mapped(a, b, x):
         return a(x) + keras.ops.vectorized_map(lambda row: b(row[tf.newaxis])[0], x)
