@@ -18,6 +18,8 @@ _FANS = ("neuron", "layer", "dense")
 
 # Masks are drawn with the same pairs of seed and index, so the values need a different stream.
 _STREAM = 0x1217
+_DRAWS = 1 << 18  # how many numbers are drawn together
+_PHILOX = 1  # the number of the algorithm in TensorFlow
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
@@ -102,30 +104,58 @@ class SparseVarianceScaling:
             raise ValueError(f"`seed` must be a pair of integers. Received: seed={seed!r}")
         mask = tf.convert_to_tensor(kernel_mask, tf.bool)
         into, out = axes or _default_axes(mask.shape.rank)
-        active = tf.cast(mask, tf.float64)
+        # The active connections alone are computed: in float64, whole kernels would be large.
+        active = tf.where(mask)
         fans = {
-            "fan_in": lambda: self._fan(active, into),
-            "fan_out": lambda: self._fan(active, out),
-            "fan_avg": lambda: (self._fan(active, into) + self._fan(active, out)) / 2,
+            "fan_in": lambda: self._fan(mask, into, active),
+            "fan_out": lambda: self._fan(mask, out, active),
+            "fan_avg": lambda: (self._fan(mask, into, active) + self._fan(mask, out, active)) / 2,
         }
         std = tf.sqrt(self.scale / tf.maximum(fans[self.mode](), 1.0))
-        seed = tf.random.fold_in(tf.convert_to_tensor(seed), _STREAM, alg="philox")
-        arguments = {"seed": seed, "dtype": tf.float64, "alg": "philox"}
-        if self.distribution == "normal":
-            values = tf.random.stateless_normal(mask.shape, **arguments)
-        else:
-            limit = math.sqrt(3)
-            values = tf.random.stateless_uniform(
-                mask.shape, minval=-limit, maxval=limit, **arguments
-            )
-        return tf.cast(masks.masked(std * values, mask), tf.float32)
+        values = std * self._draws(tf.where(tf.reshape(mask, [-1]))[:, 0], mask.shape, seed)
+        return tf.scatter_nd(active, tf.cast(values, tf.float32), tf.shape(mask, tf.int64))
 
-    def _fan(self, active, axes):
-        """The number of connections of each neuron; its shape broadcasts to that of the kernel."""
+    def _fan(self, mask, axes, active):
+        """The number of connections of the neuron of each active connection."""
+        connections = tf.cast(mask, tf.int32)
         if self.fans == "neuron":
-            return tf.reduce_sum(active, axes, keepdims=True)
-        dense = tf.constant(math.prod(active.shape[axis] for axis in axes), tf.float64)
-        return dense * tf.reduce_mean(active) if self.fans == "layer" else dense
+            counts = tf.reduce_sum(connections, axes, keepdims=True)
+            neurons = active * [int(size > 1) for size in counts.shape]
+            return tf.cast(tf.gather_nd(counts, neurons), tf.float64)
+        dense = tf.constant(math.prod(mask.shape[axis] for axis in axes), tf.float64)
+        share = tf.reduce_sum(connections) / max(mask.shape.num_elements(), 1)
+        return dense * share if self.fans == "layer" else dense
+
+    def _draws(self, places, shape, seed):
+        """Random numbers of variance 1 in float64, out of one for each entry of a kernel.
+
+        Args:
+            places: Sorted int64 tensor, the entries that are wanted, in the flattened kernel.
+            shape: The kernel's shape.
+            seed: As in `__call__`.
+        """
+        seed = tf.random.fold_in(tf.convert_to_tensor(seed), _STREAM, alg="philox")
+        key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+        is_normal = self.distribution == "normal"
+        draw = (
+            tf.raw_ops.StatelessRandomNormalV2 if is_normal else tf.raw_ops.StatelessRandomUniformV2
+        )
+        starts = range(0, shape.num_elements(), _DRAWS)
+        borders = tf.unstack(tf.searchsorted(places, tf.constant([*starts, 2**62], tf.int64)))
+        parts = [tf.zeros([0], tf.float64)]
+        for start, first, last in zip(starts, borders, borders[1:], strict=False):
+            draws = draw(
+                shape=[min(_DRAWS, shape.num_elements() - start)],
+                key=key,
+                # The generator's counter grows by one for each block of two draws.
+                counter=counter + tf.constant([start // 2, 0], tf.uint64),
+                alg=_PHILOX,
+                dtype=tf.float64,
+            )
+            parts.append(tf.gather(draws, places[first:last] - start))
+        values = tf.concat(parts, axis=0)
+        limit = math.sqrt(3)
+        return values if is_normal else values * (2 * limit) - limit
 
     def get_config(self) -> dict[str, Any]:
         return {

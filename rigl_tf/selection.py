@@ -43,7 +43,7 @@ def random_mask(shape: Sequence[int], num_active: int, seed: Any) -> tf.Tensor:
         return tf.constant(mask.reshape(shape))
     # Random 64-bit integers: float32 has only 2**23 values, so large kernels would have ties.
     draws = tf.random.stateless_uniform(shape, seed, minval=None, maxval=None, dtype=tf.int64)
-    return _top_k_of_keys(draws, num_active)
+    return top_k_of_keys(draws, num_active)
 
 
 def random_places(size: int, num_active: int, seed: tuple[int, int]) -> np.ndarray:
@@ -125,7 +125,7 @@ def top_k_mask(scores: tf.Tensor | np.ndarray, k: int | tf.Tensor) -> tf.Tensor:
     >>> top_k_mask(tf.constant([3.0, 1.0, 3.0, 3.0]), 2).numpy().tolist()
     [True, False, True, False]
     """
-    return _top_k_of_keys(ordered_keys(scores), k)
+    return top_k_of_keys(ordered_keys(scores), k)
 
 
 def top_k_per_row(scores: tf.Tensor | np.ndarray, k: Any) -> tf.Tensor:
@@ -317,8 +317,16 @@ def ordered_keys(scores: tf.Tensor | np.ndarray) -> tf.Tensor:
     return tf.where(bits < 0, key_type.min - bits, bits)
 
 
-def _top_k_of_keys(keys, k):
-    """`top_k_mask` of signed integer keys."""
+def top_k_of_keys(keys: tf.Tensor, k: int | tf.Tensor) -> tf.Tensor:
+    """`top_k_mask` of signed integer keys, such as those of `ordered_keys`.
+
+    Args:
+        keys: Integer tensor, int32 or int64, whose shape is known.
+        k: As in `top_k_mask`.
+
+    Returns:
+        Boolean tensor of the shape of `keys`.
+    """
     shape = keys.shape
     keys = tf.reshape(keys, [-1, shape[-1] if shape.rank else 1])
     k = tf.clip_by_value(tf.cast(k, tf.int32), 0, shape.num_elements())

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+from typing import Any
 
 import tensorflow as tf
 
@@ -9,7 +11,9 @@ from rigl_tf import selection
 from rigl_tf.execution import engine
 
 # The largest number of connections in a tile, unless one row has more.
-_TILE = 1 << 22
+_TILE = 1 << 20
+# The largest kernel whose scores are all kept; those of larger ones are computed three times.
+_KEPT = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +23,15 @@ class Tile:
     Attributes:
         start: Scalar int64 tensor, the index of the first connection in the flattened kernel, a
             multiple of 4.
+        shape: Int32 tensor of two numbers, `[rows, outputs]`. It can be used without the tensors
+            below, which are not computed then.
         kernel: Tensor of shape `[rows, outputs]`.
         mask: Boolean tensor of the same shape.
         gradient: Tensor of the same shape.
     """
 
     start: tf.Tensor
+    shape: tf.Tensor
     kernel: tf.Tensor
     mask: tf.Tensor
     gradient: tf.Tensor
@@ -40,10 +47,12 @@ class Tiles:
         rows: Matrices `(x, dy)` whose product `x^T dy` is the gradient of the dense kernel. With
             `None` the gradient is zero in all tiles.
         gradient: Tensor of shape `[n]`, the gradient of the active connections, which differs from
-            that product if there is a regularizer or a weight decay; or `None`.
+            that product if there is a regularizer or a weight decay; `None` if `rows` is.
     """
 
-    def __init__(self, places, values, matrix_shape, rows=None, gradient=None):
+    def __init__(
+        self, places, values, matrix_shape, rows: Any = None, gradient: Any = None
+    ) -> None:
         self.places = places
         self.values = values
         self.matrix_shape = matrix_shape
@@ -62,15 +71,14 @@ class Tiles:
         inside = self.inside(self.places, start, end)
         kernel = self._dense(self.places[inside] - start, self.values[inside], shape)
         mask = self.mask_of(self.places, start, end)
-        gradient = tf.zeros_like(kernel)
+        gradient = tf.zeros(shape, kernel.dtype)
         if self.rows is not None:
             x, dy = self.rows
             gradient = tf.cast(tf.matmul(x[:, first:last], dy, transpose_a=True), kernel.dtype)
-        if self.gradient is not None:
             of_active = self._dense(self.places[inside] - start, self.gradient[inside], shape)
             gradient = tf.where(mask, of_active, gradient)
         tensors = [tf.ensure_shape(each, [None, width]) for each in (kernel, mask, gradient)]
-        return Tile(start, *tensors)
+        return Tile(start, shape, *tensors)
 
     def inside(self, places, start, end):
         """The slice of sorted places that are in `[start, end)`."""
@@ -123,6 +131,10 @@ class Tiles:
             )
 
         keys = functools.partial(self._keys, score, excluded)
+        if math.prod(self.matrix_shape) <= _KEPT:
+            [every] = self._concatenated(lambda index: keys(index)[:1], [tf.int32])
+            mask = selection.top_k_of_keys(tf.reshape(every, self.matrix_shape), k)
+            return tf.where(tf.reshape(mask, [-1]))[:, 0]
 
         def histogram(shift, prefix):
             def add(index, counts):
@@ -143,10 +155,41 @@ class Tiles:
         above, equal = self._concatenated(of_tile, (tf.int64, tf.int64))
         return merged(above, equal[:num_wanted])
 
+    def largest_gradients(self, is_eligible, k):
+        """The places where the magnitude of the gradient is largest; ties go to the lower place.
+
+        It is `largest` for this one score, without tiles.
+
+        Args:
+            is_eligible: Boolean tensor of shape `[n]`, which of the active connections can be
+                chosen. All others can be.
+            k: Scalar integer tensor, how many places are wanted.
+
+        Returns:
+            Sorted int64 tensor of shape `[k]`.
+        """
+        num_inactive = math.prod(self.matrix_shape) - self.places.shape[0]
+        x, dy = self.rows
+        inactive, gradients, _ = engine.largest_inactive(
+            x, dy, None, self.matrix_shape, tf.minimum(k, num_inactive), self.places
+        )
+        active = tf.boolean_mask(self.places, is_eligible)
+        of_active = tf.boolean_mask(tf.cast(self.gradient, tf.float32), is_eligible)
+        keys = selection.ordered_keys(tf.abs(tf.concat([of_active, gradients], axis=0)))
+        # Both are sorted; for each place of their union, its index in both of them together.
+        together = tf.concat([active, inactive], axis=0)
+        places, in_active = engine.replaced(active, tf.fill(tf.shape(active), True), inactive)
+        _, in_inactive = engine.replaced(inactive, tf.fill(tf.shape(inactive), True), active)
+        is_active = tf.gather(together, in_active) == places
+        index = tf.where(is_active, in_active, in_inactive + tf.size(active, tf.int64))
+        return _largest_of(places, tf.gather(keys, index), k)
+
     def _keys(self, score, excluded, index):
         """The keys of a tile's scores, a vector, and the place of its first connection."""
         tile = self.tile(index)
-        eligible = ~self.mask_of(excluded, tile.start, tile.start + tf.size(tile.mask, tf.int64))
+        eligible = ~self.mask_of(
+            excluded, tile.start, tile.start + tf.reduce_prod(tf.cast(tile.shape, tf.int64))
+        )
         scores = tf.cast(score(tile), tf.float32)
         keys = selection.ordered_keys(selection.where_eligible(eligible, scores))
         return tf.reshape(keys, [-1]), tile.start

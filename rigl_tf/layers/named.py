@@ -74,8 +74,8 @@ class Shares:
         for each, share in self._entries:
             if _is_meant(each, layers, weight):
                 self._waiting = [other for other in self._waiting if other is not each]
-                # The weight is stored, too: otherwise its id could be used again.
-                self._chosen[id(weight)] = weight, float(share)
+                # By its id alone: a weight would be kept that a CSR kernel replaces.
+                self._chosen[id(weight)] = float(share)
                 return True
         return False
 
@@ -86,7 +86,7 @@ class Shares:
 
     def of(self, weight):
         """The sparsity of a weight that was selected."""
-        return self._chosen[id(weight)][1]
+        return self._chosen[id(weight)]
 
     def check_all_met(self):
         """Raises a `ValueError` for keys that have selected no kernel."""

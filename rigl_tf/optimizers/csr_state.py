@@ -120,7 +120,7 @@ class CSRState(KernelState):
         if tiled.rows is not None:
             gradient = tf.reshape(tf.matmul(*tiled.rows, transpose_a=True), shape)
         gradient, mask = tf.cast(gradient, kernel.dtype), self.mask_of(tiled.places)
-        if tiled.gradient is not None:
+        if tiled.rows is not None:
             of_active = csr.scatter(tiled.places, tiled.gradient, shape)
             gradient = tf.where(mask, of_active, gradient)
         return kernel, mask, gradient
@@ -262,17 +262,18 @@ def _factors(parts, gradient, weights):
         rest = gradient - tf.linalg.matvec(parts, solution, transpose_a=True)
         return solution, tf.nn.l2_loss(rest)
 
+    def with_decay():
+        norm = tf.reduce_max(tf.concat([[tiny], tf.norm(parts, axis=1)], axis=0))
+        decay = tf.stack([weights, tf.sign(weights)])
+        decay *= norm / tf.maximum(tf.norm(decay, axis=1, keepdims=True), tiny)
+        prior = tf.concat([ones, tf.zeros([2], tf.float64)], axis=0)
+        solution, rest = solve(tf.concat([parts, decay], axis=0), prior)
+        return solution[: tf.size(ones)], rest
+
     ones = tf.ones_like(parts[:, 0])
     solution, rest = solve(parts, ones)
-    norm = tf.reduce_max(tf.concat([tf.zeros([1], tf.float64), tf.norm(parts, axis=1)], axis=0))
-    decay = tf.stack([weights, tf.sign(weights)])
-    decay *= norm / tf.maximum(tf.norm(decay, axis=1, keepdims=True), tiny)
-    others, other_rest = solve(
-        tf.concat([parts, decay], axis=0), tf.concat([ones, tf.zeros([2], tf.float64)], axis=0)
-    )
     is_plain = rest <= 1e-8 * tf.nn.l2_loss(gradient)
-    solution = tf.where(is_plain, solution, others[: tf.size(ones)])
-    rest = tf.where(is_plain, rest, other_rest)
+    solution, rest = tf.cond(is_plain, lambda: (solution, rest), with_decay)
     return solution, rest <= 0.01 * tf.nn.l2_loss(gradient)
 
 

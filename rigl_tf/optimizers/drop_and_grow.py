@@ -194,8 +194,7 @@ class SparseOptimizer(ScheduledUpdates):
             return super()._updated_places(sparse, tiled, step, initial_std)
         with self._drawing(sparse, step):
             is_kept, num_drop = self._kept(tiled, step)
-            kept = tf.boolean_mask(tiled.places, is_kept)
-            grown = self._places_to_grow(tiled, kept, num_drop)
+            grown = self._places_to_grow(tiled, is_kept, num_drop)
         places, before = engine.replaced(tiled.places, is_kept, grown)
         return places, tf.zeros([], tiled.values.dtype), before, None
 
@@ -211,8 +210,9 @@ class SparseOptimizer(ScheduledUpdates):
         is_kept = selection.keep(tf.fill([num_active], True), scores, num_active - num_drop)
         return is_kept, num_drop
 
-    def _places_to_grow(self, tiled, kept, num_grow):
-        """The places where connections are grown, among all places that are not in `kept`."""
+    def _places_to_grow(self, tiled, is_kept, num_grow):
+        """The places where connections are grown, among all except those that are kept."""
+        kept = tf.boolean_mask(tiled.places, is_kept)
         return tiled.largest(self._score("grow_scores"), kept, num_grow)
 
     def _score(self, method):

@@ -9,7 +9,6 @@ import tensorflow as tf
 
 from rigl_tf import selection
 from rigl_tf.checks import check_numbers
-from rigl_tf.execution import engine
 from rigl_tf.optimizers import redistribution
 from rigl_tf.optimizers.drop_and_grow import SparseOptimizer, num_to_drop
 from rigl_tf.optimizers.growth import mean_of_active
@@ -76,11 +75,10 @@ class RigL(SparseOptimizer):
     def grow_scores(self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
         return tf.abs(gradient)
 
-    def _places_to_grow(self, tiled, kept, num_grow):
-        if type(self).grow_scores is not RigL.grow_scores or tiled.gradient is not None:
-            return super()._places_to_grow(tiled, kept, num_grow)
-        x, dy = tiled.rows
-        return engine.largest_inactive(x, dy, None, tiled.matrix_shape, num_grow, kept)[0]
+    def _places_to_grow(self, tiled, is_kept, num_grow):
+        if type(self).grow_scores is not RigL.grow_scores:
+            return super()._places_to_grow(tiled, is_kept, num_grow)
+        return tiled.largest_gradients(~is_kept, num_grow)
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
@@ -206,12 +204,13 @@ class SET(SparseOptimizer):
     def grow_scores(self, kernel: tf.Tensor, mask: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
         return self.random_uniform(kernel)
 
-    def _places_to_grow(self, tiled, kept, num_grow):
+    def _places_to_grow(self, tiled, is_kept, num_grow):
         if type(self).grow_scores is not SET.grow_scores:
-            return super()._places_to_grow(tiled, kept, num_grow)
+            return super()._places_to_grow(tiled, is_kept, num_grow)
         # For uniform numbers, a score that the wanted number of them exceeds is known in advance:
         # with a margin of ten standard deviations, enough of them do.
         num_places = math.prod(tiled.matrix_shape)
+        kept = tf.boolean_mask(tiled.places, is_kept)
         num_others = num_places - tf.size(kept, tf.int64)
         share = tf.cast(num_grow, tf.float64) / tf.cast(tf.maximum(num_others, 1), tf.float64)
         num_reaching = share * num_places

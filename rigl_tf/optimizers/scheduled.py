@@ -166,8 +166,9 @@ class ScheduledUpdates(SparseTraining):
         self._num_draws += 1
         if self._tile is None:
             return draws.uniform(kernel.shape, seed)
-        numbers = draws.uniform_part(self._tile.start, tf.size(kernel), seed)
-        return tf.reshape(numbers, tf.shape(kernel))
+        shape = self._tile.shape
+        numbers = draws.uniform_part(self._tile.start, tf.reduce_prod(shape), seed)
+        return tf.ensure_shape(tf.reshape(numbers, shape), kernel.shape)
 
     def _scores(self, method, kernel, mask, gradient):
         """Calls `drop_scores` or `grow_scores`, and checks the shape, which could broadcast."""

@@ -1,5 +1,8 @@
 """Models with CSR kernels: what they hold, how they are converted, saved and trained."""
 
+import gc
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -25,7 +28,7 @@ from helpers import (
 
 import rigl_tf
 from rigl_tf import masks
-from rigl_tf.execution import engine, stash
+from rigl_tf.execution import engine, stash, tiles
 
 layers, optimizers = keras.layers, keras.optimizers
 pytestmark = [
@@ -76,6 +79,42 @@ def test_only_active_values_are_there():
     np.testing.assert_array_equal(kernel.values, kernel.numpy()[mask])
     kernel.assign(np.ones((6, 8)))
     np.testing.assert_array_equal(kernel, mask)
+
+
+def tensors_of_shape(*shape):
+    """The live variables and tensors of a shape, or of this shape made flat."""
+    gc.collect()
+    kinds = (keras.Variable, tf.Variable, tf.Tensor)
+    live = [each for each in gc.get_objects() if isinstance(each, kinds)]
+    return [each for each in live if each.shape in (shape, (math.prod(shape),))]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"sparsity": 0.9},
+        {"sparsity": 0.9, "execution": "auto"},
+        {"sparsity": {"wide": 0.9}},
+        {"sparsity": 0.9, "initializer": rigl_tf.initializers.SparseVarianceScaling()},
+        {"from_zeros": True},
+    ],
+    ids=["csr", "auto", "dictionary", "initializer", "from_zeros"],
+)
+def test_no_dense_copy_stays(arguments):
+    model = sequential((503,), layers.Dense(499, name="wide"), layers.Dense(3, name="last"))
+    model.layers[0].kernel.assign(np.eye(503, 499))
+    sparse = rigl_tf.sparsify(model, **{"execution": "csr", **arguments})
+    sparse.compile(rigl(), "mse")
+    sparse.fit(numbers((12, 503)), Y, batch_size=4, verbose=0)
+    del model
+    assert executions_of(sparse)[0] == "csr"
+    assert tensors_of_shape(503, 499) == []
+    masked = rigl_tf.with_execution(sparse, "masked")
+    assert tensors_of_shape(503, 499)
+    again = rigl_tf.with_execution(masked, "csr")
+    del masked, sparse
+    assert executions_of(again)[0] == "csr"
+    assert tensors_of_shape(503, 499) == []
 
 
 def test_the_masks_and_weights_are_those_of_a_masked_model():
@@ -506,6 +545,15 @@ def test_updates_see_higher_derivatives(in_graph):
     np.testing.assert_allclose(*map(fit, models), rtol=1e-4)
     assert executions_of(models[1]) == ["csr"] * 3
     assert_same_model(*models, tolerance=1e-4)
+
+
+def test_an_update_of_rigl_visits_no_tile(monkeypatch):
+    """One operation finds what to grow; to visit tiles would take several times as long."""
+    model = make()
+    before = masks_of(model)
+    monkeypatch.setattr(tiles.Tiles, "tile", None)
+    fit(model)
+    assert differ(before, masks_of(model))
 
 
 def test_updates_do_not_see_what_other_losses_give():

@@ -8,14 +8,24 @@ from rigl_tf.execution import tiles
 from rigl_tf.optimizers import draws
 
 
-@pytest.fixture
-def kernel(monkeypatch):
+@pytest.fixture(params=[40, 39], ids=["all_kept", "three_passes"])
+def kernel(request, monkeypatch):
     """A kernel of ten rows of four, in three tiles, whose gradient has few different values."""
     monkeypatch.setattr(tiles, "_TILE", 16)
+    monkeypatch.setattr(tiles, "_KEPT", request.param)
     rng = np.random.default_rng(0)
     x, dy = (rng.integers(-1, 2, size=shape).astype("float32") for shape in ((3, 10), (3, 4)))
-    places = tf.constant([1, 5, 17, 30], tf.int64)
-    return tiles.Tiles(places, tf.constant([1.0, -2.0, 3.0, 4.0]), (10, 4), (x, dy))
+    places = np.array([1, 5, 17, 30])
+    values, gradient = tf.constant([1.0, -2.0, 3.0, 4.0]), tf.constant([0.0, 9.0, 1.0, -2.0])
+    return tiles.Tiles(tf.constant(places), values, (10, 4), (x, dy), gradient)
+
+
+def gradient_of(kernel):
+    """The dense gradient, in which that of the active connections has its own values."""
+    x, dy = kernel.rows
+    gradient = (x.T @ dy).ravel()
+    gradient[kernel.places.numpy()] = kernel.gradient
+    return gradient
 
 
 def magnitude(tile):
@@ -24,8 +34,7 @@ def magnitude(tile):
 
 @pytest.mark.parametrize("least", [None, 0.0, 2.0, 9.0])
 def test_the_largest_and_of_ties_the_first(kernel, least):
-    x, dy = kernel.rows
-    scores = np.abs(x.T @ dy).ravel()
+    scores = np.abs(gradient_of(kernel))
     excluded = np.array([0, 5, 6, 39])
     scores[excluded] = -np.inf
     order = np.argsort(-scores, kind="stable")
@@ -34,11 +43,19 @@ def test_the_largest_and_of_ties_the_first(kernel, least):
         np.testing.assert_array_equal(found, np.sort(order[:k]))
 
 
+@pytest.mark.parametrize("eligible", [[False] * 4, [True, True, False, True], [True] * 4])
+def test_the_largest_gradients(kernel, eligible):
+    scores = np.abs(gradient_of(kernel))
+    scores[kernel.places.numpy()[~np.array(eligible)]] = -np.inf
+    order = np.argsort(-scores, kind="stable")
+    for k in (0, 1, 5, 20, np.isfinite(scores).sum()):  # the last: also more than are inactive
+        found = kernel.largest_gradients(tf.constant(eligible), tf.constant(k, tf.int32))
+        np.testing.assert_array_equal(found, np.sort(order[:k]))
+
+
 def test_scores_of_active_connections(kernel):
     scores = kernel.scores_of_active(lambda tile: tile.kernel + tile.gradient)
-    x, dy = kernel.rows
-    dense = (x.T @ dy).ravel()[kernel.places.numpy()]
-    np.testing.assert_allclose(scores, kernel.values + dense)
+    np.testing.assert_allclose(scores, kernel.values + kernel.gradient)
 
 
 def test_random_numbers_of_a_part_are_those_of_the_whole():
