@@ -27,6 +27,8 @@ AIMS = {
     "torch": {0.9: 2.5, 0.95: 4, 0.98: 6},
     "sparselab": {0.9: 2, 0.95: 2, 0.98: 2},
 }
+# The share of dense Keras's weights, slots and gradients that CSR may take, by sparsity.
+_MEMORY_AIM = {0.9: 0.35}
 _UPDATES_EVERY = 100
 
 
@@ -77,6 +79,27 @@ def with_quartiles(values, digits=2):
 
 def _ms(row):
     return "–" if row is None else f"{np.median(series(row)):.1f}"
+
+
+def independent_ms(steps):
+    """What a step would take without an active weight, by the two highest sparsities.
+
+    Args:
+        steps: `{sparsity: milliseconds}`; two at least.
+    """
+    (lower, slower), (higher, faster) = sorted(steps.items())[-2:]
+    return max(0.0, faster - (1 - higher) * (slower - faster) / (higher - lower))
+
+
+def reason(name, needed, took, independent):
+    """A line that says why an aim was missed; all are milliseconds."""
+    left = f"so {needed - independent:.1f} ms are left for products with active weights, which take"
+    if needed <= independent:
+        left = "so no products are quick enough; they take"
+    return (
+        f"* {name}: a step of {needed:.1f} ms would be needed. {independent:.1f} ms do not depend "
+        f"on the sparsity, {left} {took - independent:.1f} ms."
+    )
 
 
 def write(directory, rows, group, sparsity, provenance_line):
@@ -153,7 +176,12 @@ def _introduction(group):
 
 
 def _aims(times, group):
-    cells, num_reached, num_known = [], 0, 0
+    cells, num_reached, num_known, reasons = [], 0, 0, []
+    steps = {
+        share: np.median(series(row))
+        for share in group.sparsities
+        if (row := times.row("csr", share, group.width, group.batch)) is not None
+    }
     for than, aims in AIMS.items():
         for sparsity, aim in aims.items():
             ratio = times.faster("csr", sparsity, group.width, group.batch, than)
@@ -163,6 +191,10 @@ def _aims(times, group):
                 is_reached = np.median(ratio) >= aim
                 num_reached += is_reached
                 verdict = "reached" if is_reached else "missed"
+                if not is_reached and len(steps) > 1:
+                    needed = steps[sparsity] * np.median(ratio) / aim
+                    name = f"{sparsity:.0%}, than {LABELS.get(than, than)}"
+                    reasons.append(reason(name, needed, steps[sparsity], independent_ms(steps)))
             name = LABELS.get(than, than)
             cells.append([f"{sparsity:.0%}", name, f"{aim:g}", with_quartiles(ratio), verdict])
     return [
@@ -170,6 +202,22 @@ def _aims(times, group):
         f"measured {num_reached} are reached.",
         "",
         *tables.table(["sparsity", "than", "aim", "times as fast", ""], cells),
+        *_reasons(reasons, sorted(steps)[-2:]),
+    ]
+
+
+def _reasons(reasons, sparsities):
+    """Why aims were missed."""
+    if not reasons:
+        return []
+    of = " and ".join(f"{share:.0%}" for share in sparsities)
+    return [
+        "",
+        "Why aims were missed. What does not depend on the sparsity is the dense last layer, the "
+        "loss, biases and activations, the optimizer, and the start of each operation; it is what "
+        f"the steps at {of} come to at 100%, along a line.",
+        "",
+        *reasons,
     ]
 
 
@@ -250,7 +298,17 @@ def _memory(times, case):
         return []
     more = peaks["csr"] - min(dense)
     than = "above" if more > 0 else "below"
-    return ["", f"The peak of CSR is {abs(more)} MB {than} that of dense Keras."]
+    text = f"The peak of CSR is {abs(more)} MB {than} that of dense Keras."
+    states = [(times.row(name, *case) or {}).get("state_mb", "") for name in ("csr", _BASE)]
+    if "" not in states:
+        share, aim = states[0] / states[1], _MEMORY_AIM.get(case[0])
+        verdict = f"; the aim was {aim}" if aim else ""
+        text += (
+            " Weights, their places or masks, the slots of the optimizer and the gradients take "
+            f"{states[0]:.0f} MB in CSR and {states[1]:.0f} MB in dense Keras, {share:.2f} of "
+            f"it{verdict}."
+        )
+    return ["", text]
 
 
 def _time_to_accuracy(directory):

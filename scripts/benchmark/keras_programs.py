@@ -6,6 +6,7 @@
 """
 
 import functools
+import math
 import sys
 
 import keras
@@ -83,10 +84,20 @@ def training(program, model, x, y):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, jit_compile=jit_compile)
     step = step_of(model, x, y)
-    if execution is None:
-        return serving.Model(step)
+
     # The step before an update tells the layers that an update follows, so it must be a real one.
-    return serving.Model(step, lambda: optimizer.step.assign(_UPDATE_FREQUENCY - 1))
+    def before_update():
+        optimizer.step.assign(_UPDATE_FREQUENCY - 1)
+
+    made = serving.Model(step, before_update if execution else None)
+    # Each trainable variable has a gradient.
+    held = [*model.variables, *optimizer.variables, *model.trainable_variables]
+    made.facts["state_mb"] = sum(map(_num_bytes, held)) / 1e6
+    return made
+
+
+def _num_bytes(variable):
+    return math.prod(variable.shape) * tf.as_dtype(variable.dtype).size
 
 
 def examples(batch):

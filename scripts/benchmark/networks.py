@@ -100,10 +100,29 @@ def _faster(row, rows):
     return execution_page.series(base) / execution_page.series(row), base
 
 
+def _reasons(row, rows, needed):
+    """Lines that say why a row is not as fast as it was to be, by rows of other sparsities."""
+    alike = ("program", "network", "distribution", "pixels", "batch")
+    steps = {
+        other["sparsity"]: np.median(execution_page.series(other))
+        for other in rows
+        if all(other[name] == row[name] for name in alike)
+    }
+    if len(steps) < 2:
+        return []
+    name = f"{_LABELS[row['network']]}, {row['distribution']}, {row['sparsity']:.0%}"
+    took, independent = steps[row["sparsity"]], execution_page.independent_ms(steps)
+    return [
+        execution_page.reason(name, needed, took, independent)
+        + " (Along a line through the steps of this network; it contains masked and dense layers, "
+        "normalisation, activations, and moving pixels for products.)"
+    ]
+
+
 def write(directory, rows, line):
     """Writes `networks.md`."""
     measured = [row for row in rows if row.get("ms", "") != ""]
-    cells = []
+    cells, reasons = [], []
     for row in measured:
         if row["program"] != _SPARSE:
             continue
@@ -112,7 +131,10 @@ def write(directory, rows, line):
         dense_ms = np.median(execution_page.series(base)) if base else None
         aim = AIMS.get((row["network"], row["distribution"]), {}).get(row["sparsity"], "–")
         if aim != "–" and ratio is not None:
-            aim = f"{aim} {'reached' if np.median(ratio) >= aim else 'missed'}"
+            is_reached = np.median(ratio) >= aim
+            if not is_reached:
+                reasons += _reasons(row, measured, ms * np.median(ratio) / aim)
+            aim = f"{aim} {'reached' if is_reached else 'missed'}"
         kernels = row["num_csr"] + row["num_masked"]
         cells.append(
             [
@@ -144,6 +166,7 @@ def write(directory, rows, line):
         "",
         *tables.table(head, cells),
         "",
+        *reasons,
         *[
             f"* Not measured: {row['program']}, {row['network']} {row['distribution']} "
             f"{row['sparsity']}. {row['missing']}"
