@@ -361,6 +361,12 @@ def _save_own_variables(layer, storage, store):
     # In a sparse model, the `CSRStorage` saves the kernel. But the layer may also belong to a dense
     # model, such as the encoder that a script has made: a file of that one has a dense kernel.
     if not vars(storage).pop("is_saved_alone", False):
+        if math.prod(storage.shape) > LARGEST_DENSE:
+            raise ValueError(
+                "Only the sparse model can be saved: in the file of a part of it, kernels are "
+                "dense, and this one is too large for that. Received: the CSR kernel "
+                f"{storage.dense_path!r} of shape {storage.shape}"
+            )
         store["0"] = storage.numpy()
     if layer.bias is not None:
         store["1"] = layer.bias.numpy()

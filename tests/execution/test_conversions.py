@@ -23,6 +23,7 @@ from helpers import (
 
 import rigl_tf
 from rigl_tf import masks
+from rigl_tf.execution import products
 
 layers, optimizers = keras.layers, keras.optimizers
 pytestmark = ends_early
@@ -296,6 +297,16 @@ def test_files_of_the_parts_that_a_script_has_made(execution, tmp_path):
     assert_equal(sparse.get_weights(), before)
     encoder.load_weights(tmp_path / "it.weights.h5")
     assert_equal(sparse.get_weights(), before)
+
+
+def test_a_part_that_is_too_large_for_a_file_of_its_own(tmp_path, monkeypatch):
+    part = mlp()
+    sparse = half(keras.Sequential([keras.Input((6,)), part]), execution="csr")
+    monkeypatch.setattr(products, "LARGEST_DENSE", 40)
+    with pytest.raises(ValueError, match=r"Only the sparse model .* of shape \(6, 8\)"):
+        part.save(tmp_path / "part.keras")
+    sparse.save(tmp_path / "sparse.keras")
+    assert_same_model(sparse, keras.models.load_model(tmp_path / "sparse.keras"))
 
 
 # Averages of weights.
