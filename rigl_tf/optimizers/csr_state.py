@@ -46,26 +46,6 @@ class CSRState(KernelState):
         gradient = strategy.experimental_local_results(gradient)[0]
         return (*(strategy.gather(each, axis=0) for each in rows), gradient)
 
-    def is_finite(self, strategy):
-        """Whether at least one of the stored backward passes has only finite numbers."""
-
-        def of_one_replica():
-            rows = self.storage.stash.read()
-            return tf.math.count_nonzero(_are_finite(*rows)), tf.shape(rows[0])[0]
-
-        counts = strategy.extended.call_for_each_replica(of_one_replica)
-        num_finite, num_rows = (
-            tf.add_n(strategy.experimental_local_results(each)) for each in counts
-        )
-        _warn_unless(
-            num_rows > 0,
-            f"A mask update left the connections of the CSR kernel {self.sparse.path!r} as they "
-            "were, because no product with it was stored in this step. Perhaps the loss does not "
-            "depend on it, it was used only inside of `tf.vectorized_map` or a Jacobian, or "
-            "another optimizer trains the same layers, too.",
-        )
-        return (num_finite > 0) | (num_rows == 0)
-
     def clear(self, strategy):
         strategy.extended.call_for_each_replica(self.storage.stash.clear)
 
@@ -184,6 +164,32 @@ def updates(optimizer, states):
     return Shared(updated, states, kind)
 
 
+def all_finite(strategy, states):
+    """Whether each kernel has at least one stored backward pass in which all numbers are finite.
+
+    Kernels without a stored backward pass do not count; there is a warning for each.
+    """
+
+    def of_one_replica():
+        rows = [state.storage.stash.read() for state in states]
+        num_finite = [tf.math.count_nonzero(_are_finite(*each)) for each in rows]
+        return tf.stack(num_finite), tf.stack([tf.shape(each[0])[0] for each in rows])
+
+    if not states:
+        return tf.constant(True)
+    counts = strategy.extended.call_for_each_replica(of_one_replica)
+    num_finite, num_rows = (tf.add_n(strategy.experimental_local_results(each)) for each in counts)
+    messages = [
+        "A mask update left the connections of the CSR kernel "
+        f"{state.sparse.path!r} as they were, because no product with it was stored in this step. "
+        "Perhaps the loss does not depend on it, it was used only inside of `tf.vectorized_map` or "
+        "a Jacobian, or another optimizer trains the same layers, too."
+        for state in states
+    ]
+    _warn_unless(num_rows > 0, messages)
+    return tf.reduce_all((num_finite > 0) | (num_rows == 0))
+
+
 def _are_finite(inputs, gradients, blocks):
     """For each block of rows, whether all of its numbers are finite."""
     is_finite = [tf.reduce_all(tf.math.is_finite(each), axis=1) for each in (inputs, gradients)]
@@ -217,14 +223,14 @@ def _applied(inputs, gradients, blocks, gradient, penalty, weights, structure, s
     if penalty is not None:
         parts = tf.concat([parts, penalty[tf.newaxis]], axis=0)
     solution, is_solved = _factors(parts, gradient, weights)
-    _warn_unless(
-        is_solved | (tf.size(blocks) == 0),
+    message = (
         "The gradient of a CSR kernel is not the sum of what its layers gave, each times a number, "
         "and of a weight decay. Perhaps it was clipped by element or by example, the loss has "
         "another term of the weights, or another optimizer trains the same layers, too. So this "
         "mask update is not the one of masked execution: use "
-        "`rigl_tf.with_execution(model, 'masked')` if that matters.",
+        "`rigl_tf.with_execution(model, 'masked')` if that matters."
     )
+    _warn_unless([is_solved | (tf.size(blocks) == 0)], [message])
     factors = solution[: tf.size(is_finite)]
     factors = tf.where(tf.abs(factors - 1) < 1e-4, tf.ones_like(factors), factors)
     factors = tf.gather(tf.cast(tf.where(is_finite, factors, 0), tf.float32), blocks)
@@ -277,14 +283,25 @@ def _factors(parts, gradient, weights):
     return solution, rest <= 0.01 * tf.nn.l2_loss(gradient)
 
 
-def _warn_unless(condition, message):
-    """Warns while a step runs, if a scalar boolean tensor is false."""
+def _warn_unless(conditions, messages):
+    """Warns while a step runs, of each message whose condition is false.
 
-    def warn():
-        warnings.warn(message, stacklevel=2)
+    Args:
+        conditions: Boolean tensor of shape `[n]`.
+        messages: List of `n` strings.
+    """
+
+    def warn(conditions):
+        for message, is_met in zip(messages, conditions, strict=True):
+            if not is_met:
+                warnings.warn(message, stacklevel=2)
         return False
 
-    tf.cond(condition, lambda: True, lambda: tf.numpy_function(warn, [], tf.bool))
+    tf.cond(
+        tf.reduce_all(conditions),
+        lambda: True,
+        lambda: tf.numpy_function(warn, [conditions], tf.bool),
+    )
 
 
 def state_of(kernel, *args, **kwargs):

@@ -192,11 +192,9 @@ class ScheduledUpdates(SparseTraining):
         is_ready = kernels.all_finite(strategy, gradients, pairs)
         with_gradient = [sparse for sparse, _ in pairs]
         collecting = [sparse for sparse in self._plan.csr if self._needs_gradients]
-        for sparse in collecting:
-            if sparse in with_gradient:
-                is_ready &= sparse.is_finite(strategy)
+        stored = [sparse for sparse in collecting if sparse in with_gradient]
         tf.cond(
-            is_ready,
+            is_ready & csr_state.all_finite(strategy, stored),
             lambda: self._update_kernels(strategy, pairs, gradients),
             lambda: self._skip_update(),
         )
