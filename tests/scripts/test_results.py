@@ -47,7 +47,6 @@ _OF_OLDER_CODE = {
     "lottery_greedy",
     "lottery_sanity",
     "lottery_tickets",
-    "time_to_accuracy",
 }
 
 
