@@ -30,6 +30,7 @@ AIMS = {
 # The share of dense Keras's weights, slots and gradients that CSR may take, by sparsity.
 _MEMORY_AIM = {0.9: 0.35}
 _UPDATES_EVERY = 100
+_UPDATE_AIM = 2  # dense steps
 
 
 class Times:
@@ -287,7 +288,30 @@ def _programs(times, group, sparsity):
         "the imports alone take.",
         "",
         *tables.table(head, cells),
+        *_update(times, case),
         *_memory(times, case),
+    ]
+
+
+def _update(times, case):
+    """Whether a mask update of CSR kernels is as cheap as it was to be, and if not, why."""
+    row, base = times.row("csr", *case), times.row(_BASE, *case)
+    if row is None or base is None or not len(series(row, "update_ms")):
+        return []
+    step, dense, update = (
+        np.median(each) for each in (series(row), series(base), series(row, "update_ms"))
+    )
+    if np.median(series(row, "update_ms") / series(base)) <= _UPDATE_AIM:
+        return ["", f"A mask update in CSR was to take {_UPDATE_AIM} dense steps at most: reached."]
+    gradient = dense / 3
+    return [
+        "",
+        f"A mask update in CSR was to take {_UPDATE_AIM} dense steps at most, {2 * dense:.0f} ms: "
+        f"missed. Beside an ordinary step ({step:.0f} ms) it computes the gradient at all places, "
+        f"about a third of the products of a dense step ({gradient:.0f} ms). The other "
+        f"{update - step - gradient:.0f} ms choose connections, sort their places for both "
+        "directions of the products, check the gradient that was stored and move slots: many "
+        "operations that use one thread each.",
     ]
 
 

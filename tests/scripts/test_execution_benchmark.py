@@ -264,6 +264,7 @@ def test_page_says_what_the_numbers_say(tmp_path):
     _, _, update, in_dense, amortised, peak, own = cells_of(page, "rigl_tf, RigL, CSR")
     assert (update, in_dense, amortised) == ("120", "2.00 (1.50–2.25)", "1.050")
     assert (peak, own) == ("450", "150")
+    assert "A mask update in CSR was to take 2 dense steps at most: reached." in page
     assert "The peak of CSR is 50 MB below that of dense Keras. Weights" in page
     assert "take 20 MB in CSR and 100 MB in dense Keras, 0.20 of it; the aim was 0.35." in page
     # 20 ms at 90 % and 11 ms at 95 % are 2 ms at 100 %.
@@ -291,6 +292,13 @@ def test_networks_that_miss_an_aim():
     (line,) = networks._reasons(rows[2], rows, 50.0)
     assert "ResNet-50, uniform, 95%: a step of 50.0 ms would be needed. 52.0 ms do not" in line
     assert networks._reasons(rows[2], rows[2:], 50.0) == []
+
+
+def test_a_mask_update_that_takes_too_long(tmp_path):
+    page = page_of([row("dense", 0.0, 60), row("csr", 0.9, 20, 150)], tmp_path)
+    assert "at most, 120 ms: missed." in page
+    assert "(20 ms)" in page
+    assert "a dense step (20 ms). The other 110 ms choose connections" in page
 
 
 def test_page_of_nothing(tmp_path):
