@@ -1,6 +1,7 @@
 """Tests of `SparsityLogger`: its numbers are those of the masks after each step."""
 
 import csv
+import dataclasses
 import itertools
 import math
 import re
@@ -31,7 +32,7 @@ from helpers import (
 )
 
 import rigl_tf
-from rigl_tf.callbacks import SparsityLogger, updates
+from rigl_tf.callbacks import SparsityLogger, updates, watching
 from rigl_tf.callbacks.board import Board
 from rigl_tf.callbacks.updates import UpdateClock
 
@@ -138,6 +139,23 @@ def test_in_every_world(world):
         history = fit(model, optimizer, SparsityLogger(), masks, **settings)
     check(history, masks.history, every)
     assert sum(history["moved"]) > 0
+
+
+@pytest.mark.parametrize("most_marks", [0, 48])
+def test_marks_and_lists_count_the_same(most_marks, monkeypatch):
+    monkeypatch.setattr(watching, "_MOST_MARKS", most_marks)
+    model = half(mlp(6, 8, 3), execution="csr")
+    (path, *_), rng = rigl_tf.get_masks(model), np.random.default_rng(0)
+    (watched, *_) = watching.watch(model).values()
+    ever = before = rigl_tf.get_masks(model)[path]
+    for _ in range(4):
+        mask = rng.permutation(before.ravel()).reshape(before.shape)
+        rigl_tf.set_masks(model, {path: mask})
+        ever = ever | mask
+        seen = watched.look()
+        assert (seen.num_grown, seen.num_ever) == ((mask > before).sum(), ever.sum())
+        assert watched.look() == dataclasses.replace(seen, num_grown=0)
+        before = mask
 
 
 def test_steps_that_overflow_are_no_steps():
