@@ -308,3 +308,12 @@ def test_config_and_mixed_precision():
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=f"Received: {message}"):
         call()
+
+
+@pytest.mark.parametrize("distribution", ["normal", "uniform"])
+def test_draws_do_not_depend_on_how_many_are_drawn_together(distribution, monkeypatch):
+    scaling = SparseVarianceScaling(distribution=distribution)
+    mask = np.random.default_rng(0).random((7, 9)) < 0.5
+    whole = scaling(mask, (3, 4))
+    monkeypatch.setattr(initializers, "_DRAWS", 16)
+    np.testing.assert_array_equal(scaling(mask, (3, 4)), whole)
