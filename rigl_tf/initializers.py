@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from rigl_tf import masks
+from rigl_tf import masks, selection
 from rigl_tf.checks import check_choice, check_integers, check_numbers
 from rigl_tf.walk import layers_of_weights
 
@@ -19,7 +19,6 @@ _FANS = ("neuron", "layer", "dense")
 # Masks are drawn with the same pairs of seed and index, so the values need a different stream.
 _STREAM = 0x1217
 _DRAWS = 1 << 18  # how many numbers are drawn together
-_PHILOX = 1  # the number of the algorithm in TensorFlow
 
 
 @keras.saving.register_keras_serializable(package="rigl_tf")
@@ -135,7 +134,6 @@ class SparseVarianceScaling:
             seed: As in `__call__`.
         """
         seed = tf.random.fold_in(tf.convert_to_tensor(seed), _STREAM, alg="philox")
-        key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
         is_normal = self.distribution == "normal"
         draw = (
             tf.raw_ops.StatelessRandomNormalV2 if is_normal else tf.raw_ops.StatelessRandomUniformV2
@@ -144,14 +142,8 @@ class SparseVarianceScaling:
         borders = tf.unstack(tf.searchsorted(places, tf.constant([*starts, 2**62], tf.int64)))
         parts = [tf.zeros([0], tf.float64)]
         for start, first, last in zip(starts, borders, borders[1:], strict=False):
-            draws = draw(
-                shape=[min(_DRAWS, shape.num_elements() - start)],
-                key=key,
-                # The generator's counter grows by one for each block of two draws.
-                counter=counter + tf.constant([start // 2, 0], tf.uint64),
-                alg=_PHILOX,
-                dtype=tf.float64,
-            )
+            num_draws = min(_DRAWS, shape.num_elements() - start)
+            draws = selection.part_of_draws(draw, tf.float64, seed, start, num_draws)
             parts.append(tf.gather(draws, places[first:last] - start))
         values = tf.concat(parts, axis=0)
         limit = math.sqrt(3)

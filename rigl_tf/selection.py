@@ -92,18 +92,36 @@ def _quantile(share):
 
 def _draws_from(threshold, size, seed):
     """The places and values of all draws, out of `size`, that are not below a threshold."""
-    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=tf.cast(seed, tf.int64))
     found = []
+    draw = tf.raw_ops.StatelessRandomUniformFullIntV2
     for start in range(0, size, _DRAWS):
-        # The generator's counter grows by one for each block of two draws.
-        here = counter + tf.constant([start // 2, 0], tf.uint64)
-        draws = tf.raw_ops.StatelessRandomUniformFullIntV2(
-            shape=[min(_DRAWS, size - start)], key=key, counter=here, alg=_PHILOX, dtype=tf.int64
-        )
+        draws = part_of_draws(draw, tf.int64, seed, start, min(_DRAWS, size - start))
         places = tf.where(draws >= threshold)[:, 0]
         found.append(((places + start).numpy(), tf.gather(draws, places).numpy()))
     places, draws = zip(*found, strict=True)
     return np.concatenate(places), np.concatenate(draws)
+
+
+def part_of_draws(
+    draw: Callable[..., tf.Tensor], dtype: tf.DType, seed: Any, start: Any, size: Any
+) -> tf.Tensor:
+    """Some of the numbers that a random operation draws with a seed, without those before.
+
+    Args:
+        draw: The operation, of `tf.raw_ops`, such as `tf.raw_ops.StatelessRandomUniformV2`.
+        dtype: The type of the numbers.
+        seed: Pair of integers.
+        start: Integer or scalar integer tensor, how many numbers are left out: a multiple of 4.
+        size: Integer or scalar integer tensor, how many numbers are returned.
+
+    Returns:
+        Tensor of shape `[size]`.
+    """
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=tf.cast(seed, tf.int64))
+    # The generator's counter grows by one for each block of 16 bytes.
+    num_blocks = tf.cast(start // (16 // dtype.size), tf.uint64)
+    here = counter + tf.stack([num_blocks, tf.constant(0, tf.uint64)])
+    return draw(shape=[size], key=key, counter=here, alg=_PHILOX, dtype=dtype)
 
 
 def top_k_mask(scores: tf.Tensor | np.ndarray, k: int | tf.Tensor) -> tf.Tensor:

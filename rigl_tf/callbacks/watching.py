@@ -159,7 +159,7 @@ class _WatchedPlaces:
 
 
 class _Marks:
-    """The places that are active, and those that ever were, as marks: four times as fast.
+    """The places that are active, and those that ever were, as marks: twice as fast.
 
     Attributes:
         num_ever: Integer, how many places were ever active.

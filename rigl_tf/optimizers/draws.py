@@ -8,8 +8,9 @@ import math
 
 import tensorflow as tf
 
+from rigl_tf import selection
+
 _BITS = 23
-_PHILOX = 1  # the number of the algorithm in TensorFlow
 
 
 def fold(seed, *data):
@@ -32,13 +33,8 @@ def _of_bits(bits):
 
 def uniform_part(start, size, seed):
     """A vector of `size` numbers of `uniform`, from index `start` on, a multiple of 4."""
-    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=tf.cast(seed, tf.int64))
-    # The generator's counter grows by one for each block of four draws.
-    here = counter + tf.stack([tf.cast(start // 4, tf.uint64), tf.constant(0, tf.uint64)])
-    bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=[size], key=key, counter=here, alg=_PHILOX, dtype=tf.int32
-    )
-    return _of_bits(bits)
+    draw = tf.raw_ops.StatelessRandomUniformFullIntV2
+    return _of_bits(selection.part_of_draws(draw, tf.int32, seed, start, size))
 
 
 def normal(shape, seed):
