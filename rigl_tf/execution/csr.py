@@ -129,11 +129,7 @@ class CSRStorage(keras.layers.Layer):
     def places_of(self, structure):
         """As `places`, for the copies of `structure_variables` on a replica."""
         structure = engine.Structure(*map(tf.convert_to_tensor, structure))
-        # The row of a value is the number of rows that end before or at its index.
-        ends = structure.row_splits[1:-1, tf.newaxis]
-        num_ends = tf.scatter_nd(ends, tf.ones_like(ends[:, 0]), structure.row_splits[-1:] + 1)
-        rows = tf.cumsum(num_ends)[:-1]
-        places = rows * self.matrix_shape[1] + tf.cast(structure.columns, tf.int64)
+        places = engine.places_of(structure, self.matrix_shape)
         return tf.ensure_shape(places, self.values.shape)
 
     def put(self, places, values):

@@ -20,6 +20,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <condition_variable>
 #include <cstdint>
 #include <cstring>
@@ -1733,6 +1734,41 @@ class StructureOp : public OpKernel {
   int64_t outputs_;
 };
 
+class PlacesOp : public OpKernel {
+ public:
+  explicit PlacesOp(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("outputs", &outputs_));
+    OP_REQUIRES(context, outputs_ <= std::numeric_limits<int32_t>::max(),
+                InvalidArgument("A kernel can have at most 2**31 - 1 outputs. Received: ", outputs_,
+                                " outputs."));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& row_splits = context->input(0);
+    const Tensor& columns = context->input(1);
+    OP_REQUIRES(
+        context, row_splits.dims() == 1 && row_splits.dim_size(0) >= 1 && columns.dims() == 1,
+        InvalidArgument("`row_splits` and `columns` must be vectors, the first of one entry "
+                        "at least. Received: shapes=",
+                        row_splits.shape().DebugString(), " and ", columns.shape().DebugString()));
+    const int64_t inputs = row_splits.dim_size(0) - 1, n = columns.dim_size(0);
+    const int64_t* splits = row_splits.flat<int64_t>().data();
+    OP_REQUIRES(context, AreSplits(splits, inputs, n),
+                InvalidArgument("`row_splits` must ascend from 0 to the number of active places, ",
+                                n, "."));
+    Tensor* places = nullptr;
+    OP_REQUIRES_OK(context, context->allocate_output(0, columns.shape(), &places));
+    const int32_t* from = columns.flat<int32_t>().data();
+    int64_t* to = places->flat<int64_t>().data();
+    for (int64_t c = 0; c < inputs; ++c) {
+      for (int64_t i = splits[c]; i < splits[c + 1]; ++i) to[i] = c * outputs_ + from[i];
+    }
+  }
+
+ private:
+  int64_t outputs_;
+};
+
 class ReplaceOp : public OpKernel {
  public:
   explicit ReplaceOp(OpKernelConstruction* context) : OpKernel(context) {}
@@ -1757,10 +1793,13 @@ class ReplaceOp : public OpKernel {
     const TensorShape shape({std::count(kept, kept + n, true) + num_grown});
     Tensor* merged = nullptr;
     Tensor* before = nullptr;
+    Tensor* was_there = nullptr;
     OP_REQUIRES_OK(context, context->allocate_output(0, shape, &merged));
     OP_REQUIRES_OK(context, context->allocate_output(1, shape, &before));
+    OP_REQUIRES_OK(context, context->allocate_output(2, shape, &was_there));
     int64_t* to = merged->flat<int64_t>().data();
     int64_t* index = before->flat<int64_t>().data();
+    bool* was = was_there->flat<bool>().data();
 
     int64_t j = 0, last = -1;
     // Whether the place ascends, as all that are written must.
@@ -1768,6 +1807,7 @@ class ReplaceOp : public OpKernel {
       if (place <= last) return false;
       last = *to++ = place;
       *index++ = i;
+      *was++ = i < n && old[i] == place;
       return true;
     };
     bool ascends = true;
@@ -1784,6 +1824,27 @@ class ReplaceOp : public OpKernel {
   }
 };
 
+// How many magnitudes have the same high bits.
+class MagnitudeCounts {
+ public:
+  void Add(int32_t magnitude) { ++counts_[HighBits(magnitude)]; }
+
+  static int32_t HighBits(int32_t magnitude) { return magnitude >> kLowBits; }
+  static int32_t Least(int32_t high_bits) { return high_bits << kLowBits; }
+
+  // The high bits of the magnitude of this rank, 1 for the largest. Sets it to the rank among those
+  // with the same high bits.
+  int32_t HighBitsOfLargest(int64_t* rank) const {
+    int32_t high = static_cast<int32_t>(counts_.size()) - 1;
+    while (high > 0 && counts_[high] < *rank) *rank -= counts_[high--];
+    return high;
+  }
+
+ private:
+  static constexpr int kLowBits = 15;  // Of 31.
+  std::vector<int64_t> counts_ = std::vector<int64_t>(int64_t{1} << (31 - kLowBits), 0);
+};
+
 // The candidates with the largest magnitudes, found in memory for about twice as many.
 class Largest {
  public:
@@ -1793,9 +1854,10 @@ class Largest {
     float gradient;
   };
 
-  // Those that are added together lie in one of some equal, consecutive parts of all places.
-  Largest(int64_t k, int64_t part_size, int64_t parts)
-      : k_(k), most_(2 * k + kSpare), part_size_(part_size), parts_(parts) {}
+  // Those that are added together lie in one of some equal, consecutive parts of all places. None
+  // is below the first threshold.
+  Largest(int64_t k, int64_t part_size, int64_t parts, int32_t threshold)
+      : k_(k), most_(2 * k + kSpare), part_size_(part_size), parts_(parts), threshold_(threshold) {}
 
   // Candidates below it cannot be among the largest.
   int32_t threshold() const { return threshold_.load(std::memory_order_relaxed); }
@@ -1828,8 +1890,6 @@ class Largest {
 
  private:
   static constexpr int64_t kSpare = 1 << 16;
-  // Of the 31 bits of a magnitude, those that are not told apart at first.
-  static constexpr int kLowBits = 15;
 
   static bool Before(const Candidate& a, const Candidate& b) {
     return a.magnitude != b.magnitude ? a.magnitude > b.magnitude : a.place < b.place;
@@ -1840,16 +1900,14 @@ class Largest {
   void KeepLargest() {
     if (static_cast<int64_t>(candidates_.size()) <= k_) return;
     if (k_ == 0) return candidates_.clear();
-    std::vector<int64_t> counts(int64_t{1} << (31 - kLowBits), 0);
-    for (const Candidate& each : candidates_) ++counts[each.magnitude >> kLowBits];
+    MagnitudeCounts counts;
+    for (const Candidate& each : candidates_) counts.Add(each.magnitude);
     int64_t wanted = k_;
-    int32_t high = static_cast<int32_t>(counts.size()) - 1;
-    while (counts[high] < wanted) wanted -= counts[high--];
+    const int32_t high = counts.HighBitsOfLargest(&wanted);
     // The last one that stays is among these.
     std::vector<Candidate> close;
-    close.reserve(counts[high]);
     for (const Candidate& each : candidates_) {
-      if (each.magnitude >> kLowBits == high) close.push_back(each);
+      if (MagnitudeCounts::HighBits(each.magnitude) == high) close.push_back(each);
     }
     std::nth_element(close.begin(), close.begin() + (wanted - 1), close.end(), Before);
     const Candidate last = close[wanted - 1];
@@ -1863,21 +1921,23 @@ class Largest {
   const int64_t most_;
   const int64_t part_size_;
   const int64_t parts_;
-  std::atomic<int32_t> threshold_{0};
+  std::atomic<int32_t> threshold_;
   std::mutex mutex_;
   std::vector<Candidate> candidates_;
 };
 
-class LargestInactiveOp : public OpKernel {
+class LargestGradientsOp : public OpKernel {
  public:
-  explicit LargestInactiveOp(OpKernelConstruction* context) : OpKernel(context) {}
+  explicit LargestGradientsOp(OpKernelConstruction* context) : OpKernel(context) {}
 
   void Compute(OpKernelContext* context) override {
     const Tensor& x = context->input(0);
     const Tensor& dy = context->input(1);
     const Tensor& row_splits = context->input(2);
     const Tensor& columns = context->input(3);
-    const Tensor& k_tensor = context->input(4);
+    const Tensor& of_active = context->input(4);
+    const Tensor& is_eligible = context->input(5);
+    const Tensor& k_tensor = context->input(6);
     OP_REQUIRES(context, x.dims() == 2 && dy.dims() == 2 && x.dim_size(0) == dy.dim_size(0),
                 InvalidArgument("`x` and `dy` must be [batch, inputs] and [batch, outputs]. "
                                 "Received: x.shape=",
@@ -1891,6 +1951,12 @@ class LargestInactiveOp : public OpKernel {
         context, row_splits.dims() == 1 && row_splits.dim_size(0) == inputs + 1,
         InvalidArgument("`row_splits` must be a vector of the number of inputs plus one, ",
                         inputs + 1, ". Received: shape=", row_splits.shape().DebugString()));
+    OP_REQUIRES(context,
+                of_active.shape() == columns.shape() && is_eligible.shape() == columns.shape(),
+                InvalidArgument("`of_active` and `is_eligible` must have the shape of `columns`, ",
+                                columns.shape().DebugString(),
+                                ". Received: shapes=", of_active.shape().DebugString(), " and ",
+                                is_eligible.shape().DebugString()));
     OP_REQUIRES(
         context, k_tensor.dims() == 0,
         InvalidArgument("`k` must be a scalar. Received: shape=", k_tensor.shape().DebugString()));
@@ -1900,70 +1966,33 @@ class LargestInactiveOp : public OpKernel {
     const int64_t* splits_data = row_splits.flat<int64_t>().data();
     const int32_t* columns_data = columns.flat<int32_t>().data();
     OP_REQUIRES(context, AreSplits(splits_data, inputs, n),
-                InvalidArgument("`row_splits` must ascend from 0 to the number of places that are "
-                                "left out, ",
+                InvalidArgument("`row_splits` must ascend from 0 to the number of active places, ",
                                 n, "."));
     const Version& version = ThisVersion();
     OP_REQUIRES(context, version.below(columns_data, n, outputs),
                 InvalidArgument("`columns` must be in [0, ", outputs, ")."));
-    const int64_t num_candidates = inputs * outputs - n;
+    const bool* eligible_data = is_eligible.flat<bool>().data();
+    const int64_t num_candidates =
+        inputs * outputs - n + std::count(eligible_data, eligible_data + n, true);
     OP_REQUIRES(context, 0 <= k && k <= num_candidates,
                 InvalidArgument("`k` must be in [0, ", num_candidates,
                                 "], the number of places to choose from. Received: k=", k));
 
     const Workers workers(context);
-    Largest largest(k, kDenseInputs * outputs, CeilOf(inputs, kDenseInputs));
-    std::atomic<bool> is_finite{true}, has_memory{true};
-    const int64_t panels = CeilOf(outputs, kDenseOutputs);
-    workers.ForEach(
-        CeilOf(inputs, kDenseInputs) * panels, inputs * outputs * (batch + 1), [&](int64_t unit) {
-          const int64_t c0 = unit / panels * kDenseInputs, o0 = unit % panels * kDenseOutputs;
-          const int64_t num_inputs = std::min<int64_t>(kDenseInputs, inputs - c0);
-          const int64_t num_outputs = std::min<int64_t>(kDenseOutputs, outputs - o0);
-          // A few more than there are, so that the last ones need no code of their own.
-          const int64_t stride = CeilOf(num_outputs, 64) * 64;
-          const Scratch scratch(kDensePacked + (kDenseInputs + 1) * stride);
-          if (scratch.data() == nullptr) {
-            has_memory = false;
-            return;
-          }
-          float* gradient = scratch.data() + kDensePacked;
-          int32_t* magnitudes = reinterpret_cast<int32_t*>(gradient + kDenseInputs * stride);
-          version.dense({x_data + c0, inputs, dy_data + o0, outputs, batch, num_inputs, num_outputs,
-                         gradient, stride, scratch.data()});
-          std::vector<Largest::Candidate> found;
-          for (int64_t c = 0; c < num_inputs; ++c) {
-            const float* row = gradient + c * stride;
-            if (!version.magnitudes(row, num_outputs, magnitudes)) is_finite = false;
-            std::fill(magnitudes + num_outputs, magnitudes + stride, -1);
-            // Columns ascend inside a row; those of other panels are skipped.
-            const int32_t* end = columns_data + splits_data[c0 + c + 1];
-            for (const int32_t* column = columns_data + splits_data[c0 + c]; column < end;
-                 ++column) {
-              const int64_t o = *column - o0;
-              if (o >= 0 && o < num_outputs) magnitudes[o] = -1;
-            }
-            const int32_t threshold = largest.threshold();
-            for (int64_t o = 0; o < stride; o += 64) {
-              if (version.reaching(magnitudes + o, threshold) == 0) continue;
-              // Without a branch for each, which would be foreseen wrongly all the time.
-              int64_t reaching[64], count = 0;
-              for (int64_t i = o; i < o + 64; ++i) {
-                reaching[count] = i;
-                count += magnitudes[i] >= threshold ? 1 : 0;
-              }
-              for (int64_t j = 0; j < count; ++j) {
-                const int64_t i = reaching[j];
-                found.push_back({(c0 + c) * outputs + o0 + i, magnitudes[i], row[i]});
-              }
-            }
-          }
-          if (!found.empty()) largest.Add(found);
-        });
+    const Gradient gradient = {version,      x_data,       dy_data,
+                               batch,        inputs,       outputs,
+                               splits_data,  columns_data, of_active.flat<float>().data(),
+                               eligible_data};
+    bool has_memory = true, is_finite = true;
+    const int32_t threshold = ThresholdOfSample(workers, gradient, k, num_candidates, &has_memory);
+    std::vector<Largest::Candidate> chosen;
+    if (has_memory) chosen = Search(workers, gradient, k, threshold, &is_finite, &has_memory);
+    if (has_memory && threshold > 0 && static_cast<int64_t>(chosen.size()) < k) {
+      chosen = Search(workers, gradient, k, 0, &is_finite, &has_memory);  // Very rarely.
+    }
     OP_REQUIRES(context, has_memory, NoMemory());
-    const std::vector<Largest::Candidate> chosen = largest.Finish();
     OP_REQUIRES(context, static_cast<int64_t>(chosen.size()) == k,
-                InvalidArgument("The places that are left out must differ."));
+                InvalidArgument("The active places must differ."));
 
     Tensor* places = nullptr;
     Tensor* gradients = nullptr;
@@ -1978,6 +2007,129 @@ class LargestInactiveOp : public OpKernel {
       gradients_data[i] = chosen[i].gradient;
     }
     finite->scalar<bool>()() = is_finite;
+  }
+
+ private:
+  // The dense gradient, a block at a time: x^T @ dy, and what is given where connections are
+  // active.
+  struct Gradient {
+    const Version& version;
+    const float* x;
+    const float* dy;
+    int64_t batch;
+    int64_t inputs;
+    int64_t outputs;
+    const int64_t* row_splits;
+    const int32_t* columns;
+    const float* of_active;
+    const bool* is_eligible;
+
+    int64_t panels() const { return CeilOf(outputs, kDenseOutputs); }
+    int64_t blocks() const { return CeilOf(inputs, kDenseInputs) * panels(); }
+
+    // Computes up to `most_inputs` rows of a block. For each, calls use(place of its first
+    // candidate, gradients, magnitudes, how many there are): a multiple of 64, as there are a few
+    // more than outputs. Magnitudes that are negative do not count.
+    template <typename Use>
+    void Visit(int64_t block, int64_t most_inputs, std::atomic<bool>* is_finite,
+               std::atomic<bool>* has_memory, const Use& use) const {
+      const int64_t c0 = block / panels() * kDenseInputs, o0 = block % panels() * kDenseOutputs;
+      const int64_t num_inputs = std::min(most_inputs, inputs - c0);
+      const int64_t num_outputs = std::min<int64_t>(kDenseOutputs, outputs - o0);
+      const int64_t stride = CeilOf(num_outputs, 64) * 64;
+      const Scratch scratch(kDensePacked + (kDenseInputs + 1) * stride);
+      if (scratch.data() == nullptr) {
+        *has_memory = false;
+        return;
+      }
+      float* gradients = scratch.data() + kDensePacked;
+      int32_t* magnitudes = reinterpret_cast<int32_t*>(gradients + kDenseInputs * stride);
+      version.dense({x + c0, inputs, dy + o0, outputs, batch, num_inputs, num_outputs, gradients,
+                     stride, scratch.data()});
+      for (int64_t c = 0; c < num_inputs; ++c) {
+        float* row = gradients + c * stride;
+        for (int64_t i = row_splits[c0 + c]; i < row_splits[c0 + c + 1]; ++i) {
+          const int64_t o = columns[i] - o0;  // Those of other panels are skipped.
+          if (o >= 0 && o < num_outputs) row[o] = of_active[i];
+        }
+        if (!version.magnitudes(row, num_outputs, magnitudes)) *is_finite = false;
+        std::fill(magnitudes + num_outputs, magnitudes + stride, -1);
+        for (int64_t i = row_splits[c0 + c]; i < row_splits[c0 + c + 1]; ++i) {
+          const int64_t o = columns[i] - o0;
+          if (o >= 0 && o < num_outputs && !is_eligible[i]) magnitudes[o] = -1;
+        }
+        use((c0 + c) * outputs + o0, row, magnitudes, stride);
+      }
+    }
+  };
+
+  static constexpr int64_t kSampleBlocks = 16;
+  static constexpr int64_t kSampleInputs = 12;  // Of each block.
+
+  // A magnitude that somewhat more than `k` candidates probably reach, from a part of some blocks.
+  static int32_t ThresholdOfSample(const Workers& workers, const Gradient& gradient, int64_t k,
+                                   int64_t num_candidates, bool* has_memory) {
+    if (k == 0) return std::numeric_limits<int32_t>::max();
+    const int64_t blocks = gradient.blocks(), samples = std::min(kSampleBlocks, blocks / 2);
+    if (samples < 4) return 0;
+    std::vector<std::vector<int32_t>> found(samples);
+    std::atomic<bool> is_finite{true}, has_all{true};
+    workers.ForEach(
+        samples, samples * kSampleInputs * kDenseOutputs * gradient.batch, [&](int64_t i) {
+          gradient.Visit(i * blocks / samples, kSampleInputs, &is_finite, &has_all,
+                         [&](int64_t, const float*, const int32_t* magnitudes, int64_t count) {
+                           for (int64_t o = 0; o < count; ++o) {
+                             if (magnitudes[o] >= 0) found[i].push_back(magnitudes[o]);
+                           }
+                         });
+        });
+    *has_memory = has_all;
+    MagnitudeCounts counts;
+    int64_t size = 0;
+    for (const std::vector<int32_t>& each : found) {
+      for (const int32_t magnitude : each) counts.Add(magnitude);
+      size += static_cast<int64_t>(each.size());
+    }
+    const double share = static_cast<double>(k) / static_cast<double>(num_candidates);
+    const double expected = share * static_cast<double>(size);
+    int64_t rank = static_cast<int64_t>(1.5 * expected + 4 * std::sqrt(expected)) + 16;
+    return rank >= size ? 0 : MagnitudeCounts::Least(counts.HighBitsOfLargest(&rank));
+  }
+
+  // The largest `k` of the candidates that reach a threshold; fewer if there are not so many.
+  static std::vector<Largest::Candidate> Search(const Workers& workers, const Gradient& gradient,
+                                                int64_t k, int32_t threshold, bool* is_finite,
+                                                bool* has_memory) {
+    Largest largest(k, kDenseInputs * gradient.outputs, CeilOf(gradient.inputs, kDenseInputs),
+                    threshold);
+    std::atomic<bool> all_finite{true}, has_all{true};
+    workers.ForEach(
+        gradient.blocks(), gradient.inputs * gradient.outputs * (gradient.batch + 1),
+        [&](int64_t block) {
+          std::vector<Largest::Candidate> found;
+          gradient.Visit(
+              block, kDenseInputs, &all_finite, &has_all,
+              [&](int64_t place, const float* row, const int32_t* magnitudes, int64_t count) {
+                const int32_t threshold = largest.threshold();
+                for (int64_t o = 0; o < count; o += 64) {
+                  if (gradient.version.reaching(magnitudes + o, threshold) == 0) continue;
+                  // Without a branch for each, which would be foreseen wrongly all the time.
+                  int64_t reaching[64], num_reaching = 0;
+                  for (int64_t i = o; i < o + 64; ++i) {
+                    reaching[num_reaching] = i;
+                    num_reaching += magnitudes[i] >= threshold ? 1 : 0;
+                  }
+                  for (int64_t j = 0; j < num_reaching; ++j) {
+                    const int64_t i = reaching[j];
+                    found.push_back({place + i, magnitudes[i], row[i]});
+                  }
+                }
+              });
+          if (!found.empty()) largest.Add(found);
+        });
+    *is_finite = all_finite;
+    *has_memory = has_all;
+    return largest.Finish();
   }
 };
 
@@ -2041,22 +2193,29 @@ absl::Status StructureShape(InferenceContext* c) {
   return absl::OkStatus();
 }
 
+absl::Status PlacesShape(InferenceContext* c) {
+  ShapeHandle unused, columns;
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 1, &unused));
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 1, &columns));
+  c->set_output(0, columns);
+  return absl::OkStatus();
+}
+
 absl::Status ReplaceShape(InferenceContext* c) {
   ShapeHandle places, unused;
   TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 1, &places));
   TF_RETURN_IF_ERROR(c->Merge(places, c->input(1), &unused));
   TF_RETURN_IF_ERROR(c->WithRank(c->input(2), 1, &unused));
-  c->set_output(0, c->UnknownShapeOfRank(1));
-  c->set_output(1, c->UnknownShapeOfRank(1));
+  for (int i = 0; i < 3; ++i) c->set_output(i, c->UnknownShapeOfRank(1));
   return absl::OkStatus();
 }
 
-absl::Status LargestInactiveShape(InferenceContext* c) {
+absl::Status LargestGradientsShape(InferenceContext* c) {
   ShapeHandle unused, k;
   TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &unused));
   TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 2, &unused));
   DimensionHandle size;
-  TF_RETURN_IF_ERROR(c->MakeDimForScalarInput(4, &size));
+  TF_RETURN_IF_ERROR(c->MakeDimForScalarInput(6, &size));
   c->set_output(0, c->Vector(size));
   c->set_output(1, c->Vector(size));
   c->set_output(2, c->Scalar());
@@ -2134,24 +2293,34 @@ REGISTER_OP("RiglStructure")
     .Output("order: int32")
     .SetShapeFn(StructureShape);
 
+REGISTER_OP("RiglPlaces")
+    .Input("row_splits: int64")
+    .Input("columns: int32")
+    .Attr("outputs: int >= 1")
+    .Output("places: int64")
+    .SetShapeFn(PlacesShape);
+
 REGISTER_OP("RiglReplace")
     .Input("places: int64")
     .Input("is_kept: bool")
     .Input("grown: int64")
     .Output("merged: int64")
     .Output("before: int64")
+    .Output("was_there: bool")
     .SetShapeFn(ReplaceShape);
 
-REGISTER_OP("RiglLargestInactive")
+REGISTER_OP("RiglLargestGradients")
     .Input("x: float")
     .Input("dy: float")
     .Input("row_splits: int64")
     .Input("columns: int32")
+    .Input("of_active: float")
+    .Input("is_eligible: bool")
     .Input("k: int64")
     .Output("places: int64")
     .Output("gradients: float")
     .Output("is_finite: bool")
-    .SetShapeFn(LargestInactiveShape);
+    .SetShapeFn(LargestGradientsShape);
 
 // XLA asks for these kernels when it compiles a function. Without them, its message would not say
 // what to do.
@@ -2174,8 +2343,9 @@ RIGL_REGISTER("RiglMatmulGrad", MatmulGradOp);
 RIGL_REGISTER("RiglConv", ConvOp);
 RIGL_REGISTER("RiglConvGrad", ConvGradOp);
 RIGL_REGISTER("RiglStructure", StructureOp);
+RIGL_REGISTER("RiglPlaces", PlacesOp);
 RIGL_REGISTER("RiglReplace", ReplaceOp);
-RIGL_REGISTER("RiglLargestInactive", LargestInactiveOp);
+RIGL_REGISTER("RiglLargestGradients", LargestGradientsOp);
 
 #undef RIGL_REGISTER
 

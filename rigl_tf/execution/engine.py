@@ -145,6 +145,25 @@ def matmul(x, values, structure, shape):
     return tf.cast(y, x.dtype)
 
 
+def places_of(structure, shape):
+    """The sorted places of a `Structure`, an int64 tensor of shape `[n]`.
+
+    Example:
+
+    >>> places_of(structure(np.array([1, 2, 5]), (2, 3)), (2, 3)).numpy().tolist()
+    [1, 2, 5]
+    """
+    _, outputs = _checked_shape(shape)
+    row_splits, columns = _tensor(structure.row_splits), _tensor(structure.columns)
+    operations = native()
+    if operations is not None:
+        return operations.rigl_places(row_splits=row_splits, columns=columns, outputs=outputs)
+    # The row of a value is the number of rows that end before or at its index.
+    ends = row_splits[1:-1, tf.newaxis]
+    num_ends = tf.scatter_nd(ends, tf.ones_like(ends[:, 0]), row_splits[-1:] + 1)
+    return tf.cumsum(num_ends)[:-1] * outputs + tf.cast(columns, tf.int64)
+
+
 def replaced(places, is_kept, grown):
     """Exchanges active places for others.
 
@@ -154,14 +173,14 @@ def replaced(places, is_kept, grown):
         grown: Sorted int64 tensor of shape `[m]`, places that become active. None of them is kept.
 
     Returns:
-        Two int64 tensors: the places that are kept or grown, sorted; and for each of them its index
-        in `places`, or any index if it is not there.
+        Three tensors: the places that are kept or grown, int64, sorted; for each of them its index
+        in `places`, int64, or any index if it is not there; and whether it is there, boolean.
 
     Example:
 
-    >>> merged, before = replaced([2, 5, 7], [True, False, True], [4, 5])
-    >>> merged.numpy().tolist()
-    [2, 4, 5, 7]
+    >>> merged, before, was_there = replaced([2, 5, 7], [True, False, True], [4, 5])
+    >>> merged.numpy().tolist(), was_there.numpy().tolist()
+    ([2, 4, 5, 7], [True, False, True, True])
     """
     operations = native()
     if operations is not None:
@@ -169,7 +188,9 @@ def replaced(places, is_kept, grown):
     places, grown = (tf.convert_to_tensor(each, tf.int64) for each in (places, grown))
     new = tf.sort(tf.concat([tf.boolean_mask(places, is_kept), grown], axis=0))
     last = tf.maximum(tf.shape(places, tf.int64)[0] - 1, 0)
-    return new, tf.minimum(tf.searchsorted(places, new, out_type=tf.int64), last)
+    before = tf.minimum(tf.searchsorted(places, new, out_type=tf.int64), last)
+    # With one place more, so that there is a place to compare with.
+    return new, before, tf.gather(tf.concat([places, [-1]], axis=0), before) == new
 
 
 def gradient_of_values(x, dy, structure, shape):
@@ -195,21 +216,23 @@ def gradient_of_values(x, dy, structure, shape):
     return tape.gradient(y, values, dy)
 
 
-def largest_inactive(x, dy, structure, shape, k, excluded=None):
-    """Finds the inactive places where the gradient `x^T @ dy` of a dense kernel is largest.
+def largest_gradients(x, dy, structure, shape, k, of_active, is_eligible):
+    """Finds the places where the gradient of a dense kernel is largest.
 
-    The dense gradient is computed tile by tile and never stored. The result is exact; ties go to
-    the lower place. The result must not be used if the gradient is not finite everywhere.
+    The gradient is `x^T @ dy` where the kernel is not active, and given where it is. It is computed
+    tile by tile and never stored. The result is exact; ties go to the lower place. The result must
+    not be used if the gradient is not finite everywhere.
 
     Args:
         x: Floating-point tensor, `[batch, inputs]`.
         dy: Floating-point tensor, `[batch, outputs]`, the gradient of the layer's output.
-        structure: The `Structure` of the active places.
+        structure: The `Structure` of the `n` active places.
         shape: Pair of integers, `(inputs, outputs)`.
         k: Integer or scalar integer tensor, how many places are wanted, at most the number of
             eligible places.
-        excluded: `None`, or an ascending int64 tensor of places. If it is given, all places except
-            these are eligible, instead of all except the active ones.
+        of_active: Floating-point tensor, `[n]`, the gradient of the active values.
+        is_eligible: Boolean tensor, `[n]`, which active places can be chosen. Of the other places,
+            all can be chosen.
 
     Returns:
         Three tensors: the places, int64, `[k]`, ascending; the gradient there, float32, `[k]`; and
@@ -226,23 +249,18 @@ def largest_inactive(x, dy, structure, shape, k, excluded=None):
         raise ValueError(f"`x` must be [batch, {inputs}]. Received: x.shape={x.shape}")
     if not dy.shape.is_compatible_with([None, outputs]):
         raise ValueError(f"`dy` must be [batch, {outputs}]. Received: dy.shape={dy.shape}")
-    if excluded is None:
-        _check_structure(structure, inputs, outputs)
-        row_splits, columns = _tensor(structure.row_splits), _tensor(structure.columns)
-    else:
-        excluded = tf.convert_to_tensor(excluded, tf.int64)
-        borders = tf.range(inputs + 1, dtype=tf.int64) * outputs
-        row_splits = tf.searchsorted(excluded, borders, out_type=tf.int64)
-        columns = tf.cast(excluded % outputs, tf.int32)
-    k = tf.cast(k, tf.int64)
+    _check_structure(structure, inputs, outputs)
+    arguments = {
+        "row_splits": _tensor(structure.row_splits),
+        "columns": _tensor(structure.columns),
+        "of_active": tf.cast(of_active, tf.float32),
+        "is_eligible": _tensor(is_eligible),
+        "k": tf.cast(k, tf.int64),
+    }
     operations = native()
     if operations is not None:
-        return tuple(
-            operations.rigl_largest_inactive(
-                x=x, dy=dy, row_splits=row_splits, columns=columns, k=k
-            )
-        )
-    return _largest_inactive(x, dy, row_splits, columns, k, inputs, outputs)
+        return tuple(operations.rigl_largest_gradients(x=x, dy=dy, **arguments))
+    return _largest_gradients(x, dy, inputs, outputs, **arguments)
 
 
 # Arguments.
@@ -422,8 +440,9 @@ def _for_tiles_of_gradient(x, dy, function):
     return parts.concat()
 
 
-def _largest_inactive(x, dy, row_splits, columns, k, inputs, outputs):
-    num_candidates = inputs * outputs - tf.size(columns, tf.int64)
+def _largest_gradients(x, dy, inputs, outputs, row_splits, columns, of_active, is_eligible, k):
+    num_left_out = tf.math.count_nonzero(~is_eligible)
+    num_candidates = inputs * outputs - num_left_out
     check = tf.debugging.Assert(
         (k >= 0) & (k <= num_candidates),
         ["`k` must be at most the number of places to choose from", num_candidates, "Received:", k],
@@ -434,13 +453,16 @@ def _largest_inactive(x, dy, row_splits, columns, k, inputs, outputs):
 
     def body(start, is_finite, magnitudes, gradients, places):
         end = tf.minimum(start + height, inputs)
-        gradient = tf.matmul(x[:, start:end], dy, transpose_a=True)
-        is_finite &= tf.reduce_all(tf.math.is_finite(gradient))
-        magnitude = tf.where(tf.math.is_nan(gradient), np.inf, tf.abs(gradient))
         first, last = row_splits[start], row_splits[end]
         row = _repeated(row_splits[start : end + 1] - first, tf.int32)
-        left_out = tf.stack([row, columns[first:last]], axis=1)
-        magnitude = tf.tensor_scatter_nd_update(magnitude, left_out, tf.fill([last - first], -1.0))
+        active = tf.stack([row, columns[first:last]], axis=1)
+        gradient = tf.matmul(x[:, start:end], dy, transpose_a=True)
+        gradient = tf.tensor_scatter_nd_update(gradient, active, of_active[first:last])
+        is_finite &= tf.reduce_all(tf.math.is_finite(gradient))
+        magnitude = tf.where(tf.math.is_nan(gradient), np.inf, tf.abs(gradient))
+        left_out = tf.boolean_mask(active, ~is_eligible[first:last])
+        lowest = tf.fill(tf.shape(left_out)[:1], -1.0)
+        magnitude = tf.tensor_scatter_nd_update(magnitude, left_out, lowest)
         first_place = tf.cast(start, tf.int64) * outputs
         new_places = first_place + tf.range(tf.size(gradient, tf.int64), dtype=tf.int64)
         # Places found before are lower and come first, so they win ties.

@@ -41,7 +41,7 @@ class Tiles:
     """The tiles of one kernel.
 
     Args:
-        places: Sorted int64 tensor of shape `[n]`, the active connections.
+        structure: The `engine.Structure` of the `n` active connections.
         values: Tensor of shape `[n]`, their weights.
         matrix_shape: Pair of integers, the shape of the dense kernel as a matrix.
         rows: Matrices `(x, dy)` whose product `x^T dy` is the gradient of the dense kernel. With
@@ -51,9 +51,11 @@ class Tiles:
     """
 
     def __init__(
-        self, places, values, matrix_shape, rows: Any = None, gradient: Any = None
+        self, structure, values, matrix_shape, rows: Any = None, gradient: Any = None
     ) -> None:
-        self.places = places
+        self.structure = engine.Structure(*map(tf.convert_to_tensor, structure))
+        places = engine.places_of(self.structure, matrix_shape)
+        self.places = tf.ensure_shape(places, values.shape)
         self.values = values
         self.matrix_shape = matrix_shape
         self.rows = rows
@@ -168,21 +170,10 @@ class Tiles:
         Returns:
             Sorted int64 tensor of shape `[k]`.
         """
-        num_inactive = math.prod(self.matrix_shape) - self.places.shape[0]
         x, dy = self.rows
-        inactive, gradients, _ = engine.largest_inactive(
-            x, dy, None, self.matrix_shape, tf.minimum(k, num_inactive), self.places
-        )
-        active = tf.boolean_mask(self.places, is_eligible)
-        of_active = tf.boolean_mask(tf.cast(self.gradient, tf.float32), is_eligible)
-        keys = selection.ordered_keys(tf.abs(tf.concat([of_active, gradients], axis=0)))
-        # Both are sorted; for each place of their union, its index in both of them together.
-        together = tf.concat([active, inactive], axis=0)
-        places, in_active = engine.replaced(active, tf.fill(tf.shape(active), True), inactive)
-        _, in_inactive = engine.replaced(inactive, tf.fill(tf.shape(inactive), True), active)
-        is_active = tf.gather(together, in_active) == places
-        index = tf.where(is_active, in_active, in_inactive + tf.size(active, tf.int64))
-        return _largest_of(places, tf.gather(keys, index), k)
+        return engine.largest_gradients(
+            x, dy, self.structure, self.matrix_shape, k, self.gradient, is_eligible
+        )[0]
 
     def _keys(self, score, excluded, index):
         """The keys of a tile's scores, a vector, and the place of its first connection."""

@@ -112,7 +112,7 @@ class Updated(NamedTuple):
     Attributes:
         places: The places of the active connections.
         weights: Their weights.
-        was_there: Boolean, whether each connection was active before, and does not restart.
+        was_there: Boolean, whether each connection was active before and does not restart.
         before: The index of each connection among the active ones before, if it was active.
         structure: The `engine.Structure` of the places.
     """
@@ -138,23 +138,20 @@ def updates(optimizer, states):
     """
 
     def updated(state, weights, structure, rows, penalty, step, initial_std):
-        places = state.storage.places_of(structure)
         shape, applied, gradient = state.storage.matrix_shape, None, None
         if rows is not None:
             x, dy, blocks, of_values = rows
             gradient = tf.cast(of_values, weights.dtype)
             applied = _applied(x, dy, blocks, of_values, penalty, weights, structure, shape)
-        tiled = tiles.Tiles(places, weights, shape, applied, gradient)
-        new, grown, before, restarted = optimizer._updated_places(state, tiled, step, initial_std)
+        tiled = tiles.Tiles(structure, weights, shape, applied, gradient)
+        new, grown, *others = optimizer._updated_places(state, tiled, step, initial_std)
+        changed = (new, *others)
         if rows is not None:  # if there are none, the connections stay
+            stays = tf.fill(tf.shape(weights), True)
+            unchanged = (tiled.places, tf.range(tf.size(weights, tf.int64)), stays)
             has_rows = tf.shape(rows[0])[0] > 0
-            new = tf.where(has_rows, new, places)
-            before = tf.where(has_rows, before, tf.range(tf.size(places), dtype=before.dtype))
-            restarted = None if restarted is None else restarted & has_rows
-        new, before = (tf.ensure_shape(each, places.shape) for each in (new, before))
-        was_there = tf.gather(places, before) == new
-        if restarted is not None:
-            was_there &= ~restarted
+            changed = tf.cond(has_rows, lambda: changed, lambda: unchanged)
+        new, before, was_there = (tf.ensure_shape(each, weights.shape) for each in changed)
         weights = tf.where(was_there, tf.gather(weights, before), grown)
         return Updated(new, weights, was_there, before, engine.structure(new, shape))
 
@@ -222,6 +219,17 @@ def _applied(inputs, gradients, blocks, gradient, penalty, weights, structure, s
     parts = tf.where(is_finite[:, tf.newaxis], parts, 0)
     if penalty is not None:
         parts = tf.concat([parts, penalty[tf.newaxis]], axis=0)
+    rest = gradient - tf.reduce_sum(parts, axis=0)
+    is_sum = tf.reduce_all(is_finite) & (tf.nn.l2_loss(rest) <= 1e-10 * tf.nn.l2_loss(gradient))
+    return tf.cond(
+        is_sum,
+        lambda: (inputs, gradients),
+        lambda: _scaled(inputs, gradients, blocks, is_finite, parts, gradient, weights),
+    )
+
+
+def _scaled(inputs, gradients, blocks, is_finite, parts, gradient, weights):
+    """`(x, dy)` as in `_applied`, with each block of rows times its factor in the gradient."""
     solution, is_solved = _factors(parts, gradient, weights)
     message = (
         "The gradient of a CSR kernel is not the sum of what its layers gave, each times a number, "

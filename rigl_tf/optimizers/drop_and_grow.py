@@ -195,8 +195,8 @@ class SparseOptimizer(ScheduledUpdates):
         with self._drawing(sparse, step):
             is_kept, num_drop = self._kept(tiled, step)
             grown = self._places_to_grow(tiled, is_kept, num_drop)
-        places, before = engine.replaced(tiled.places, is_kept, grown)
-        return places, tf.zeros([], tiled.values.dtype), before, None
+        places, before, was_there = engine.replaced(tiled.places, is_kept, grown)
+        return places, tf.zeros([], tiled.values.dtype), before, was_there
 
     def _kept(self, tiled, step):
         """Whether each active connection is kept, and how many are dropped."""

@@ -238,7 +238,7 @@ class ScheduledUpdates(SparseTraining):
         Returns:
             The new places; the first values of grown connections; for each place an index: of this
             place among the old ones, if it was active, otherwise any; and whether the connections
-            at these places restart, if they were active, or `None`.
+            at these places were active and do not restart.
 
         Here the kernel is made dense for a moment. This works for every algorithm.
         """
@@ -249,10 +249,10 @@ class ScheduledUpdates(SparseTraining):
         places = tf.where(tf.reshape(new_mask, [-1]))[:, 0]
         values = tf.reshape(tf.broadcast_to(values, new_mask.shape), [-1])
         none_kept = tf.zeros_like(tiled.places, tf.bool)
-        _, before = engine.replaced(tiled.places, none_kept, places)
+        _, before, was_there = engine.replaced(tiled.places, none_kept, places)
         if restarted is not None:
-            restarted = tf.gather(tf.reshape(restarted, [-1]), places)
-        return places, tf.gather(values, places), before, restarted
+            was_there &= ~tf.gather(tf.reshape(restarted, [-1]), places)
+        return places, tf.gather(values, places), before, was_there
 
     @contextlib.contextmanager
     def _drawing(self, sparse, step):

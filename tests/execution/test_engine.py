@@ -203,7 +203,9 @@ def test_results_do_not_depend_on_the_number_of_threads(limits, lanes):
         for threads in (1, 2, 0):
             limits(threads, lanes)
             structure = engine.structure(arrays[3], shape)
-            chosen = engine.largest_inactive(*arrays[:2], structure, shape, 500)
+            chosen = engine.largest_gradients(
+                *arrays[:2], structure, shape, 500, arrays[2], arrays[2] > 0
+            )
             all_results.append([*computed(*arrays, shape), *chosen])
         assert_close(all_results[0][:3], written_out(*arrays, shape))
         for results in all_results[1:]:
@@ -261,6 +263,12 @@ def test_structures_of_arrays_and_tensors_agree(either, shape):
         np.testing.assert_array_equal(np.diff(arrays.column_splits), by_outputs)
 
 
+def largest_inactive(x, dy, structure, shape, k):
+    """The largest gradients of connections that are not active."""
+    n = len(structure.columns)
+    return engine.largest_gradients(x, dy, structure, shape, k, np.ones(n), np.zeros(n, bool))
+
+
 def largest_by_sorting(gradient, left_out, k):
     magnitudes = np.abs(gradient).reshape(-1)
     eligible = np.setdiff1d(np.arange(magnitudes.size), left_out)
@@ -277,12 +285,16 @@ def test_largest_gradients_are_found_exactly(either, monkeypatch, batch, shape, 
     dy = rng.integers(-1, 2, (batch, shape[1])).astype("float32")
     places = example(batch, shape, n)[3]
     gradient = x.T @ dy
-    excluded = places[::3]
+    of_active = rng.integers(-9, 10, n).astype("float32")
+    gradient.reshape(-1)[places] = of_active
     structure = engine.structure(places, shape)
-    for left_out, kwargs in [(places, {}), (excluded, {"excluded": excluded})]:
-        eligible = gradient.size - len(left_out)
+    for is_eligible in (np.zeros(n, bool), np.arange(n) % 3 > 0, np.ones(n, bool)):
+        eligible = gradient.size - np.count_nonzero(~is_eligible)
         for k in {0, min(1, eligible), eligible // 3, eligible}:
-            found, values, is_finite = engine.largest_inactive(x, dy, structure, shape, k, **kwargs)
+            found, values, is_finite = engine.largest_gradients(
+                x, dy, structure, shape, k, of_active, is_eligible
+            )
+            left_out = places[~is_eligible]
             np.testing.assert_array_equal(found, largest_by_sorting(gradient, left_out, k))
             np.testing.assert_array_equal(values, gradient.reshape(-1)[found.numpy()])
             assert is_finite
@@ -296,7 +308,7 @@ def test_the_search_keeps_few_candidates_and_still_finds_all(either):
     dy = np.linspace(-1, 1, shape[1], dtype="float32")[np.newaxis]
     places = np.arange(0, shape[0] * shape[1], 7)
     search = tf.function(
-        lambda k: engine.largest_inactive(x, dy, engine.structure(places, shape), shape, k)
+        lambda k: largest_inactive(x, dy, engine.structure(places, shape), shape, k)
     )
     found, _, is_finite = search(tf.constant(k))
     assert is_finite
@@ -310,11 +322,30 @@ def test_the_search_finds_its_way_among_ties(either):
     dy[:, 1500:] = 1
     structure = engine.structure(np.arange(0, 360_000, 1501), shape)
     expected = np.setdiff1d(np.arange(1500, 3000), np.arange(0, 3000, 1501))
-    found, gradients, _ = engine.largest_inactive(x, dy, structure, shape, k)
+    found, gradients, _ = largest_inactive(x, dy, structure, shape, k)
     np.testing.assert_array_equal(found, expected[:k])
     np.testing.assert_array_equal(gradients, 1)
-    found, _, _ = engine.largest_inactive(0 * x, dy, structure, shape, k)
+    found, _, _ = largest_inactive(0 * x, dy, structure, shape, k)
     np.testing.assert_array_equal(found, np.setdiff1d(np.arange(k + 1), [0]))
+
+
+@pytest.mark.parametrize("large", ["seldom", "in_the_sample", "outside_the_sample"])
+def test_the_search_may_misjudge_how_large_gradients_are(limits, large):
+    """It looks at the first inputs of some blocks, which may be unlike the others."""
+    shape, k = (48 * 20, 70), 300
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((2, shape[0])), rng.standard_normal((2, shape[1]))
+    is_in_sample = np.arange(shape[0]) % 48 < 12
+    x *= {"seldom": 1, "in_the_sample": is_in_sample, "outside_the_sample": ~is_in_sample}[large]
+    x, dy = x.astype("float32"), dy.astype("float32")
+    places = np.arange(0, shape[0] * shape[1], 9)
+    structure = engine.structure(places, shape)
+    for k in (1, 300, shape[0] * shape[1] // 2):
+        found, gradients, _ = largest_inactive(x, dy, structure, shape, k)
+        np.testing.assert_allclose(gradients, (x.T @ dy).reshape(-1)[found.numpy()], rtol=1e-4)
+        least = np.sort(np.abs(np.delete((x.T @ dy).reshape(-1), places)))[-k]
+        assert np.abs(gradients).min() >= least * (1 - 1e-5)
+        assert len(np.unique(found)) == k
 
 
 def test_the_search_reports_gradients_that_are_not_finite(either):
@@ -324,9 +355,13 @@ def test_the_search_reports_gradients_that_are_not_finite(either):
     for bad in (np.nan, np.inf, 3e38):
         spoilt = dy.copy()
         spoilt[:, 79] = bad
-        found, _, is_finite = engine.largest_inactive(4 * x, spoilt, structure, shape, 10)
+        found, _, is_finite = largest_inactive(4 * x, spoilt, structure, shape, 10)
         assert not is_finite
         assert len(found) == 10
+        of_active = np.where(np.arange(100) == 30, bad * 4, 1)
+        assert not engine.largest_gradients(x, dy, structure, shape, 10, of_active, of_active < 2)[
+            2
+        ]
 
 
 def test_wrong_shapes_are_refused(either):
@@ -341,10 +376,10 @@ def test_wrong_shapes_are_refused(either):
     with pytest.raises(ValueError, match="`shape` must be two integers"):
         engine.structure(places, (5, 2**31))
     with pytest.raises(ValueError, match="`dy` must be"):
-        engine.largest_inactive(x, dy[:, :4], structure, (6, 5), 1)
+        largest_inactive(x, dy[:, :4], structure, (6, 5), 1)
     for k in (-1, 21):
         with pytest.raises(tf.errors.InvalidArgumentError, match="`k` must be"):
-            engine.largest_inactive(x, dy, structure, (6, 5), k)
+            largest_inactive(x, dy, structure, (6, 5), k)
 
 
 @pytest.mark.parametrize("places", [[2, 1], [1, 1], [-1, 1], [1, 30]])
@@ -443,9 +478,9 @@ def test_places_are_replaced(either):
         is_kept[rng.choice(num_places, num_kept, replace=False)] = True
         open_places = np.setdiff1d(np.arange(100), places[is_kept])
         grown = np.sort(rng.choice(open_places, num_grown, replace=False))
-        new, before = (each.numpy() for each in engine.replaced(places, is_kept, grown))
+        new, before, was_there = (each.numpy() for each in engine.replaced(places, is_kept, grown))
         np.testing.assert_array_equal(new, np.union1d(places[is_kept], grown))
-        was_there = np.isin(new, places)
+        np.testing.assert_array_equal(was_there, np.isin(new, places))
         np.testing.assert_array_equal(places[before] == new, was_there)
         assert set(before) <= set(range(num_places))
 

@@ -104,14 +104,16 @@ def test_products(operations, kernel, batch, wrong_inputs, wrong_outputs):
 @SETTINGS
 @hypothesis.given(kernels(), st.integers(0, 40), st.integers(-3, 900), st.integers(-1, 1))
 def test_the_search(operations, kernel, batch, k, wrong):
-    (inputs, outputs), _, structure = kernel
+    (inputs, outputs), of_active, structure = kernel
     x, dy = normal((batch, inputs)), normal((batch, max(0, outputs + wrong * (batch % 4 == 0))))
     found = result(
-        operations.rigl_largest_inactive,
+        operations.rigl_largest_gradients,
         x=x,
         dy=dy,
         row_splits=structure["row_splits"],
         columns=structure["columns"],
+        of_active=of_active,
+        is_eligible=of_active[: len(of_active) - (batch % 5 == 0)] > 0,
         k=np.int64(k),
     )
     if found is not None:
@@ -119,6 +121,13 @@ def test_the_search(operations, kernel, batch, k, wrong):
         assert is_finite
         assert len(set(places)) == k
         dense = (x.T @ dy).reshape(-1)
+        active = result(
+            operations.rigl_places,
+            row_splits=structure["row_splits"],
+            columns=structure["columns"],
+            outputs=outputs,
+        )
+        dense[active] = of_active
         np.testing.assert_allclose(gradients, dense[places], rtol=1e-4, atol=1e-4)
 
 
@@ -169,6 +178,17 @@ def test_convolutions(operations, data):
 
 
 @SETTINGS
+@hypothesis.given(kernels(), st.sampled_from([1, 5, 2**31 - 1, 2**62]))
+def test_places(operations, kernel, outputs):
+    _, _, structure = kernel
+    row_splits, columns = structure["row_splits"], structure["columns"]
+    found = result(operations.rigl_places, row_splits=row_splits, columns=columns, outputs=outputs)
+    if found is not None:
+        rows = np.repeat(np.arange(len(row_splits) - 1), np.diff(row_splits))
+        np.testing.assert_array_equal(found[0], rows * outputs + columns)
+
+
+@SETTINGS
 @hypothesis.given(
     st.lists(st.tuples(st.integers(-1, 40), st.booleans()), max_size=20),
     st.lists(st.integers(-1, 45) | st.sampled_from(EXTREME[np.int64]), max_size=20),
@@ -186,3 +206,4 @@ def test_replaced_places(operations, places, grown, is_sorted):
         if len(places):
             was_there = np.isin(found[0], places)
             np.testing.assert_array_equal(places[found[1]] == found[0], was_there)
+            np.testing.assert_array_equal(found[2], was_there)

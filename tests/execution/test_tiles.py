@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from rigl_tf.execution import tiles
+from rigl_tf.execution import engine, tiles
 from rigl_tf.optimizers import draws
 
 
@@ -15,9 +15,9 @@ def kernel(request, monkeypatch):
     monkeypatch.setattr(tiles, "_KEPT", request.param)
     rng = np.random.default_rng(0)
     x, dy = (rng.integers(-1, 2, size=shape).astype("float32") for shape in ((3, 10), (3, 4)))
-    places = np.array([1, 5, 17, 30])
+    structure = engine.structure(np.array([1, 5, 17, 30]), (10, 4))
     values, gradient = tf.constant([1.0, -2.0, 3.0, 4.0]), tf.constant([0.0, 9.0, 1.0, -2.0])
-    return tiles.Tiles(tf.constant(places), values, (10, 4), (x, dy), gradient)
+    return tiles.Tiles(structure, values, (10, 4), (x, dy), gradient)
 
 
 def gradient_of(kernel):
