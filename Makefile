@@ -71,7 +71,8 @@ test-web: setup .web/installed
 	  @litertjs/core@2.5.3 puppeteer-core@24
 	@touch $@
 
-# What cannot be installed is told of on the page, and the others are measured.
+# Each of them is alone in its environment. What cannot be installed is told of on the page, and the
+# others are measured.
 .venv-torch/installed:
 	@echo "Setting up .venv-torch, for the benchmark (a few minutes, once)"
 	$(PYTHON) -m venv --clear .venv-torch
@@ -79,15 +80,23 @@ test-web: setup .web/installed
 	  --extra-index-url $(TORCH_INDEX) torch==2.13.0 sparselab==0.2.2 && touch $@ \
 	  || echo "torch and sparselab are left out: they cannot be installed"
 
-benchmark: setup .venv-torch/installed
+.venv-tfmot/installed:
+	@echo "Setting up .venv-tfmot, for the benchmark (a few minutes, once)"
+	$(PYTHON) -m venv --clear .venv-tfmot
+	.venv-tfmot/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 \
+	  'tensorflow>=2.21,<2.22' tf_keras tensorflow-model-optimization==0.8.1 && touch $@ \
+	  || echo "TFMOT is left out: it cannot be installed"
+
+benchmark: setup .venv-torch/installed .venv-tfmot/installed
 	rm -f results/time_to_accuracy.csv
 	$(BIN)/python -m scripts.benchmark.time_to_accuracy $(if $(DATA_DIR),--data_dir=$(DATA_DIR))
 	$(BIN)/python -m scripts.benchmark.execution
 	$(BIN)/python -m scripts.benchmark.networks
+	$(BIN)/python -m scripts.benchmark.crossover
 
 # The core tests in other versions of Python and Keras; `CELLS=3.11:3.12,3.13:3.15` for some.
 matrix:
 	$(PYTHON) -m scripts.checks.matrix $(if $(CELLS),--cells=$(CELLS))
 
 clean:
-	rm -rf $(VENV) .venv-torch .venv-matrix .web demo site
+	rm -rf $(VENV) .venv-torch .venv-tfmot .venv-matrix .web demo site

@@ -273,6 +273,18 @@ def _num_summed_of(layer):
     return layer.rank + 1 if is_convolution(layer) else None
 
 
+def channels(layer, shape):
+    """How many numbers a layer reads and writes for each row or pixel: two integers.
+
+    Args:
+        layer: A layer for which `refusal` is `None`.
+        shape: The shape of its dense kernel.
+    """
+    num_summed = _num_summed_of(layer) or 0
+    first = num_summed - 1 if is_convolution(layer) else 0
+    return math.prod(shape[first:num_summed]), math.prod(shape[num_summed:])
+
+
 def _computes_as(layer, kind):
     """Whether a layer is of a class of Keras, without changing what this class computes."""
     own = type(layer)

@@ -1,5 +1,7 @@
 """Stores the kernels of a wrapped layer as dense kernels with a mask, or as CSR kernels."""
 
+from typing import NamedTuple
+
 import tensorflow as tf
 
 from rigl_tf import masks
@@ -9,16 +11,28 @@ from rigl_tf.walk import layers_of_weights
 
 EXECUTIONS = ("masked", "csr", "auto")
 
-# The limits of `"auto"`: above them CSR was faster than a dense product, on the measured CPUs.
-_LEAST_SIZE = 1 << 16
+
+class _Limits(NamedTuple):
+    """The smallest kernels for which `"auto"` chooses CSR.
+
+    Attributes:
+        size: The number of weights.
+        channels: The number of outputs.
+        work: The number of weights for each input and output. A product reads and writes these,
+            for each example or pixel, whatever the sparsity is.
+    """
+
+    size: int
+    channels: int
+    work: int
+
+
+# Within these limits, training steps in CSR were not slower than masked ones, in batches of 1 to
+# 1,024: see `results/crossover.md`. A convolution uses its kernel at each pixel, so a small kernel
+# is enough.
 _LEAST_SPARSITY = 0.8
-# A convolution uses its kernel at each pixel, so CSR can be faster for a small kernel as well, if
-# there are enough multiplications for each channel that is read and written. At 90 % sparsity, in
-# batches of 8 and on a busy machine, training steps were 2.3 to 3.7 times as fast as the best dense
-# ones with 3x3 kernels (from 64 channels and 56 pixels to 512 channels and 7 pixels), and 1.9 to
-# 3.2 times as fast with 1x1 kernels of 128 or more channels, but hardly faster with 64 channels.
-# At 80 %, forward and backward passes were twice as fast.
-_LEAST_WORK_PER_CHANNEL = 64
+_OF_PRODUCTS = _Limits(size=1 << 17, channels=1, work=96)
+_OF_CONVOLUTIONS = _Limits(size=1, channels=32, work=64)
 
 
 def check_execution(execution):
@@ -85,12 +99,13 @@ def _drawback(layer, kernel):
     """Why a kernel would not be faster as CSR, or an empty string."""
     if tf.config.list_physical_devices("GPU"):
         return "CSR is for machines without a GPU"
-    least_size = _LEAST_SIZE
-    if products.is_convolution(layer):
-        least_size = _LEAST_WORK_PER_CHANNEL * sum(kernel.shape[-2:])
-    is_sparse = kernel.num_active <= (1 - _LEAST_SPARSITY) * kernel.size
-    if not is_sparse or kernel.size < least_size:
-        return "too small, or not sparse enough, to be faster as CSR"
+    if kernel.num_active > (1 - _LEAST_SPARSITY) * kernel.size + 1:  # it may be rounded up
+        return "not sparse enough to be faster as CSR"
+    limits = _OF_CONVOLUTIONS if products.is_convolution(layer) else _OF_PRODUCTS
+    inputs, outputs = products.channels(layer, kernel.shape)
+    least_size = max(limits.size, limits.work * (inputs + outputs))
+    if kernel.size < least_size or outputs < limits.channels:
+        return "too small to be faster as CSR"
     if not engine.is_native():
         return "CSR is slower without the operations in C++, see `python -m rigl_tf.engine`"
     return ""

@@ -119,4 +119,4 @@ class StaticReinit(SparseOptimizer):
         with self._drawing(sparse, step):
             is_kept, _ = self._kept(tiled, step)
         same = tf.range(tiled.places.shape[0], dtype=tf.int64)
-        return tiled.places, tf.zeros([], tiled.values.dtype), same, ~is_kept
+        return tiled.places, tf.zeros([], tiled.values.dtype), same, is_kept

@@ -3,13 +3,14 @@
     make benchmark DATA_DIR=DATA
     python -m scripts.benchmark.execution
 
-The first command makes the environment for torch and sparselab, runs
-`scripts.benchmark.time_to_accuracy`, and then this module. A network of three hidden layers is
-trained by SGD with momentum: with Keras dense, with masks and in CSR; dense in torch; with
-sparselab; and with TFMOT's magnitude pruning. Each of these programs is a process. They take turns,
-a block of steps each, in many rounds, so other programs on the machine slow down all of them.
-Ratios are computed for each round. If a program cannot be started, the page says so. It takes eight
-minutes on two cores without other work, and writes `results/execution.md`, `.csv` and `.png`.
+The first command makes the environments for torch and sparselab and for TFMOT, runs
+`scripts.benchmark.time_to_accuracy`, this module, `scripts.benchmark.networks` and
+`scripts.benchmark.crossover`. A network of three hidden layers is trained by SGD with momentum:
+with Keras dense, with masks and in CSR; dense in torch; with sparselab; and with TFMOT's magnitude
+pruning. Each of these programs is a process. They take turns, a block of steps each, in many
+rounds, so other programs on the machine slow down all of them. Ratios are computed for each round.
+If a program cannot be started, the page says so. It takes eight minutes on two cores without other
+work, and writes `results/execution.md`, `.csv` and `.png`.
 """
 
 import concurrent.futures
@@ -52,7 +53,7 @@ def _define_flags():
         lower_bound=1,
     )
     flags.DEFINE_string("torch_python", ".venv-torch/bin/python", "A Python with torch.")
-    flags.DEFINE_string("tfmot_python", sys.executable, "A Python with TFMOT.")
+    flags.DEFINE_string("tfmot_python", ".venv-tfmot/bin/python", "A Python with TFMOT.")
     flags.DEFINE_string(
         "output_dir", "results", "Directory for the results, the page and the plot."
     )

@@ -144,7 +144,7 @@ def test_initializer_and_from_zeros():
 
 
 def auto():
-    return rigl_tf.sparsify(mlp(256, 256, 3), 0.9, all_alike, execution="auto")
+    return rigl_tf.sparsify(mlp(256, 512, 3), 0.9, all_alike, execution="auto")
 
 
 @pytest.mark.usefixtures("either")
@@ -157,6 +157,24 @@ def test_auto_takes_what_is_faster():
     else:
         assert executions_of(model) == ["masked", "masked"]
         assert "without the operations in C++" in first.reason
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "sparsity", "execution"),
+    [
+        (layers.Dense(400), (400,), 0.8, "csr"),
+        (layers.Dense(400), (400,), 0.75, "masked"),
+        (layers.Dense(360), (360,), 0.9, "masked"),
+        (layers.Dense(64), (4096,), 0.9, "masked"),
+        (layers.EinsumDense("abc,cde->abde", (None, 8, 50)), (3, 400), 0.9, "csr"),
+        (layers.EinsumDense("abc,cde->abde", (None, 2, 30)), (3, 4000), 0.9, "masked"),
+    ],
+)
+def test_auto_looks_at_inputs_and_outputs(native, layer, shape, sparsity, execution):
+    model = rigl_tf.sparsify(sequential(shape, layer), sparsity, execution="auto")
+    (kernel,) = rigl_tf.sparsity_summary(model).kernels
+    assert kernel.execution == execution
+    assert "to be faster as CSR" in kernel.reason or execution == "csr"
 
 
 @pytest.mark.parametrize("there", ["1", "0"])

@@ -10,9 +10,11 @@ from running import cells_of, given, rows_of, run
 
 from rigl_tf.execution import engine
 from scripts.benchmark import (
+    crossover,
     execution,
     execution_page,
     keras_programs,
+    layer_programs,
     network_programs,
     networks,
     serving,
@@ -133,7 +135,7 @@ def test_how_a_program_is_compiled(name, monkeypatch):
 
 def tiny(input_shape, num_classes):
     layers = [keras.layers.Conv2D(8, 3), keras.layers.Conv2D(70, 3), keras.layers.Flatten()]
-    dense = [keras.layers.Dense(70), keras.layers.Dense(num_classes)]
+    dense = [keras.layers.Dense(140), keras.layers.Dense(num_classes)]
     return keras.Sequential([keras.Input(input_shape), *layers, *dense])
 
 
@@ -144,13 +146,65 @@ def test_network_program(name, monkeypatch):
     case = {"network": "tiny", "distribution": "uniform", "sparsity": 0.9, "pixels": 8, "batch": 2}
     answers = serving.Program(make)
     facts = answers.answer({"make": case})["facts"]
-    # The first of four kernels has no zeros. Of 154,804 weights 153,440 are in the others.
+    # The first of four kernels has no zeros. Of 303,274 weights 301,840 are in the others.
     counts = facts["num_csr"], facts["num_masked"]
     in_csr = (3, 1) if engine.is_native() else (0, 4)
     assert counts == ((0, 0) if name == "dense" else in_csr)
-    assert facts["share_csr"] == (0.991 if counts[0] else 0)
+    assert facts["share_csr"] == (0.995 if counts[0] else 0)
     update = answers.answer({"update": case})["seconds"]
     assert update is None if name == "dense" else update > 0
+
+
+@pytest.mark.parametrize(
+    ("layer", "choice"),
+    [
+        ("Dense 512 x 256", "csr"),
+        ("Dense 256 x 256", "masked"),
+        ("Dense 8192 x 16", "masked"),
+        ("Conv 1x1, 128 to 128, 28 pixels", "csr"),
+        ("Conv 3x3, 64 to 16, 28 pixels", "masked"),
+    ],
+)
+def test_layer_program(layer, choice):
+    make, _ = layer_programs.start("csr")
+    answers = serving.Program(make)
+    case = {"layer": layer, "sparsity": 0.9, "batch": 1}
+    facts = answers.answer({"make": case})["facts"]
+    assert facts["auto"] == (choice if engine.is_native() else "masked")
+    assert facts["state_mb"] > 0
+    assert answers.answer({"update": case})["seconds"] > 0
+
+
+def test_crossover(monkeypatch, tmp_path):
+    body = [
+        " import time",
+        " import sys",
+        " is_csr = sys.argv[-1] == 'csr'",
+        " def make(layer, sparsity, batch):",
+        "  if batch == 16: raise ValueError('too many')",
+        "  is_small = layer == 'Dense 256 x 256'",
+        "  slowness = {True: 3, False: 1}[is_csr == is_small]",
+        "  model = serving.Model(lambda: time.sleep(1e-3 * slowness))",
+        "  model.facts = {'auto': 'masked' if is_small else 'csr'}",
+        "  return model",
+        " return make, 'sleep 1.0'",
+    ]
+    monkeypatch.setattr(crossover, "_command", lambda name: [*program(body), name])
+    layers = ("Dense 256 x 256", "Dense 512 x 256", "Conv 1x1, 96 to 96, 28 pixels")
+    arguments = [f"--layer={layer}" for layer in layers]
+    arguments += ["--sparsities=0.9", "--batches=1,16", "--image_batches=8", "--rounds=3"]
+    run(crossover, *arguments, "--block_ms=1", f"--output_dir={tmp_path}")
+    page = (tmp_path / "crossover.md").read_text()
+    small, large, image = (cells_of(page, layer, "90%") for layer in layers)
+    assert small[0] == "masks"
+    assert float(small[1].split()[0]) < 0.6
+    assert large[0] == image[0] == "CSR"
+    assert float(large[1].split()[0]) > 1.5 < float(image[1].split()[0])
+    assert "chooses CSR in 2 of 3 cases. It is slower than masks in 0 of them" in page
+    assert "Of the 1 cases that stay masked, CSR would be faster in 0." in page
+    assert "Not measured: csr, Dense 512 x 256 0.9. ValueError: too many" in page
+    run(crossover, *arguments, f"--output_dir={tmp_path}", "--only_report")
+    assert (tmp_path / "crossover.md").read_text().splitlines()[:-1] == page.splitlines()[:-1]
 
 
 def test_networks(monkeypatch, tmp_path):
@@ -173,11 +227,12 @@ def test_networks(monkeypatch, tmp_path):
     medians = {
         name: np.median([float(ms) for ms in row["ms"].split()]) for name, row in rows.items()
     }
-    assert sorted(medians) == ["auto", "dense", "dense_xla"]
+    assert sorted(medians) == ["auto", "dense", "dense_xla", "masked"]
     assert float(cells[2]) == pytest.approx(medians["auto"], abs=0.6)
     dense = min(medians["dense"], medians["dense_xla"])
     assert float(cells[3].split()[0]) == pytest.approx(dense, abs=0.6)
     assert cells[5] in ("1.3 reached", "1.3 missed")
+    assert float(cells[6].split()[0]) == pytest.approx(medians["masked"] / medians["auto"], abs=0.2)
     assert "Not measured: auto, resnet50 uniform 0.95. ValueError: too sparse" in page
     run(networks, *arguments, f"--output_dir={tmp_path}", "--only_report")
     assert (tmp_path / "networks.md").read_text().splitlines()[:-1] == page.splitlines()[:-1]
