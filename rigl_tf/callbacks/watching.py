@@ -13,6 +13,7 @@ from rigl_tf.walk import layers_of_weights
 _MOST_PIXELS = 256
 # The connections of the largest CSR kernel with a mark for each.
 _MOST_MARKS = 1 << 22
+_MOST_READINGS = np.iinfo(np.uint16).max  # A mark is such a number.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,43 +106,32 @@ class _WatchedPlaces:
 
     def __init__(self, kernel):
         self.kernel = kernel
-        self._places, columns = self._read()
+        self._places = self._read()
         self._history = (_Marks if kernel.size <= _MOST_MARKS else _Lists)(kernel, self._places)
-        self._seen = self._count(columns, num_grown=0)
+        self._seen = self._count(num_grown=0)
 
     def _read(self):
-        """The places of the active connections in the flat kernel, sorted, and their columns."""
-        storage = self.kernel.storage
-        splits, columns = (
-            tf.convert_to_tensor(each).numpy() for each in (storage.row_splits, storage.columns)
-        )
-        num_rows, num_units = storage.matrix_shape
-        is_small = 2 * num_rows * num_units < 2**31  # `_new` doubles the places.
-        first = np.arange(num_rows, dtype=np.int32 if is_small else np.int64) * num_units
-        places = np.repeat(first, np.diff(splits))
-        places += columns
-        return places, columns
+        """The places of the active connections in the flat kernel, sorted."""
+        return self.kernel.storage.places().numpy()
 
     def look(self):
         """The `Seen` of now."""
-        old = self._places
-        self._places, columns = self._read()
+        old, self._places = self._places, self._read()
         if np.array_equal(old, self._places):
             return dataclasses.replace(self._seen, num_grown=0)
-        self._seen = self._count(columns, self._history.change(old, self._places))
+        self._seen = self._count(self._history.change(old, self._places))
         return self._seen
 
-    def _count(self, columns, num_grown):
-        num_units = self.kernel.storage.matrix_shape[1]
-        is_alive = np.zeros(num_units, bool)
-        is_alive[columns] = True
+    def _count(self, num_grown):
+        splits = tf.convert_to_tensor(self.kernel.storage.column_splits).numpy()
+        num_of_units = np.diff(splits)
         return Seen(
             self.kernel.size,
-            len(columns),
+            len(self._places),
             num_grown,
             self._history.num_ever,
-            num_units,
-            int(num_units - np.count_nonzero(is_alive)),
+            num_of_units.size,
+            int(np.count_nonzero(num_of_units == 0)),
         )
 
     def image(self):
@@ -159,25 +149,27 @@ class _WatchedPlaces:
 
 
 class _Marks:
-    """The places that are active, and those that ever were, as marks: twice as fast.
+    """When each place was active last, as the number of a reading; 0 for never. Twice as fast.
 
     Attributes:
         num_ever: Integer, how many places were ever active.
     """
 
     def __init__(self, kernel, places):
-        self._active = np.zeros(kernel.size, bool)
-        self._active[places] = True
-        self._ever = self._active.copy()
+        self._last = np.zeros(kernel.size, np.uint16)
+        self._last[places] = self._reading = 1
         self.num_ever = len(places)
 
     def change(self, old, new):
         """Notes other active places; returns how many were not active before."""
-        num_grown = len(new) - int(np.count_nonzero(self._active[new]))
-        self._active[old] = False
-        self._active[new] = True
-        self.num_ever += len(new) - int(np.count_nonzero(self._ever[new]))
-        self._ever[new] = True
+        if self._reading == _MOST_READINGS:
+            self._last[self._last > 0] = 1
+            self._last[old] = self._reading = 2
+        last = self._last[new]
+        num_grown = int(np.count_nonzero(last != self._reading))
+        self.num_ever += int(np.count_nonzero(last == 0))
+        self._reading += 1
+        self._last[new] = self._reading
         return num_grown
 
 

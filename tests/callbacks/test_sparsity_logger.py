@@ -141,9 +141,10 @@ def test_in_every_world(world):
     assert sum(history["moved"]) > 0
 
 
-@pytest.mark.parametrize("most_marks", [0, 48])
-def test_marks_and_lists_count_the_same(most_marks, monkeypatch):
+@pytest.mark.parametrize(("most_marks", "most_readings"), [(0, 0), (48, 65535), (48, 3)])
+def test_marks_and_lists_count_the_same(most_marks, most_readings, monkeypatch):
     monkeypatch.setattr(watching, "_MOST_MARKS", most_marks)
+    monkeypatch.setattr(watching, "_MOST_READINGS", most_readings)
     model = half(mlp(6, 8, 3), execution="csr")
     (path, *_), rng = rigl_tf.get_masks(model), np.random.default_rng(0)
     (watched, *_) = watching.watch(model).values()
