@@ -57,7 +57,7 @@ def _error(operations):
     places = np.flatnonzero(kernel)
     structure = engine.structure(places, _SHAPE)
     values = kernel.reshape(-1)[places].astype("float32")
-    product = operations.rigl_matmul(x=x, values=values, **structure._asdict()).numpy()
+    product = operations.rigl_matmul(x=x, values=values, bias=[], **structure._asdict()).numpy()
     expected = x @ kernel
     return float(np.abs(product - expected).max() / np.abs(expected).max())
 

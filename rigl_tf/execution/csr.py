@@ -293,12 +293,13 @@ def _constant(value):
     return lambda shape, dtype=None: tf.constant(value, dtype)
 
 
-def matmul(storage, inputs):
-    """Multiplies inputs with a CSR kernel, both as matrices.
+def matmul(storage, inputs, bias=None):
+    """Multiplies inputs with a CSR kernel, both as matrices, and adds a bias.
 
     Args:
         storage: A `CSRStorage`.
         inputs: Tensor of shape `[batch, num_inputs]`, of any type of numbers.
+        bias: Tensor of shape `[num_outputs]`, or `None`.
 
     Returns:
         Tensor of shape `[batch, num_outputs]`, computed in float32, with the dtype that Keras gives
@@ -306,10 +307,14 @@ def matmul(storage, inputs):
     """
     x, values, dtype = _operands(inputs, storage)
 
-    def product(x):
-        return engine.matmul(x, values, storage.structure(), storage.matrix_shape)
+    is_inside = dtype == "float32"  # else it is added in this type, as Keras does
 
-    return tf.cast(stash.collected(storage, x, product, lambda *rows: rows), dtype)
+    def product(x):
+        added = bias if is_inside else None
+        return engine.matmul(x, values, storage.structure(), storage.matrix_shape, added)
+
+    y = tf.cast(stash.collected(storage, x, product, lambda *rows: rows), dtype)
+    return y if is_inside or bias is None else keras.ops.add(y, bias)
 
 
 def convolve(storage, inputs, geometry):

@@ -216,12 +216,25 @@ RIGL_INLINE void Transpose(const TransposeJob& job) {
 // ---------------------------------------------------------------------------------------------
 // One tile of the batch.
 
-// y = x @ kernel for the outputs from `first` to `last`.
+// to[c] = the sum of from[r][c] over all rows; the job's other numbers are not used.
+template <int L>
+RIGL_INLINE void SumRows(const TransposeJob& job) {
+  for (int64_t c = 0; c < job.columns; c += L) {
+    Vector<L> sum = {};
+    for (int64_t r = 0; r < job.rows; ++r) {
+      sum += LoadFirst<L>(job.from + r * job.from_stride + c, job.columns - c);
+    }
+    StoreFirst<L>(sum, job.to + c, job.columns - c);
+  }
+}
+
+// y = x @ kernel + bias for the outputs from `first` to `last`.
 struct ForwardJob {
   const int64_t* splits;
   const int32_t* rows;
   const float* values;  // In the order of the outputs.
   const float* x;       // [inputs, width]
+  const float* bias;    // [outputs], or null.
   float* y;             // [batch, outputs], at the tile's first row.
   int64_t outputs;
   int64_t batch;  // Rows of the tile that exist, at most `width`.
@@ -248,8 +261,9 @@ RIGL_INLINE void ForwardOf(const ForwardJob& job) {
 #pragma GCC unroll 16
         for (int i = 0; i < N; ++i) sum[i] += value * Load<L>(x + i * L);
       }
+      const float bias = job.bias == nullptr ? 0.0f : job.bias[start + k];
 #pragma GCC unroll 16
-      for (int i = 0; i < N; ++i) Store<L>(sum[i], sums + k * kWidth + i * L);
+      for (int i = 0; i < N; ++i) Store<L>(sum[i] + bias, sums + k * kWidth + i * L);
     }
     Transpose<L>({sums, kWidth, count, job.batch, job.y + start, job.outputs, count});
   }
@@ -641,6 +655,7 @@ struct Version {
   int lanes;
   int tile;  // The widest tile whose sums fit in the registers.
   void (*transpose)(const TransposeJob&);
+  void (*sum_rows)(const TransposeJob&);
   void (*forward)(const ForwardJob&);
   void (*backward)(const BackwardJob&);
   void (*pack)(const PackJob&);
@@ -700,6 +715,7 @@ RIGL_INLINE void ConvBackwardOfAnyWidth(const ConvBackwardJob& job) {
 // TARGET says which instructions a function may use, and with it all that is inlined there.
 #define RIGL_VERSION(NAME, L, TILE, R, S, TARGET)                                                 \
   TARGET void Transpose##NAME(const TransposeJob& job) { Transpose<L>(job); }                     \
+  TARGET void SumRows##NAME(const TransposeJob& job) { SumRows<L>(job); }                         \
   TARGET void Forward##NAME(const ForwardJob& job) { ForwardOfAnyWidth<L>(job); }                 \
   TARGET void InputBackward##NAME(const BackwardJob& job) { BackwardOfAnyWidth<L, true>(job); }   \
   TARGET void ValuesBackward##NAME(const BackwardJob& job) { BackwardOfAnyWidth<L, false>(job); } \
@@ -731,6 +747,7 @@ RIGL_INLINE void ConvBackwardOfAnyWidth(const ConvBackwardJob& job) {
   constexpr Version k##NAME = {L,                                                                 \
                                TILE,                                                              \
                                Transpose##NAME,                                                   \
+                               SumRows##NAME,                                                     \
                                Forward##NAME,                                                     \
                                Backward##NAME,                                                    \
                                Pack##NAME,                                                        \
@@ -960,15 +977,26 @@ struct Tiles {
   const int64_t count;
 };
 
-// A unit of work that transposes columns [part / parts) of one tile.
+// A unit of work that transposes columns [part / parts) of one tile, and sums them unless `sums` is
+// null.
 void TransposeTile(const Version& version, const Tiles& tiles, int64_t t, const float* from,
-                   int64_t columns, int64_t part, int64_t parts, float* to) {
+                   int64_t columns, int64_t part, int64_t parts, float* to, float* sums = nullptr) {
   const int64_t lines = (columns + kLine - 1) / kLine;
   const int64_t first = std::min(columns, lines * part / parts * kLine);
   const int64_t last = std::min(columns, lines * (part + 1) / parts * kLine);
   const int width = tiles.width(t);
-  version.transpose({from + tiles.start(t) * columns + first, columns, tiles.rows(t), last - first,
-                     to + first * width, width, width});
+  TransposeJob job = {from + tiles.start(t) * columns + first,
+                      columns,
+                      tiles.rows(t),
+                      last - first,
+                      to + first * width,
+                      width,
+                      width};
+  version.transpose(job);
+  if (sums != nullptr) {
+    job.to = sums + first;
+    version.sum_rows(job);
+  }
 }
 
 int64_t CeilOf(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -1031,12 +1059,18 @@ class MatmulOp : public OpKernel {
     const Tensor& column_splits = context->input(4);
     const Tensor& rows = context->input(5);
     const Tensor& order = context->input(6);
+    const Tensor& bias = context->input(7);
     OP_REQUIRES(context, x.dims() == 2,
                 InvalidArgument("`x` must have rank 2: [batch, inputs]. Received: shape=",
                                 x.shape().DebugString()));
     OP_REQUIRES_OK(context, CheckByOutputs(values, column_splits, rows, order));
     const int64_t batch = x.dim_size(0), inputs = x.dim_size(1);
     const int64_t outputs = column_splits.dim_size(0) - 1, n = values.dim_size(0);
+    const int64_t num_biases = bias.NumElements();
+    OP_REQUIRES(context, bias.dims() == 1 && (num_biases == outputs || num_biases == 0),
+                InvalidArgument("`bias` must be a vector of the number of outputs, ", outputs,
+                                ", or empty. Received: shape=", bias.shape().DebugString()));
+    const float* bias_data = num_biases == 0 ? nullptr : bias.flat<float>().data();
     Tensor* y = nullptr;
     OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({batch, outputs}), &y));
     const float* x_data = x.flat<float>().data();
@@ -1096,6 +1130,7 @@ class MatmulOp : public OpKernel {
         job.rows = rows_data;
         job.values = ordered;
         job.x = transposed + t * tiles.tile * inputs;
+        job.bias = bias_data;
         job.y = y_data + tiles.start(start + t) * outputs;
         job.outputs = outputs;
         job.batch = tiles.rows(start + t);
@@ -1112,6 +1147,7 @@ class MatmulGradOp : public OpKernel {
  public:
   explicit MatmulGradOp(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("input_gradient", &input_gradient_));
+    OP_REQUIRES_OK(context, context->GetAttr("bias_gradient", &bias_gradient_));
   }
 
   void Compute(OpKernelContext* context) override {
@@ -1129,9 +1165,12 @@ class MatmulGradOp : public OpKernel {
     OP_REQUIRES_OK(context, CheckByInputs(values, row_splits, columns, inputs));
     Tensor* dx = nullptr;
     Tensor* dvalues = nullptr;
+    Tensor* dbias = nullptr;
     const TensorShape dx_shape = input_gradient_ ? x.shape() : TensorShape({0, 0});
+    const int64_t num_biases = bias_gradient_ ? outputs : 0;
     OP_REQUIRES_OK(context, context->allocate_output(0, dx_shape, &dx));
     OP_REQUIRES_OK(context, context->allocate_output(1, values.shape(), &dvalues));
+    OP_REQUIRES_OK(context, context->allocate_output(2, TensorShape({num_biases}), &dbias));
     const float* x_data = x.flat<float>().data();
     const float* dy_data = dy.flat<float>().data();
     const float* values_data = values.flat<float>().data();
@@ -1139,6 +1178,8 @@ class MatmulGradOp : public OpKernel {
     const int32_t* columns_data = columns.flat<int32_t>().data();
     float* dx_data = input_gradient_ ? dx->flat<float>().data() : nullptr;
     float* dvalues_data = dvalues->flat<float>().data();
+    float* dbias_data = dbias->flat<float>().data();
+    std::fill_n(dbias_data, num_biases, 0.0f);
     if (batch == 0) {
       std::fill_n(dvalues_data, n, 0.0f);
       return;
@@ -1148,10 +1189,11 @@ class MatmulGradOp : public OpKernel {
     const Workers workers(context);
     const Tiles tiles(batch, version.tile);
     const int64_t at_a_time = tiles.AtATime(inputs + outputs);
-    const Scratch scratch(at_a_time * tiles.tile * (inputs + outputs));
+    const Scratch scratch(at_a_time * (tiles.tile * (inputs + outputs) + num_biases));
     OP_REQUIRES(context, scratch.data() != nullptr, NoMemory());
     float* transposed_x = scratch.data();
     float* transposed_dy = transposed_x + at_a_time * tiles.tile * inputs;
+    float* dbias_of_tiles = transposed_dy + at_a_time * tiles.tile * outputs;
     const std::vector<int64_t> borders =
         EqualBlocks(splits_data, inputs, workers.threads() > 1 ? 4 * workers.threads() : 1);
     const int64_t blocks = borders.size() - 1;
@@ -1181,10 +1223,14 @@ class MatmulGradOp : public OpKernel {
                         transposed_x + t * tiles.tile * inputs);
         } else {
           TransposeTile(version, tiles, start + t, dy_data, outputs, part, parts,
-                        transposed_dy + t * tiles.tile * outputs);
+                        transposed_dy + t * tiles.tile * outputs,
+                        bias_gradient_ ? dbias_of_tiles + t * outputs : nullptr);
         }
       });
       OP_REQUIRES(context, valid, InvalidArgument("`columns` must be in [0, ", outputs, ")."));
+      for (int64_t t = 0; t < count; ++t) {
+        for (int64_t o = 0; o < num_biases; ++o) dbias_data[o] += dbias_of_tiles[t * outputs + o];
+      }
       // One block of inputs after the other, then the next tiles: these stay in the cache. A block
       // adds to its sums in the order of the tiles.
       const int64_t steps = CeilOf(count, tiles_per_unit);
@@ -1223,6 +1269,7 @@ class MatmulGradOp : public OpKernel {
   static constexpr int64_t kChecksPerUnit = 1 << 16;
 
   bool input_gradient_;
+  bool bias_gradient_;
 };
 
 // ---------------------------------------------------------------------------------------------
@@ -2152,6 +2199,11 @@ absl::Status MatmulGradShape(InferenceContext* c) {
   TF_RETURN_IF_ERROR(c->GetAttr("input_gradient", &input_gradient));
   c->set_output(0, input_gradient ? x : c->Matrix(0, 0));
   c->set_output(1, values);
+  bool bias_gradient;
+  ShapeHandle dy;
+  TF_RETURN_IF_ERROR(c->GetAttr("bias_gradient", &bias_gradient));
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 2, &dy));
+  c->set_output(2, bias_gradient ? c->Vector(c->Dim(dy, 1)) : c->Vector(0));
   return absl::OkStatus();
 }
 
@@ -2230,6 +2282,7 @@ REGISTER_OP("RiglMatmul")
     .Input("column_splits: int64")
     .Input("rows: int32")
     .Input("order: int32")
+    .Input("bias: float")
     .Output("y: float")
     .SetShapeFn(MatmulShape);
 
@@ -2245,8 +2298,10 @@ REGISTER_OP("RiglMatmulGrad")
     .Input("rows: int32")
     .Input("order: int32")
     .Attr("input_gradient: bool = true")
+    .Attr("bias_gradient: bool = false")
     .Output("dx: float")
     .Output("dvalues: float")
+    .Output("dbias: float")
     .SetShapeFn(MatmulGradShape);
 
 REGISTER_OP("RiglConv")

@@ -113,18 +113,19 @@ def structure(places, shape):
     )
 
 
-def matmul(x, values, structure, shape):
-    """Multiplies a batch with a sparse kernel: `x @ kernel`.
+def matmul(x, values, structure, shape, bias=None):
+    """Multiplies a batch with a sparse kernel: `x @ kernel + bias`.
 
-    It can be differentiated, also several times, with respect to `x` and `values`. The gradient of
-    the values is computed only at their places. Sums are computed in float32 and do not depend on
-    the number of threads.
+    It can be differentiated, also several times, with respect to `x`, `values` and `bias`. The
+    gradient of the values is computed only at their places. Sums are computed in float32 and do not
+    depend on the number of threads.
 
     Args:
         x: Floating-point tensor, `[batch, inputs]`; the batch size may be unknown or 0.
         values: Floating-point tensor, `[n]`: the active values, sorted by place.
         structure: The `Structure` of their places.
         shape: Pair of integers, `(inputs, outputs)`.
+        bias: Floating-point tensor, `[outputs]`, or `None`.
 
     Returns:
         Tensor of shape `[batch, outputs]` with the dtype of `x`.
@@ -140,7 +141,16 @@ def matmul(x, values, structure, shape):
     if not x.shape.is_compatible_with([None, inputs]):
         raise ValueError(f"`x` must be [batch, {inputs}]. Received: x.shape={x.shape}")
     _check_structure(structure, inputs, outputs)
-    y = _matmul(tf.cast(x, tf.float32), tf.cast(values, tf.float32), *map(_tensor, structure))
+    if bias is not None:
+        bias = tf.cast(bias, tf.float32)
+        if not bias.shape.is_compatible_with([outputs]):
+            raise ValueError(f"`bias` must be [{outputs}]. Received: bias.shape={bias.shape}")
+    operands = tf.cast(x, tf.float32), tf.cast(values, tf.float32), *map(_tensor, structure)
+    if native() is not None:
+        y = _native_matmul(*operands, bias=tf.zeros([0]) if bias is None else bias)
+    else:
+        y = _matmul_of_tensorflow(*operands)
+        y = y if bias is None else y + bias
     y.set_shape([x.shape[0], outputs])
     return tf.cast(y, x.dtype)
 
@@ -208,8 +218,7 @@ def gradient_of_values(x, dy, structure, shape):
     values = tf.zeros(tf.shape(structure.columns))
     operations = native()
     if operations is not None:
-        _, gradient = operations.rigl_matmul_grad(x, dy, values, *structure, input_gradient=False)
-        return gradient
+        return operations.rigl_matmul_grad(x, dy, values, *structure, input_gradient=False).dvalues
     with tf.GradientTape() as tape:
         tape.watch(values)
         y = matmul(x, values, structure, shape)
@@ -310,24 +319,28 @@ def _structure_of_array(places, inputs, outputs):
 # Products.
 
 
-def _matmul(x, values, *structure):
-    operations = native()
-    if operations is None:
-        return _matmul_of_tensorflow(x, values, *structure)
-    return operations.rigl_matmul(x, values, *structure)
+def _native_matmul(*operands, bias=()):
+    return native().rigl_matmul(*operands, bias=bias)
 
 
 @tf.RegisterGradient("RiglMatmul")
 def _gradient_of_matmul(operation, dy):
-    return gradients_of_product(native().rigl_matmul_grad, operation, dy)
+    is_bias_wanted = operation.inputs[-1].shape[0] != 0 and _is_wanted(operation, 7)
+    return gradients_of_product(
+        native().rigl_matmul_grad, operation, dy, bias_gradient=is_bias_wanted
+    )
 
 
 @tf.RegisterGradient("RiglMatmulGrad")
-def _gradient_of_matmul_grad(operation, of_dx, of_dvalues):
-    operations = native()
-    return gradients_of_gradient(
-        operations.rigl_matmul, operations.rigl_matmul_grad, operation, of_dx, of_dvalues
+def _gradient_of_matmul_grad(operation, of_dx, of_dvalues, of_dbias):
+    dy = operation.inputs[1]
+    to_x, to_dy, *others = gradients_of_gradient(
+        _native_matmul, native().rigl_matmul_grad, operation, of_dx, of_dvalues
     )
+    if operation.get_attr("bias_gradient") and not _is_zero(of_dbias):
+        of_rows = tf.broadcast_to(of_dbias, tf.shape(dy))
+        to_dy = of_rows if to_dy is None else to_dy + of_rows
+    return [to_x, to_dy, *others]
 
 
 def gradients_of_product(backward, operation, dy, **attributes):
@@ -339,10 +352,10 @@ def gradients_of_product(backward, operation, dy, **attributes):
         dy: The gradient of its result.
         attributes: Those of both operations.
     """
-    x, values, *structure = operation.inputs
+    x, values, *structure = operation.inputs[:7]
     wanted = _is_wanted(operation, 0)
-    dx, dvalues = backward(x, dy, values, *structure, input_gradient=wanted, **attributes)
-    return [dx if wanted else None, dvalues, *[None] * len(structure)]
+    dx, dvalues, *others = backward(x, dy, values, *structure, input_gradient=wanted, **attributes)
+    return [dx if wanted else None, dvalues, *[None] * len(structure), *others]
 
 
 def gradients_of_gradient(forward, backward, operation, of_dx, of_dvalues, **attributes):
@@ -363,10 +376,10 @@ def gradients_of_gradient(forward, backward, operation, of_dx, of_dvalues, **att
     to_dy = []
     if not _is_zero(of_dvalues):
         if _is_wanted(operation, 0):
-            to_x, _ = backward(x, dy, of_dvalues, *structure, input_gradient=True, **attributes)
+            to_x = backward(x, dy, of_dvalues, *structure, input_gradient=True, **attributes)[0]
         to_dy.append(forward(x, of_dvalues, *structure, **attributes))
     if operation.get_attr("input_gradient") and not _is_zero(of_dx):
-        _, to_values = backward(of_dx, dy, values, *structure, input_gradient=False, **attributes)
+        to_values = backward(of_dx, dy, values, *structure, input_gradient=False, **attributes)[1]
         to_dy.append(forward(of_dx, values, *structure, **attributes))
     to_dy = tf.add_n(to_dy) if to_dy else None
     return [to_x, to_dy, to_values, *[None] * len(structure)]

@@ -325,8 +325,6 @@ def _call(layer, storage):
         if isinstance(inputs, tf.SparseTensor):
             inputs = tf.sparse.to_dense(inputs)
         x = compute(tf.convert_to_tensor(inputs))
-        if layer.bias is not None:
-            x = keras.ops.add(x, layer.bias)
         if layer.activation is not None:
             x = layer.activation(x)
         return x
@@ -341,10 +339,17 @@ def _product(layer, storage):
 
     def compute(inputs):
         num_batch = inputs.shape.rank - num_summed
-        x = csr.matmul(storage, tf.reshape(inputs, [-1, storage.matrix_shape[0]]))
+        bias, is_of_outputs = layer.bias, False
+        if bias is not None and tuple(bias.shape) == free:
+            bias, is_of_outputs = tf.reshape(bias, [-1]), True
+        x = csr.matmul(
+            storage,
+            tf.reshape(inputs, [-1, storage.matrix_shape[0]]),
+            bias if is_of_outputs else None,
+        )
         x = tf.reshape(x, tf.concat([tf.shape(inputs)[:num_batch], free], axis=0))
         x.set_shape([*inputs.shape[:num_batch], *free])
-        return x
+        return x if bias is None or is_of_outputs else keras.ops.add(x, bias)
 
     return compute
 
@@ -357,7 +362,7 @@ def _convolution(layer, storage):
     def compute(inputs):
         x = csr.convolve(storage, inputs, geometry)
         x.set_shape(layer.compute_output_shape(inputs.shape))
-        return x
+        return x if layer.bias is None else keras.ops.add(x, layer.bias)
 
     return compute
 

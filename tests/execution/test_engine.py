@@ -41,6 +41,19 @@ def computed(x, dy, values, places, shape):
     return [each.numpy() for each in (y, *tape.gradient(y, [x, values], tf.constant(dy)))]
 
 
+def with_bias(x, dy, values, places, shape):
+    """The product with a bias, and the gradient of the bias."""
+    structure, bias = engine.structure(tf.constant(places), shape), tf.constant(bias_of(shape))
+    with tf.GradientTape() as tape:
+        tape.watch(bias)
+        y = engine.matmul(tf.constant(x), tf.constant(values), structure, shape, bias)
+    return [each.numpy() for each in (y, tape.gradient(y, bias, tf.constant(dy)))]
+
+
+def bias_of(shape):
+    return np.linspace(-1, 1, shape[1], dtype="float32")
+
+
 def assert_close(results, expected):
     for result, wanted in zip(results, expected, strict=True):
         np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=2e-5)
@@ -68,10 +81,45 @@ def test_products_are_those_of_the_dense_kernel(either, monkeypatch, batch, shap
     assert_close(computed(*arrays, shape), written_out(*arrays, shape))
 
 
+@pytest.mark.parametrize(("batch", "shape", "n"), CASES)
+def test_a_bias_is_added(either, batch, shape, n):
+    arrays = example(batch, shape, n)
+    expected = written_out(*arrays, shape)[0] + bias_of(shape), arrays[1].sum(axis=0)
+    assert_close(with_bias(*arrays, shape), expected)
+
+
+def test_the_gradient_of_a_bias_can_be_differentiated(either):
+    shape, weights = (7, 11), tf.range(11.0)
+    x, dy, values, places = map(tf.constant, example(5, shape, 30))
+    structure, bias = engine.structure(places, shape), tf.constant(bias_of(shape))
+    with tf.GradientTape() as outer:
+        outer.watch([x, values, bias])
+        with tf.GradientTape() as inner:
+            inner.watch([values, bias])
+            y = engine.matmul(x, values, structure, shape, bias)
+            loss = tf.reduce_sum(y**3 * dy)
+        dvalues, dbias = inner.gradient(loss, [values, bias])
+        total = tf.reduce_sum(dvalues**2) + tf.reduce_sum(dbias * weights)
+    results = outer.gradient(total, [x, values, bias])
+    rows, columns = np.divmod(places.numpy(), shape[1])
+    with tf.GradientTape() as outer:
+        outer.watch([x, values, bias])
+        with tf.GradientTape() as inner:
+            inner.watch([values, bias])
+            kernel = tf.scatter_nd(np.stack([rows, columns], axis=1), values, shape)
+            loss = tf.reduce_sum((x @ kernel + bias) ** 3 * dy)
+        dvalues, dbias = inner.gradient(loss, [values, bias])
+        total = tf.reduce_sum(dvalues**2) + tf.reduce_sum(dbias * weights)
+    for result, wanted in zip(results, outer.gradient(total, [x, values, bias]), strict=True):
+        np.testing.assert_allclose(result, wanted, rtol=1e-4, atol=1e-3)
+
+
 def test_a_batch_may_be_larger_than_what_is_transposed_at_a_time(limits):
     shape = (120, 30)
     arrays = example(40_003, shape, 100)
     expected = written_out(*arrays, shape)
+    dbias = with_bias(*arrays, shape)[1]
+    np.testing.assert_allclose(dbias, arrays[1].sum(axis=0), atol=0.02)
     for lanes in (8, 16):
         limits(0, lanes)
         y, dx, dvalues = computed(*arrays, shape)
@@ -164,17 +212,14 @@ def test_a_gradient_of_the_data_is_computed_only_if_it_is_wanted(monkeypatch):
     def gradient(values, hidden):
         with tf.GradientTape() as tape:
             tape.watch([values, hidden])
-            y = engine.matmul(tf.constant(x), values, structure, shape)
+            y = engine.matmul(tf.constant(x), values, structure, shape, bias_of(shape))
             z = engine.matmul(hidden, values, structure, shape)
         return tape.gradient([y, z], [values, hidden], [tf.constant(dy)] * 2)
 
     graph = gradient.get_concrete_function(tf.TensorSpec([20]), tf.TensorSpec([4, 8])).graph
-    wanted = [
-        operation.get_attr("input_gradient")
-        for operation in graph.get_operations()
-        if operation.type == "RiglMatmulGrad"
-    ]
-    assert sorted(wanted) == [False, True]
+    backward = [each for each in graph.get_operations() if each.type == "RiglMatmulGrad"]
+    assert sorted(each.get_attr("input_gradient") for each in backward) == [False, True]
+    assert not any(each.get_attr("bias_gradient") for each in backward)
     result, _ = gradient(tf.constant(values), tf.constant(x))
     expected = written_out(x, dy, values, places, shape)[2]
     np.testing.assert_allclose(result, 2 * expected, rtol=1e-5, atol=2e-5)
@@ -206,7 +251,8 @@ def test_results_do_not_depend_on_the_number_of_threads(limits, lanes):
             chosen = engine.largest_gradients(
                 *arrays[:2], structure, shape, 500, arrays[2], arrays[2] > 0
             )
-            all_results.append([*computed(*arrays, shape), *chosen])
+            products = [*computed(*arrays, shape), *with_bias(*arrays, shape)]
+            all_results.append([*products, *chosen])
         assert_close(all_results[0][:3], written_out(*arrays, shape))
         for results in all_results[1:]:
             for result, other in zip(results, all_results[0], strict=True):
@@ -369,6 +415,8 @@ def test_wrong_shapes_are_refused(either):
     structure = engine.structure(places, (6, 5))
     with pytest.raises(ValueError, match="`x` must be"):
         engine.matmul(x[:, :5], values, structure, (6, 5))
+    with pytest.raises(ValueError, match="`bias` must be"):
+        engine.matmul(x, values, structure, (6, 5), np.ones(4))
     with pytest.raises(ValueError, match="not that of a kernel of shape"):
         engine.matmul(x, values, engine.structure(places, (6, 6)), (6, 5))
     with pytest.raises(ValueError, match="`shape` must be two integers"):

@@ -82,16 +82,20 @@ def normal(shape):
 def test_products(operations, kernel, batch, wrong_inputs, wrong_outputs):
     (inputs, outputs), values, structure = kernel
     x = normal((batch, max(0, inputs + wrong_inputs * (batch % 3 == 0))))
-    found = result(operations.rigl_matmul, x=x, values=values, **structure)
+    bias = normal(0 if batch % 2 else outputs + wrong_outputs * (batch % 5 == 0))
+    found = result(operations.rigl_matmul, x=x, values=values, bias=bias, **structure)
     if found is not None:
-        y = np.zeros((batch, len(structure["column_splits"]) - 1))
+        y = np.zeros((batch, len(structure["column_splits"]) - 1)) + (bias if bias.size else 0)
         for o in range(y.shape[1]):
             for j in range(*structure["column_splits"][o : o + 2]):
                 y[:, o] += x[:, structure["rows"][j]] * values[structure["order"][j]]
         np.testing.assert_allclose(found[0], y, rtol=1e-4, atol=1e-4)
     dy = normal((batch, max(0, outputs + wrong_outputs * (batch % 3 == 1))))
-    found = result(operations.rigl_matmul_grad, x=x, dy=dy, values=values, **structure)
+    found = result(
+        operations.rigl_matmul_grad, x=x, dy=dy, values=values, bias_gradient=True, **structure
+    )
     if found is not None:
+        np.testing.assert_allclose(found[2], dy.sum(axis=0), rtol=1e-4, atol=1e-4)
         dx, dvalues = np.zeros(x.shape), np.zeros(values.shape)
         for c in range(x.shape[1]):
             for i in range(*structure["row_splits"][c : c + 2]):
