@@ -6,6 +6,10 @@ import warnings
 
 import tensorflow as tf
 
+_SCALAR = tf.compat.v1.SummaryMetadata(
+    plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
+)
+
 
 class Board:
     """Writes to a folder that TensorBoard shows.
@@ -58,9 +62,8 @@ class Board:
 
 def _scalar(name, number):
     """The record that `tf.summary.scalar` writes for a number."""
-    plugin = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
-    return tf.compat.v1.Summary.Value(
-        tag=name,
-        tensor=tf.make_tensor_proto(number, tf.float32),
-        metadata=tf.compat.v1.SummaryMetadata(plugin_data=plugin),
-    )
+    value = tf.compat.v1.Summary.Value(tag=name, metadata=_SCALAR)
+    value.tensor.dtype = tf.float32.as_datatype_enum
+    value.tensor.tensor_shape.SetInParent()
+    value.tensor.float_val.append(number)
+    return value

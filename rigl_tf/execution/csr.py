@@ -128,8 +128,7 @@ class CSRStorage(keras.layers.Layer):
 
     def places_of(self, structure):
         """As `places`, for the copies of `structure_variables` on a replica."""
-        structure = engine.Structure(*map(tf.convert_to_tensor, structure))
-        places = engine.places_of(structure, self.matrix_shape)
+        places = engine.places_of(engine.Structure(*structure), self.matrix_shape)
         return tf.ensure_shape(places, self.values.shape)
 
     def put(self, places, values):
