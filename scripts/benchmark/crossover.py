@@ -96,8 +96,8 @@ def write(directory, rows, line):
         "`auto` chooses for each kernel when the layer is built, by shape and sparsity; the batch "
         "size is not known then.",
         "",
-        f"`auto` chooses CSR in {len(chosen)} of {len(cases)} cases. It is slower than masks in "
-        f"{len(slower)} of them: three quarters of the rounds were slower. The lowest median is "
+        f"`auto` chooses CSR in {len(chosen)} of {len(cases)} cases. In {len(slower)} of them CSR "
+        "is slower than masks, in three quarters of the rounds. The lowest median is "
         f"{min((np.median(case.ratios) for case in chosen), default=1):.2f}, the median of all is "
         f"{np.median([np.median(case.ratios) for case in chosen] or [1]):.2f}. Of the "
         f"{len(left)} cases that stay masked, CSR would be faster in "

@@ -200,7 +200,7 @@ def test_crossover(monkeypatch, tmp_path):
     assert float(small[1].split()[0]) < 0.6
     assert large[0] == image[0] == "CSR"
     assert float(large[1].split()[0]) > 1.5 < float(image[1].split()[0])
-    assert "chooses CSR in 2 of 3 cases. It is slower than masks in 0 of them" in page
+    assert "chooses CSR in 2 of 3 cases. In 0 of them CSR is slower than masks" in page
     assert "Of the 1 cases that stay masked, CSR would be faster in 0." in page
     assert "Not measured: csr, Dense 512 x 256 0.9. ValueError: too many" in page
     run(crossover, *arguments, f"--output_dir={tmp_path}", "--only_report")
