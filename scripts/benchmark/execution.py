@@ -9,7 +9,7 @@ The first command makes the environments for torch and sparselab and for TFMOT, 
 with Keras dense, with masks and in CSR; dense in torch; with sparselab; and with TFMOT's magnitude
 pruning. Each of these programs is a process. They take turns, a block of steps each, in many
 rounds, so other programs on the machine slow down all of them. Ratios are computed for each round.
-If a program cannot be started, the page says so. It takes eight minutes on two cores without other
+If a program cannot be started, the page says so. It takes 17 minutes on two cores without other
 work, and writes `results/execution.md`, `.csv` and `.png`.
 """
 
