@@ -122,21 +122,7 @@ def write(directory, rows, line):
         if cells:
             head = ["layer", "sparsity", "`auto`", *[f"batch {batch}" for batch in batches]]
             text += ["", *tables.table(head, cells)]
-    text += [
-        "",
-        *[
-            f"* Not measured: {row['program']}, {row['layer']} {row['sparsity']}. {row['missing']}"
-            for row in rows
-            if row.get("missing", "") != ""
-        ],
-        *[f"* {each}" for each in sorted({str(row["versions"]) for row in measured.values()})],
-        f"* {execution_page.processor()}",
-        "",
-        "Each run's commit is in the column `revision` of the CSV file; the line below is of this "
-        "page.",
-        "",
-        line,
-    ]
+    text += ["", *execution_page.ending(rows, ("program", "layer", "sparsity"), line)]
     (directory / "crossover.md").write_text("\n".join(text) + "\n")
 
 

@@ -70,6 +70,32 @@ def series(row, column="ms"):
     return np.array([float(text) for text in str(row.get(column, "")).split()])
 
 
+def ending(rows, names, line):
+    """The last lines of a page: what was not measured, what was measured with, the command.
+
+    Args:
+        rows: List of rows, of what was measured and of what was not.
+        names: The columns that say what was not measured; the first is the program.
+        line: String, the command and the versions.
+    """
+    missing = [row for row in rows if row.get("missing", "") != ""]
+    versions = {str(row["versions"]) for row in rows if row.get("ms", "") != ""}
+    return [
+        *[
+            f"* Not measured: {row[names[0]]}, {' '.join(str(row[name]) for name in names[1:])}. "
+            f"{row['missing']}"
+            for row in missing
+        ],
+        *[f"* {each}" for each in sorted(versions)],
+        f"* {processor()}",
+        "",
+        "Each run's commit is in the column `revision` of the CSV file; the line below is of this "
+        "page.",
+        "",
+        line,
+    ]
+
+
 def with_quartiles(values, digits=2):
     """The median and the quartiles as text; `None` gives –."""
     if values is None or not len(values):

@@ -158,7 +158,6 @@ def write(directory, rows, line):
     head = ["network", "sparsity", "kernels in CSR", "weights in them", "step (ms)"]
     head += ["dense Keras (ms)", "times as fast", "aim", "times as fast as masks"]
     head += ["mask update, in dense steps"]
-    versions = sorted({str(row["versions"]) for row in measured})
     text = [
         "# Sparse training of whole networks: what a step costs",
         "",
@@ -173,19 +172,7 @@ def write(directory, rows, line):
         *tables.table(head, cells),
         "",
         *reasons,
-        *[
-            f"* Not measured: {row['program']}, {row['network']} {row['distribution']} "
-            f"{row['sparsity']}. {row['missing']}"
-            for row in rows
-            if row.get("missing", "") != ""
-        ],
-        *[f"* {each}" for each in versions],
-        f"* {execution_page.processor()}",
-        "",
-        "Each run's commit is in the column `revision` of the CSV file; the line below is of this "
-        "page.",
-        "",
-        line,
+        *execution_page.ending(rows, _KEY[:4], line),
     ]
     (directory / "networks.md").write_text("\n".join(text) + "\n")
 
