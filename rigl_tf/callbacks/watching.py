@@ -106,19 +106,22 @@ class _WatchedPlaces:
 
     def __init__(self, kernel):
         self.kernel = kernel
-        self._places = self._read()
+        self._structure = self._read()
+        self._places = kernel.storage.places().numpy()
         self._history = (_Marks if kernel.size <= _MOST_MARKS else _Lists)(kernel, self._places)
         self._seen = self._count(num_grown=0)
 
     def _read(self):
-        """The places of the active connections in the flat kernel, sorted."""
-        return self.kernel.storage.places().numpy()
+        """Copies of the arrays from which the places follow. To compare them is quicker."""
+        storage = self.kernel.storage
+        return [tf.convert_to_tensor(v).numpy() for v in (storage.row_splits, storage.columns)]
 
     def look(self):
         """The `Seen` of now."""
-        old, self._places = self._places, self._read()
-        if np.array_equal(old, self._places):
+        before, self._structure = self._structure, self._read()
+        if all(map(np.array_equal, before, self._structure)):
             return dataclasses.replace(self._seen, num_grown=0)
+        old, self._places = self._places, self.kernel.storage.places().numpy()
         self._seen = self._count(self._history.change(old, self._places))
         return self._seen
 
