@@ -19,6 +19,9 @@ class Board:
 
     Args:
         log_dir: Path of the folder, or `None` to write nothing.
+
+    Raises:
+        ValueError: If the folder cannot be written to.
     """
 
     def __init__(self, log_dir):
@@ -34,7 +37,13 @@ class Board:
                 stacklevel=2,
             )
             return
-        self._writer = tf.summary.create_file_writer(os.fspath(log_dir))
+        try:
+            self._writer = tf.summary.create_file_writer(os.fspath(log_dir))
+        except tf.errors.OpError as error:
+            raise ValueError(
+                "`log_dir` must be a folder that can be written to. "
+                f"Received: log_dir={os.fspath(log_dir)!r} ({type(error).__name__})"
+            ) from error
 
     def write(self, step, numbers, images=None):
         """Writes `{name: number}` and `{name: matrix of numbers in [0, 1]}`."""

@@ -34,7 +34,7 @@ class SparsityLogger(keras.callbacks.Callback):
     | `moved` | number of connections that became active; in the logs: in this epoch |
     | `turnover` | share of the active connections that the last update grew |
     | `drop_fraction` | share of the active connections that the last update had to drop |
-    | `exploration_rate` | share of all connections that have been active at any time so far |
+    | `exploration_rate` | share of all connections that this callback has seen active so far |
     | `dead_units` | share of the units without an active connection |
     | `weight_norm` | L2 norm of the weights of all sparse kernels |
     | `gradient_norm_active`, `gradient_norm_inactive` | L2 norms of the loss gradient on `data` |
@@ -46,6 +46,12 @@ class SparsityLogger(keras.callbacks.Callback):
     A number that can never be known is left out: `drop_fraction` if the method has none, and the
     norms of gradients without `data`. `gradient_norm_inactive` is also left out if a kernel is CSR,
     because the gradient of its inactive connections is not computed.
+
+    If several optimizers drop connections, each has a number of its own: `drop_fraction`,
+    `drop_fraction_2` and so on. An update that is skipped, because gradients are not finite, does
+    not count. The optimizers are those in `model.optimizer` and, for a model with a `train_step` of
+    its own, those in attributes of the model. If one makes several steps in a batch, its step
+    counter is read before each batch.
 
     While the sparsity changes, as in gradual pruning, the progress bar shows it.
 
@@ -80,7 +86,8 @@ class SparsityLogger(keras.callbacks.Callback):
             batches. Each reading computes the gradients again, which costs a training step for each
             batch. Defaults to `None`.
         loss: The loss of these gradients, see `rigl_tf.analysis.gradient_norms`. Defaults to the
-            loss with which the model was compiled.
+            loss with which the model was compiled, which must then be one loss, not one for each
+            output.
         kernels: Boolean, whether the logs have the numbers of each kernel. Keras prints all logs
             at the end of its progress bar, which becomes long for a model with many layers.
             Defaults to `True`.
@@ -133,7 +140,7 @@ class SparsityLogger(keras.callbacks.Callback):
                 "`masks=True` writes pictures for TensorBoard, so it needs a `log_dir`. "
                 f"Received: masks={masks}, log_dir=None"
             )
-        if log_dir is not None and pathlib.Path(log_dir).is_file():
+        if log_dir is not None and (pathlib.Path(log_dir).is_file() or not os.fspath(log_dir)):
             raise ValueError(f"`log_dir` must be a folder. Received: log_dir={str(log_dir)!r}")
         self._log_dir = log_dir
         self._every = None if every == "update" else int(every)
@@ -142,34 +149,40 @@ class SparsityLogger(keras.callbacks.Callback):
         self._loss = loss
         self._logs_kernels = bool(kernels)
         self._watched = {}
+        self._turnover = _NAN
         self.history = []
 
     # The methods that Keras calls.
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        self._watched = {}
+        self._has_begun = False
         self._first_sparsity = self._sparsity = None
         self._shows_sparsity = False
         strategy = self.model.distribute_strategy
         is_multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
         is_chief = not is_multi_worker or multi_worker.is_chief(strategy)
         self._board = Board(self._log_dir if is_chief else None)
+        self._is_first_epoch = True
         if self.model.built:
             self._begin()
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        if self._watched:
+        if self._has_begun:
+            step = self._clock.step
             self._clock.begin_epoch()
+            if self._is_first_epoch and self._clock.step != step:
+                self._watched = {}  # Another callback has loaded a training, so masks are others.
+                self._begin()
+        self._is_first_epoch = False
         self._moved = dict.fromkeys(self._watched, 0)
 
     def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
-        if not self._watched:
+        if not self._has_begun:
             if not self.model.built:
                 return
             self._begin()
-            self._moved = dict.fromkeys(self._watched, 0)
-        if self._every is None and batch <= self._clock.last_quiet_batch:
-            return  # This is asked before every step, so it must be quick.
+        if self._every is None and self._clock.is_quiet(batch):
+            return
         has_updated = self._clock.before_batch(batch)
         self._has_updated |= has_updated
         if has_updated if self._every is None else self._clock.step >= self._next_step:
@@ -180,9 +193,8 @@ class SparsityLogger(keras.callbacks.Callback):
             logs["sparsity"] = self._sparsity
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        if not self._watched:
+        if not self._has_begun:
             self._begin()
-            self._moved = dict.fromkeys(self._watched, 0)
         self._has_updated |= self._clock.end_epoch()
         numbers = self._look()
         if self._shows_masks and self._board.is_open:
@@ -200,7 +212,8 @@ class SparsityLogger(keras.callbacks.Callback):
     # The beginning, when the model is built.
 
     def _begin(self):
-        watched = watch(self.model)
+        self._has_begun = True
+        watched = watch(self.model, self._watched)
         if not watched:
             raise ValueError(
                 "`SparsityLogger` needs a model with sparse kernels: make one with "
@@ -213,10 +226,12 @@ class SparsityLogger(keras.callbacks.Callback):
             kernels_of = {path: each.kernel for path, each in watched.items()}
             loss = self.model.loss if self._loss is None else self._loss
             self._gradients = GradientNorms(self.model, self._data, loss, kernels_of)
-        self._watched = watched
-        self._turnover, self._has_updated = _NAN, False
-        self._dropped = None
+        if watched != self._watched:  # Otherwise another `fit` trains the same kernels.
+            self._turnover = _NAN
+        self._watched, self._moved = watched, dict.fromkeys(watched, 0)
+        self._has_updated, self._dropped = False, {}
         seen = {path: each.look() for path, each in watched.items()}
+        self._last_step = self._clock.step
         self._note_sparsity(_sparsity(seen.values()))
         if self._every is not None:
             self._next_step = self._clock.step + self._every
@@ -235,7 +250,10 @@ class SparsityLogger(keras.callbacks.Callback):
     def _look(self):
         """Reads all masks, and writes the numbers for TensorBoard. Returns `{name: number}`."""
         seen = {path: each.look() for path, each in self._watched.items()}
-        step = self._clock.step
+        step, last_step = self._clock.step, self._last_step
+        self._last_step = step
+        if step > last_step and any(isinstance(each, DNW) for each in self._clock.optimizers):
+            self._has_updated = True  # Each of its steps is an update.
         if self._every is not None:
             self._next_step = step - step % self._every + self._every
         self._note_sparsity(_sparsity(seen.values()))
@@ -297,17 +315,15 @@ class SparsityLogger(keras.callbacks.Callback):
 
     def _drop_fractions(self):
         """`{name: number}`, with one number for each optimizer that drops connections."""
-        step = self._clock.last_update
-        if self._dropped is not None and self._dropped[0] == step:
-            return self._dropped[1]  # A schedule of the user may take long.
         dropping = [each for each in self._clock.optimizers if isinstance(each, SparseOptimizer)]
         result = {}
         for number, optimizer in enumerate(dropping, 1):
-            value = _NAN
-            if step is not None and optimizer.built:
+            step = self._clock.last_update(optimizer)
+            if self._dropped.get(number, (None,))[0] != step:  # A schedule may take long.
                 value = float(optimizer._drop_fraction_at(step))
+                self._dropped[number] = step, value
+            value = _NAN if step is None else self._dropped[number][1]
             result["drop_fraction" if number == 1 else f"drop_fraction_{number}"] = value
-        self._dropped = step, result
         return result
 
     def _gradient_norms(self):

@@ -37,21 +37,26 @@ class Seen:
     num_dead: int
 
 
-def watch(model):
+def watch(model, before=None):
     """`{path: watched}` for the sparse kernels of a model.
 
     `watched.look()` returns a `Seen`, `watched.image()` a picture of the mask, and `watched.kernel`
     is the `SparseKernel`.
+
+    Args:
+        model: A built `keras.Model`.
+        before: What `watch` returned earlier. What it knows of the same kernels is kept.
     """
     layers = {id(weight): around[-1] for weight, around in layers_of_weights(model)}
-    return {
-        path: (
-            _WatchedPlaces(kernel)
-            if kernel.execution == "csr"
-            else _WatchedMask(kernel, layers[id(kernel.variable)])
-        )
-        for path, kernel in masks.kernels_of(model).items()
-    }
+    known = {id(each.kernel.variable): each for each in (before or {}).values()}
+    watched = {}
+    for path, kernel in masks.kernels_of(model).items():
+        watched[path] = known.get(id(kernel.variable))
+        if watched[path] is None:
+            is_csr = kernel.execution == "csr"
+            layer = layers[id(kernel.variable)]
+            watched[path] = _WatchedPlaces(kernel) if is_csr else _WatchedMask(kernel, layer)
+    return watched
 
 
 def squared_norm(values):
@@ -59,7 +64,12 @@ def squared_norm(values):
     values = tf.convert_to_tensor(values)
     if values.dtype != tf.float32:
         values = tf.cast(values, tf.float32)
-    return 2 * float(tf.nn.l2_loss(values))
+    result = 2 * float(tf.nn.l2_loss(values))
+    if math.isinf(result):  # Squares of large numbers are not in the range of float32.
+        largest = float(tf.reduce_max(tf.abs(values)))
+        if math.isfinite(largest):
+            return largest**2 * squared_norm(values / largest)
+    return result
 
 
 class _WatchedMask:

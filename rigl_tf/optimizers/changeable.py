@@ -36,6 +36,7 @@ class Changeable:
         numbers = vars(optimizer).setdefault("_numbers", Numbers())
         before = numbers.values.get(self._name)
         numbers.values[self._name] = value
+        numbers.num_changes += 1
         if not getattr(optimizer, "built", False) or value == before:
             return
         try:
@@ -47,11 +48,18 @@ class Changeable:
         optimizer._collect()
 
 
+def num_changes(optimizer: Any) -> int:
+    """How many times a `Changeable` attribute of an optimizer was set."""
+    numbers = vars(optimizer).get("_numbers")
+    return 0 if numbers is None else numbers.num_changes
+
+
 class Numbers:
     """The values of an optimizer's `Changeable` attributes, and the variables that graphs read."""
 
     def __init__(self):
         self.values = {}
+        self.num_changes = 0
         self._variables = {}
 
     def build(self):

@@ -32,7 +32,7 @@ from helpers import (
 )
 
 import rigl_tf
-from rigl_tf.callbacks import SparsityLogger, updates, watching
+from rigl_tf.callbacks import SparsityLogger, watching
 from rigl_tf.callbacks.board import Board
 from rigl_tf.callbacks.updates import UpdateClock
 
@@ -246,6 +246,142 @@ def test_masks_that_other_code_sets():
     assert history["exploration_rate"] == [1, 1, 1]
 
 
+class Twice(keras.Model):
+    """A model whose batches have several steps of an optimizer that it holds itself."""
+
+    def __init__(self, times, other=None):
+        super().__init__()
+        self.hidden, self.outputs = layers.Dense(8), layers.Dense(3)
+        self.times, self.others = times, [other] * (other is not None)
+
+    def call(self, x):
+        return self.outputs(self.hidden(x))
+
+    def train_step(self, data):
+        x, y = data
+        for _ in range(self.times):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((self(x) - y) ** 2)
+            gradients = tape.gradient(loss, self.trainable_variables)
+            optimizer = self.others[0] if self.others else self.optimizer
+            optimizer.apply(gradients, self.trainable_variables)
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("is_own", [False, True], ids=["optimizer", "own optimizer"])
+@pytest.mark.parametrize("frequency", [2, 3, 4, 8])
+def test_several_steps_in_a_batch(frequency, is_own):
+    """Nothing is missed, whether the optimizer is the model's or in a list of the script's own."""
+    optimizer = rigl("sgd", 10**6, frequency)
+    model = Twice(2, optimizer if is_own else None)
+    model(np.zeros((1, 6)))
+    model, masks, logger = half(model), Masks(), SparsityLogger()
+    model.others = [optimizer] * is_own
+    history = fit(model, "sgd" if is_own else optimizer, masks, logger)
+    if frequency > 2:  # otherwise two updates may be in a batch
+        check(history, masks.history)
+    updates = [[step for step in range(1, stop) if step % frequency == 0] for stop in (8, 16, 24)]
+    want = [float(optimizer._drop_fraction_at(each[-1])) if each else math.nan for each in updates]
+    assert history["drop_fraction"] == pytest.approx(want, nan_ok=True)
+
+
+def test_a_schedule_that_is_changed_inside_an_epoch():
+    class Change(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.optimizer.update_frequency = 1
+
+    masks = Masks()
+    history = fit(half(mlp()), rigl("sgd", 10**6, 50), Change(), masks, SparsityLogger())
+    check(history, masks.history)
+    assert sum(history["moved"]) > 0
+
+
+def test_weights_that_a_callback_loads_are_no_moves(tmp_path):
+    def model():
+        keras.utils.set_random_seed(0)
+        return half(mlp())
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    backup = keras.callbacks.BackupAndRestore(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model(), rigl("sgd", 10**6, 2), backup, Stop())
+    backup, masks = keras.callbacks.BackupAndRestore(tmp_path), Masks()
+    history = fit(model(), rigl("sgd", 10**6, 2), SparsityLogger(), backup, masks)
+    assert len(history["loss"]) == 1
+    check(history, masks.history)
+
+
+def test_the_same_logger_in_several_fits():
+    """What was seen is not forgotten, and what others do between two `fit`s are no moves."""
+    model, logger, rates = half(mlp()), SparsityLogger(), []
+    optimizer = rigl("sgd", 10**6, 2)
+    for _ in range(3):
+        masks = Masks()
+        history = fit(model, optimizer, masks, logger)
+        rates += history["exploration_rate"]
+        check({**history, "exploration_rate": explored(masks.history)}, masks.history)
+        other = {path: mask[::-1] for path, mask in rigl_tf.get_masks(model).items()}
+        rigl_tf.set_masks(model, other)
+    assert rates == sorted(rates)
+    assert rates[3] > explored(masks.history)[0]
+    assert not np.isnan(history["drop_fraction"][0])
+
+
+def explored(masks):
+    """The exploration rate at the end of each epoch, if nothing was seen before."""
+    rates = []
+    for last in range(NUM_STEPS, len(masks), NUM_STEPS):
+        ever = [np.any([m[path] for m in masks[: last + 1]], axis=0) for path in masks[0]]
+        rates.append(sum(each.sum() for each in ever) / sum(each.size for each in ever))
+    return rates
+
+
+def test_each_step_of_dnw_is_an_update():
+    history = SparsityLogger(every=1)
+    fit(half(mlp()), rigl_tf.DNW(optimizers.SGD(1e-3), sparsity=0.5), history)
+    seen = [(each.get("moved"), each["turnover"]) for each in history.history]
+    assert any(moved == 0 for moved, _ in seen)
+    assert all((moved == 0) == (turnover == 0) for moved, turnover in seen)
+
+
+def test_each_drop_fraction_is_that_of_the_optimizers_own_last_update():
+    one, two = rigl("sgd", 100, 2), rigl_tf.SET("sgd", end_step=100, update_frequency=3)
+    model = half(mlp())
+    first = model.trainable_variables[0].path
+    both = optimizers.MultiOptimizer(lambda variable: one if variable.path == first else two)
+    history = fit(model, both, SparsityLogger())
+    for name, optimizer, steps in (
+        ("drop_fraction", one, (2, 6, 10)),
+        ("drop_fraction_2", two, (3, 6, 9)),
+    ):
+        want = [float(optimizer._drop_fraction_at(step)) for step in steps]
+        assert history[name] == pytest.approx(want)
+
+
+def test_skipped_updates_are_no_updates():
+    logger = SparsityLogger()
+    with pytest.warns(UserWarning, match="skipped 5 mask updates"):
+        history = fit(half(mlp()), rigl("sgd", 100, 2), logger, scale=math.nan)
+    assert np.isnan(history["drop_fraction"]).all()
+    assert np.isnan(history["seconds_per_update"]).all()
+
+
+def test_norms_of_large_weights():
+    assert watching.squared_norm(tf.constant([3e20, 4e20])) ** 0.5 == pytest.approx(5e20)
+    assert watching.squared_norm(tf.constant([math.inf])) == math.inf
+    assert math.isnan(watching.squared_norm(tf.constant([math.nan])))
+
+
+@pytest.mark.parametrize("log_dir", ["", "/dev/null/folder"])
+def test_a_folder_that_cannot_be_written_to(log_dir):
+    with pytest.raises(ValueError, match="`log_dir` must be a folder"):
+        fit(half(mlp()), "sgd", SparsityLogger(log_dir))
+
+
 def test_gradients_of_active_and_inactive_connections():
     """`mean(x @ w)` has the gradient `mean(x)` of the input at each connection of one unit."""
     x, y = np.array([[1.0, 2, 2, 4]]), np.zeros((1, 1))
@@ -454,15 +590,21 @@ def test_steps_with_updates_are_those_of_the_optimizer():
         rigl("sgd", 20, 7, begin_step=0),
         Own("sgd", end_step=20),
     ):
-        optimizer.build(half(mlp()).trainable_variables)
-        for first in range(25):
-            for stop in range(first, 25):
-                want = [step for step in range(first, stop) if optimizer.is_update_step(step)]
-                assert list(updates._updates_of(optimizer, first, stop)) == want
-        later = [step for step in range(100) if optimizer.is_update_step(step)]
-        for first in range(25):
-            quiet = updates._quiet_until(optimizer, first)
-            assert not [step for step in later if first <= step < quiet]
+        model = half(mlp())
+        model.compile(optimizer, "mse")
+        optimizer.build(model.trainable_variables)
+        steps = [step for step in range(100) if optimizer.is_update_step(step)]
+        for size in (1, 3):
+            model.steps_per_execution = size
+            optimizer.step.assign(0)
+            clock, seen = UpdateClock(model), []
+            for batch in range(0, 30, size):
+                if not clock.is_quiet(batch) and clock.before_batch(batch):
+                    seen.append(clock.last_update(optimizer))
+                optimizer.step.assign_add(size)
+            clock.end_epoch()
+            last = {batch // size: batch for batch in steps if batch < 30 - size}
+            assert seen == list(last.values())
 
 
 def test_a_step_that_was_skipped_is_no_update():
@@ -479,4 +621,4 @@ def test_a_step_that_was_skipped_is_no_update():
     assert not clock.before_batch(1)  # step 2 is still to come
     optimizer.step.assign(3)
     assert clock.before_batch(2)
-    assert clock.last_update == 2
+    assert clock.last_update(optimizer) == 2
