@@ -394,46 +394,47 @@ def kth_largest(
         Three scalar tensors: the k-th largest key, how many keys equal to it belong to the `k`
         largest, and how many keys equal to it there are.
     """
-    width = dtype.size * 8
-    prefix = tf.zeros([], dtype)
-    remaining = k
-    for shift in range(width - _DIGIT_BITS, -1, -_DIGIT_BITS):
-        counts = histogram(shift, prefix if shift < width - _DIGIT_BITS else None)
-        counts = tf.reshape(counts, [_PAGE, _PAGE])
+
+    def next_digit(shift, prefix, remaining, _):
+        counts = tf.reshape(histogram(shift, prefix), [_PAGE, _PAGE])
         # First pages of 256 digits, because XLA needs minutes to compile one long cumulative sum.
         page, remaining, _ = _reached(tf.reduce_sum(counts, axis=1), remaining)
         on_page = tf.where(tf.range(_PAGE)[:, tf.newaxis] == page, counts, 0)
         digit, remaining, num_equal = _reached(tf.reduce_sum(on_page, axis=0), remaining)
-        digit += page * _PAGE
         prefix = tf.bitwise.left_shift(prefix, tf.constant(_DIGIT_BITS, dtype))
-        prefix = tf.bitwise.bitwise_or(prefix, tf.cast(digit, dtype))
-        prefix = _unsigned_prefix(prefix, width - shift)
+        prefix = tf.bitwise.bitwise_or(prefix, tf.cast(digit + page * _PAGE, dtype))
+        # Its sign is extended, because right shifts of signed integers copy the sign bit.
+        prefix = tf.bitwise.right_shift(tf.bitwise.left_shift(prefix, shift), shift)
+        return shift - _DIGIT_BITS, prefix, remaining, num_equal
+
+    # A loop, although there are only two digits or four: XLA compiles its body once.
+    start = (tf.constant(dtype.size * 8 - _DIGIT_BITS, dtype), tf.zeros([], dtype), k, k)
+    _, prefix, remaining, num_equal = tf.while_loop(
+        lambda shift, *_: shift >= 0, next_digit, start, parallel_iterations=1
+    )
     return tf.bitwise.bitwise_xor(prefix, dtype.min), remaining, num_equal
 
 
 def _reached(counts, num):
-    """The largest index from which the counts add up to `num`; its part of `num`; its count."""
+    """Finds the digit of the `num`-th largest key.
+
+    Returns:
+        The digit, how many keys with this digit are still wanted, and how many keys have it.
+    """
     enough = tf.cumsum(counts, reverse=True) >= num
     index = num_true(enough) - 1
     count = tf.reduce_sum(tf.where(tf.range(_PAGE) == index, counts, 0))
     return index, num - tf.reduce_sum(tf.where(enough, tf.zeros_like(counts), counts)), count
 
 
-def _unsigned_prefix(prefix, num_bits):
-    """Extends the sign of a prefix, because right shifts of signed integers copy the sign bit."""
-    lost = prefix.dtype.size * 8 - num_bits
-    lost = tf.constant(lost, prefix.dtype)
-    return tf.bitwise.right_shift(tf.bitwise.left_shift(prefix, lost), lost)
-
-
-def histogram(keys: tf.Tensor, shift: int, prefix: tf.Tensor | None) -> tf.Tensor:
+def histogram(keys: tf.Tensor, shift: tf.Tensor, prefix: tf.Tensor) -> tf.Tensor:
     """Counts how often each 16-bit digit occurs in the keys with a prefix.
 
     Args:
         keys: Vector of signed integers.
-        shift: Integer, the number of bits below the digit.
-        prefix: Scalar tensor: only keys with these bits above the digit count. `None`: all keys
-            count.
+        shift: Scalar tensor of the type of the keys, the number of bits below the digit.
+        prefix: Scalar tensor of this type: only keys with these bits above the digit count. For the
+            leading digit all keys count.
 
     Returns:
         Int32 vector of 65,536 counts.
@@ -441,13 +442,13 @@ def histogram(keys: tf.Tensor, shift: int, prefix: tf.Tensor | None) -> tf.Tenso
     return _count_digits(_digits(keys, shift, prefix))
 
 
-def histogram_by_tiles(keys: tf.Tensor, shift: int, prefix: tf.Tensor | None) -> tf.Tensor:
+def histogram_by_tiles(keys: tf.Tensor, shift: tf.Tensor, prefix: tf.Tensor) -> tf.Tensor:
     """Counts digits as `histogram` does, but tile by tile, to save memory.
 
     Args:
         keys: Vector of signed integers.
-        shift: Integer, as in `histogram`.
-        prefix: Scalar tensor or `None`, as in `histogram`.
+        shift: Scalar tensor, as in `histogram`.
+        prefix: Scalar tensor, as in `histogram`.
 
     Returns:
         Int32 vector of 65,536 counts.
@@ -471,12 +472,11 @@ def _digits(keys, shift, prefix):
     """The 16-bit digit of each key, or 65,536 where the bits above it are not `prefix`."""
     # With a flipped sign bit, signed numbers have the order of unsigned ones.
     unsigned = tf.bitwise.bitwise_xor(keys, keys.dtype.min)
-    digits = tf.bitwise.right_shift(unsigned, tf.constant(shift, keys.dtype))
-    digits = tf.cast(tf.bitwise.bitwise_and(digits, _NUM_DIGITS - 1), tf.int32)
-    if prefix is None:
-        return digits
-    leading = tf.bitwise.right_shift(unsigned, tf.constant(shift + _DIGIT_BITS, keys.dtype))
-    return tf.where(leading == prefix, digits, _NUM_DIGITS)
+    shifted = tf.bitwise.right_shift(unsigned, shift)
+    digits = tf.cast(tf.bitwise.bitwise_and(shifted, _NUM_DIGITS - 1), tf.int32)
+    above = tf.bitwise.right_shift(shifted, tf.constant(_DIGIT_BITS, keys.dtype))
+    is_leading = shift == keys.dtype.size * 8 - _DIGIT_BITS
+    return tf.where(is_leading | (above == prefix), digits, _NUM_DIGITS)
 
 
 def _count_digits(digits):
