@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import covers_part, half, mlp, numbers
+from helpers import covers_part, half, mlp, numbers, sequential
 
 import rigl_tf
 from rigl_tf.reports import moves
@@ -209,6 +209,70 @@ def test_the_picture_of_the_inputs():
     found, _ = kernels_of(convolutions())
     matrix, _ = as_image(found[0], None)
     assert matrix.shape == (9, 3)
+
+
+IMAGE = (4, 4, 2)
+
+
+def what_it_reads(*before, execution="masked"):
+    """What the picture of a sparse Dense layer shows, with other layers before it."""
+    model = sequential(IMAGE, *before, layers.Dense(3, name="first"))
+    model = rigl_tf.sparsify(model, {"first": 0.5}, execution=execution)
+    (kernel,), _ = kernels_of(model)
+    assert kernel.inputs.shape == (32,)
+    return as_image(kernel, model)[1]
+
+
+@pytest.mark.parametrize("execution", ["masked", "csr"])
+def test_pixels_are_shown_where_their_order_is_kept(execution):
+    noise, scale = layers.GaussianNoise(0.1), layers.Rescaling(0.1)
+    before = scale, noise, layers.Flatten(), layers.Dropout(0.1), layers.ReLU()
+    assert what_it_reads(*before, execution=execution) == "each input pixel"
+    assert what_it_reads(keras.Sequential([scale, layers.Reshape((32,))])) == "each input pixel"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        (layers.Conv2D(2, 1), layers.Flatten()),
+        (layers.Conv2D(8, 2, 2), layers.Flatten()),
+        (layers.Permute((2, 1, 3)), layers.Flatten()),
+        (layers.Flatten(data_format="channels_first"),),
+        (layers.Flatten(), layers.Dense(32)),
+        (keras.Sequential([layers.Conv2D(2, 1), layers.Flatten()]),),
+        (layers.Lambda(lambda x: x[:, ::-1]), layers.Flatten()),
+    ],
+)
+def test_features_are_not_called_pixels(before):
+    assert what_it_reads(*before) == "each input, row by row"
+
+
+def test_pixels_of_nested_shared_and_subclassed_models():
+    def what(model):
+        model = rigl_tf.sparsify(model, {"first": 0.5})
+        return as_image(kernels_of(model)[0][0], model)[1]
+
+    def inner():
+        return sequential(IMAGE, layers.Flatten(), layers.Dense(3, name="first"))
+
+    assert what(sequential(IMAGE, layers.Rescaling(0.1), inner())) == "each input pixel"
+    assert what(sequential(IMAGE, layers.Conv2D(2, 1), inner())) == "each input, row by row"
+    inputs, shared = keras.Input(IMAGE), layers.Dense(3, name="first")
+    features = layers.Flatten()(layers.Conv2D(2, 1)(inputs))
+    outputs = [shared(layers.Flatten()(inputs)), shared(features)]
+    assert what(keras.Model(inputs, outputs)) == "each input, row by row"
+
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first = layers.Dense(3, name="first")
+
+        def call(self, inputs):
+            return self.first(keras.ops.reshape(inputs[:, ::-1], (-1, 32)))
+
+    own = Own()
+    own(np.zeros((1, *IMAGE)))
+    assert what(own) == "each input, row by row"
 
 
 def test_large_matrices_become_means():
