@@ -13,7 +13,7 @@ import tensorflow as tf
 from helpers import covers_part, half, mlp, numbers, sequential
 
 import rigl_tf
-from rigl_tf.reports import moves
+from rigl_tf.reports import moves, pictures
 from rigl_tf.reports.curves import Curves
 from rigl_tf.reports.kernels import as_image, kernels_of
 from rigl_tf.reports.pictures import at_most, shortened
@@ -356,6 +356,13 @@ def test_validation_that_is_not_in_every_epoch(tmp_path):
     assert says in write(tmp_path, lenet(), {"loss": [1.0] * 6, "own": [2.0] * 2})
 
 
+def test_numbers_with_gaps_are_joined_by_a_line():
+    """Many epochs have no dots, so a number between two gaps could not be seen."""
+    epochs, gaps = range(1, 52), [2.0, math.nan] * 25 + [2.0]
+    drawn = [pictures.curves("loss", epochs, {"all": each}) for each in (gaps, [2.0] * 51)]
+    assert drawn[0].images == drawn[1].images
+
+
 def test_the_epochs_of_a_history_of_several_calls_of_fit():
     model = mlp()
     model.compile("sgd", "mse")
@@ -391,6 +398,10 @@ def test_moves_of_a_model_with_other_paths(tmp_path):
     moved = {"old/one/kernel": 8, "old/a/kernel": 16, "old/two/kernel": 24}
     assert moves_in(tmp_path, model, moved) == (certain, certain)
     moved = {"old_3/one_2/kernel": 8, "old_3/a_10/kernel": 16, "old_3/two/kernel": 24}
+    assert moves_in(tmp_path, model, moved) == (certain, certain)
+    # Numbers count where only the name of the model differs.
+    model = four("dense_2", "dense", "dense_1")
+    moved = {"old/dense_2/kernel": 8, "old/dense/kernel": 16, "old/dense_1/kernel": 24}
     assert moves_in(tmp_path, model, moved) == (certain, certain)
     # Only the order tells which is which, and a file does not have it.
     model = four("dense_9", "dense_10", "dense_11")
