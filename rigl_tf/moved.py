@@ -1,8 +1,10 @@
 """Import paths of version 0.1 that moved: they work in 0.2, with a warning that names the new path.
 
-To move a public module, add a line to `MOVED`; a line goes one version after the one that warned.
+To move a public module, add a line to `MOVED`; for a name out of a module that stays, add it to
+`MOVED_NAMES`. A line goes one version after the one that warned.
 """
 
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -22,16 +24,49 @@ MOVED = {
     "rigl_tf.wrapper": ("rigl_tf.layers",),
 }
 
+# Where single names of a module of 0.1 are now. They go in 0.3.
+MOVED_NAMES = {
+    "rigl_tf.optimizers.dynamic": {"StaticSparse": "rigl_tf.optimizers"},
+}
+
 
 class _Old(types.ModuleType):
     """A module that has moved; its names are those of where it is now."""
 
     def __getattr__(self, name):
-        for new in MOVED[self.__name__] if not name.startswith("__") else ():
-            module = importlib.import_module(new)
+        for module in self._modules() if not name.startswith("__") else ():
             if hasattr(module, name):
                 return getattr(module, name)
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+    # `from ... import *` asks for it.
+    @property
+    def __all__(self):
+        return sorted({name for module in self._modules() for name in _public(module)})
+
+    def __dir__(self):
+        return [*super().__dir__(), *self.__all__]
+
+    def _modules(self):
+        return [importlib.import_module(new) for new in MOVED[self.__name__]]
+
+
+def _public(module):
+    names = getattr(module, "__all__", None)
+    return names or [name for name in vars(module) if not name.startswith("_")]
+
+
+def _moved_name(module, name):
+    """What a module that stays does when it is asked for a name that it does not have."""
+    new = MOVED_NAMES[module].get(name)
+    if new is None:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    warnings.warn(
+        f"`{module}.{name}` has moved: import it from `{new}`. This path goes in version 0.3.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return getattr(importlib.import_module(new), name)
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -69,4 +104,9 @@ def install():
     """Lets Python find the old paths, once in a process."""
     if not any(type(finder).__module__ == __name__ for finder in sys.meta_path):
         sys.meta_path.append(_Finder())
+    for module in MOVED_NAMES:
+        # Python calls the `__getattr__` of a module for a name that is not in it.
+        importlib.import_module(module).__dict__["__getattr__"] = functools.partial(
+            _moved_name, module
+        )
     sys.modules["rigl_tf"].__class__ = Package

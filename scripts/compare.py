@@ -7,7 +7,9 @@ the results of each run. Both are also written to `--output_dir`, with a plot of
 `comparison.md` and `comparison.png`.
 """
 
+import csv
 import json
+import math
 import os
 import pathlib
 import sys
@@ -26,6 +28,8 @@ from scripts.train import runs
 FLAGS = flags.FLAGS
 _NAME = "comparison"
 _CURVES = {"val_accuracy": "test accuracy", "loss": "training loss"}
+# What is read of report.json.
+_RESULTS = ("test_accuracy", "num_active", "flops_ratio", "compressed_bytes")
 
 
 def _define_flags():
@@ -57,12 +61,17 @@ class Run:
             raise ValueError(
                 f"A run to compare must have a finished epoch in metrics.csv. Received: {self.path}"
             ) from error
+        if not _is_whole(self.path / "metrics.csv"):
+            raise ValueError(
+                "metrics.csv must have whole rows of numbers, as the run wrote it. "
+                f"Received: {self.path / 'metrics.csv'}"
+            )
         self.result = self._read_result()
 
     def _read_result(self):
         path = self.path / "report.json"
         try:
-            return json.loads(path.read_text()) if path.exists() else {}
+            return _checked(json.loads(path.read_text())) if path.exists() else {}
         except ValueError as error:
             raise ValueError(
                 f"report.json must be as the run wrote it. Received: {path} ({error})"
@@ -91,12 +100,32 @@ class Run:
         }
 
 
+def _is_whole(path):
+    """Whether each row of a CSV file has a number for each column."""
+    text = path.read_text(errors="replace")
+    head, *rows = csv.reader(text.splitlines())
+    try:
+        return text.endswith("\n") and all(len([*map(float, row)]) == len(head) for row in rows)
+    except ValueError:
+        return False
+
+
+def _checked(result):
+    """The result of a run; it raises a `ValueError` if this has other things than numbers."""
+    if not isinstance(result, dict):
+        raise ValueError(f"it is no dictionary: {result!r:.50}")
+    for name in _RESULTS:
+        if not isinstance(result.get(name), (int, float, type(None))):
+            raise ValueError(f"{name} is no number: {result[name]!r:.50}")
+    return result
+
+
 def _number(value):
     return "" if value is None else f"{value:.4g}"
 
 
 def _share(value):
-    return "" if value is None else f"{value:.2%}"
+    return "" if value is None or math.isnan(value) else f"{value:.2%}"
 
 
 def _count(value):
@@ -140,19 +169,20 @@ def differing(found):
 
 def plot(found, path):
     """Draws the curves of all runs, with accuracy and loss side by side."""
-    with plots.figure(path, figsize=(11, 4.5), ncols=2) as both:
+    lines = {}
+    with plots.figure(path, figsize=(11, 4.5), ncols=2, layout="constrained") as both:
         for axes, (column, label) in zip(both, _CURVES.items(), strict=True):
             for number, (name, run) in enumerate(found.items()):
                 numbers = run.curves.of_all.get(column)
                 if numbers is not None:
-                    style = ("-", "--", ":")[number // 10 % 3]
+                    style = ("-", "--", ":", "-.")[number // 10 % 4]
                     few = "o" if np.isfinite(numbers).sum() == 1 else ""
-                    axes.plot(run.curves.epochs, numbers, label=name, linestyle=style, marker=few)
+                    shape = {"color": f"C{number % 10}", "linestyle": style, "marker": few}
+                    (lines[name],) = axes.plot(run.curves.epochs, numbers, **shape)
             axes.set(title=label, xlabel="epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(alpha=0.3)
-        # Below both: names of runs are long.
-        axes.legend(loc="upper right", bbox_to_anchor=(1, -0.15), fontsize="small", ncols=2)
+        plots.legend_below(both[0].figure, lines)
 
 
 def compare(paths, output_dir):
@@ -197,7 +227,8 @@ def _print(title, head, rows):
         table.add_column(name, justify="left" if name == "run" else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 160, markup=False)
+    width = None if sys.stdout.isatty() else 160
+    console = rich.console.Console(width=width, markup=False, emoji=False)
     console.print(table)
 
 

@@ -52,6 +52,31 @@ def test_an_old_path_warns_where_it_is_imported_and_has_its_names(old):
         exec(program, {})  # told once
 
 
+@pytest.mark.parametrize("old", NAMES)
+def test_all_names_of_an_old_path_can_be_imported_with_a_star(old):
+    found = {}
+    with pytest.warns(DeprecationWarning, match=re.escape(f"`{old}` has moved")):
+        exec(f"from {old} import *", found)
+    module = importlib.import_module(old)
+    for name in NAMES[old]:
+        assert found[name] is getattr(module, name)
+        assert name in dir(module)
+    with pytest.raises(AttributeError, match="has no attribute '__path__'"):
+        module.__path__  # noqa: B018
+
+
+def test_a_name_that_moved_out_of_a_module_warns_where_it_is_imported():
+    program = compile("from rigl_tf.optimizers.dynamic import StaticSparse", "user.py", "exec")
+    found = {}
+    told = r"`rigl_tf\.optimizers\.dynamic\.StaticSparse` has moved: .* from `rigl_tf\.optimizers`"
+    with pytest.warns(DeprecationWarning, match=told) as warned:
+        exec(program, found)
+    assert {each.filename for each in warned} == {"user.py"}
+    assert found["StaticSparse"] is rigl_tf.StaticSparse
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        exec("from rigl_tf.optimizers.dynamic import nothing", {})
+
+
 def test_functions_keep_their_names():
     """Python puts an imported module into its package, but a function stands there."""
     functions = rigl_tf.export, rigl_tf.compact, rigl_tf.sparsify

@@ -8,6 +8,7 @@ import numpy as np
 from rigl_tf import masks
 from rigl_tf.layers.axes import axes_of
 from rigl_tf.layers.eligibility import dense_reason
+from rigl_tf.reports.pixels import shape_of_image
 from rigl_tf.walk import layers_of_weights
 
 
@@ -23,6 +24,7 @@ class Kernel:
             the last axis. For a convolution, the axes before are the positions of its window.
         num_dead: Number of units without an active connection from the inputs.
         num_units: Number of units.
+        layers: Tuple, the layers around the kernel, from the model to that which computes with it.
     """
 
     path: str
@@ -31,6 +33,7 @@ class Kernel:
     inputs: np.ndarray
     num_dead: int
     num_units: int
+    layers: tuple
 
     @property
     def size(self):
@@ -51,7 +54,7 @@ def kernels_of(model):
 
     If no kernel has a mask, as after `rigl_tf.strip`, the kernels that contain zeros are returned.
     """
-    around = {id(weight): layers[-1] for weight, layers in layers_of_weights(model)}
+    around = {id(weight): layers for weight, layers in layers_of_weights(model)}
     found = masks.kernels_of(model)
     if found:
         return [_of_sparse(path, kernel, around) for path, kernel in found.items()], True
@@ -66,11 +69,12 @@ def kernels_of(model):
     for path, weight in plain.items():
         active = weight.numpy() != 0
         if active.any() and not active.all():
-            kernels.append(_of_mask(path, active, axes_of(around[id(weight)], weight)))
+            kernels.append(_of_mask(path, active, around[id(weight)], weight))
     return kernels, False
 
 
 def _of_sparse(path, kernel, around):
+    layers = around[id(kernel.variable)]
     if kernel.execution == "csr":
         places = kernel.storage.places().numpy()
         num_rows, num_units = kernel.storage.matrix_shape
@@ -78,11 +82,13 @@ def _of_sparse(path, kernel, around):
         units = np.bincount(places % num_units, minlength=num_units)
         shape = kernel.shape[:-1] if math.prod(kernel.shape[:-1]) == num_rows else (num_rows,)
         dead = int((units == 0).sum())
-        return Kernel(path, kernel.shape, len(places), inputs.reshape(shape), dead, num_units)
-    return _of_mask(path, kernel.mask, axes_of(around[id(kernel.variable)], kernel.variable))
+        inputs = inputs.reshape(shape)
+        return Kernel(path, kernel.shape, len(places), inputs, dead, num_units, layers)
+    return _of_mask(path, kernel.mask, layers, kernel.variable)
 
 
-def _of_mask(path, mask, axes):
+def _of_mask(path, mask, layers, weight):
+    axes = axes_of(layers[-1], weight)
     outputs = tuple(axis % mask.ndim for axis in axes.outputs)
     inputs = tuple(axis % mask.ndim for axis in axes.inputs if axis % mask.ndim not in outputs)
     others = tuple(axis for axis in range(mask.ndim) if axis not in outputs)
@@ -93,22 +99,23 @@ def _of_mask(path, mask, axes):
     num_inputs = math.prod(mask.shape[axis] for axis in inputs)
     counts = counts.reshape(*(mask.shape[axis] for axis in positions), num_inputs)
     dead = int(units.size - np.count_nonzero(units))
-    return Kernel(path, mask.shape, int(np.count_nonzero(mask)), counts, dead, units.size)
+    active = int(np.count_nonzero(mask))
+    return Kernel(path, mask.shape, active, counts, dead, units.size, layers)
 
 
 def as_image(kernel, model):
     """Puts the number of active connections of each input into a matrix, to show it as a picture.
 
-    If the inputs are the pixels of a flattened image, the matrix is this image. For a convolution,
-    the rows are the positions of the window and the columns are the input channels. Other inputs
-    fill the matrix row by row.
+    If the inputs are the pixels of the model's images, the matrix is such an image. For a
+    convolution, the rows are the positions of the window and the columns are the input channels.
+    Other inputs fill the matrix row by row.
 
     Returns:
         The matrix, and a phrase that says what each of its numbers belongs to.
     """
     counts = kernel.inputs
-    shape = _shape_of_image(model)
-    if counts.ndim == 1 and shape is not None and math.prod(shape) == counts.size:
+    shape = shape_of_image(kernel, model)
+    if shape is not None:
         return counts.reshape(shape).sum(axis=-1), "each input pixel"
     if counts.ndim > 1:
         matrix = counts.reshape(-1, counts.shape[-1])
@@ -117,12 +124,3 @@ def as_image(kernel, model):
     matrix = np.full(math.ceil(counts.size / width) * width, np.nan)
     matrix[: counts.size] = counts
     return matrix.reshape(-1, width), "each input, row by row"
-
-
-def _shape_of_image(model):
-    """Height, width and channels of the images that a model takes, or `None` for other inputs."""
-    inputs = getattr(model, "inputs", None) or []
-    shape = tuple(inputs[0].shape[1:]) if len(inputs) == 1 else ()
-    if len(shape) not in (2, 3) or None in shape:
-        return None
-    return shape if len(shape) == 3 else (*shape, 1)

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import html
-import math
 import os
 import pathlib
 import uuid
@@ -14,7 +13,7 @@ import keras
 
 from rigl_tf.artifacts.report import ExportReport
 from rigl_tf.checks import check_keras_3
-from rigl_tf.reports import kernels, pictures, tables
+from rigl_tf.reports import kernels, moves, pictures, tables
 from rigl_tf.reports.curves import Curves
 
 History = keras.callbacks.History | Mapping[str, Any] | str | os.PathLike[str] | None
@@ -102,7 +101,10 @@ def report(
     Args:
         model: A built `keras.Model`.
         history: The `History` that `fit` returned, its dictionary `{name: list of numbers}`, or the
-            path of a CSV file of `keras.callbacks.CSVLogger`. Without it, there are no curves.
+            path of a CSV file of `keras.callbacks.CSVLogger`. Without it, there are no curves. A
+            `History` does not say in which epochs there was validation. With `fit(epochs=6,
+            validation_freq=3)` its two numbers are drawn at the epochs 3 and 6. If several
+            frequencies fit, the page says which one is assumed.
         path: Path of the file to write. It must end with `.html`. Missing parent directories are
             created. Defaults to `"report.html"`.
         export: What `rigl_tf.export` returned, or a list of several such reports.
@@ -193,10 +195,15 @@ def _summary(model, inputs, exports):
 
 
 def _training(curves):
-    drawn = _curves(curves, lambda name: name not in _OF_SPARSITY)
+    drawn = _curves(curves, lambda name: not _is_of_sparsity(name))
     if not drawn:
         return [_heading("Training"), _says("There are no curves, as no history was given.")]
-    return [_heading("Training"), _figures(drawn)]
+    return [_heading("Training"), _figures(drawn), *map(_says, curves.estimates)]
+
+
+def _is_of_sparsity(name):
+    # With several optimizers there are also `drop_fraction_2` and so on.
+    return name in _OF_SPARSITY or name.startswith("drop_fraction_")
 
 
 def _curves(curves, is_chosen):
@@ -216,7 +223,7 @@ def _sparsity(model, curves):
     drawn = pictures.bars(
         "Sparsity of each kernel", labels, values, [f"{value:.1%}" for value in values], 1.0
     )
-    moved = _moved(found, curves.of_kernels.get("moved", {}))
+    moved = moves.of_kernels(found, curves)
     if moved is not None:
         drawn += pictures.bars(
             "Moves for each active connection", labels, moved, [f"{x:.2f}" for x in moved]
@@ -226,15 +233,10 @@ def _sparsity(model, curves):
         texts = [f"{each.num_dead:,} of {each.num_units:,}" for each in found]
         drawn += pictures.bars("Units without an active connection", labels, dead, texts)
     drawn.append(_inputs(found[0], labels[0], model))
-    drawn += _curves(curves, lambda name: name in _OF_SPARSITY)
+    drawn += _curves(curves, _is_of_sparsity)
     parts = [_heading("Sparsity"), _figures(drawn)]
     if moved is None:
-        parts.append(
-            _says(
-                "How often connections moved is known if the history is of a training with "
-                "rigl_tf.callbacks.SparsityLogger."
-            )
-        )
+        parts.append(_says(_why_no_moves(curves)))
     if not any(dead):
         parts.append(_says("An active connection leads to each unit of these kernels."))
     live = tables.num_live(model)
@@ -248,19 +250,16 @@ def _sparsity(model, curves):
     return [*parts, _kernel_table(found, moved)]
 
 
-def _moved(found, moved):
-    """List with the moves in all epochs divided by the active connections; `None` if not known."""
-    # If the model was loaded or built again, its paths may differ from those of the history. Then
-    # the order of the kernels is used.
-    by_path = {each.path: moved.get(each.path) for each in found}
-    if None in by_path.values():
-        if len(moved) != len(found):
-            return None
-        by_path = dict(zip(by_path, moved.values(), strict=True))
-    return [
-        sum(x for x in by_path[each.path] if math.isfinite(x)) / max(1, each.num_active)
-        for each in found
-    ]
+def _why_no_moves(curves):
+    if "moved" in curves.of_kernels:
+        return (
+            "How often connections moved is not shown: the kernels in the history have other paths "
+            "than those of this model, and it is not certain which belong together."
+        )
+    return (
+        "How often connections moved is known if the history is of a training with "
+        "rigl_tf.callbacks.SparsityLogger."
+    )
 
 
 def _inputs(kernel, label, model):

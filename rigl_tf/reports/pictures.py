@@ -91,14 +91,18 @@ def _with_palette(image):
 
 
 def curves(name, epochs, series):
-    """A picture with a line for each entry of `{label: numbers}`."""
+    """A picture with a line for each entry of `{label: numbers}`. It leaves out what is NaN."""
 
     def draw(axes, colours):
         for (label, numbers), colour, style in zip(
             series.items(), colours, ("-", "--"), strict=False
         ):
-            few = len(epochs) <= 20
-            axes.plot(epochs, numbers, color=colour, linestyle=style, label=label, marker="o" * few)
+            known = np.isfinite(numbers)
+            x, y = np.array(epochs)[known], np.array(numbers)[known]
+            few = "o" if len(x) <= 20 else ""
+            # The axis is a little longer than the numbers, and must not become infinite.
+            y = y.clip(-1e300, 1e300)
+            axes.plot(x, y, color=colour, linestyle=style, label=label, marker=few)
         axes.set(xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(True)

@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+import math
 
 import numpy as np
 
+from rigl_tf.reports.pictures import shortened
 from scripts.common import styles, tables
 
 MAX_BYTES = 150_000
@@ -85,6 +87,25 @@ def legend(axes, **arguments):
     axes.legend(**{"handlelength": 3.2, **(beside if many else {}), **arguments})
 
 
+def legend_below(figure, lines):
+    """A legend below all axes, for names of any length and with any characters.
+
+    It makes the figure higher, so that the axes keep their height.
+
+    Args:
+        figure: A figure with `layout="constrained"`.
+        lines: `{name: what was drawn}`.
+    """
+    # Matplotlib leaves out labels that begin with an underscore.
+    labels = [f" {label}" for label in shortened(list(lines), most=60)]
+    # An inch holds 14 letters, and the line before a name is as long as 8 of them.
+    columns = max(1, int(14 * figure.get_figwidth()) // (max(map(len, labels), default=0) + 8))
+    figure.set_figheight(figure.get_figheight() + 0.18 * math.ceil(len(lines) / columns))
+    shape = {"loc": "outside lower right", "fontsize": "small", "ncols": columns}
+    for text in figure.legend(lines.values(), labels, **shape).get_texts():
+        text.set_parse_math(False)
+
+
 @contextlib.contextmanager
 def figure(path, figsize=(7, 4.5), **subplots):
     """The axes of a figure, which is saved as PNG at the end. `subplots`: see `pyplot.subplots`."""
@@ -114,7 +135,8 @@ def save(figure, path):
     """
     from matplotlib import pyplot
 
-    figure.tight_layout()
+    if figure.get_layout_engine() is None:
+        figure.tight_layout()
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=_DPI[0])
     for dpi in _DPI:

@@ -26,8 +26,13 @@ def middle(rows, column):
 
 def table(head, rows):
     """The lines of a Markdown table."""
-    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows)]
+    lines = [f"| {' | '.join(map(_cell, cells))} |" for cells in (head, *rows)]
     return [lines[0], "|" + " --- |" * len(head), *lines[1:]]
+
+
+def _cell(value):
+    # A line, or a bar, would end the cell.
+    return " ".join(str(value).splitlines()).replace("|", r"\|")
 
 
 def with_spread(value, digits=2):

@@ -10,9 +10,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import covers_part, half, mlp, numbers
+from helpers import covers_part, half, mlp, numbers, sequential
 
 import rigl_tf
+from rigl_tf.reports import moves, pictures
+from rigl_tf.reports.curves import Curves
 from rigl_tf.reports.kernels import as_image, kernels_of
 from rigl_tf.reports.pictures import at_most, shortened
 from scripts.common import browser
@@ -209,6 +211,70 @@ def test_the_picture_of_the_inputs():
     assert matrix.shape == (9, 3)
 
 
+IMAGE = (4, 4, 2)
+
+
+def what_it_reads(*before, execution="masked"):
+    """What the picture of a sparse Dense layer shows, with other layers before it."""
+    model = sequential(IMAGE, *before, layers.Dense(3, name="first"))
+    model = rigl_tf.sparsify(model, {"first": 0.5}, execution=execution)
+    (kernel,), _ = kernels_of(model)
+    assert kernel.inputs.shape == (32,)
+    return as_image(kernel, model)[1]
+
+
+@pytest.mark.parametrize("execution", ["masked", "csr"])
+def test_pixels_are_shown_where_their_order_is_kept(execution):
+    noise, scale = layers.GaussianNoise(0.1), layers.Rescaling(0.1)
+    before = scale, noise, layers.Flatten(), layers.Dropout(0.1), layers.ReLU()
+    assert what_it_reads(*before, execution=execution) == "each input pixel"
+    assert what_it_reads(keras.Sequential([scale, layers.Reshape((32,))])) == "each input pixel"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        (layers.Conv2D(2, 1), layers.Flatten()),
+        (layers.Conv2D(8, 2, 2), layers.Flatten()),
+        (layers.Permute((2, 1, 3)), layers.Flatten()),
+        (layers.Flatten(data_format="channels_first"),),
+        (layers.Flatten(), layers.Dense(32)),
+        (keras.Sequential([layers.Conv2D(2, 1), layers.Flatten()]),),
+        (layers.Lambda(lambda x: x[:, ::-1]), layers.Flatten()),
+    ],
+)
+def test_features_are_not_called_pixels(before):
+    assert what_it_reads(*before) == "each input, row by row"
+
+
+def test_pixels_of_nested_shared_and_subclassed_models():
+    def what(model):
+        model = rigl_tf.sparsify(model, {"first": 0.5})
+        return as_image(kernels_of(model)[0][0], model)[1]
+
+    def inner():
+        return sequential(IMAGE, layers.Flatten(), layers.Dense(3, name="first"))
+
+    assert what(sequential(IMAGE, layers.Rescaling(0.1), inner())) == "each input pixel"
+    assert what(sequential(IMAGE, layers.Conv2D(2, 1), inner())) == "each input, row by row"
+    inputs, shared = keras.Input(IMAGE), layers.Dense(3, name="first")
+    features = layers.Flatten()(layers.Conv2D(2, 1)(inputs))
+    outputs = [shared(layers.Flatten()(inputs)), shared(features)]
+    assert what(keras.Model(inputs, outputs)) == "each input, row by row"
+
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first = layers.Dense(3, name="first")
+
+        def call(self, inputs):
+            return self.first(keras.ops.reshape(inputs[:, ::-1], (-1, 32)))
+
+    own = Own()
+    own(np.zeros((1, *IMAGE)))
+    assert what(own) == "each input, row by row"
+
+
 def test_large_matrices_become_means():
     matrix = np.arange(512.0 * 3).reshape(512, 3)
     small = at_most(matrix)
@@ -241,6 +307,130 @@ def test_a_csv_file(tmp_path, first):
     (tmp_path / "log.csv").write_text(f"epoch,loss,other\n{first},2.0,\n{first + 1},1.0,nan\n")
     text = write(tmp_path, lenet(), str(tmp_path / "log.csv"))
     assert "loss over the epochs; at the end training 1" in text
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_the_file_of_csv_logger(tmp_path, separator):
+    model = half(mlp())
+    model.compile(rigl_tf.SET("sgd", end_step=4, update_frequency=2), "mse")
+    table = keras.callbacks.CSVLogger(tmp_path / "log.csv", separator=separator)
+    x, y = numbers((16, 6)), numbers((16, 3))
+    arguments = {"batch_size": 4, "verbose": 0, "validation_data": (x, y), "epochs": 4}
+    logger = rigl_tf.callbacks.SparsityLogger()
+    history = model.fit(x, y, validation_freq=2, callbacks=[logger, table], **arguments)
+    for curves in (Curves(tmp_path / "log.csv"), Curves(history)):
+        assert curves.of_all["loss"] == pytest.approx(history.history["loss"])
+        second, fourth = history.history["val_loss"]
+        expected = [math.nan, second, math.nan, fourth]
+        assert curves.of_all["val_loss"] == pytest.approx(expected, nan_ok=True)
+        assert curves.of_kernels["moved"].keys() == rigl_tf.get_masks(model).keys()
+
+
+def frequent(number, epochs, first=1, name="val_loss"):
+    """The epochs of a list with so many numbers, and what the page says of them."""
+    history = keras.callbacks.History()
+    history.epoch = list(range(first - 1, first - 1 + epochs))
+    history.history = {"loss": [1.0] * epochs, name: [2.0] * number}
+    curves = Curves(history)
+    assert curves.epochs[0] == first
+    known = zip(curves.epochs, curves.of_all[name], strict=True)
+    return [epoch for epoch, x in known if x == 2], " ".join(curves.estimates)
+
+
+def test_validation_that_is_not_in_every_epoch(tmp_path):
+    assert frequent(2, 6) == ([3, 6], "")
+    assert frequent(2, 5) == ([2, 4], "")
+    assert frequent(3, 6, first=5) == ([6, 8, 10], "")
+    assert frequent(6, 6) == ([1, 2, 3, 4, 5, 6], "")
+    # 3 and 6, or 4 and 8.
+    epochs, says = frequent(2, 8)
+    assert epochs == [4, 8]
+    assert "val_loss: the history has 2 numbers for 8 epochs and does not say for which." in says
+    assert "as of fit(validation_freq=4), though other frequencies would fit" in says
+    # A list of epochs, and a number that is not of validation.
+    assert frequent(4, 6)[0] == [3, 4, 5, 6]
+    epochs, says = frequent(2, 6, name="own")
+    assert epochs == [5, 6]
+    assert "own: the history has 2 numbers for 6 epochs" in says
+    assert says.endswith("They are drawn at the last ones.")
+    assert says in write(tmp_path, lenet(), {"loss": [1.0] * 6, "own": [2.0] * 2})
+
+
+def test_numbers_with_gaps_are_joined_by_a_line():
+    """Many epochs have no dots, so a number between two gaps could not be seen."""
+    epochs, gaps = range(1, 52), [2.0, math.nan] * 25 + [2.0]
+    drawn = [pictures.curves("loss", epochs, {"all": each}) for each in (gaps, [2.0] * 51)]
+    assert drawn[0].images == drawn[1].images
+
+
+def test_the_epochs_of_a_history_of_several_calls_of_fit():
+    model = mlp()
+    model.compile("sgd", "mse")
+    history = keras.callbacks.History()
+    x, y = numbers((4, 6)), numbers((4, 3))
+    for begin, end in ((0, 2), (2, 5)):
+        model.fit(x, y, epochs=end, initial_epoch=begin, callbacks=[history], verbose=0)
+    assert Curves(history).epochs == [1, 2, 3, 4, 5]
+
+
+def test_numbers_of_the_whole_range(tmp_path):
+    text = write(tmp_path, lenet(), {"loss": [1e308, -1e308, math.inf, -1e308]})
+    assert "at the end training -1e+308" in text
+
+
+def moves_in(tmp_path, model, moved):
+    """The moves of each kernel from the sorted columns of a file, and from a dictionary."""
+    columns = {"sparsity": [0.5], **{f"moved/{path}": [each] for path, each in moved.items()}}
+    names = sorted(columns)
+    cells = (str(columns[name][0]) for name in names)
+    (tmp_path / "log.csv").write_text(f"{','.join(names)}\n{','.join(cells)}\n")
+    found, _ = kernels_of(model)
+    return tuple(moves.of_kernels(found, Curves(each)) for each in (tmp_path / "log.csv", columns))
+
+
+def test_moves_of_a_model_with_other_paths(tmp_path):
+    def four(*names, name="new"):  # with 8 active connections in each kernel
+        return half(mlp(4, *[4] * len(names), names=names, name=name))
+
+    # Another name of the model, or other numbers after the names.
+    certain = [1.0, 2.0, 3.0]
+    model = four("one", "a", "two")
+    moved = {"old/one/kernel": 8, "old/a/kernel": 16, "old/two/kernel": 24}
+    assert moves_in(tmp_path, model, moved) == (certain, certain)
+    moved = {"old_3/one_2/kernel": 8, "old_3/a_10/kernel": 16, "old_3/two/kernel": 24}
+    assert moves_in(tmp_path, model, moved) == (certain, certain)
+    # Numbers count where only the name of the model differs.
+    model = four("dense_2", "dense", "dense_1")
+    moved = {"old/dense_2/kernel": 8, "old/dense/kernel": 16, "old/dense_1/kernel": 24}
+    assert moves_in(tmp_path, model, moved) == (certain, certain)
+    # Only the order tells which is which, and a file does not have it.
+    model = four("dense_9", "dense_10", "dense_11")
+    moved = {"old/dense/kernel": 8, "old/dense_1/kernel": 16, "old/dense_2/kernel": 24}
+    assert moves_in(tmp_path, model, moved) == (None, certain)
+    moved = {"in/dense/kernel": 8, "out/dense_1/kernel": 16, "mid/dense_2/kernel": 24}
+    assert moves_in(tmp_path, model, moved) == (None, certain)
+    # Not as many kernels; and one alone.
+    assert moves_in(tmp_path, model, {"old/dense/kernel": 8}) == (None, None)
+    assert moves_in(tmp_path, four("new"), {"old/dense/kernel": 8}) == ([1.0], [1.0])
+    # A dictionary of such a file is sorted, too.
+    found, _ = kernels_of(four("b", "a"))
+    assert moves.of_kernels(found, Curves({"moved/x": [8], "moved/y": [16]})) is None
+
+
+def test_the_page_says_why_there_are_no_moves(tmp_path):
+    model = half(mlp(4, 4, 4, names=("one", "two")))
+    (tmp_path / "log.csv").write_text("moved/a/kernel,moved/b/kernel\n8,16\n")
+    assert "not certain which belong together" in write(tmp_path, model, tmp_path / "log.csv")
+    assert "known if the history is of a training with" in write(tmp_path, model, {"loss": [1.0]})
+
+
+def test_every_number_of_the_logger_is_under_sparsity(tmp_path):
+    names = [f"drop_fraction{end}" for end in ("", "_2", "_3")]
+    history = {"loss": [1.0], **{name: [0.5] for name in names}}
+    page = rigl_tf.report(lenet(), history, tmp_path / "report.html").read_text()
+    begin = page.index("<h2>Sparsity</h2>")
+    assert all(page.index(f">{name.replace('_', ' ')}<") > begin for name in names)
+    assert page.index(">loss<") < begin
 
 
 def test_an_earlier_page_is_replaced_or_stays(tmp_path, monkeypatch):

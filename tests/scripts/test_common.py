@@ -152,6 +152,11 @@ def test_series_in_a_column():
     assert tables.from_text(tables.to_text(pairs)) == pairs
 
 
+def test_a_bar_or_a_line_does_not_end_the_cell_of_a_table():
+    lines = tables.table(["a|b", "c"], [[1, "two\nlines"]])
+    assert lines == [r"| a\|b | c |", "| --- | --- |", "| 1 | two lines |"]
+
+
 def test_plot_means(tmp_path):
     path = tmp_path / "plot.png"
     plots.plot_means(
