@@ -201,10 +201,11 @@ def initialize(model: keras.layers.Layer, initializer: Callable[..., Any], seed:
             "takes `initializer=...` for a model that is built later. "
             f"Received: model={model.name!r}, without sparse kernels"
         )
-    layers = {id(weight): around[-1] for weight, around in layers_of_weights(model)}
+    layers = {id(weight): around for weight, around in layers_of_weights(model)}
     for index, kernel in enumerate(kernels.values()):
-        variable, mask = kernel.variable, kernel.kernel_mask
-        kernel.assign(_values(initializer, layers[id(variable)], variable, (seed, index), mask))
+        # The values of a CSR kernel are in a layer of their own, inside the one that computes.
+        layer = layers[id(kernel.variable)][-2 if kernel.execution == "csr" else -1]
+        kernel.assign(_values(initializer, layer, kernel, (seed, index), kernel.mask))
 
 
 def check(initializer: Callable[..., Any]) -> None:
@@ -230,11 +231,11 @@ def draw(
 ) -> tf.Tensor:
     """Draws the values of one kernel of a model or layer, in its shape and dtype."""
     layers = {id(weight): around[-1] for weight, around in layers_of_weights(model)}
-    return _values(initializer, layers[id(kernel)], kernel, seed, kernel_mask)
+    return _values(initializer, layers[id(kernel)], masks.kernel_of(kernel), seed, kernel_mask)
 
 
 def _values(initializer, layer, kernel, seed, kernel_mask):
-    """Draws the values of one kernel; `layer` is the layer that computes with it."""
+    """Draws the values of one `SparseKernel`; `layer` is the layer that computes with it."""
     view, axes = _axes(layer, kernel)
     kernel_mask = tf.convert_to_tensor(kernel_mask)
     values = tf.convert_to_tensor(initializer(tf.reshape(kernel_mask, view), seed, axes))
@@ -243,7 +244,7 @@ def _values(initializer, layer, kernel, seed, kernel_mask):
             f"`initializer` must return values of the mask's shape {tuple(view)}. "
             f"Received: shape={tuple(values.shape)}, for {kernel.path!r}"
         )
-    values = tf.cast(tf.reshape(values, kernel.shape), kernel.dtype)
+    values = tf.cast(tf.reshape(values, kernel.shape), kernel.variable.dtype)
     return masks.masked(values, kernel_mask)
 
 
@@ -255,7 +256,7 @@ def _default_axes(rank):
 
 def _axes(layer, kernel):
     """The shape to which a kernel is reshaped, and the axes to sum over for fan-in and fan-out."""
-    shape = tuple(kernel.shape)
+    shape = kernel.shape
     rank = len(shape)
     into, out = _default_axes(rank)
     depthwise = keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D
@@ -266,7 +267,7 @@ def _axes(layer, kernel):
     )
     if isinstance(layer, keras.layers.EinsumDense):
         return shape, _axes_of_equation(layer.equation)
-    if isinstance(layer, depthwise) or "depthwise_kernel" in kernel.name:
+    if isinstance(layer, depthwise) or "depthwise_kernel" in kernel.variable.name:
         return shape, (into[:-1], out)  # (height, width, in, out per in)
     if isinstance(layer, transposed):
         return shape, (out, into)

@@ -8,6 +8,7 @@ import tensorflow as tf
 import rigl_tf
 from rigl_tf import initializers
 from rigl_tf.initializers import SparseVarianceScaling, initialize
+from tests.helpers import assert_same_model, dense_weights, differ, executions_of, half
 
 layers = keras.layers
 
@@ -213,6 +214,36 @@ def test_values_are_independent_of_masks_and_of_each_other():
     initialize(model, SparseVarianceScaling(mode="fan_out"))
     one, other = kernels_of(model)
     assert abs(np.corrcoef(one.ravel(), other[:20].ravel())[0, 1]) < 0.15
+
+
+def every_kind_of_csr():
+    """All kinds of kernels that can be CSR; the last one's layer is inside another one."""
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 4)),
+            layers.Conv2D(6, 3),
+            layers.EinsumDense("abcd,de->abce", (4, 4, 5)),
+            layers.Flatten(),
+            layers.Dense(8),
+            layers.Reshape((2, 4)),
+            layers.TimeDistributed(layers.Dense(3)),
+        ]
+    )
+
+
+@pytest.mark.parametrize("arguments", [{}, {"fans": "layer", "distribution": "normal"}])
+def test_csr_kernels_get_the_same_values(arguments):
+    scaling = SparseVarianceScaling(2.0, "fan_in", **arguments)
+    masked, csr = (
+        half(every_kind_of_csr(), execution=execution, initializer=scaling, seed=3)
+        for execution in ("masked", "csr")
+    )
+    assert executions_of(csr) == ["csr"] * 4
+    assert_same_model(csr, masked, tolerance=0)
+    initialize(masked, scaling, seed=4)
+    assert differ(dense_weights(csr), dense_weights(masked))
+    initialize(csr, scaling, seed=4)
+    assert_same_model(csr, masked, tolerance=0)
 
 
 class Late(keras.Model):
