@@ -97,9 +97,9 @@ class SparseVarianceScaling:
             Float32 tensor of the mask's shape, zero where the mask is `False`.
 
         Raises:
-            ValueError: If `seed` is not a pair.
+            ValueError: If `seed` is not a pair of integers.
         """
-        if np.shape(seed) != (2,):
+        if np.shape(seed) != (2,) or not tf.convert_to_tensor(seed).dtype.is_integer:
             raise ValueError(f"`seed` must be a pair of integers. Received: seed={seed!r}")
         mask = tf.convert_to_tensor(kernel_mask, tf.bool)
         into, out = axes or _default_axes(mask.shape.rank)

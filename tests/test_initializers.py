@@ -328,6 +328,7 @@ def test_config_and_mixed_precision():
             "seed=0.5",
         ),
         (lambda: SparseVarianceScaling()(np.ones((3, 4), bool), 0), "seed=0"),
+        (lambda: SparseVarianceScaling()(np.ones((3, 4), bool), (0, 0.5)), r"seed=\(0, 0.5\)"),
         (
             lambda: initialize(
                 rigl_tf.sparsify(make_model(), 0.5), lambda mask, seed, axes: tf.zeros(3)
