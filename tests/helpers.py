@@ -21,12 +21,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import chromium
 import rigl_tf
 
 layers, optimizers = keras.layers, keras.optimizers
 
 ROOT = pathlib.Path(__file__).parents[1]
 
+# `make test-web` has all that is needed.
+needs_chromium = pytest.mark.skipif(
+    bool(chromium.missing()) and os.environ.get("RIGL_TF_WEB") != "required",
+    reason=chromium.missing() or "-",
+)
 # Most tests train a few steps: that `end_step` is not reached is told, and is not their point.
 ends_early = pytest.mark.filterwarnings("ignore:.*training ended after:UserWarning")
 # A part of the model is sparse, or what is sparse is small: that is told, too.

@@ -4,11 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import assert_same_model, dense_weights, differ, executions_of, half
 
 import rigl_tf
 from rigl_tf import initializers
 from rigl_tf.initializers import SparseVarianceScaling, initialize
-from tests.helpers import assert_same_model, dense_weights, differ, executions_of, half
 
 layers = keras.layers
 

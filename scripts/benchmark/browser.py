@@ -17,8 +17,9 @@ import keras
 import numpy as np
 from absl import app, flags
 
+import chromium
 import rigl_tf
-from scripts.common import browser, datasets, provenance
+from scripts.common import datasets, provenance
 from scripts.common.rows import Rows
 from scripts.common.tables import table
 
@@ -191,7 +192,7 @@ def measure(model, screenshot=None):
     with tempfile.TemporaryDirectory() as directory:
         folder = pathlib.Path(directory, "page")
         rigl_tf.export(model, folder, "web", measure=False)
-        report = browser.run(folder, screenshot)
+        report = chromium.run(folder, screenshot)
     if not report["same"]:
         raise RuntimeError(f"The outputs differ in the browser: {report['differences']}")
     row = {"foreseen": f"{check.num_sparse} of {check.num_pointwise}"}
@@ -212,8 +213,8 @@ def main(argv):
     del argv
     output = pathlib.Path(FLAGS.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    if browser.missing():
-        raise SystemExit(browser.missing())
+    if chromium.missing():
+        raise SystemExit(chromium.missing())
     (output / "browser.csv").unlink(missing_ok=True)
     rows = Rows(output / "browser.csv", ["network", "sparsity"])
     data = datasets.load(FLAGS.dataset, FLAGS.data_dir)

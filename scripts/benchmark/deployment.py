@@ -22,6 +22,7 @@ import keras
 import numpy as np
 from absl import app, flags
 
+import chromium
 import rigl_tf
 from rigl_tf.artifacts import kernels, litert, web
 from rigl_tf.inputs import concrete, signature
@@ -34,7 +35,7 @@ from scripts.benchmark.deployment_cases import (
     STRUCTURES,
     VARIANTS,
 )
-from scripts.common import browser, classifiers, experiments
+from scripts.common import classifiers, experiments
 
 _NAME = "deployment"
 _KEY = ("network", "variant", "seed", "epochs", "examples")
@@ -92,7 +93,7 @@ class _Bench:
         }
         for latency in latencies:
             row |= _times("python", latency.sparse, latency.dense)
-        if not browser.missing():
+        if not chromium.missing():
             file = _of_one_example(model, is_sparse, quantize, representative)
             example, logits = self.data.x_test[:1], logits[:1]
             report = _in_browser(model, file, self._beside_in_browser, example, logits)
@@ -169,7 +170,7 @@ def _in_browser(model, file, beside, example, logits):
         # The page looks for files of these names.
         (folder / "sparse.tflite").write_bytes(file)
         (folder / "dense.tflite").write_bytes(beside)
-        return browser.run(folder)
+        return chromium.run(folder)
 
 
 def _check(report, tolerance, run):
@@ -217,8 +218,8 @@ def main(_):
         for seed in FLAGS.seeds
         for variant in FLAGS.variants
     ]
-    if browser.missing():
-        print(f"No times in the browser: {browser.missing()}", flush=True)
+    if chromium.missing():
+        print(f"No times in the browser: {chromium.missing()}", flush=True)
     with tempfile.TemporaryDirectory() as directory:
         benches = {}
         for name in names:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 _CHANGES = "+changes"
+_ROOMS = ("rigl_tf", "models", "chromium", "scripts")
 
 
 def versions():
@@ -39,12 +40,12 @@ def git_revision():
 
 
 def code():
-    """A name of the code of the commit: `rigl_tf`, `models` and `scripts`; `unknown` outside git.
+    """A name of the commit's code, which is in the folders of `_ROOMS`; `unknown` outside git.
 
     Commits that differ in documentation, tests or results alone have the same.
     """
     try:
-        trees = _git("rev-parse", *(f"HEAD:{room}" for room in ("rigl_tf", "models", "scripts")))
+        trees = _git("rev-parse", *(f"HEAD:{room}" for room in _ROOMS))
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return f"code-{hashlib.sha256(trees.encode()).hexdigest()[:10]}"

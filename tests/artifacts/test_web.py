@@ -2,15 +2,14 @@
 
 import base64
 import json
-import os
 
 import keras
 import numpy as np
 import pytest
-from helpers import covers_part, numbers
+from helpers import covers_part, needs_chromium, numbers
 
+import chromium
 import rigl_tf
-from scripts.common import browser
 
 layers = keras.layers
 pytestmark = covers_part
@@ -31,12 +30,6 @@ def several_inputs():
     x = layers.Concatenate()([one, layers.Embedding(5, 3)(two)])
     outputs = {"p": layers.Dense(20, "relu")(x), "q": layers.Dense(30)(x)}
     return rigl_tf.sparsify(keras.Model([one, two], outputs, name="several"), 0.8)
-
-
-needs_browser = pytest.mark.skipif(
-    bool(browser.missing()) and os.environ.get("RIGL_TF_WEB") != "required",
-    reason=browser.missing() or "-",
-)
 
 
 def test_what_is_in_the_folder(tmp_path):
@@ -68,11 +61,11 @@ def test_what_is_in_the_folder(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["page"]
 
 
-@needs_browser
+@needs_chromium
 @pytest.mark.parametrize("make", [mobile, several_inputs])
 def test_the_page_in_chromium(make, tmp_path):
     rigl_tf.export(make(), tmp_path / "page", "web", measure=False)
-    report = browser.run(tmp_path / "page", tmp_path / "page.png")
+    report = chromium.run(tmp_path / "page", tmp_path / "page.png")
     assert report["same"]
     assert report["bytes"]["sparse"] == (tmp_path / "page" / "sparse.tflite").stat().st_size
     assert report["rounds"] >= 5
@@ -81,7 +74,7 @@ def test_the_page_in_chromium(make, tmp_path):
     assert (tmp_path / "page.png").stat().st_size > 10_000
 
 
-@needs_browser
+@needs_chromium
 def test_the_page_sees_other_outputs(tmp_path):
     rigl_tf.export(mobile(), tmp_path / "page", "web", measure=False)
     other = tmp_path / "page" / "model.json"
@@ -89,15 +82,15 @@ def test_the_page_sees_other_outputs(tmp_path):
     (output,) = page["outputs"]
     output["data"] = base64.b64encode(np.asarray([1, 2, 3], "<f4").tobytes()).decode()
     other.write_text(json.dumps(page))
-    assert not browser.run(tmp_path / "page")["same"]
+    assert not chromium.run(tmp_path / "page")["same"]
 
 
-@needs_browser
+@needs_chromium
 def test_a_broken_page_is_told_of(tmp_path):
     rigl_tf.export(mobile(), tmp_path / "page", "web", measure=False)
     (tmp_path / "page" / "sparse.tflite").unlink()
     with pytest.raises(RuntimeError, match=r"The page has errors: .*sparse\.tflite: 404"):
-        browser.run(tmp_path / "page")
+        chromium.run(tmp_path / "page")
 
 
 def test_a_folder_that_is_no_export_stays(tmp_path):

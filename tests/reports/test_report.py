@@ -10,20 +10,15 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import covers_part, half, mlp, numbers
+from helpers import covers_part, half, mlp, needs_chromium, numbers
 
+import chromium
 import rigl_tf
 from rigl_tf.reports.kernels import as_image, kernels_of
 from rigl_tf.reports.pictures import at_most, shortened
-from scripts.common import browser
 
 layers = keras.layers
 pytestmark = covers_part
-
-needs_browser = pytest.mark.skipif(
-    bool(browser.missing()) and os.environ.get("RIGL_TF_WEB") != "required",
-    reason=browser.missing() or "-",
-)
 
 
 def text_of(path):
@@ -314,11 +309,11 @@ def contrast(one, other):
     return (high + 0.05) / (low + 0.05)
 
 
-@needs_browser
+@needs_chromium
 @pytest.mark.parametrize("make", [lenet, many_layers])
 def test_the_page_in_chromium(make, tmp_path):
     path = rigl_tf.report(make(), HISTORY, tmp_path / "report.html")
-    seen = browser.look(path, tmp_path)
+    seen = chromium.look(path, tmp_path)
     assert seen["errors"] == []
     assert set(seen["requests"]) == {path.as_uri()}
     assert [(v["width"], v["scheme"]) for v in seen["views"]] == [

@@ -1,21 +1,14 @@
 """The benchmark in the browser on a tiny network, where there is a Chromium."""
 
-import os
-
 import pytest
+from helpers import needs_chromium
 from running import rows_of, run
 
 from scripts.benchmark import browser as benchmark
 from scripts.benchmark import deployment
-from scripts.common import browser
-
-needs_browser = pytest.mark.skipif(
-    bool(browser.missing()) and os.environ.get("RIGL_TF_WEB") != "required",
-    reason=browser.missing() or "-",
-)
 
 
-@needs_browser
+@needs_chromium
 @pytest.mark.filterwarnings("ignore:.*the sparsity is a share of these:UserWarning")
 def test_benchmark(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "_CHANNELS", (32, 64))
@@ -38,7 +31,7 @@ def test_benchmark(tmp_path, monkeypatch):
     assert (tmp_path / "browser.png").stat().st_size > 10_000
 
 
-@needs_browser
+@needs_chromium
 def test_deployment(tmp_path):
     run(
         deployment,

@@ -10,7 +10,7 @@ from scripts.benchmark import deployment, deployment_cases, deployment_page
 
 @pytest.fixture(autouse=True)
 def no_browser(monkeypatch):
-    monkeypatch.setattr(deployment.browser, "missing", lambda: "Chromium not installed")
+    monkeypatch.setattr(deployment.chromium, "missing", lambda: "Chromium not installed")
 
 
 def test_rows_and_page(tmp_path):

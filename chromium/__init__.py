@@ -1,4 +1,4 @@
-"""Opens pages in headless Chromium: those of `rigl_tf.export(..., format="web")`, and reports.
+"""Opens pages in headless Chromium, for scripts and tests.
 
 `make test-web` installs what is needed: Chromium, and LiteRT.js and puppeteer-core in `.web`.
 """
@@ -10,12 +10,11 @@ import shutil
 import subprocess
 import sys
 
-_ROOT = pathlib.Path(__file__).parents[2]
-_MODULES = _ROOT / ".web" / "node_modules"
+_MODULES = pathlib.Path(__file__).parents[1] / ".web" / "node_modules"
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-def chromium():
+def path():
     """The path of Chromium, or `None` if it is not installed."""
     return next(filter(None, map(shutil.which, _NAMES)), None)
 
@@ -23,7 +22,7 @@ def chromium():
 def missing():
     """What is missing to run a page, as text; empty if nothing is missing."""
     what = []
-    if chromium() is None:
+    if path() is None:
         what.append("Chromium")
     if shutil.which("node") is None:
         what.append("Node.js")
@@ -34,7 +33,7 @@ def missing():
 
 
 def run(folder, screenshot=None):
-    """Runs the page in a folder.
+    """Runs a page that says what it measured.
 
     Args:
         folder: A folder that `rigl_tf.export` wrote.
@@ -60,7 +59,7 @@ def run(folder, screenshot=None):
         try:
             address = re.match(r"(http://\S+)", server.stdout.readline()).group(1)
             program = pathlib.Path(__file__).with_name("page.mjs")
-            command = ["node", program, _MODULES, chromium(), address]
+            command = ["node", program, _MODULES, path(), address]
             done = subprocess.run(
                 [*map(str, command), *([str(screenshot)] if screenshot else [])],
                 capture_output=True,
@@ -94,7 +93,7 @@ def look(page, folder, widths=(400, 1400)):
         raise RuntimeError(missing())
     program = pathlib.Path(__file__).with_name("look.mjs")
     address = pathlib.Path(page).resolve().as_uri()
-    command = ["node", program, _MODULES, chromium(), address, folder, ",".join(map(str, widths))]
+    command = ["node", program, _MODULES, path(), address, folder, ",".join(map(str, widths))]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
     if done.returncode:
         raise RuntimeError(f"Chromium failed: {done.stderr.strip()[-500:]}")
