@@ -194,13 +194,8 @@ def initialize(model: keras.layers.Layer, initializer: Callable[..., Any], seed:
     """
     check(initializer)
     check_integers(seed=seed)
-    kernels = masks.kernels_of(model)
-    if not kernels:
-        raise ValueError(
-            "`initialize` needs a built sparse model: make one with `rigl_tf.sparsify`, which "
-            "takes `initializer=...` for a model that is built later. "
-            f"Received: model={model.name!r}, without sparse kernels"
-        )
+    by = "`rigl_tf.sparsify`, which takes `initializer=...` for a model that is built later"
+    kernels = masks.check_sparse(model, "`initialize`", by)
     layers = {id(weight): around for weight, around in layers_of_weights(model)}
     for index, kernel in enumerate(kernels.values()):
         # The values of a CSR kernel are in a layer of their own, inside the one that computes.

@@ -249,6 +249,7 @@ def test_converted_in_the_middle_of_training(name, first):
     [
         (mlp, "csr", "needs a built sparse model: .* without sparse kernels"),
         (lambda: "a string", "csr", "needs a built sparse model"),
+        (lambda: half(mlp()).layers[0], "csr", "needs a whole model. Received: model=<SparseWrapp"),
         (lambda: half(mlp()), "CSR", r"must be one of \['masked', 'csr', 'auto'\]"),
         (
             lambda: make("masked", lambda: rigl_tf.DNW("adam", 0.5)),
