@@ -14,7 +14,7 @@ from rigl_tf.checks import check_choice, check_keras_3, check_numbers
 from rigl_tf.inputs import batch_of
 from rigl_tf.layers.summary import as_text
 from rigl_tf.masks import kernels_of, masked, without_masks
-from rigl_tf.objective import mean_loss, mean_over, read_batches, untouched_state
+from rigl_tf.objective import MeanGradients, read_batches
 from rigl_tf.transforms.channels import Channels, is_its_graph
 from rigl_tf.transforms.execution import as_masked
 from rigl_tf.transforms.rebuild import is_clonable
@@ -365,18 +365,7 @@ def _gradients(model, channels, data, loss):
         key: getattr(step.weights.inner, step.weights.kernel_name)
         for key, (step, *_) in channels.kernels.items()
     }
-    mean = mean_loss(loss)
-    values = [kernel.value for kernel in kernels.values()]
-
-    def of_batch(inputs, targets, sample_weight):
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(values)
-            value = mean(targets, model(inputs, training=True), sample_weight)
-        gradients = tape.gradient(value, values, unconnected_gradients="zero")
-        return [tf.convert_to_tensor(each) for each in gradients]
-
-    with untouched_state(model):
-        gradients = mean_over(read_batches(data), of_batch)
+    gradients = MeanGradients(model, loss, kernels.values())(read_batches(data))
     found = {key: each.numpy() for key, each in zip(kernels, gradients, strict=True)}
     if not all(np.isfinite(each).all() for each in found.values()):
         raise ValueError(
