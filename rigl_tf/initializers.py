@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from rigl_tf import masks, selection
 from rigl_tf.checks import check_choice, check_integers, check_numbers
-from rigl_tf.walk import layers_of_weights
+from rigl_tf.walk import layers_by_weight
 
 _MODES = ("fan_in", "fan_out", "fan_avg")
 _DISTRIBUTIONS = ("normal", "uniform")
@@ -196,10 +196,10 @@ def initialize(model: keras.layers.Layer, initializer: Callable[..., Any], seed:
     check_integers(seed=seed)
     by = "`rigl_tf.sparsify`, which takes `initializer=...` for a model that is built later"
     kernels = masks.check_sparse(model, "`initialize`", by)
-    layers = {id(weight): around for weight, around in layers_of_weights(model)}
+    around = layers_by_weight(model)
     for index, kernel in enumerate(kernels.values()):
         # The values of a CSR kernel are in a layer of their own, inside the one that computes.
-        layer = layers[id(kernel.variable)][-2 if kernel.execution == "csr" else -1]
+        layer = around[id(kernel.variable)][-2 if kernel.execution == "csr" else -1]
         kernel.assign(_values(initializer, layer, kernel, (seed, index), kernel.mask))
 
 
@@ -225,8 +225,8 @@ def draw(
     kernel_mask: np.ndarray | tf.Tensor,
 ) -> tf.Tensor:
     """Draws the values of one kernel of a model or layer, in its shape and dtype."""
-    layers = {id(weight): around[-1] for weight, around in layers_of_weights(model)}
-    return _values(initializer, layers[id(kernel)], masks.kernel_of(kernel), seed, kernel_mask)
+    layer = layers_by_weight(model)[id(kernel)][-1]
+    return _values(initializer, layer, masks.kernel_of(kernel), seed, kernel_mask)
 
 
 def _values(initializer, layer, kernel, seed, kernel_mask):

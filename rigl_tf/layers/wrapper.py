@@ -28,7 +28,7 @@ from rigl_tf.layers.building import (
 from rigl_tf.layers.eligibility import Choice
 from rigl_tf.layers.first_masks import Allocation, MaskChoice, when_initialized
 from rigl_tf.layers.storage import check_execution, csr_storages, store
-from rigl_tf.walk import all_layers, layers_of_weights, unbuilt
+from rigl_tf.walk import all_layers, layers_by_weight, unbuilt
 
 # The attribute of a wrapper with the masks. Keras loads attributes in alphabetical order, and the
 # masks must come after the kernels.
@@ -315,9 +315,11 @@ class SparseWrapper(keras.layers.Wrapper):
         """`{id of a kernel: its units}`, empty without a structure."""
         if self.structure is None:
             return {}
-        owners = {id(weight): layers[-1] for weight, layers in layers_of_weights(self.layer)}
+        around = layers_by_weight(self.layer)
         return {
-            id(each): self.structure.units(each.shape, axes_of(owners[id(each)], each), each.path)
+            id(each): self.structure.units(
+                each.shape, axes_of(around[id(each)][-1], each), each.path
+            )
             for each in kernels
         }
 
