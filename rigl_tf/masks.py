@@ -70,7 +70,7 @@ class MaskVariables(keras.layers.Layer):
                 self._variables_of_kernels[name] = kernel
 
     def separate(self):
-        """Gives a copy of this object, which has the same attributes, a list of its own."""
+        """Call on a shallow copy: from now on it shares no dictionaries with the original."""
         kernels = dict(self._variables_of_kernels)
         self.__dict__.update(by_kernel=dict(self.by_kernel), _variables_of_kernels=kernels)
 
@@ -204,7 +204,7 @@ class SparseKernel(keras.constraints.Constraint):
         """Sets inactive connections to zero, in case other code has changed them."""
 
     def check_given(self, arrays: Mapping[int, Any]) -> None:
-        """Raises a `ValueError` if arrays say nothing about which connections are active.
+        """Raises a `ValueError` if the arrays for `mask_variables` are no valid mask (or places).
 
         Args:
             arrays: `{id: array}` for variables that shall be set, such as `mask_variables`.

@@ -223,7 +223,7 @@ class SparseWrapper(keras.layers.Wrapper):
         return next(iter(self.kernel_masks.values()))
 
     def separate(self) -> None:
-        """Makes a copy of a wrapper, which has the same attributes, independent of it."""
+        """Call on a shallow copy: from now on its calls and its masks are its own."""
         self._take_signatures(self.layer)
         getattr(self, _MASKS).separate()
 
@@ -538,7 +538,7 @@ def _check_no_lora(layer):
 
 
 def _new_wrapper(cls, *args, **kwargs):
-    """Makes a plain `SparseWrapper` where a copy is made of the class that a wrapper shows."""
+    """`__new__` of the classes of `_class_like`: copying such an object gives a `SparseWrapper`."""
     return SparseWrapper.__new__(SparseWrapper, *args, **kwargs)
 
 
