@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import assert_same_model, dense_weights, differ, executions_of, half
+from helpers import assert_same_model, dense_weights, differ, executions_of, half, kernels_of
 
 import rigl_tf
 from rigl_tf import initializers
@@ -177,10 +177,6 @@ def make_model():
     model = keras.Sequential([keras.Input((20,)), layers.Dense(30, "relu"), layers.Dense(30)])
     model.layers[0].bias.assign(np.full(30, 7.0))
     return model
-
-
-def kernels_of(model):
-    return [kernel.numpy() for kernel in rigl_tf.masks.sparse_kernels(model).values()]
 
 
 def test_sparsify_draws_and_initialize_draws_the_same():
