@@ -61,7 +61,7 @@ test-web: setup .web/installed
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || { \
 	  sudo=$$(command -v sudo || true); $$sudo apt-get update && \
 	  $$sudo apt-get install --yes --no-install-recommends chromium; }
-	RIGL_TF_WEB=required $(BIN)/python -m pytest -m "not slow" tests/artifacts/test_web.py tests/reports tests/scripts/test_browser.py
+	RIGL_TF_WEB=required $(BIN)/python -m pytest -m "not slow" tests/scripts/test_browser.py tests/scripts/test_pages.py
 
 .web/installed:
 	@command -v npm > /dev/null || { echo "npm is needed: install Node.js from https://nodejs.org"; exit 1; }

@@ -16,9 +16,6 @@ Distribution = str | Callable[[dict[str, tuple[int, ...]], float], Mapping[str, 
 # `{kernel path: boolean array}`.
 Masks = dict[str, np.ndarray]
 
-# Values of weights by path.
-Weights = Mapping[str, np.ndarray]
-
 # One way to name layers, see `rigl_tf.layers.named`.
 Layer = str | re.Pattern[str] | keras.layers.Layer | type | Callable[[keras.layers.Layer], Any]
 Layers = Layer | Iterable[Layer]

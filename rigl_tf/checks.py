@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 # For a very small density, the sparsity would round to 1 in floats, and the kernel would be empty.
 LARGEST_SPARSITY = math.nextafter(1.0, 0.0)
 
@@ -12,6 +14,11 @@ LARGEST_SPARSITY = math.nextafter(1.0, 0.0)
 def is_number(value: Any) -> bool:
     """Whether a value is a real number. `True` and `False` are none here."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer. `True` and `False` are none here."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_integers(least: int | None = None, **values: Any) -> None:
@@ -25,8 +32,7 @@ def check_integers(least: int | None = None, **values: Any) -> None:
     ValueError: `steps` must be an integer >= 1. Received: steps=0
     """
     for name, value in values.items():
-        is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-        if not is_integer or (least is not None and value < least):
+        if not is_integer(value) or (least is not None and value < least):
             rule = "an integer" if least is None else f"an integer >= {least}"
             raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}")
 
@@ -64,6 +70,21 @@ def _rule(interval, low, high):
     number = "a number" if interval[-1] == "]" else "a finite number"
     sign = ">=" if interval[0] == "[" else ">"
     return number if low == -math.inf else f"{number} {sign} {low:g}"
+
+
+def check_booleans(**values: Any) -> None:
+    """Raises a `ValueError` that names the first value that is neither `True` nor `False`.
+
+    Example:
+
+    >>> check_booleans(residual=1)
+    Traceback (most recent call last):
+        ...
+    ValueError: `residual` must be `True` or `False`. Received: residual=1
+    """
+    for name, value in values.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise ValueError(f"`{name}` must be `True` or `False`. Received: {name}={value!r}")
 
 
 def check_functions(**values: Any) -> None:
@@ -141,7 +162,7 @@ def check_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ..
         raise ValueError(f"`shapes` must map at least one path to a shape. Received: {shapes!r}")
     for path, shape in shapes.items():
         dims = tuple(shape) if hasattr(shape, "__iter__") else ()
-        if not dims or not all(isinstance(dim, Integral) and dim > 0 for dim in dims):
+        if not dims or not all(is_integer(dim) and dim > 0 for dim in dims):
             rule = "A shape must have one dimension or more, each a positive integer."
             raise ValueError(f"{rule} Received: shapes[{path!r}]={shape!r}")
     return {path: tuple(int(dim) for dim in shape) for path, shape in shapes.items()}

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from rigl_tf import masks, selection
 from rigl_tf.checks import check_choice, check_integers, check_numbers
-from rigl_tf.walk import layers_of_weights
+from rigl_tf.walk import layers_by_weight
 
 _MODES = ("fan_in", "fan_out", "fan_avg")
 _DISTRIBUTIONS = ("normal", "uniform")
@@ -97,9 +97,9 @@ class SparseVarianceScaling:
             Float32 tensor of the mask's shape, zero where the mask is `False`.
 
         Raises:
-            ValueError: If `seed` is not a pair.
+            ValueError: If `seed` is not a pair of integers.
         """
-        if np.shape(seed) != (2,):
+        if np.shape(seed) != (2,) or not tf.convert_to_tensor(seed).dtype.is_integer:
             raise ValueError(f"`seed` must be a pair of integers. Received: seed={seed!r}")
         mask = tf.convert_to_tensor(kernel_mask, tf.bool)
         into, out = axes or _default_axes(mask.shape.rank)
@@ -194,17 +194,13 @@ def initialize(model: keras.layers.Layer, initializer: Callable[..., Any], seed:
     """
     check(initializer)
     check_integers(seed=seed)
-    kernels = masks.kernels_of(model)
-    if not kernels:
-        raise ValueError(
-            "`initialize` needs a built sparse model: make one with `rigl_tf.sparsify`, which "
-            "takes `initializer=...` for a model that is built later. "
-            f"Received: model={model.name!r}, without sparse kernels"
-        )
-    layers = {id(weight): around[-1] for weight, around in layers_of_weights(model)}
+    by = "`rigl_tf.sparsify`, which takes `initializer=...` for a model that is built later"
+    kernels = masks.check_sparse(model, "`initialize`", by)
+    around = layers_by_weight(model)
     for index, kernel in enumerate(kernels.values()):
-        variable, mask = kernel.variable, kernel.kernel_mask
-        kernel.assign(_values(initializer, layers[id(variable)], variable, (seed, index), mask))
+        # The values of a CSR kernel are in a layer of their own, inside the one that computes.
+        layer = around[id(kernel.variable)][-2 if kernel.execution == "csr" else -1]
+        kernel.assign(_values(initializer, layer, kernel, (seed, index), kernel.mask))
 
 
 def check(initializer: Callable[..., Any]) -> None:
@@ -229,12 +225,12 @@ def draw(
     kernel_mask: np.ndarray | tf.Tensor,
 ) -> tf.Tensor:
     """Draws the values of one kernel of a model or layer, in its shape and dtype."""
-    layers = {id(weight): around[-1] for weight, around in layers_of_weights(model)}
-    return _values(initializer, layers[id(kernel)], kernel, seed, kernel_mask)
+    layer = layers_by_weight(model)[id(kernel)][-1]
+    return _values(initializer, layer, masks.kernel_of(kernel), seed, kernel_mask)
 
 
 def _values(initializer, layer, kernel, seed, kernel_mask):
-    """Draws the values of one kernel; `layer` is the layer that computes with it."""
+    """Draws the values of one `SparseKernel`; `layer` is the layer that computes with it."""
     view, axes = _axes(layer, kernel)
     kernel_mask = tf.convert_to_tensor(kernel_mask)
     values = tf.convert_to_tensor(initializer(tf.reshape(kernel_mask, view), seed, axes))
@@ -243,7 +239,7 @@ def _values(initializer, layer, kernel, seed, kernel_mask):
             f"`initializer` must return values of the mask's shape {tuple(view)}. "
             f"Received: shape={tuple(values.shape)}, for {kernel.path!r}"
         )
-    values = tf.cast(tf.reshape(values, kernel.shape), kernel.dtype)
+    values = tf.cast(tf.reshape(values, kernel.shape), kernel.variable.dtype)
     return masks.masked(values, kernel_mask)
 
 
@@ -255,7 +251,7 @@ def _default_axes(rank):
 
 def _axes(layer, kernel):
     """The shape to which a kernel is reshaped, and the axes to sum over for fan-in and fan-out."""
-    shape = tuple(kernel.shape)
+    shape = kernel.shape
     rank = len(shape)
     into, out = _default_axes(rank)
     depthwise = keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D
@@ -266,7 +262,7 @@ def _axes(layer, kernel):
     )
     if isinstance(layer, keras.layers.EinsumDense):
         return shape, _axes_of_equation(layer.equation)
-    if isinstance(layer, depthwise) or "depthwise_kernel" in kernel.name:
+    if isinstance(layer, depthwise) or "depthwise_kernel" in kernel.variable.name:
         return shape, (into[:-1], out)  # (height, width, in, out per in)
     if isinstance(layer, transposed):
         return shape, (out, into)

@@ -89,7 +89,7 @@ def concrete(model, inputs=None, batch_size=1):
     return tf.nest.pack_sequence_as(specs, list(flat))
 
 
-def batch_of(model, inputs=None, batch_size=8):
+def batch_of(model, inputs=None):
     """A batch to try a model on: `inputs` if they are arrays, else random numbers.
 
     Random numbers are in `[0, 2)`, and random integers are 0 or 1, so they are in the range of any
@@ -99,7 +99,7 @@ def batch_of(model, inputs=None, batch_size=8):
         ValueError: As `concrete`; or if `inputs` have wrong types, or no example.
     """
     inputs = by_name(model, inputs)
-    specs = concrete(model, inputs, batch_size)
+    specs = concrete(model, inputs, batch_size=8)
     if inputs is not None and not any(
         isinstance(x, tf.TensorSpec) for x in tf.nest.flatten(inputs)
     ):

@@ -70,7 +70,7 @@ class MaskVariables(keras.layers.Layer):
                 self._variables_of_kernels[name] = kernel
 
     def separate(self):
-        """Gives a copy of this object, which has the same attributes, a list of its own."""
+        """Call on a shallow copy: from now on it shares no dictionaries with the original."""
         kernels = dict(self._variables_of_kernels)
         self.__dict__.update(by_kernel=dict(self.by_kernel), _variables_of_kernels=kernels)
 
@@ -204,7 +204,7 @@ class SparseKernel(keras.constraints.Constraint):
         """Sets inactive connections to zero, in case other code has changed them."""
 
     def check_given(self, arrays: Mapping[int, Any]) -> None:
-        """Raises a `ValueError` if arrays say nothing about which connections are active.
+        """Raises a `ValueError` if the arrays for `mask_variables` are no valid mask (or places).
 
         Args:
             arrays: `{id: array}` for variables that shall be set, such as `mask_variables`.
@@ -337,6 +337,26 @@ def mask_of(variable: Any) -> Any:
     """The mask variable of a masked kernel, or `None` for any other variable."""
     kernel = kernel_of(variable)
     return kernel.kernel_mask if isinstance(kernel, MaskedKernel) else None
+
+
+def check_sparse(
+    model: keras.layers.Layer, caller: str, by: str = "`rigl_tf.sparsify`"
+) -> "dict[str, SparseKernel]":
+    """The `kernels_of` a model; a `ValueError` if there are none, which the `caller` needs.
+
+    Args:
+        model: A `keras.Model` or layer; anything else has no kernels.
+        caller: String, the beginning of the error message.
+        by: String, what to make a sparse model with.
+    """
+    is_model = isinstance(model, keras.layers.Layer)
+    kernels = kernels_of(model) if is_model else {}
+    if not kernels:
+        raise ValueError(
+            f"{caller} needs a built sparse model: make one with {by}. "
+            f"Received: model={model.name if is_model else model!r}, without sparse kernels"
+        )
+    return kernels
 
 
 def check_masked(model: keras.layers.Layer, caller: str) -> None:
@@ -512,12 +532,9 @@ def save_masks(model: keras.layers.Layer, path: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: If `path` has another ending, or the model has no sparse kernel.
     """
-    path, masks = _npz(path), get_masks(model)
-    if not masks:
-        raise ValueError(
-            "`save_masks` needs a built sparse model: make one with `rigl_tf.sparsify`. "
-            f"Received: model={model.name!r}, without sparse kernels"
-        )
+    path = _npz(path)
+    check_sparse(model, "`save_masks`")
+    masks = get_masks(model)
     # The arrays have numbers as names, because paths may contain characters that names may not.
     arrays: dict[str, Any] = {f"mask_{index}": mask for index, mask in enumerate(masks.values())}
     np.savez_compressed(path, paths=np.array(list(masks)), **arrays)

@@ -11,6 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from rigl_tf.checks import check_integers
+
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process is the one worker that should write files.
@@ -108,6 +110,7 @@ def fit(
     >>> len(history.history["loss"])
     3
     """
+    check_integers(0, epochs=epochs, initial_epoch=initial_epoch)
     strategy = _strategy_of(model)
     train = _Loop(model, model.train_step, dataset, steps_per_epoch, "steps_per_epoch")
     validate = None
@@ -179,11 +182,13 @@ class _Loop:
         self._steps_name = steps_name
         _check_batches(dataset, self._strategy.num_replicas_in_sync)
         self._starts_anew = steps is None
+        if steps is not None:
+            check_integers(1, **{steps_name: steps})
         self.steps = int(dataset.cardinality()) if steps is None else steps
         if self.steps < 1:
             raise ValueError(
-                f"`{steps_name}` must be given for a dataset whose length is not known, and be "
-                f"positive. Received: {steps_name}={steps}"
+                f"`{steps_name}` must be given for a dataset whose length is not known. "
+                f"Received: {steps_name}=None"
             )
         self._dataset = self._strategy.experimental_distribute_dataset(dataset)
         self._iterator = None

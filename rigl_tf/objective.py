@@ -1,6 +1,7 @@
 """The mean loss of a model over data, for its gradients; the state of the model is not changed."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -273,6 +274,45 @@ def on_a_replica(function, *arguments):
     strategy = tf.distribute.get_strategy()
     results = strategy.run(function, arguments)
     return tf.nest.map_structure(lambda x: strategy.experimental_local_results(x)[0], results)
+
+
+class MeanGradients:
+    """A function that computes the gradients of the mean loss over batches; it is traced once.
+
+    The network computes as in training, for example with dropout. Its state, such as moving
+    averages, is restored afterwards.
+
+    Args:
+        model: A built `keras.Model`.
+        loss: As in `mean_loss`.
+        variables: The Keras variables to differentiate by, frozen or not.
+    """
+
+    def __init__(self, model, loss, variables):
+        self._model = model
+        self._mean_loss = mean_loss(loss)
+        self._variables = list(variables)
+        self._of_batch = tf.function(
+            functools.partial(on_a_replica, self._gradients), reduce_retracing=True
+        )
+
+    def __call__(self, some_batches):
+        """List of tensors: the gradient by each variable, 0 where the loss does not depend on it.
+
+        Args:
+            some_batches: Iterable of `Batch`.
+        """
+        with untouched_state(self._model):
+            return mean_over(some_batches, self._of_batch)
+
+    def _gradients(self, inputs, targets, sample_weight):
+        values = [variable.value for variable in self._variables]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            outputs = self._model(inputs, training=True)
+            loss = self._mean_loss(targets, outputs, sample_weight)
+        gradients = tape.gradient(loss, values, unconnected_gradients="zero")
+        return [tf.convert_to_tensor(each) for each in gradients]
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ def magnitude_masks(
     >>> int(np.count_nonzero(model.layers[0].layer.kernel))
     8
     """
-    kernels, values = check_sparse(model), _kernel_values(model)
+    kernels, values = _kernels(model), _kernel_values(model)
     scores = {path: tf.abs(_dense(kernels[path], value)) for path, value in values.items()}
     return _select(model, scores, sparsity, distribution)
 
@@ -83,7 +83,7 @@ def random_masks(
     check_integers(seed=seed)
     scores = {
         path: tf.random.stateless_uniform(kernel.shape, (seed, index), dtype=tf.float64)
-        for index, (path, kernel) in enumerate(check_sparse(model).items())
+        for index, (path, kernel) in enumerate(_kernels(model).items())
     }
     return _select(model, scores, sparsity, distribution)
 
@@ -129,7 +129,7 @@ def snip_masks(
     >>> batch = np.ones((2, 8), "float32"), np.zeros((2, 4), "float32")
     >>> masks = snip_masks(model, batch, sparsity=0.75, loss="mse")
     """
-    kernels, values = check_sparse(model), _kernel_values(model)
+    kernels, values = _kernels(model), _kernel_values(model)
     gradients = _gradients(model, values, read_batches(data), loss)
     scores = {
         path: _dense(kernels[path], tf.abs(gradients[path] * value))
@@ -191,35 +191,15 @@ def grasp_masks(
     return _select(model, _check_not_all_zero(scores), sparsity, distribution)
 
 
-def check_sparse(model: keras.layers.Layer) -> dict[str, masks.SparseKernel]:
-    """Returns the sparse kernels of a model, after checking that there are some.
-
-    Args:
-        model: A `keras.Model` or layer.
-
-    Returns:
-        `{path: SparseKernel}`.
-
-    Raises:
-        ValueError: If the model has no sparse kernel.
-    """
-    is_model = isinstance(model, keras.layers.Layer)
-    kernels = masks.kernels_of(model) if is_model else {}
-    if not kernels:
-        raise ValueError(
-            "Pruning needs a built sparse model: make one with `rigl_tf.sparsify(model, 0.0)`. "
-            f"Received: model={model.name if is_model else model!r}, without sparse kernels"
-        )
-    return kernels
+def _kernels(model):
+    return masks.check_sparse(model, "Pruning", "`rigl_tf.sparsify(model, 0.0)`")
 
 
 def _kernel_values(model):
     # If there is a copy of a kernel on each replica, the first copy.
     return {
         path: masks.strategy_of(variable).experimental_local_results(variable.value)[0]
-        for path, variable in (
-            (path, kernel.variable) for path, kernel in check_sparse(model).items()
-        )
+        for path, variable in ((path, kernel.variable) for path, kernel in _kernels(model).items())
     }
 
 

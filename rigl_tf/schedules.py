@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Callable
-from numbers import Real
 from typing import TYPE_CHECKING, Any, cast
 
 import keras
 import tensorflow as tf
 
-from rigl_tf.checks import check_integers, check_numbers
+from rigl_tf.checks import check_integers, check_numbers, is_number
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -131,8 +130,7 @@ class _DropFraction:
     """A share of the active connections to drop: a callable of the step, with a config."""
 
     def __init__(self, drop_fraction: float, **config: Any) -> None:
-        is_number = isinstance(drop_fraction, Real) and not isinstance(drop_fraction, bool)
-        if not is_number or not 0 <= drop_fraction <= 1:
+        if not is_number(drop_fraction) or not 0 <= drop_fraction <= 1:
             raise ValueError(
                 "`drop_fraction` must be a number in [0, 1], a schedule or a callable of the step. "
                 f"Received: drop_fraction={drop_fraction!r}"
@@ -349,7 +347,7 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         warmup_steps: int,
     ) -> None:
         is_schedule = isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule)
-        if not is_schedule and not isinstance(learning_rate, Real):
+        if not is_schedule and not is_number(learning_rate):
             raise ValueError(
                 "`learning_rate` must be a `keras.optimizers.schedules.LearningRateSchedule` or a "
                 f"number. Received: learning_rate={learning_rate!r}"

@@ -354,7 +354,10 @@ class _FanIns(_Rows):
         self._wanted = int(max(super().count(sparsity), self.num_rows))
 
     def _budget(self, mask):
-        """The number of connections to share: the first number, if only rounding has lowered it."""
+        """How many connections a kernel shares among its outputs.
+
+        If only rounding made the mask smaller than it started, the number at the start.
+        """
         num_active, num_used = selection.num_true(mask), selection.num_true(tf.reduce_any(mask, 1))
         is_first = (num_active <= self._wanted) & (self._wanted < num_active + num_used)
         return tf.where(is_first, self._wanted, num_active)

@@ -60,6 +60,13 @@ def layers_of_weights(
     return [(weight, around[id(weight)]) for weight in layer.weights]
 
 
+def layers_by_weight(
+    layer: keras.layers.Layer,
+) -> dict[int, tuple[keras.layers.Layer, ...]]:
+    """`{id of a weight: the layers around it}`, as `layers_of_weights` lists them."""
+    return {id(weight): layers for weight, layers in layers_of_weights(layer)}
+
+
 def _children(layer):
     if not isinstance(layer, keras.Model):
         return _attributes(layer)

@@ -5,6 +5,7 @@ import functools
 import gc
 import json
 import os
+import resource
 import types
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -130,3 +131,19 @@ def traced_once(request, monkeypatch):
                 model.optimizer.build(model.trainable_variables)
 
     monkeypatch.setattr(trainer, "compile", compile_and_build)
+
+
+@pytest.fixture
+def no_space():
+    """`no_space(n)`: no file can grow past n bytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def eagerly():
+    """Functions run eagerly: many small trainings take less time than their graphs."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)

@@ -235,6 +235,11 @@ def masks_of(model):
     return list(rigl_tf.get_masks(model).values())
 
 
+def kernels_of(model):
+    """The sparse kernels; of CSR kernels the active values."""
+    return [kernel.numpy() for kernel in rigl_tf.masks.sparse_kernels(model).values()]
+
+
 def active(model):
     """How many connections each kernel has."""
     return [int(mask.sum()) for mask in masks_of(model)]

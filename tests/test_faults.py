@@ -1,6 +1,5 @@
 """What goes wrong in training: a clear error or correct behaviour, never silent damage."""
 
-import resource
 import warnings
 import zipfile
 
@@ -8,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import dense_weights, ends_early, in_every_execution, updates_only
+from helpers import all_alike, dense_weights, ends_early, in_every_execution, masks_of, updates_only
 
 import rigl_tf
 
@@ -17,10 +16,6 @@ pytestmark = [ends_early, updates_only]
 
 # Active connections of 6x8 and 8x3.
 HALF = [24, 12]
-
-
-def equally(shapes, sparsity):
-    return dict.fromkeys(shapes, sparsity)
 
 
 def data(num=16):
@@ -47,7 +42,12 @@ def rigl(inner=None, update_frequency=2):
 
 
 def make(
-    sparsity=0.5, distribution=equally, seed=0, optimizer=None, run_eagerly=True, execution="masked"
+    sparsity=0.5,
+    distribution=all_alike,
+    seed=0,
+    optimizer=None,
+    run_eagerly=True,
+    execution="masked",
 ):
     keras.utils.set_random_seed(seed)
     model = rigl_tf.sparsify(dense_model(), sparsity, distribution, seed=seed, execution=execution)
@@ -95,10 +95,6 @@ def assert_zeros(model):
 
 def same(arrays, others):
     return all(np.array_equal(a, b) for a, b in zip(arrays, others, strict=True))
-
-
-def masks_of(model):
-    return list(rigl_tf.get_masks(model).values())
 
 
 def values(model):
@@ -331,7 +327,7 @@ def test_a_backup_of_another_sparsity_wins(tmp_path):
 @pytest.mark.parametrize("name", ["dense.keras", "dense.weights.h5"])
 def test_dense_weights_into_a_sparse_model(name, trained):
     """They are taken where the masks are `True`, and the masks stay."""
-    model = rigl_tf.sparsify(dense_model(), 0.5, equally)
+    model = rigl_tf.sparsify(dense_model(), 0.5, all_alike)
     masks = masks_of(model)
     model.load_weights(trained[0] / name)
     dense = keras.models.load_model(trained[0] / "dense.keras")
@@ -388,14 +384,6 @@ def test_weights_that_are_set_past_the_masks():
 
 
 # Files that are damaged, and files that cannot be written.
-
-
-@pytest.fixture
-def no_space():
-    """`no_space(n)`: no file can grow past n bytes, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("kind", ["empty", "garbage", "truncated"])

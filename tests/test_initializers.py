@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import assert_same_model, dense_weights, differ, executions_of, half, kernels_of
 
 import rigl_tf
 from rigl_tf import initializers
@@ -178,10 +179,6 @@ def make_model():
     return model
 
 
-def kernels_of(model):
-    return [kernel.numpy() for kernel in rigl_tf.masks.sparse_kernels(model).values()]
-
-
 def test_sparsify_draws_and_initialize_draws_the_same():
     initializer = SparseVarianceScaling()
     plain = rigl_tf.sparsify(make_model(), 0.8, seed=3)
@@ -213,6 +210,36 @@ def test_values_are_independent_of_masks_and_of_each_other():
     initialize(model, SparseVarianceScaling(mode="fan_out"))
     one, other = kernels_of(model)
     assert abs(np.corrcoef(one.ravel(), other[:20].ravel())[0, 1]) < 0.15
+
+
+def every_kind_of_csr():
+    """All kinds of kernels that can be CSR; the last one's layer is inside another one."""
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 4)),
+            layers.Conv2D(6, 3),
+            layers.EinsumDense("abcd,de->abce", (4, 4, 5)),
+            layers.Flatten(),
+            layers.Dense(8),
+            layers.Reshape((2, 4)),
+            layers.TimeDistributed(layers.Dense(3)),
+        ]
+    )
+
+
+@pytest.mark.parametrize("arguments", [{}, {"fans": "layer", "distribution": "normal"}])
+def test_csr_kernels_get_the_same_values(arguments):
+    scaling = SparseVarianceScaling(2.0, "fan_in", **arguments)
+    masked, csr = (
+        half(every_kind_of_csr(), execution=execution, initializer=scaling, seed=3)
+        for execution in ("masked", "csr")
+    )
+    assert executions_of(csr) == ["csr"] * 4
+    assert_same_model(csr, masked, tolerance=0)
+    initialize(masked, scaling, seed=4)
+    assert differ(dense_weights(csr), dense_weights(masked))
+    initialize(csr, scaling, seed=4)
+    assert_same_model(csr, masked, tolerance=0)
 
 
 class Late(keras.Model):
@@ -297,6 +324,7 @@ def test_config_and_mixed_precision():
             "seed=0.5",
         ),
         (lambda: SparseVarianceScaling()(np.ones((3, 4), bool), 0), "seed=0"),
+        (lambda: SparseVarianceScaling()(np.ones((3, 4), bool), (0, 0.5)), r"seed=\(0, 0.5\)"),
         (
             lambda: initialize(
                 rigl_tf.sparsify(make_model(), 0.5), lambda mask, seed, axes: tf.zeros(3)

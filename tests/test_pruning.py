@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import all_alike, numbers
+from helpers import all_alike, kernels_of, numbers
 
 import rigl_tf
 from rigl_tf import pruning
@@ -19,10 +19,6 @@ def linear(sizes=(6, 5), sparsity=0.0):
         [keras.Input(sizes[:1]), *[layers.Dense(size, use_bias=False) for size in sizes[1:]]]
     )
     return rigl_tf.sparsify(dense, sparsity, dict.fromkeys)
-
-
-def kernels_of(model):
-    return [kernel.numpy() for kernel in rigl_tf.masks.sparse_kernels(model).values()]
 
 
 def largest(scores, num):

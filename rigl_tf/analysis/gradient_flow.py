@@ -1,6 +1,5 @@
 """Gradient flow: the gradient norm of active connections, and how mask updates change it."""
 
-import functools
 from typing import Any, NamedTuple
 
 import keras
@@ -9,14 +8,7 @@ import tensorflow as tf
 from rigl_tf import masks
 from rigl_tf._types import Data, Loss
 from rigl_tf.checks import check_integers
-from rigl_tf.objective import (
-    batches,
-    mean_loss,
-    mean_over,
-    on_a_replica,
-    read_batches,
-    untouched_state,
-)
+from rigl_tf.objective import MeanGradients, batches, read_batches
 from rigl_tf.optimizers import SparseTraining
 from rigl_tf.optimizers.slots import optimizers_within
 
@@ -185,32 +177,19 @@ class _Measure:
                 "Gradients need a built model with trainable weights. "
                 f"Received: model={model.name!r}, without"
             )
-        self._model = model
         self._data = data
-        self._mean_loss = mean_loss(loss)
         self._weights = model.trainable_variables
         # (A CSR kernel has the path of its layer's kernel, not that of its values.)
         self._paths = list(masks.by_path(masks.kernel_of(each) or each for each in self._weights))
-        gradients = functools.partial(on_a_replica, self._gradients_of_batch)
-        self._gradients = tf.function(gradients, reduce_retracing=True)
+        self._gradients = MeanGradients(model, loss, self._weights)
 
     def __call__(self):
-        with untouched_state(self._model):
-            gradients = mean_over(self._data, self._gradients)
+        gradients = map(active_only, self._gradients(self._data), self._weights)
         by_weight = {
             path: float(tf.norm(tf.cast(gradient, tf.float32)))
             for path, gradient in zip(self._paths, gradients, strict=True)
         }
         return GradientNorms(float(tf.norm(list(by_weight.values()))), by_weight)
-
-    def _gradients_of_batch(self, inputs, targets, sample_weight):
-        values = [weight.value for weight in self._weights]
-        with tf.GradientTape() as tape:
-            outputs = self._model(inputs, training=True)
-            loss = self._mean_loss(targets, outputs, sample_weight)
-        gradients = tape.gradient(loss, values, unconnected_gradients="zero")
-        pairs = zip(gradients, self._weights, strict=True)
-        return [active_only(tf.convert_to_tensor(each), weight) for each, weight in pairs]
 
 
 def active_only(values: tf.Tensor, weight: keras.Variable) -> tf.Tensor:

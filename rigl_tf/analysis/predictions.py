@@ -155,7 +155,7 @@ def solution_distance(
     >>> round(solution_distance(model, start, opposite).angle, 4)
     2.0
     """
-    kernels = _sparse_kernels(model, "solution_distance")
+    kernels = _masked_kernels(model, "`solution_distance`")
     first, second = (
         dict(zip(map(id, model.weights), check_weights(model, name, weights), strict=True))
         for name, weights in (("start", start), ("end", end))
@@ -210,7 +210,7 @@ def repel(
     2.0
     """
     # Keras computes the losses of trainable weights only.
-    first, *others = sorted(_sparse_kernels(model, "repel"), key=lambda k: not k.trainable)
+    first, *others = sorted(_masked_kernels(model, "`repel`"), key=lambda k: not k.trainable)
     check_numbers("(-inf, inf)", weight=weight)
     indices = {id(variable): index for index, variable in enumerate(model.weights)}
     known = [
@@ -268,12 +268,7 @@ def _squared_cosine(values, kernels, solution):
     return tf.math.divide_no_nan(product**2, squares[0] * squares[1])
 
 
-def _sparse_kernels(model, caller):
-    kernels = list(masks.sparse_kernels(model).values())
-    if not kernels:
-        raise ValueError(
-            f"`{caller}` needs a built sparse model: make one with `rigl_tf.sparsify`. "
-            f"Received: model={model.name!r}, without sparse kernels"
-        )
-    masks.check_masked(model, f"`{caller}`")
-    return kernels
+def _masked_kernels(model, caller):
+    kernels = masks.check_sparse(model, caller)
+    masks.check_masked(model, caller)
+    return [kernel.variable for kernel in kernels.values()]

@@ -4,7 +4,13 @@ import math
 from fractions import Fraction
 
 from rigl_tf._types import Shapes
-from rigl_tf.checks import check_choice, check_numbers, check_shapes, check_sparsity
+from rigl_tf.checks import (
+    check_booleans,
+    check_choice,
+    check_numbers,
+    check_shapes,
+    check_sparsity,
+)
 
 # The density of a layer, up to a factor, by its number counted from the first and the last layer.
 _DECAYS = {
@@ -136,8 +142,7 @@ def _share_of_zeros(size, zeros):
 
 
 def _check_arguments(residual, linear_density, decay):
-    if not isinstance(residual, bool):
-        raise ValueError(f"`residual` must be True or False. Received: residual={residual!r}")
+    check_booleans(residual=residual)
     if linear_density is not None:
         check_numbers("(0, 1]", linear_density=linear_density)
     check_choice(_DECAYS, decay=decay)

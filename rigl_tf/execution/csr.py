@@ -234,7 +234,10 @@ class CSRStorage(keras.layers.Layer):
 
 
 def _check_assigned(storage, variable):
-    """Lets a variable with places refuse what is computed with places, such as an average."""
+    """Makes a variable of places refuse floating-point values, unless they equal its places.
+
+    Averages are such values.
+    """
     assign = variable.assign
 
     def assign_places(value):
@@ -252,7 +255,7 @@ def _check_assigned(storage, variable):
 
 
 def _check_places(storage, variable, value):
-    """Raises a `ValueError` if numbers that are no integers are not the places of before."""
+    """Raises a `ValueError` if floating-point values differ from the variable's places."""
     value = tf.convert_to_tensor(value)
     if not value.dtype.is_integer and not _are_same(variable, value):
         raise ValueError(f"{_refusal(storage, variable)}, of type {value.dtype.name}")

@@ -7,7 +7,7 @@ import tensorflow as tf
 from rigl_tf import masks
 from rigl_tf.checks import check_choice
 from rigl_tf.execution import csr, engine, products
-from rigl_tf.walk import layers_of_weights
+from rigl_tf.walk import layers_by_weight, layers_of_weights
 
 EXECUTIONS = ("masked", "csr", "auto")
 
@@ -62,9 +62,9 @@ def store(layer, mask_variables, execution, tied=(), stored=None):
                 _sort(layer, mask_variables)
         if execution == "masked":
             return
-        owners = {id(weight): layers[-1] for weight, layers in layers_of_weights(layer)}
+        around = layers_by_weight(layer)
         for index, (name, kernel) in enumerate(mask_variables.kernels().items()):
-            owner = owners[id(kernel.variable)]
+            owner = around[id(kernel.variable)][-1]
             is_refused = products.refusal(owner, kernel.variable) is not None
             if is_refused or id(kernel.variable) in tied or kernel.units.structure is not None:
                 continue

@@ -13,7 +13,7 @@ from rigl_tf import masks
 from rigl_tf.checks import check_keras_3
 from rigl_tf.layers.eligibility import reason_within
 from rigl_tf.layers.storage import reason_for_masked
-from rigl_tf.walk import layers_of_weights
+from rigl_tf.walk import layers_by_weight, layers_of_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +243,7 @@ def sparsity_summary(model: keras.layers.Layer) -> SparsitySummary:
             "`sparsity_summary` needs a model with weights: build it by calling it on a batch. "
             f"Received: model={model.name!r}, without weights"
         )
-    around = {id(weight): layers for weight, layers in layers_of_weights(model)}
+    around = layers_by_weight(model)
     kernels = tuple(
         StoredKernel(
             path,

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection, structures
+from rigl_tf.checks import check_integers
 from rigl_tf.execution.products import born_sparse
 from rigl_tf.layers.axes import axes_of
 from rigl_tf.layers.building import (
@@ -27,7 +28,7 @@ from rigl_tf.layers.building import (
 from rigl_tf.layers.eligibility import Choice
 from rigl_tf.layers.first_masks import Allocation, MaskChoice, when_initialized
 from rigl_tf.layers.storage import check_execution, csr_storages, store
-from rigl_tf.walk import all_layers, layers_of_weights, unbuilt
+from rigl_tf.walk import all_layers, layers_by_weight, unbuilt
 
 # The attribute of a wrapper with the masks. Keras loads attributes in alphabetical order, and the
 # masks must come after the kernels.
@@ -120,6 +121,8 @@ class SparseWrapper(keras.layers.Wrapper):
         else:
             distributions.check_sparsity(sparsity)
         check_execution(execution)
+        if seed is not None:
+            check_integers(seed=seed)
         if isinstance(layer, keras.layers.Layer):
             name = name or layer.name
             kwargs.setdefault("dtype", _plain_policy(layer))
@@ -220,7 +223,7 @@ class SparseWrapper(keras.layers.Wrapper):
         return next(iter(self.kernel_masks.values()))
 
     def separate(self) -> None:
-        """Makes a copy of a wrapper, which has the same attributes, independent of it."""
+        """Call on a shallow copy: from now on its calls and its masks are its own."""
         self._take_signatures(self.layer)
         getattr(self, _MASKS).separate()
 
@@ -312,9 +315,11 @@ class SparseWrapper(keras.layers.Wrapper):
         """`{id of a kernel: its units}`, empty without a structure."""
         if self.structure is None:
             return {}
-        owners = {id(weight): layers[-1] for weight, layers in layers_of_weights(self.layer)}
+        around = layers_by_weight(self.layer)
         return {
-            id(each): self.structure.units(each.shape, axes_of(owners[id(each)], each), each.path)
+            id(each): self.structure.units(
+                each.shape, axes_of(around[id(each)][-1], each), each.path
+            )
             for each in kernels
         }
 
@@ -533,7 +538,7 @@ def _check_no_lora(layer):
 
 
 def _new_wrapper(cls, *args, **kwargs):
-    """Makes a plain `SparseWrapper` where a copy is made of the class that a wrapper shows."""
+    """`__new__` of the classes of `_class_like`: copying such an object gives a `SparseWrapper`."""
     return SparseWrapper.__new__(SparseWrapper, *args, **kwargs)
 
 

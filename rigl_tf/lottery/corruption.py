@@ -10,7 +10,7 @@ import numpy as np
 from rigl_tf import distributions, pruning
 from rigl_tf._types import Masks
 from rigl_tf.checks import check_integers, check_numbers
-from rigl_tf.masks import as_booleans, kernels_of
+from rigl_tf.masks import as_booleans, check_sparse
 
 
 def corrupt_labels(
@@ -184,12 +184,7 @@ def shuffle_weights(model: keras.Model, seed: int = 0) -> None:
     >>> model = rigl_tf.sparsify(model, sparsity=0.75)
     >>> shuffle_weights(model, seed=1)
     """
-    kernels = kernels_of(model)
-    if not kernels:
-        raise ValueError(
-            "`shuffle_weights` needs a sparse model, as it permutes active weights. "
-            f"Received: model={model.name!r}, without sparse kernels"
-        )
+    kernels = check_sparse(model, "`shuffle_weights`")
     check_integers(0, seed=seed)
     for index, kernel in enumerate(kernels.values()):
         values, active = np.array(kernel.numpy()), kernel.mask

@@ -17,7 +17,7 @@ from rigl_tf.checks import check_choice, check_integers, check_numbers
 from rigl_tf.lottery.levels import Records, restore, shapes_of, trained_state
 from rigl_tf.lottery.run import Run, check_train
 from rigl_tf.lottery.tickets import optimizer_reset
-from rigl_tf.pruning import check_sparse, magnitude_masks
+from rigl_tf.pruning import magnitude_masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +192,7 @@ class ADMM:
         distribution: Distribution = "uniform",
         rho: float = 1e-3,
     ) -> None:
-        kernels = check_sparse(model)
+        kernels = masks.check_sparse(model, "`ADMM`")
         masks.check_masked(model, "`ADMM`")
         check_numbers("(0, inf)", rho=rho)
         shares = _shares(model, distribution, sparsity)
@@ -285,7 +285,7 @@ def _levels(sparsity, prune_fraction):
 
 
 def _check(model, sparsity, pruning, prune_fraction, num_updates, rho):
-    check_sparse(model)
+    masks.check_sparse(model, "`prune_and_fine_tune`", "`rigl_tf.sparsify(model, 0.0)`")
     masks.check_masked(model, "`prune_and_fine_tune`")
     if not distributions.check_sparsity(sparsity) > 0:
         raise ValueError(f"`sparsity` must be above 0. Received: sparsity={sparsity!r}")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rigl_tf import distributions
-from rigl_tf.checks import check_numbers
+from rigl_tf.checks import check_numbers, is_integer, is_number
 from rigl_tf.lottery.run import check_percent
 
 
@@ -219,9 +219,8 @@ def check_different(name, values, kind):
     ValueError: `seeds` must be different integers >= 0, one at least. Received: seeds=3
     """
     listed = list(values) if isinstance(values, Iterable) else []
-    are_right = all(
-        isinstance(value, kind) and not isinstance(value, bool) and value >= 0 for value in listed
-    )
+    is_right = is_integer if kind is Integral else is_number
+    are_right = all(is_right(value) and value >= 0 for value in listed)
     if not listed or not are_right or len(set(listed)) < len(listed):
         rule = "integers" if kind is Integral else "numbers"
         raise ValueError(

@@ -63,7 +63,7 @@ def weights_of(model, weights):
     return [values[id(each)] if id(each) in values else each.numpy() for each in model.weights]
 
 
-def without_masks(model, weights):
+def weights_and_masks(model, weights):
     """Converts `model.get_weights()` to the form of `state_of`; the reverse of `weights_of`.
 
     The model is not changed, so inactive weights keep their values. Variables that are not weights,

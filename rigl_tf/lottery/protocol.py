@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from rigl_tf import masks
-from rigl_tf.checks import check_choice, check_functions
+from rigl_tf.checks import check_booleans, check_choice, check_functions, check_integers
 from rigl_tf.lottery.corruption import rearrange_masks
 from rigl_tf.lottery.jackpot import check_different, check_thresholds, decide
 from rigl_tf.lottery.levels import Level, Records, read, replace_file, restore, shapes_of, state_of
@@ -186,8 +186,8 @@ class Contest:
         levels: Integer >= 1, how many times to prune, see `find_ticket`.
         prune_fraction: Share of the active connections that a level removes, in `(0, 1)`.
         scope: `"global"` or `"layerwise"`, see `find_ticket`.
-        seed: Integer, the seed of the initial weights. It is passed to `train`, too.
-        other_seed: Integer, the seed of the other initial weights.
+        seed: Integer >= 0, the seed of the initial weights. It is passed to `train`, too.
+        other_seed: Integer >= 0, the seed of the other initial weights.
         learning_rate: Number, passed to `train`, or `None`.
         known: Accuracies in percent of dense networks that were trained before.
 
@@ -229,6 +229,7 @@ class Contest:
         learning_rate: float | None = None,
         known: Sequence[float] = (),
     ) -> None:
+        check_integers(0, seed=seed, other_seed=other_seed)
         self._build, self._train, self._known = build, train, known
         self.seed, self._other_seed, self._learning_rate = seed, other_seed, learning_rate
         self._directory = pathlib.Path(directory)
@@ -250,12 +251,13 @@ class Contest:
                 level 0 the dense network). `"RR-IMP"` or `"RR-OMP"`: the same masks with other
                 initial weights. `"random"`: the initial weights, with the masks of the ticket
                 permuted within each kernel.
-            level: Integer, how many times to prune.
+            level: Integer >= 0, how many times to prune.
 
         Returns:
             Float, the accuracy in percent.
         """
         check_choice((*_KINDS, "random"), kind=kind)
+        check_integers(0, level=level)
         if kind == "LT-IMP":
             return self.levels[level].metrics
         weights = self._other_weights if kind.startswith("RR") else self._start["weights"]
@@ -268,12 +270,13 @@ class Contest:
 
         Args:
             kind: String, the name of the result.
-            level: Integer, the level of the result.
+            level: Integer >= 0, the level of the result.
             compute: Function without arguments; its result must be one that JSON can save.
 
         Returns:
             The result, computed or loaded.
         """
+        check_integers(0, level=level)
         name = f"{kind.lower().replace(' ', '-')}-{level:03d}"
         return self._records.once(name, lambda: {"metrics": compute()})["metrics"]
 
@@ -285,12 +288,13 @@ class Contest:
         Args:
             model: The `keras.Model` to train.
             kind: String, the name of the training.
-            level: Integer, how many times the network was pruned.
+            level: Integer >= 0, how many times the network was pruned.
             rewind: A `RewindPoint`, or `None`.
 
         Returns:
             Float, the accuracy in percent.
         """
+        check_integers(0, level=level)
         run = Run(kind, level, self.seed, self._learning_rate, rewind)
         return accuracy_of(self._train, model, run)
 
@@ -298,8 +302,9 @@ class Contest:
         """The number of trainable parameters of a ticket, without inactive connections.
 
         Args:
-            level: Integer, how many times the network was pruned.
+            level: Integer >= 0, how many times the network was pruned.
         """
+        check_integers(0, level=level)
         return _num_parameters(self.model, self._masks("LT-OMP", level))
 
     def rewinding(self, levels: int, rewind_step: int) -> list[Level]:
@@ -477,7 +482,5 @@ def _judge(table, level, sparsity, thresholds):
 def _check_directory_and_residual(directory, residual):
     if not isinstance(directory, (str, os.PathLike)):
         raise ValueError(f"`directory` must be a path. Received: directory={directory!r}")
-    if not isinstance(residual, (bool, np.bool_, type(None))):
-        raise ValueError(
-            f"`residual` must be `True`, `False` or `None`. Received: residual={residual!r}"
-        )
+    if residual is not None:
+        check_booleans(residual=residual)

@@ -15,7 +15,7 @@ from rigl_tf import masks
 from rigl_tf.checks import check_functions, check_numbers
 from rigl_tf.lottery import corruption
 from rigl_tf.lottery.jackpot import check_different
-from rigl_tf.lottery.levels import Records, restore, shapes_of, state_of, without_masks
+from rigl_tf.lottery.levels import Records, restore, shapes_of, state_of, weights_and_masks
 from rigl_tf.lottery.run import Run, accuracy_of, check_percent, check_train
 
 CHECKS = (
@@ -233,7 +233,7 @@ def _find(build, prune, rearranges, num_classes, data, seed, run):
     if weights is None:
         weights = initial
     else:
-        weights, own_masks = without_masks(model, weights)
+        weights, own_masks = weights_and_masks(model, weights)
         if rearranges:
             restore(model, weights, [np.ones_like(mask) for mask in own_masks.values()])
             _check_unmasked(model, kernel_masks)

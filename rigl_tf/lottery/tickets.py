@@ -224,7 +224,7 @@ def optimizer_reset(model):
 
 def check_arguments(model, levels, prune_fraction, scope, rewind_step, rewind="weights"):
     """Raises a `ValueError` unless these are arguments for `find_ticket`."""
-    pruning.check_sparse(model)
+    masks.check_sparse(model, "The search for a ticket", "`rigl_tf.sparsify(model, 0.0)`")
     masks.check_masked(model, "The search for a ticket")
     check_integers(1, levels=levels)
     check_integers(0, rewind_step=rewind_step)

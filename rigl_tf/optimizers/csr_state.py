@@ -196,9 +196,10 @@ def _are_finite(inputs, gradients, blocks):
 
 
 def _applied(inputs, gradients, blocks, gradient, penalty, weights, structure, shape):
-    """`(x, dy)` whose product equals, at the active places, the gradient that the optimizer got.
+    """The stored inputs and output gradients, scaled to give the gradient that the optimizer got.
 
-    The gradient of a regularizer, `penalty`, and that of a weight decay are not included.
+    Their product equals it at the active places. The gradient of a regularizer, `penalty`, and
+    that of a weight decay are not included.
 
     Not every backward pass through a layer trains it: there may be passes for another loss, in a
     skipped step, or only for the gradient of the inputs. Gradients may also be scaled before they

@@ -144,9 +144,8 @@ class SparseOptimizer(ScheduledUpdates):
         return super()._needs_gradients or self.grow_init in growth.OF_GRADIENTS
 
     def _check_schedule(self):
-        schedules.check_update_steps(self.begin_step, self.end_step, self.update_frequency)
-        schedules.drop_fraction_schedule(self.drop_fraction, self.begin_step, self.end_step)
         super()._check_schedule()
+        schedules.drop_fraction_schedule(self.drop_fraction, self.begin_step, self.end_step)
 
     def _drop_fraction_at(self, step):
         """The share of the active connections to drop at `step`, an integer or a scalar tensor."""

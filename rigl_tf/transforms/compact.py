@@ -11,26 +11,24 @@ import tensorflow as tf
 
 from rigl_tf._types import Data, Loss
 from rigl_tf.checks import check_choice, check_keras_3, check_numbers
+from rigl_tf.differences import are_within, differences, largest, tolerances
 from rigl_tf.inputs import batch_of
 from rigl_tf.layers.summary import as_text
 from rigl_tf.masks import kernels_of, masked, without_masks
-from rigl_tf.objective import mean_loss, mean_over, read_batches, untouched_state
+from rigl_tf.objective import MeanGradients, read_batches
 from rigl_tf.transforms.channels import Channels, is_its_graph
 from rigl_tf.transforms.execution import as_masked
 from rigl_tf.transforms.rebuild import is_clonable
 from rigl_tf.transforms.smaller import smaller_model
-from rigl_tf.walk import all_layers
 
 _RULE = (
     "`compact` and `live_units` take a built Sequential or Functional model, because Keras knows "
     "its graph."
 )
 _SALIENCIES = ("magnitude", "gradient")
-# The outputs may differ by this share of the largest output, or by this many times the change of
-# the model's own outputs when the last digits of its inputs change.
-_TOLERANCE = 1e-4
+# The outputs may differ by more than rounding: by this many times the change of the model's own
+# outputs when the last digits of its inputs change.
 _NUM_OWN_DIFFERENCES = 20
-_EPSILONS = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -365,18 +363,7 @@ def _gradients(model, channels, data, loss):
         key: getattr(step.weights.inner, step.weights.kernel_name)
         for key, (step, *_) in channels.kernels.items()
     }
-    mean = mean_loss(loss)
-    values = [kernel.value for kernel in kernels.values()]
-
-    def of_batch(inputs, targets, sample_weight):
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(values)
-            value = mean(targets, model(inputs, training=True), sample_weight)
-        gradients = tape.gradient(value, values, unconnected_gradients="zero")
-        return [tf.convert_to_tensor(each) for each in gradients]
-
-    with untouched_state(model):
-        gradients = mean_over(read_batches(data), of_batch)
+    gradients = MeanGradients(model, loss, kernels.values())(read_batches(data))
     found = {key: each.numpy() for key, each in zip(kernels, gradients, strict=True)}
     if not all(np.isfinite(each).all() for each in found.values()):
         raise ValueError(
@@ -395,39 +382,31 @@ def _compare(model, small, channels, batch, left):
 
     def run(batch):
         with keras.StatelessScope(state_mapping=weights):
-            return _numbers(model(batch, training=False))
+            return model(batch, training=False)
 
     flat = keras.tree.flatten(batch)
     fewer = [_left(x, places) for x, places in zip(flat, left, strict=True)]
     with keras.StatelessScope():
-        found = _numbers(small(keras.tree.pack_sequence_as(batch, fewer), training=False))
+        outputs = small(keras.tree.pack_sequence_as(batch, fewer), training=False)
     expected = run(batch)
-    differences = _differences(found, expected)
-    epsilon = max(_EPSILONS.get(layer.compute_dtype, 0.0) for layer in all_layers(model))
-    relative = max(_TOLERANCE, 4 * epsilon)
-    if not all(
-        difference <= relative * _largest(output)
-        for difference, output in zip(differences, expected, strict=True)
-    ):
+    found = differences(outputs, expected, equal_nan=True)
+    if not are_within(found, tolerances(model, expected)):
         # Rounding errors are about as large as the change when the last digits of inputs change.
         close = [x * (1 + 1e-6) if x.dtype.is_floating else x for x in flat]
-        own = _differences(run(keras.tree.pack_sequence_as(batch, close)), expected)
-        twice = _differences(run(batch), expected)
-        if any(twice):
+        changed = run(keras.tree.pack_sequence_as(batch, close))
+        own = differences(changed, expected, equal_nan=True)
+        if any(differences(run(batch), expected, equal_nan=True)):
             raise ValueError(
                 f"{_RULE} Its predictions must not be random, because they are compared. "
                 f"Received: model={model.name!r}"
             )
-        if not all(
-            difference <= _NUM_OWN_DIFFERENCES * own_difference
-            for difference, own_difference in zip(differences, own, strict=True)
-        ):
+        if not are_within(found, [_NUM_OWN_DIFFERENCES * each for each in own]):
             raise RuntimeError(
                 "The outputs of the smaller model differ from those of the model, so it is not "
                 f"returned. Received: model={model.name!r}, with a largest difference of "
-                f"{max(differences):.3g} between outputs up to {max(map(_largest, expected)):.3g}"
+                f"{max(found):.3g} between outputs up to {largest(expected):.3g}"
             )
-    return max(differences, default=0.0)
+    return max(found, default=0.0)
 
 
 def _weights_to_compare(model, channels):
@@ -454,27 +433,6 @@ def _left(x, places):
     is_flat, places = places
     x = tf.reshape(x, (len(x), -1)) if is_flat else x
     return tf.gather(x, places, axis=-1)
-
-
-def _numbers(outputs):
-    return [np.asarray(keras.ops.cast(x, "float64")) for x in keras.tree.flatten(outputs)]
-
-
-def _differences(outputs, expected):
-    differences = []
-    for one, other in zip(outputs, expected, strict=True):
-        if one.shape != other.shape:
-            return [np.inf] * len(expected)
-        gaps = np.zeros_like(other)
-        # Equal infinities do not differ.
-        is_same = (one == other) | (np.isnan(one) & np.isnan(other))
-        np.subtract(one, other, out=gaps, where=~is_same)
-        differences.append(float(np.nan_to_num(np.abs(gaps), nan=np.inf).max(initial=0.0)))
-    return differences
-
-
-def _largest(output):
-    return float(np.abs(output[np.isfinite(output)]).max(initial=0.0))
 
 
 # The report.

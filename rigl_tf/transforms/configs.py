@@ -1,4 +1,4 @@
-"""Tells when the config of a model, and so its `.keras` file, has no sparse layers in it."""
+"""Warns when `get_config` leaves out sparse layers, which a `.keras` file would then lose."""
 
 import functools
 import warnings

@@ -44,12 +44,9 @@ def with_execution(model: keras.Model, execution: str) -> keras.Model:
     """
     check_keras_3(model=model)
     check_execution(execution)
-    kernels = masks.kernels_of(model) if isinstance(model, keras.Model) else {}
-    if not kernels:
-        raise ValueError(
-            "`with_execution` needs a built sparse model: make one with `rigl_tf.sparsify`. "
-            f"Received: model={getattr(model, 'name', model)!r}, without sparse kernels"
-        )
+    kernels = masks.check_sparse(model, "`with_execution`")
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`with_execution` needs a whole model. Received: model={model!r}")
     optimizer = getattr(model, "optimizer", None)
     if execution != "masked" and optimizer is not None:
         for each in optimizers_within(optimizer):

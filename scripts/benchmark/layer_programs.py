@@ -1,4 +1,4 @@
-"""The programs of the benchmark of single layers. They are those of `keras_programs`.
+"""Runs the programs of `keras_programs` on single layers.
 
     python -m scripts.benchmark.layer_programs csr
 

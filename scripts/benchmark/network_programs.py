@@ -1,4 +1,4 @@
-"""The programs of the benchmark of whole networks. They are those of `keras_programs`, with images.
+"""Runs the programs of `keras_programs` on whole networks.
 
     python -m scripts.benchmark.network_programs auto
 

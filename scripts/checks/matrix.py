@@ -36,7 +36,7 @@ IMPOSSIBLE = {("3.10", "3.15"): "no release of Keras 3.15 is for Python 3.10"}
 CELLS = [(p, k) for p in PYTHONS for k in KERAS if (p, k) not in IMPOSSIBLE]
 # The tests that depend on Keras and Python: all kinds of models, files, masks, optimizers, CSR.
 SUITES = (
-    "tests/test_callbacks.py",
+    "tests/callbacks/test_exploration.py",
     "tests/test_masks.py",
     "tests/test_moved.py",
     "tests/execution/test_csr.py",

@@ -37,7 +37,8 @@ def training_flops(model, method, total_steps, end_step, update_frequency):
     def each(method):
         return rigl_tf.flops.training_flops(dense, sparse, method, update_frequency)
 
-    if method in ("rigl", "rigl_inverted"):
+    algorithm = rigl_tf.optimizers.ALGORITHMS.get(method)
+    if algorithm is not None and algorithm.dense_gradients == "at updates":
         return end_step * each(method) + (total_steps - end_step) * each("static")
     return total_steps * each(method)
 

@@ -8,13 +8,9 @@ from absl import flags
 
 import models
 import rigl_tf
+from rigl_tf.layers.storage import EXECUTIONS, check_execution
 from scripts.common import methods
 from scripts.train import strategies
-
-EXECUTIONS = ("masked", "csr", "auto")
-# Methods with dense kernels, with fewer and fewer active connections, or with dense gradients in
-# each step.
-_ONLY_MASKED = ("dense", "small_dense", "pruning", "dnw", "snfs", "snfs_redistributed")
 
 # Settings that do not change the result.
 MAY_DIFFER = ("data_dir",)
@@ -104,16 +100,13 @@ def check_settings(settings):
 
 
 def _check_execution(settings):
-    if settings.execution not in EXECUTIONS:
-        raise ValueError(
-            f"`execution` must be one of {list(EXECUTIONS)}. "
-            f"Received: execution={settings.execution!r}"
-        )
+    check_execution(settings.execution)
     if settings.execution == "masked":
         return
-    if settings.method in _ONLY_MASKED:
+    optimizer = methods.wrap_optimizer(settings.method, "sgd", total_steps=1000, sparsity=0.5)
+    if not getattr(optimizer, "supports_csr", False):  # the dense methods have no optimizer of ours
         raise ValueError(
-            f"`execution` must be masked with the methods {', '.join(_ONLY_MASKED)}. "
+            "`execution` must be masked with a method that cannot train CSR kernels. "
             f"Received: execution={settings.execution!r}, method={settings.method!r}"
         )
     if settings.jit_compile:

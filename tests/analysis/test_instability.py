@@ -279,7 +279,7 @@ def test_warm_up():
     model.fit(np.ones((1, 1)), np.ones((1, 1)), verbose=0)
     assert_equal(model.get_weights(), before)  # a rate of 0
     assert float(model.optimizer.learning_rate) == 0.25
-    for arguments in (("fast", 2), (0.5, 0), (0.5, 1.5)):
+    for arguments in (("fast", 2), (True, 2), (0.5, 0), (0.5, 1.5)):
         with pytest.raises(ValueError, match="must be"):
             WarmUp(*arguments)
 

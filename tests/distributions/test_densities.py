@@ -292,7 +292,9 @@ class TestErrors:
             distributions.erk(LENET, 1.0)
 
     @pytest.mark.parametrize("name", NAMES)
-    @pytest.mark.parametrize("shape", [(), (3, 0), (3, -1), (3, None), (3, 2.0), 3, None, "33"])
+    @pytest.mark.parametrize(
+        "shape", [(), (3, 0), (3, -1), (3, None), (3, 2.0), (True, 4), 3, None, "33"]
+    )
     def test_shape(self, name, shape):
         with pytest.raises(ValueError, match=received(f"shapes['b']={shape!r}")):
             distributions.get(name)({"a": (4, 4), "b": shape}, 0.5)

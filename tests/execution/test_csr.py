@@ -34,19 +34,13 @@ layers, optimizers = keras.layers, keras.optimizers
 pytestmark = [
     ends_early,
     pytest.mark.optimized_graphs,
-    # Of TensorFlow, on the fixture below.
+    # It is the same in a graph, and there are many small trainings here.
+    pytest.mark.usefixtures("eagerly"),
+    # Of TensorFlow, on this fixture.
     pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions"),
 ]
 X, Y = numbers((12, 6)), numbers((12, 3), seed=1)
 CSR = ["csr", "csr"]
-
-
-@pytest.fixture(autouse=True)
-def eagerly():
-    """It is the same in a graph, and there are many small trainings here."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
 
 
 def make(execution="csr", optimizer=rigl, model=mlp, seed=0):
@@ -249,6 +243,7 @@ def test_converted_in_the_middle_of_training(name, first):
     [
         (mlp, "csr", "needs a built sparse model: .* without sparse kernels"),
         (lambda: "a string", "csr", "needs a built sparse model"),
+        (lambda: half(mlp()).layers[0], "csr", "needs a whole model. Received: model=<SparseWrapp"),
         (lambda: half(mlp()), "CSR", r"must be one of \['masked', 'csr', 'auto'\]"),
         (
             lambda: make("masked", lambda: rigl_tf.DNW("adam", 0.5)),

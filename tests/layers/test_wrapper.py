@@ -182,6 +182,12 @@ def test_bad_sparsity(sparsity):
         rigl_tf.SparseWrapper(layers.Dense(3), sparsity)
 
 
+@pytest.mark.parametrize("seed", [True, 1.5, "x"])
+def test_bad_seed(seed):
+    with pytest.raises(ValueError, match=f"`seed` must be an integer. Received: seed={seed!r}"):
+        rigl_tf.SparseWrapper(layers.Dense(3), 0.5, seed)
+
+
 def test_wrapped_twice():
     with pytest.raises(ValueError, match="wrapped only once"):
         rigl_tf.SparseWrapper(rigl_tf.SparseWrapper(layers.Dense(3), 0.5), 0.5)

@@ -452,6 +452,33 @@ def test_arguments_are_checked_before_anything_is_trained(tmp_path, bad, message
         lottery.jackpot_protocol(build, never, **good | bad)
 
 
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"seed": True}, "`seed` must be an integer >= 0. Received: seed=True"),
+        ({"seed": 0.5}, "`seed` must be an integer >= 0. Received: seed=0.5"),
+        ({"other_seed": "x"}, "`other_seed` must be an integer >= 0. Received: other_seed='x'"),
+    ],
+)
+def test_bad_seeds_of_a_contest(tmp_path, bad, message):
+    with pytest.raises(ValueError, match=message):
+        lottery.Contest(build, Training(), tmp_path, levels=1, prune_fraction=0.5, **bad)
+
+
+@pytest.mark.parametrize("level", [True, 0.5, -1])
+def test_bad_levels_of_a_contest(tmp_path, level):
+    contest = lottery.Contest(build, Training(), tmp_path, levels=1, prune_fraction=0.5)
+    message = f"`level` must be an integer >= 0. Received: level={level}"
+    for ask in (
+        lambda: contest.accuracy("LT-IMP", level),
+        lambda: contest.once("small dense", level, lambda: 0),
+        lambda: contest.train(contest.model, "small dense", level),
+        lambda: contest.num_parameters(level),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ask()
+
+
 def test_the_learning_rate_that_diverges_is_named(tmp_path):
     train = Training()
 

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import kernels_of
 
 import rigl_tf
 from rigl_tf import lottery
@@ -83,10 +84,6 @@ def make_model(seed=0, sparsity=0.0):
         [keras.Input((6,)), layers.Dense(8, name="one"), layers.Dense(10, name="two")]
     )
     return rigl_tf.sparsify(model, sparsity, dict.fromkeys, seed=seed)
-
-
-def kernels_of(model):
-    return [kernel.numpy() for kernel in rigl_tf.masks.sparse_kernels(model).values()]
 
 
 def test_shuffle_weights():

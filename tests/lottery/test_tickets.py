@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from helpers import kernels_of
 
 import rigl_tf
 from rigl_tf import lottery
@@ -30,10 +31,6 @@ def network():
     return sparse
 
 
-def values(model):
-    return [kernel.numpy() for kernel in rigl_tf.masks.sparse_kernels(model).values()]
-
-
 class Halving:
     """Trains by halving all weights and adding one to the last bias; counts its calls."""
 
@@ -47,7 +44,7 @@ class Halving:
         if level == self.stop_at:
             raise KeyboardInterrupt
         self.calls.append(level)
-        self.starts.append([*values(model), model.layers[1].layer.bias.numpy()])
+        self.starts.append([*kernels_of(model), model.layers[1].layer.bias.numpy()])
         for kernel in rigl_tf.masks.sparse_kernels(model).values():
             kernel.assign(kernel / 2)
         model.layers[1].layer.bias.assign_add([1.0])
@@ -76,7 +73,7 @@ def test_global_levels_by_hand():
     np.testing.assert_array_equal(two, TWO)
     assert bias == [7.0]
     # The model is the ticket.
-    np.testing.assert_array_equal(values(model)[1], np.where(np.abs(TWO) >= 12, TWO, 0))
+    np.testing.assert_array_equal(kernels_of(model)[1], np.where(np.abs(TWO) >= 12, TWO, 0))
     assert model.layers[1].layer.bias.numpy() == [7.0]
     assert all(
         (mask == of_level).all()
@@ -115,7 +112,7 @@ def test_rewinding_of_the_learning_rate_keeps_the_trained_weights():
     np.testing.assert_array_equal(train.starts[1][1], TWO / 2)
     np.testing.assert_array_equal(train.starts[2][1], np.where(np.abs(TWO) >= 12, TWO / 4, 0))
     assert train.starts[2][2] == [9.0]
-    np.testing.assert_array_equal(values(model)[1], np.where(np.abs(TWO) >= 12, TWO / 4, 0))
+    np.testing.assert_array_equal(kernels_of(model)[1], np.where(np.abs(TWO) >= 12, TWO / 4, 0))
 
 
 def test_rewinding_of_the_learning_rate_takes_no_weights():
@@ -327,7 +324,7 @@ def test_a_loop_of_ones_own_rewinds_too():
 
     def train(model, run):
         rewind = run.rewind
-        starts.append(values(model)[1])
+        starts.append(kernels_of(model)[1])
         for step in range(rewind.start_step, 4):
             for kernel in rigl_tf.masks.sparse_kernels(model).values():
                 kernel.assign(kernel / 2)

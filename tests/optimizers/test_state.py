@@ -19,8 +19,10 @@ layers, optimizers = keras.layers, keras.optimizers
 pytestmark = [
     ends_early,
     pytest.mark.built_in_fit,
-    # Of TensorFlow, on the fixture below; and of Keras, which says of the inner optimizer, too,
-    # what the tests expect of the sparse one.
+    # State is the same in a graph, and there are many small trainings here.
+    pytest.mark.usefixtures("eagerly"),
+    # Of TensorFlow, on this fixture; and of Keras, which says of the inner optimizer, too, what the
+    # tests expect of the sparse one.
     pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions"),
     pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer '(sgd|adam)"),
 ]
@@ -41,14 +43,6 @@ OPTIMIZERS = {
     },
     "a user's": GrowEverywhere,
 }
-
-
-@pytest.fixture(autouse=True)
-def eagerly():
-    """State is the same in a graph, and there are many small trainings here."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
 
 
 every_optimizer = pytest.mark.parametrize("algorithm", OPTIMIZERS)

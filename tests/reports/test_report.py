@@ -11,21 +11,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import covers_part, half, mlp, numbers, sequential
+from pages import HISTORY, lenet
 
 import rigl_tf
 from rigl_tf.reports import moves, pictures
 from rigl_tf.reports.curves import Curves
 from rigl_tf.reports.kernels import as_image, kernels_of
 from rigl_tf.reports.pictures import at_most, shortened
-from scripts.common import browser
 
 layers = keras.layers
 pytestmark = covers_part
-
-needs_browser = pytest.mark.skipif(
-    bool(browser.missing()) and os.environ.get("RIGL_TF_WEB") != "required",
-    reason=browser.missing() or "-",
-)
 
 
 def text_of(path):
@@ -38,26 +33,6 @@ def text_of(path):
 
 def write(tmp_path, model, history=None, **arguments):
     return text_of(rigl_tf.report(model, history, tmp_path / "report.html", **arguments))
-
-
-def lenet():
-    inputs = keras.Input((12, 12), name="image")
-    x = layers.Flatten()(inputs)
-    x = layers.Dense(20, "relu", name="first")(x)
-    model = keras.Model(inputs, layers.Dense(10, name="last")(x), name="lenet")
-    return rigl_tf.sparsify(model, {"first": 0.9, "last": 0.5})
-
-
-HISTORY = {
-    "loss": [2.0, 1.5, 1.25],
-    "val_loss": [2.5, 1.75, 1.5],
-    "sparsity": [0.9, 0.9, 0.9],
-    "moved": [120, 20, 4],
-    "seconds_per_update": [math.nan, 0.25, 0.5],
-    "moved/first/kernel": [100.0, 40.0, 4.0],
-    "moved/last/kernel": [20.0, 0.0, 5.0],
-    "all of it unknown": [math.nan] * 3,
-}
 
 
 def test_what_the_page_tells(tmp_path):
@@ -483,54 +458,3 @@ def test_without_matplotlib(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match="needs the package 'matplotlib': `pip install"):
         rigl_tf.report(lenet(), path=tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
-
-
-def many_layers():
-    x = inputs = keras.Input((16,))
-    for number in range(60):
-        x = layers.Dense(16, name=f"a_rather_long_name_of_a_block_{number}_dense")(x)
-    return rigl_tf.sparsify(keras.Model(inputs, x), 0.8)
-
-
-def contrast(one, other):
-    """The contrast of two colours, as WCAG 2 defines it; text needs 4.5."""
-
-    def luminance(colour):
-        parts = [float(part) / 255 for part in colour]
-        parts = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
-
-    high, low = sorted((luminance(one), luminance(other)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
-
-
-@needs_browser
-@pytest.mark.parametrize("make", [lenet, many_layers])
-def test_the_page_in_chromium(make, tmp_path):
-    path = rigl_tf.report(make(), HISTORY, tmp_path / "report.html")
-    seen = browser.look(path, tmp_path)
-    assert seen["errors"] == []
-    assert set(seen["requests"]) == {path.as_uri()}
-    assert [(v["width"], v["scheme"]) for v in seen["views"]] == [
-        (400, "light"),
-        (400, "dark"),
-        (1400, "light"),
-        (1400, "dark"),
-    ]
-    for view in seen["views"]:
-        assert len(view["images"]) >= 6
-        assert view["scrollWidth"] <= view["width"]
-        assert view["fontSize"] >= 14
-        ink, paper = (
-            [int(part) for part in re.findall(r"\d+", view[key])] for key in ("color", "background")
-        )
-        assert contrast(ink, paper) > 7
-        is_dark = view["scheme"] == "dark"
-        assert (sum(paper) < 384) == is_dark
-        for image, corner in zip(view["images"], view["papers"], strict=True):
-            assert image["alt"]
-            assert image["naturalWidth"] > 500
-            # A picture is drawn for 422 pixels, with letters of 15: at 300 these have 11.
-            assert 300 <= image["width"] <= 560
-            assert (sum(corner) < 384) == is_dark
-            assert contrast(ink, corner) > 7

@@ -2,14 +2,23 @@
 
 import contextlib
 import csv
+import os
 import pathlib
 
 import numpy as np
+import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from scripts.common import browser
 from scripts.lottery import __main__ as lottery
 from scripts.lottery.pages import common
+
+# `make test-web` has all that is needed.
+needs_browser = pytest.mark.skipif(
+    bool(browser.missing()) and os.environ.get("RIGL_TF_WEB") != "required",
+    reason=browser.missing() or "-",
+)
 
 
 @contextlib.contextmanager

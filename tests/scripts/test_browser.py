@@ -1,18 +1,10 @@
 """The benchmark in the browser on a tiny network, where there is a Chromium."""
 
-import os
-
 import pytest
-from running import rows_of, run
+from running import needs_browser, rows_of, run
 
 from scripts.benchmark import browser as benchmark
 from scripts.benchmark import deployment
-from scripts.common import browser
-
-needs_browser = pytest.mark.skipif(
-    bool(browser.missing()) and os.environ.get("RIGL_TF_WEB") != "required",
-    reason=browser.missing() or "-",
-)
 
 
 @needs_browser

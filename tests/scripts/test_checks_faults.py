@@ -38,14 +38,6 @@ def small(data_path):
     return {"dataset": str(data_path), **quick}
 
 
-@pytest.fixture
-def no_space():
-    """`no_space(n)`: no file can grow past n bytes, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_run_on_a_full_disk(data_path, run, tmp_path, no_space, capsys):
     directory = tmp_path / "run"
     (limit,) = [path.stat().st_size for path in run.glob("checkpoint-*")]

@@ -32,6 +32,12 @@ def other_files():
     }
 
 
+def test_only_tests_of_scripts_know_scripts():
+    tests = [path for path in (ROOT / "tests").rglob("*.py") if path.parent.name != "scripts"]
+    pattern = re.compile(r"^\s*(from|import) scripts\b", flags=re.MULTILINE)
+    assert [path.name for path in tests if pattern.search(path.read_text())] == []
+
+
 def test_every_file_of_the_package_is_packed():
     table = re.search(
         r"^\[tool\.setuptools\.package-data\]\n(.*?)\n\n",
