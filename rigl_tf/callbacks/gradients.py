@@ -1,5 +1,7 @@
 """Computes the norms of the gradients of active and of inactive connections on given data."""
 
+import tensorflow as tf
+
 from rigl_tf import masks
 from rigl_tf.callbacks.watching import squared_norm
 from rigl_tf.objective import MeanGradients, batches
@@ -14,6 +16,9 @@ class GradientNorms:
         model: A built `keras.Model`.
         data, loss: See `rigl_tf.analysis.gradient_norms`.
         kernels: `{path: SparseKernel}`.
+
+    Raises:
+        ValueError: If the first batch of `data` does not fit the model.
     """
 
     def __init__(self, model, data, loss, kernels):
@@ -21,6 +26,14 @@ class GradientNorms:
         self._kernels = kernels
         variables = [kernel.variable for kernel in kernels.values()]
         self._gradients = MeanGradients(model, loss, variables)
+        try:
+            self._gradients(self._data[:1])
+        except (ValueError, tf.errors.InvalidArgumentError) as error:
+            inputs, targets = map(_shapes, self._data[0][:2])
+            raise ValueError(
+                "`data` must fit the model and its loss, see the error above. "
+                f"Received: inputs of shape {inputs} and targets of shape {targets}"
+            ) from error
 
     def __call__(self):
         """`{path: (norm over the active connections, norm over the inactive connections)}`.
@@ -38,3 +51,7 @@ class GradientNorms:
             inactive = gradient - active
             norms[path] = tuple(squared_norm(each) ** 0.5 for each in (active, inactive))
         return norms
+
+
+def _shapes(tensors):
+    return tf.nest.map_structure(lambda tensor: tuple(tensor.shape), tensors)

@@ -370,6 +370,15 @@ def test_skipped_updates_are_no_updates():
     assert np.isnan(history["seconds_per_update"]).all()
 
 
+def test_data_that_does_not_fit_is_found_before_training():
+    x, y = numbers((4, 5)), numbers((4, 3))
+    model = half(mlp())
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=r"`data` must fit the model .* inputs of shape \(4, 5\)"):
+        fit(model, rigl(), SparsityLogger(data=(x, y)))
+    assert all(map(np.array_equal, before, model.get_weights()))
+
+
 def test_norms_of_large_weights():
     assert watching.squared_norm(tf.constant([3e20, 4e20])) ** 0.5 == pytest.approx(5e20)
     assert watching.squared_norm(tf.constant([math.inf])) == math.inf
