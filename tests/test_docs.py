@@ -201,3 +201,23 @@ def test_the_page_of_a_notebook():
     source = "# ---\n# jupyter\n# ---\n\n# %% [markdown]\n# # Title\n#\n# Text.\n\n# %%\nx = 1\n"
     pytest.importorskip("griffe")
     assert load_hooks().page_of_notebook(source) == "# Title\n\nText.\n\n```python\nx = 1\n```\n"
+
+
+def test_what_a_function_returns_is_text_in_the_reference():
+    """Not a name and a text, into which the colon of `{path: sparsity}` would divide it."""
+    griffe, yaml = pytest.importorskip("griffe"), pytest.importorskip("yaml")
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    plugins = yaml.safe_load(text)["plugins"]
+    python = plugins[1]["mkdocstrings"]["handlers"]["python"]["options"]
+    returns = []
+    for path in sorted((ROOT / "rigl_tf").rglob("*.py")):
+        module = griffe.visit(path.stem, path, path.read_text(encoding="utf-8"))
+        members = [module, *module.classes.values()]
+        for function in (each for member in members for each in member.functions.values()):
+            if function.docstring:
+                sections = function.docstring.parse("google", **python["docstring_options"])
+                returns += [each for each in sections if each.kind.value == "returns"]
+    values = [value for section in returns for value in section.value]
+    assert sum(value.description.startswith("`{path: sparsity}`") for value in values) > 5
+    assert [value.description for value in values if value.name] == []
+    assert [value.description for value in values if value.description.count("`") % 2] == []
