@@ -172,7 +172,7 @@ def test_numbers_are_those_of_the_results(name):
             for page in pages
             for each in re.findall(r"\d+\.\d+|\d+", (folder / page).read_text("utf-8"))
         }
-        for number in numbers(re.sub(r"\]\([^)]*\)", "", paragraph)):
+        for number in numbers(re.sub(r"\]\([^)]*\)|`[^`]*`", "", paragraph)):
             digits = len(number.partition(".")[2])
             assert any(round(each, digits) == float(number) for each in there), (number, pages)
 

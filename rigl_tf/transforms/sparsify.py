@@ -63,7 +63,8 @@ def sparsify(
 
     Args:
         model: A `keras.Model`.
-        sparsity: Share of zeros over all wrapped kernels, in `[0, 1)`. Or a dictionary
+        sparsity: Share of zeros over all wrapped kernels, in `[0, 1)`. (With `"uniform"` it is the
+            share in each kernel but the first, which stays dense.) Or a dictionary
             `{layers: share}` with a share for each kernel; its keys are written as in
             `dense_layers`. Kernels that no key names stay dense. If several keys name a kernel, the
             first one counts. With a dictionary, `distribution` is not used.
