@@ -199,11 +199,19 @@ def strip(model: keras.Model) -> keras.Model:
     >>> type(plain.layers[0]).__name__, int((plain.layers[0].kernel.numpy() == 0).sum())
     ('Dense', 7056)
     """
-    _check_model(model, "strip")
+    check_built(model, "strip")
+    return with_layers(model, _plain)
+
+
+def check_built(model: keras.Model, caller: str) -> None:
+    """Raises a `ValueError`, with the name of the caller, if `strip` does not take a model."""
+    _check_model(model, caller)
     # A model without `call`, which only has methods of its own, never counts as built.
     if not model.built and (not model.weights or unbuilt(model)):
-        raise ValueError(f"`strip` needs a built model. Received: model={model.name!r}, not built")
-    return with_layers(model, _plain)
+        raise ValueError(
+            f"`{caller}` needs a built model: call it on a batch first. "
+            f"Received: model={model.name!r}, not built"
+        )
 
 
 def _check_model(model, caller):
