@@ -81,7 +81,7 @@ def sparsify(
             it stays dense.
         from_zeros: Boolean, whether the model already has zeros that must be kept. Then the masks
             are `True` where the weights are not zero, and `sparsity` and `distribution` are not
-            used.
+            used. If no weight is zero, there is a warning.
         initializer: `None`, or a function that gives the sparse kernels new values that fit their
             masks, see `rigl_tf.initializers`. Biases and dense weights stay as they are.
         structure: A value of `rigl_tf.structures` that says which weights are active or inactive
@@ -159,6 +159,13 @@ def sparsify(
         except Exception:
             _undo(model)
             raise
+    kernels = masks.kernels_of(sparse).values()
+    if from_zeros and all(kernel.num_active == kernel.size for kernel in kernels):
+        warnings.warn(
+            "With `from_zeros=True` a connection is inactive where a weight is zero, and no weight "
+            f"is: all connections are active. Received: model={model.name!r}, without zeros",
+            stacklevel=2,
+        )
     if not isinstance(sparsity, Mapping):
         if has_weights:
             _tell_coverage(sparse)
