@@ -166,6 +166,7 @@ def sparsify(
             f"is: all connections are active. Received: model={model.name!r}, without zeros",
             stacklevel=2,
         )
+    _tell_lost_outputs(sparse)
     if not isinstance(sparsity, Mapping):
         if has_weights:
             _tell_coverage(sparse)
@@ -439,6 +440,25 @@ def _tell_coverage(model):
     told = summary.coverage(model)
     if told.is_surprising:
         warnings.warn(str(told), stacklevel=3)
+
+
+def _tell_lost_outputs(model):
+    """Warns if whole channels of a model's last layer, which are its outputs, are inactive."""
+    last = [tensor._keras_history.operation for tensor in getattr(model, "outputs", None) or ()]
+    lost = {
+        path: f"{(kernel.size - kernel.num_active) // kernel.units.unit_size} of {kernel.shape[-1]}"
+        for layer in last
+        if isinstance(layer, SparseWrapper) and type(layer.layer) is keras.layers.Dense
+        for path, kernel in masks.kernels_of(layer).items()
+        if kernel.units.structure == structures.Channels() and kernel.num_active < kernel.size
+    }
+    if lost:
+        warnings.warn(
+            "Outputs of the model have lost all their connections, as `Channels()` applies to its "
+            "last layer, too: if each of them is needed, as classes are, name this layer in "
+            f"`dense_layers`. Received: outputs without connections: {lost}",
+            stacklevel=3,
+        )
 
 
 def forget_training(model):
