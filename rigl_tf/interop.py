@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from rigl_tf.transforms.sparsify import strip
+from rigl_tf.transforms.sparsify import check_built, strip
 
 _CONVOLUTION = (
     "filters", "kernel_size", "strides", "padding", "data_format", "dilation_rate", "groups",
@@ -70,6 +70,7 @@ def to_tf_keras(model: keras.Model) -> Any:
     """
     if importlib.util.find_spec("tf_keras") is None:
         raise ImportError("`to_tf_keras` needs the package tf_keras: `pip install tf_keras`")
+    check_built(model, "to_tf_keras")
     plain = strip(model)
     if not getattr(plain, "inputs", None):
         raise ValueError(

@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import re
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ import tensorflow as tf
 
 from rigl_tf import structures
 from rigl_tf._types import Masks
+
+# What NumPy raises for a file that is no `.npz` file, holds pickles, or has other arrays.
+_OTHER_FILE = (AttributeError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile)
 
 
 class MaskVariables(keras.layers.Layer):
@@ -550,12 +554,15 @@ def load_masks(model: keras.layers.Layer, path: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: If the file was not written by `save_masks`, or its masks do not fit the model.
     """
-    with np.load(_npz(path)) as file:
-        if "paths" not in file:
-            raise ValueError(
-                f"`path` must be a file of `rigl_tf.save_masks`. Received: path={str(path)!r}"
-            )
-        masks = {str(each): file[f"mask_{index}"] for index, each in enumerate(file["paths"])}
+    path = _npz(path)
+    try:
+        with open(path, "rb") as opened, np.load(opened) as file:
+            masks = {str(each): file[f"mask_{index}"] for index, each in enumerate(file["paths"])}
+    except _OTHER_FILE as error:
+        raise ValueError(
+            f"`path` must be a file of `rigl_tf.save_masks`. Received: path={str(path)!r}, "
+            "something else"
+        ) from error
     set_masks(model, masks)
 
 

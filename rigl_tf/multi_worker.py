@@ -21,7 +21,7 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
         strategy: A `tf.distribute.MultiWorkerMirroredStrategy`.
 
     Returns:
-        Boolean: whether the task in `TF_CONFIG` is the chief, or worker 0 if there is no chief.
+        Boolean, whether the task in `TF_CONFIG` is the chief, or worker 0 if there is no chief.
 
     Example:
 

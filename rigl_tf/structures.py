@@ -522,8 +522,9 @@ class Channels(Structure):
 
     Example:
 
-    >>> dense = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
-    >>> sparse = rigl_tf.sparsify(dense, 0.75, structure=Channels())
+    >>> head = keras.layers.Dense(2)
+    >>> dense = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4), head])
+    >>> sparse = rigl_tf.sparsify(dense, 0.75, structure=Channels(), dense_layers=head)
     >>> sorted(sparse.layers[0].kernel_mask.numpy().sum(axis=0).tolist())
     [0, 0, 0, 8]
     """

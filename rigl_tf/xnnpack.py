@@ -14,7 +14,7 @@ from rigl_tf.artifacts import kernels, layouts, litert, litert_file, xnnpack_rul
 from rigl_tf.inputs import concrete
 from rigl_tf.layers.summary import as_text
 from rigl_tf.transforms.execution import as_masked
-from rigl_tf.transforms.sparsify import strip
+from rigl_tf.transforms.sparsify import check_built
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ def check(model: keras.Model, inputs: Any = None) -> Check:
     >>> check(model).changes["stem"]
     "ZeroPadding2D(1) before it, and padding='valid'"
     """
-    strip(model)  # raises an error if the model is not right
+    check_built(model, "xnnpack.check")
     masked = as_masked(model)
     (content,), _ = litert.convert(masked, concrete(masked, inputs), ("dense",))
     operations = litert_file.read(content)

@@ -30,7 +30,11 @@ from rigl_tf import selection, structures
 from rigl_tf.layers.axes import axes_of
 from rigl_tf.structures import NM, Axes, Block, Channels, ConstantFanIn
 
-pytestmark = covers_part
+# In most tests here the last layer has the structure, too.
+pytestmark = [
+    covers_part,
+    pytest.mark.filterwarnings("ignore:Outputs of the model have lost all:UserWarning"),
+]
 
 ALL = [
     Block((4, 1)),
@@ -296,6 +300,24 @@ def test_without_a_structure_shares_are_those_of_the_distribution():
 def test_each_structure_has_a_unit_left():
     for structure in (Block((4, 1)), Channels(), ConstantFanIn()):
         assert min(active(sparse(structure, 0.999))) > 0
+
+
+def test_outputs_that_channels_take_away_are_told_of():
+    """Half of the 20 outputs. The hidden layer loses 4 of its 8, which nobody is told of."""
+    message = r"`Channels\(\)` applies to its last layer.*/dense_1/kernel': '10 of 20'\}"
+    with pytest.warns(UserWarning, match=message) as told:
+        rigl_tf.sparsify(mlp(6, 8, 20), 0.5, all_alike, structure=Channels())
+    assert len(told) == 1
+
+
+@pytest.mark.filterwarnings("error:Outputs of the model")
+def test_no_outputs_are_taken_away():
+    sparse(Channels(), 0.0)
+    sparse(Channels("inputs"))
+    for structure in (None, Block((4, 1)), ConstantFanIn()):
+        rigl_tf.sparsify(mlp(8, 12, 4), 0.9, structure=structure)
+    dense = keras.Sequential([keras.Input((8,)), layers.Dense(6), layers.Dense(4, name="head")])
+    rigl_tf.sparsify(dense, 0.5, structure=Channels(), dense_layers="head")
 
 
 def test_masks_are_a_function_of_the_seed():

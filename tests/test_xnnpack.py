@@ -162,6 +162,9 @@ def test_a_subclassed_model():
     batch = np.ones((2, 16, 16, 3), "float32")
     model(batch)
     assert rigl_tf.xnnpack.check(model, batch).num_sparse == 1
+    unbuilt = keras.Sequential([layers.Dense(3)])
+    with pytest.raises(ValueError, match=r"`xnnpack\.check` needs a built model"):
+        rigl_tf.xnnpack.check(unbuilt)
     with pytest.raises(ValueError, match="pass a batch"):
         rigl_tf.xnnpack.check(model)
 

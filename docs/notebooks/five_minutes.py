@@ -8,7 +8,8 @@
 # # Train a sparse network in five minutes
 #
 # A network that reads handwritten digits, with 90 % of its weights zero from the first step on.
-# `jupytext --to ipynb five_minutes.py` makes a notebook of this file. It needs `rigl_tf`,
+# This page is the file `docs/notebooks/five_minutes.py` of the repository, and
+# `jupytext --to ipynb docs/notebooks/five_minutes.py` makes a notebook of it. It needs `rigl_tf`,
 # `scikit-learn` (for the digits) and `matplotlib`.
 
 # %%

@@ -9,8 +9,9 @@
 #
 # Train a network, keep its largest weights, set them back to where they started, train again.
 # [The lottery-ticket paper](https://arxiv.org/abs/1803.03635) says: such a *ticket* learns as well
-# as the whole network. Is that so for yours? `jupytext --to ipynb ticket.py` makes a notebook of
-# this file. It needs `rigl_tf` and `scikit-learn` (for the digits).
+# as the whole network. Is that so for yours? This page is the file
+# `docs/notebooks/ticket.py` of the repository, and `jupytext --to ipynb docs/notebooks/ticket.py`
+# makes a notebook of it. It needs `rigl_tf` and `scikit-learn` (for the digits).
 
 # %%
 import keras

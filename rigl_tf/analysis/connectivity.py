@@ -182,11 +182,13 @@ def check_weights(model: keras.Model, name: str, weights: Sequence[np.ndarray]) 
     wanted = [tuple(variable.shape) for variable in model.weights]
     received = [array.shape for array in arrays]
     if received != wanted:
-        pairs = zip(received, wanted, strict=False)
-        first = next((f"{got} for {want}" for got, want in pairs if got != want), "another number")
+        found = f"{len(received)} arrays"
+        if len(received) == len(wanted):
+            pairs = zip(received, wanted, strict=True)
+            found += next(f", of shape {got} for {want}" for got, want in pairs if got != want)
         raise ValueError(
             f"`{name}` must be weights of this model as from `model.get_weights()`, "
-            f"{len(wanted)} arrays. Received: {len(received)} arrays, of shape {first}"
+            f"{len(wanted)} arrays. Received: {found}"
         )
     _check_places(model, name, arrays)
     return arrays

@@ -35,7 +35,7 @@ class Instability:
     errors: list[float]
     barrier: float
     is_stable: bool
-    solutions: tuple[list[np.ndarray], ...]
+    solutions: tuple[list[np.ndarray], ...] = dataclasses.field(repr=False)
 
 
 def instability(

@@ -10,6 +10,8 @@ import zlib
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from rigl_tf import flops
 from rigl_tf.artifacts import formats, litert, structure
@@ -19,7 +21,7 @@ from rigl_tf.checks import check_choice
 from rigl_tf.inputs import batch_of, check_shapes, signature
 from rigl_tf.layers.summary import num_outside
 from rigl_tf.transforms.execution import as_masked
-from rigl_tf.transforms.sparsify import strip
+from rigl_tf.transforms.sparsify import check_built, strip
 
 _WRITERS = {
     "saved_model": formats.write_saved_model,
@@ -31,6 +33,8 @@ _WRITERS = {
 _SUFFIXES = {"keras": ".keras", "litert": ".tflite", "onnx": ".onnx"}
 # A directory with this file is an earlier export.
 _CONTENTS = {"saved_model": "saved_model.pb", "web": "sparse.tflite"}
+# A directory must not be named as if it were a file of a model.
+_OF_FILES = (*_SUFFIXES.values(), ".h5", ".hdf5", ".pb")
 _VALUE_BYTES = {None: 4, "float16": 2, "dynamic_int8": 1, "int8": 1}
 
 
@@ -121,7 +125,8 @@ def export(
     path = pathlib.Path(path)
     _check(path, format)
     _check_storage(format, quantize, representative_data, sparse_storage)
-    plain = strip(model)  # it shares the weights; and says what is wrong with the model
+    check_built(model, "export")
+    plain = strip(model)  # it shares the weights
     if representative_data is not None:
         representative_data = _representative(model, representative_data)
         if inputs is None:  # Random inputs may be out of the range of the data.
@@ -161,6 +166,8 @@ def export(
         artifact = _WRITERS[format](job)
         difference = math.nan
         if artifact.outputs is not None:
+            if check:
+                _check_shapes_of_outputs(artifact.outputs, expected)
             difference = checked(
                 model, batch, expected, artifact.outputs, check, artifact.tolerance
             )
@@ -208,6 +215,13 @@ def _check(path, format):
     suffix = _SUFFIXES.get(format)
     if suffix and path.suffix != suffix:
         raise ValueError(f"`path` must end with {suffix!r}. Received: path={str(path)!r}")
+    if not suffix and path.suffix in _OF_FILES:
+        fitting = [name for name, ending in _SUFFIXES.items() if ending == path.suffix]
+        other = f"give `format={fitting[0]!r}`" if fitting else "no format writes such a file"
+        raise ValueError(
+            f"`path` must not end with {path.suffix!r}, as `format={format!r}` writes a directory: "
+            f"{other}, or change the name. Received: path={str(path)!r}, format={format!r}"
+        )
     file = next((parent for parent in path.parents if parent.is_file()), None)
     if file is not None:
         raise NotADirectoryError(
@@ -217,9 +231,21 @@ def _check(path, format):
     earlier = (path / content).is_file() if content else path.is_file()
     empty = path.is_dir() and not any(path.iterdir())
     if path.exists() and not earlier and not empty:
+        formats_there = [name for name, file in _CONTENTS.items() if (path / file).is_file()]
+        there = f"an export of `format={formats_there[0]!r}`" if formats_there else "something else"
         raise ValueError(
-            "`path` must be new or an earlier export, which is replaced. "
-            f"Received: path={str(path)!r}, where something else is"
+            "`path` must be new, or an earlier export of the same format, which is replaced. "
+            f"Received: path={str(path)!r}, where {there} is, format={format!r}"
+        )
+
+
+def _check_shapes_of_outputs(outputs, expected):
+    """Raises a `RuntimeError` if an output of the artifact has another shape than the model's."""
+    shapes = [[tuple(np.shape(x)) for x in tf.nest.flatten(each)] for each in (outputs, expected)]
+    if shapes[0] != shapes[1]:
+        raise RuntimeError(
+            "The outputs of the exported model must have the shapes of those of the model, so it "
+            f"was thrown away. Received: shapes {shapes[0]}, and not {shapes[1]}"
         )
 
 

@@ -127,8 +127,8 @@ def write_litert(job):
     is_native = any(each.kernel == kernels.NATIVE for each in reports)
     if is_native and latencies and all(each.speedup < _FASTER for each in latencies):
         notes += (
-            "Measured here it is no faster than dense, though sparse kernels run: the other layers "
-            "take the time, or the kernels are too small.",
+            "Measured here the file is no faster than dense, though sparse kernels run: the other "
+            "layers take the time, or the kernels are too small.",
         )
     tolerance = litert.TOLERANCES[job.quantize]
     return Artifact(outputs, job.path, dense, tolerance, reports, tuple(latencies), notes)

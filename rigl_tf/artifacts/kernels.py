@@ -109,6 +109,8 @@ def _in_litert(array, operation, step):
         )
     if stored == NATIVE:
         reason = f"LiteRT has a sparse kernel for blocks of {weights.block}"
+        if not structure.structure_of(array != 0).startswith(("blocks", "whole")):
+            reason += ", in which it stores this one, with the zeros inside of them"
         if sparsity_of(array) < _WORTHWHILE:
             return (
                 stored,

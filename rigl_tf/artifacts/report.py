@@ -114,7 +114,9 @@ class ExportReport:
             if each.advice:
                 groups.setdefault(each.advice, []).append(each.path)
         lines = [
-            advice if len(paths) == len(self.kernels) else f"{', '.join(paths)}: {advice}"
+            advice
+            if len(ways) == 1 and len(paths) == len(self.kernels)
+            else f"{', '.join(paths)}: {advice}"
             for advice, paths in groups.items()
         ]
         parts += ["\n".join([*lines, *self.notes])] if lines or self.notes else []

@@ -58,7 +58,7 @@ def bound_bytes(size, num_active, value_bytes=4):
         value_bytes: Integer, bytes of one value.
 
     Returns:
-        Integer: the bytes of the active values, and the entropy of the mask. The entropy is the
+        Integer, the bytes of the active values, and the entropy of the mask. The entropy is the
         binary logarithm of the number of masks with `num_active` active connections, in bits.
 
     Example:

@@ -15,6 +15,8 @@ from rigl_tf.layers.eligibility import reason_within
 from rigl_tf.layers.storage import reason_for_masked
 from rigl_tf.walk import layers_by_weight, layers_of_weights
 
+_OF_MODEL = "of the model itself"
+
 
 @dataclasses.dataclass(frozen=True)
 class KernelSummary:
@@ -94,7 +96,9 @@ class Coverage:
         num_copied: Integer, how many of the frozen ones have the path and shape of a sparse kernel.
             They belong to a clone of the sparse layers, for example in a target network.
         num_not_wrapped: Integer, how many weights are in other kernels, which could be sparse: by
-            the user's choice, or because they were frozen when the model was made sparse.
+            the user's choice, or because they were frozen, or not there yet, when the model was
+            made sparse.
+        num_of_model: Integer, how many of the dense ones a subclassed model has added itself.
     """
 
     num_weights: int
@@ -104,6 +108,7 @@ class Coverage:
     num_embeddings: int
     num_copied: int = 0
     num_not_wrapped: int = 0
+    num_of_model: int = 0
 
     @property
     def is_surprising(self) -> bool:
@@ -128,13 +133,18 @@ class Coverage:
                 f"{self.num_embeddings:,} are embeddings and stay dense, unless `sparse_layers` "
                 "names their layers"
             )
-        num_others = self.num_dense - self.num_frozen - self.num_embeddings
+        if self.num_of_model:
+            parts.append(
+                f"{self.num_of_model:,} are weights that the model has added itself, and stay "
+                "dense: put them into a layer"
+            )
+        num_others = self.num_dense - self.num_frozen - self.num_embeddings - self.num_of_model
         if num_others:
             parts.append(f"{num_others:,} are in other weights that are no kernels")
         if self.num_not_wrapped:
             parts.append(
-                f"{self.num_not_wrapped:,} are in kernels that are not wrapped, as the choice of "
-                "layers leaves them out or they were frozen at that time"
+                f"{self.num_not_wrapped:,} are in kernels that are not wrapped: the choice of "
+                "layers left them out, or they were frozen, or their layers were added later"
             )
         return "; ".join(parts) + "."
 
@@ -294,7 +304,14 @@ def _coverage(kernels, dense, num_weights):
             if weights.reason == "frozen" and (weights.path, weights.shape) in sparse
         ),
         sum(weights.size for weights in dense if weights.reason == "not wrapped"),
+        number(_OF_MODEL),
     )
+
+
+def _reason(layers, weight):
+    """Why a weight is dense. Weights of a model, not of a layer, cannot be wrapped."""
+    is_of_model = isinstance(layers[-1], keras.Model)
+    return reason_within(layers, weight) or (_OF_MODEL if is_of_model else "not wrapped")
 
 
 def _others(model):
@@ -307,9 +324,7 @@ def _others(model):
         if id(weight) not in own_masks
     ]
     dense = tuple(
-        DenseWeights(
-            weight.path, tuple(weight.shape), reason_within(layers, weight) or "not wrapped"
-        )
+        DenseWeights(weight.path, tuple(weight.shape), _reason(layers, weight))
         for weight, layers in weights
         if len(weight.shape) >= 2 and id(weight) not in own_kernels
     )

@@ -29,7 +29,7 @@ class FineTuned:
         metrics: `{name: result of train}`, in the order of the trainings.
     """
 
-    masks: dict[str, np.ndarray]
+    masks: dict[str, np.ndarray] = dataclasses.field(repr=False)
     metrics: dict[str, Any]
 
 

@@ -27,14 +27,16 @@ class Level:
         weights: The weights at the start of the training, before the masks were applied: a list of
             arrays as from `model.get_weights()`. If weights are rewound to a later step, this is a
             partially trained ticket for `sanity_check`.
+
+    `print` shows the numbers, not the arrays.
     """
 
     number: int
     num_active: int
     sparsity: float
-    masks: dict[str, np.ndarray]
+    masks: dict[str, np.ndarray] = dataclasses.field(repr=False)
     metrics: Any
-    weights: list[np.ndarray]
+    weights: list[np.ndarray] = dataclasses.field(repr=False)
 
 
 def state_of(model):

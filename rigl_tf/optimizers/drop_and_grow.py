@@ -147,6 +147,21 @@ class SparseOptimizer(ScheduledUpdates):
         super()._check_schedule()
         schedules.drop_fraction_schedule(self.drop_fraction, self.begin_step, self.end_step)
 
+    def _begin(self):
+        """Warns if no connection is inactive. The masks may be set after `build`, so not there."""
+        sparse = [each.sparse for each in self._plan.by_id.values()]
+        if self._only_moves and all(each.num_active == each.size for each in sparse):
+            limits.warn(
+                f"{type(self).__name__} cannot move connections, because all of them are active: "
+                "give a sparsity above 0 to `rigl_tf.sparsify`, or use `rigl_tf.set_masks` before "
+                f"training. Received: {len(sparse)} sparse kernels without an inactive connection"
+            )
+
+    @property
+    def _only_moves(self):
+        """Whether an update grows as many connections as it drops, so needs inactive ones."""
+        return type(self).new_mask is SparseOptimizer.new_mask
+
     def _drop_fraction_at(self, step):
         """The share of the active connections to drop at `step`, an integer or a scalar tensor."""
         if callable(self.drop_fraction):

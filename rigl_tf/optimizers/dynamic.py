@@ -296,6 +296,10 @@ class SNFS(SparseOptimizer):
     def supports_structures(self) -> bool:
         return type(self).new_mask is SNFS.new_mask and not self.redistribute
 
+    @property
+    def _only_moves(self):
+        return type(self).new_mask is SNFS.new_mask
+
     def __init__(
         self,
         inner_optimizer: keras.optimizers.Optimizer | str,

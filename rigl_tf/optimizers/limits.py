@@ -30,13 +30,19 @@ def is_known_to_run_without_xla():
 
     TensorFlow does not tell an optimizer whether XLA compiles its graph.
     """
+    model = _model_in_train_step()
+    return model is not None and model.compiled and not model.jit_compile
+
+
+def _model_in_train_step():
+    """The model in whose `train_step` the caller runs, or `None`."""
     frame = inspect.currentframe()
     while frame is not None:
         model: Any = frame.f_locals.get("self")
         if frame.f_code.co_name == "train_step" and isinstance(model, keras.Model):
-            return model.compiled and not model.jit_compile
+            return model
         frame = frame.f_back
-    return False
+    return None
 
 
 def check_unused(inner_optimizer):
@@ -76,11 +82,21 @@ def check_converts(optimizer):
 def check_strategy(inner_optimizer):
     """Raises a `ValueError` for arguments that fail in a graph under a mirrored strategy.
 
-    With these arguments, Keras calls `merge_call` in a branch of the graph of each replica.
+    With these arguments, Keras calls `merge_call` in a branch of the graph of each replica. Several
+    steps in an execution fail on two or more CPUs, and have not been tried elsewhere.
     """
     strategy = tf.distribute.get_strategy()
     if tf.executing_eagerly() or not isinstance(strategy, _THREADED_STRATEGIES):
         return
+    model = _model_in_train_step()
+    steps = model.steps_per_execution if model is not None and model.compiled else 1
+    devices = strategy.extended.worker_devices
+    on_cpus = len(devices) > 1 and all("CPU" in device for device in devices)
+    if steps > 1 and on_cpus and isinstance(strategy, tf.distribute.MirroredStrategy):
+        raise ValueError(
+            "Keras cannot use `steps_per_execution` under MirroredStrategy on CPUs (with any "
+            f"model): leave it out. Received: steps_per_execution={steps}"
+        )
     for optimizer in optimizers_within(inner_optimizer):
         for name in _BRANCHING_ARGUMENTS:
             value = getattr(optimizer, name)

@@ -58,19 +58,24 @@ class TargetSparsity(SparseTraining):
             path: each.size - int(each.count(shares[path])) * each.unit_size
             for path, each in units.items()
         }
+        sparser = {}
         if self._keeps_zeros:
-            now = (kernel.size - kernel.num_active for kernel in kernels)
-            zeros = {path: max(num, next(now)) for path, num in zeros.items()}
+            now = [each.size - each.num_active for each in kernels]
+            pairs = zip(zeros.items(), now, strict=True)
+            sparser = {path: num for (path, wanted), num in pairs if num > wanted}
+            zeros |= sparser
         size = sum(each.size for each in units.values())
         reached = sum(zeros.values()) / size
         # Each kernel may miss a whole weight, or a whole unit.
         step = sum(each.step for each in units.values())
         if abs(reached - self._final_sparsity) > _TOLERANCE + step / size:
             dense = [path for path, num in zeros.items() if not num]
+            reasons = [f"its distribution leaves {dense} dense"] if dense else []
+            reasons += [f"{list(sparser)} are sparser already"] if sparser else []
+            reasons = reasons or ["this is the result of its distribution"]
             warnings.warn(
                 f"{type(self).__name__} reaches a sparsity of {reached:.3f} instead of "
-                f"{self._final_sparsity}, because its distribution leaves {dense} dense"
-                f"{', or because of connections that are inactive already' * self._keeps_zeros}; "
+                f"{self._final_sparsity}, because {' and '.join(reasons)}; "
                 '`distribution="erk"` reaches the target for a dense model. '
                 f"Received: distribution={self.distribution!r}",
                 stacklevel=2,

@@ -46,6 +46,7 @@ class SparseTraining(WrappingOptimizer):
     track_exploration = False
     _num_told = 0
     _has_told = False
+    _has_begun = False
     _build_error = None
 
     def __init__(
@@ -84,6 +85,9 @@ class SparseTraining(WrappingOptimizer):
 
     def _before_step(self, strategy, pairs, loss_scale):
         """Called before every step, with the arguments of `_update_masks`."""
+
+    def _begin(self):
+        """Called once, before the first step of this object, and outside of its graph."""
 
     def _check_schedule(self):
         """Raises a `ValueError` unless the arguments of the schedule are right together."""
@@ -287,6 +291,10 @@ class SparseTraining(WrappingOptimizer):
 
         With `leaves_out`, constraints are not applied where they would change nothing.
         """
+        if not self._has_begun:
+            self._has_begun = True
+            with tf.init_scope():
+                self._begin()
         pairs = [
             (self._plan.by_id[id(variable)], gradient)
             for gradient, variable in zip(grads, variables, strict=True)

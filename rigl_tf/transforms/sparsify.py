@@ -63,7 +63,8 @@ def sparsify(
 
     Args:
         model: A `keras.Model`.
-        sparsity: Share of zeros over all wrapped kernels, in `[0, 1)`. Or a dictionary
+        sparsity: Share of zeros over all wrapped kernels, in `[0, 1)`. (With `"uniform"` it is the
+            share in each kernel but the first, which stays dense.) Or a dictionary
             `{layers: share}` with a share for each kernel; its keys are written as in
             `dense_layers`. Kernels that no key names stay dense. If several keys name a kernel, the
             first one counts. With a dictionary, `distribution` is not used.
@@ -80,7 +81,7 @@ def sparsify(
             it stays dense.
         from_zeros: Boolean, whether the model already has zeros that must be kept. Then the masks
             are `True` where the weights are not zero, and `sparsity` and `distribution` are not
-            used.
+            used. If no weight is zero, there is a warning.
         initializer: `None`, or a function that gives the sparse kernels new values that fit their
             masks, see `rigl_tf.initializers`. Biases and dense weights stay as they are.
         structure: A value of `rigl_tf.structures` that says which weights are active or inactive
@@ -158,6 +159,14 @@ def sparsify(
         except Exception:
             _undo(model)
             raise
+    kernels = masks.kernels_of(sparse).values()
+    if from_zeros and all(kernel.num_active == kernel.size for kernel in kernels):
+        warnings.warn(
+            "With `from_zeros=True` a connection is inactive where a weight is zero, and no weight "
+            f"is: all connections are active. Received: model={model.name!r}, without zeros",
+            stacklevel=2,
+        )
+    _tell_lost_outputs(sparse)
     if not isinstance(sparsity, Mapping):
         if has_weights:
             _tell_coverage(sparse)
@@ -198,11 +207,19 @@ def strip(model: keras.Model) -> keras.Model:
     >>> type(plain.layers[0]).__name__, int((plain.layers[0].kernel.numpy() == 0).sum())
     ('Dense', 7056)
     """
-    _check_model(model, "strip")
+    check_built(model, "strip")
+    return with_layers(model, _plain)
+
+
+def check_built(model: keras.Model, caller: str) -> None:
+    """Raises a `ValueError`, with the name of the caller, if `strip` does not take a model."""
+    _check_model(model, caller)
     # A model without `call`, which only has methods of its own, never counts as built.
     if not model.built and (not model.weights or unbuilt(model)):
-        raise ValueError(f"`strip` needs a built model. Received: model={model.name!r}, not built")
-    return with_layers(model, _plain)
+        raise ValueError(
+            f"`{caller}` needs a built model: call it on a batch first. "
+            f"Received: model={model.name!r}, not built"
+        )
 
 
 def _check_model(model, caller):
@@ -423,6 +440,25 @@ def _tell_coverage(model):
     told = summary.coverage(model)
     if told.is_surprising:
         warnings.warn(str(told), stacklevel=3)
+
+
+def _tell_lost_outputs(model):
+    """Warns if whole channels of a model's last layer, which are its outputs, are inactive."""
+    last = [tensor._keras_history.operation for tensor in getattr(model, "outputs", None) or ()]
+    lost = {
+        path: f"{(kernel.size - kernel.num_active) // kernel.units.unit_size} of {kernel.shape[-1]}"
+        for layer in last
+        if isinstance(layer, SparseWrapper) and type(layer.layer) is keras.layers.Dense
+        for path, kernel in masks.kernels_of(layer).items()
+        if kernel.units.structure == structures.Channels() and kernel.num_active < kernel.size
+    }
+    if lost:
+        warnings.warn(
+            "Outputs of the model have lost all their connections, as `Channels()` applies to its "
+            "last layer, too: if each of them is needed, as classes are, name this layer in "
+            f"`dense_layers`. Received: outputs without connections: {lost}",
+            stacklevel=3,
+        )
 
 
 def forget_training(model):

@@ -180,7 +180,7 @@ def page(rows):
         "left out: whether a runtime reads them was not tried. A SavedModel, a `.keras` and an "
         "ONNX file multiply by all zeros: only fewer channels make these faster "
         '([how much](compaction.md)). Training is another matter: `execution="csr"` makes it '
-        "[faster](execution.md) at 90 % and more, without any structure.",
+        "[faster](execution.md) from 80 % on in wide layers, without any structure.",
         "",
         "## What was measured",
         "",

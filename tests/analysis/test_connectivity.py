@@ -263,7 +263,7 @@ def test_bad_arguments_of_train_bezier():
         analysis.train_bezier(model, optimizer="sgd", **{**arguments, "steps": 1, **changes})
 
     with pytest.raises(
-        ValueError, match=r"`start` must be weights of this model.* 1 arrays.* 0 arrays"
+        ValueError, match=r"`start` must be weights of this model.* 1 arrays.* 0 arrays$"
     ):
         train(start=[])
     with pytest.raises(ValueError, match=r"`end` .* of shape \(3, 1\) for \(2, 1\)"):

@@ -168,7 +168,7 @@ def test_weights_outside_of_the_masks_are_told_of(format, tmp_path):
     kernel.assign(np.ones(kernel.shape))
     outside = {kernel.path: int((~mask).sum())}
     with pytest.warns(UserWarning, match="not zero outside of the masks"):
-        report = export(model, tmp_path / "model.keras", format)
+        report = export(model, tmp_path / f"model.{format}", format)
     assert report.outside == outside == rigl_tf.sparsity_summary(model).outside
     assert "not zero outside of the masks" in str(report)
     # They are what the model predicts with, and they stay.
@@ -361,6 +361,28 @@ def test_nan_in_any_output_is_seen(tmp_path, monkeypatch):
     perturb(monkeypatch, np.nan)
     with pytest.raises(RuntimeError, match="largest difference nan"):
         export(model, tmp_path / "export")
+
+
+def test_outputs_of_another_shape(tmp_path):
+    """Keras takes the unknown length of the sequence for another number in a graph."""
+    model = keras.Sequential([keras.Input((None, 8)), layers.TimeDistributed(layers.Dense(7))])
+    with pytest.raises(RuntimeError, match=r"have the shapes of .*7\)\], and not \[\(4, 5, 7\)\]"):
+        export(model, tmp_path / "export", inputs=numbers((4, 5, 8)))
+    assert not listed(tmp_path)
+
+
+def test_an_export_of_another_format_stays(tmp_path):
+    export(sparse_mlp(), tmp_path / "model")
+    before = listed(tmp_path)
+    with pytest.raises(ValueError, match=r"an export of `format='saved_model'` is, format='web'"):
+        export(sparse_mlp(), tmp_path / "model", "web")
+    assert listed(tmp_path) == before
+
+
+def test_a_model_that_is_not_built(tmp_path):
+    model = keras.Sequential([layers.Dense(3)], name="new")
+    with pytest.raises(ValueError, match=r"`export` needs a built model.*'new', not built"):
+        export(model, tmp_path / "model")
 
 
 def test_a_model_whose_outputs_are_nan(tmp_path):
@@ -707,7 +729,7 @@ def test_it_runs_in_a_fresh_interpreter(format, tmp_path, monkeypatch):
     hidden = layers.Concatenate()([table(words), x])
     outputs = {"q": layers.Dense(3, dtype="mixed_bfloat16")(hidden), "p": hidden}
     model = rigl_tf.sparsify(keras.Model({"w": words, "x": x}, outputs), 0.5)
-    report = rigl_tf.export(model, tmp_path / "it.keras", format)
+    report = rigl_tf.export(model, tmp_path / f"it.{format}", format)
     assert report.max_difference < 0.05
     assert not report.notes
     assert [latency.batch_size for latency in report.latencies] == [1, 32]
@@ -782,8 +804,11 @@ def untouched(tmp_path):
 @pytest.mark.parametrize(
     ("path", "format", "message"),
     [
-        ("full", "saved_model", "`path` must be new or an earlier export.*something else"),
-        ("file", "saved_model", "`path` must be new or an earlier export.*something else"),
+        ("full", "saved_model", "`path` must be new, or an earlier export.*something else"),
+        ("file", "saved_model", "`path` must be new, or an earlier export.*something else"),
+        ("b.tflite", "saved_model", "writes a directory: give `format='litert'`, or change"),
+        ("b.keras", "saved_model", "writes a directory: give `format='keras'`, or change"),
+        ("b.h5", "web", r"must not end with '\.h5', .* no format writes such a file, or change"),
         ("model.h5", "keras", r"`path` must end with '\.keras'.*model\.h5"),
         ("model", "keras", r"`path` must end with '\.keras'"),
         ("model", "hdf5", r"`format` must be one of \['saved_model', 'keras', 'litert', .*'hdf5'"),
@@ -838,7 +863,7 @@ def test_lora(format, untouched):
     model = sparse_mlp()
     model.layers[0].layer.enable_lora(2)
     with pytest.raises(ValueError, match=r"without LoRA.*'mlp' with LoRA in .*'hidden'"):
-        export(model, untouched / "new.keras", format)
+        export(model, untouched / f"new.{format}", format)
 
 
 def test_a_full_directory_with_the_suffix_of_keras(tmp_path):

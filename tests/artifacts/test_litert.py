@@ -18,6 +18,7 @@ from rigl_tf.artifacts.programs import run_artifact
 from rigl_tf.masks import kernels_of
 
 layers = keras.layers
+NAMES = {"litert": "m.tflite", "onnx": "m.onnx", "web": "m"}
 
 
 def with_zeros(model, blocks=(), sparsity=0.9):
@@ -164,6 +165,19 @@ def test_what_runs_each_kernel(exported):
     assert "mlp/two/kernel: It is no faster" in text
     assert f"(dense: {report.dense_file_bytes:,})" in text
     assert json.loads(json.dumps(report.to_dict()))["kernels"][0]["kernel"] == "native sparse"
+
+
+def test_a_kernel_without_structure_that_is_stored_in_blocks(tmp_path):
+    """At 98.5 % of zeros the converter takes blocks of 4, most of whose values are zeros."""
+    hidden = layers.Dense(300, name="hidden", use_bias=False)
+    dense = keras.Sequential([keras.Input((784,)), hidden, layers.Dense(10, name="head")])
+    sparse = rigl_tf.sparsify(dense, {"hidden": 0.985, "head": 0.5})
+    report = rigl_tf.export(sparse, tmp_path / "m.tflite", "litert", measure=False)
+    assert [each.kernel for each in report.kernels] == ["native sparse", "expanded at load"]
+    assert report.kernels[0].structure == "unstructured"
+    assert report.kernels[0].reason.endswith("stores this one, with the zeros inside of them")
+    found = next(each.weights for each in operations_of(report) if each.weights.block == 4)
+    assert found.array.size == 784 * 300
 
 
 def test_latencies_of_both_take_turns(exported):
@@ -410,7 +424,7 @@ def test_a_state_is_kept_by_a_saved_model_alone(format, tmp_path):
     model = keras.Sequential(
         [keras.Input(batch_shape=(2, 3, 4)), layers.GRU(4, stateful=True, name="memory")]
     )
-    path = tmp_path / ("m.onnx" if format == "onnx" else "m.tflite")
+    path = tmp_path / NAMES[format]
     with pytest.raises(ValueError, match=r"keeps no state.*'memory' with `stateful=True`"):
         rigl_tf.export(rigl_tf.sparsify(model, 0.5), path, format)
     assert not list(tmp_path.iterdir())
@@ -451,7 +465,7 @@ def test_bad_arguments(arguments, message, tmp_path):
 def test_a_model_without_sparse_kernels(format, tmp_path):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
     with pytest.raises(ValueError, match="needs a model with sparse kernels"):
-        rigl_tf.export(model, tmp_path / "m.tflite", format)
+        rigl_tf.export(model, tmp_path / NAMES[format], format)
     assert not list(tmp_path.iterdir())
 
 
@@ -485,7 +499,7 @@ def test_mixed_precision(format, tmp_path):
     keras.config.set_dtype_policy("mixed_float16")
     model = keras.Sequential([keras.Input((4,)), layers.Dense(4, name="half")])
     with pytest.raises(ValueError, match=r"computes in float32.*in float16"):
-        rigl_tf.export(rigl_tf.sparsify(model, 0.5), tmp_path / "m.tflite", format)
+        rigl_tf.export(rigl_tf.sparsify(model, 0.5), tmp_path / NAMES[format], format)
     assert not list(tmp_path.iterdir())
 
 

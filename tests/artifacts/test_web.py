@@ -47,7 +47,7 @@ def test_what_is_in_the_folder(tmp_path):
 def test_a_folder_that_is_no_export_stays(tmp_path):
     (tmp_path / "page").mkdir()
     (tmp_path / "page" / "thesis.tex").write_text("precious")
-    with pytest.raises(ValueError, match="new or an earlier export"):
+    with pytest.raises(ValueError, match="new, or an earlier export"):
         rigl_tf.export(mobile(), tmp_path / "page", "web")
     assert [path.name for path in (tmp_path / "page").iterdir()] == ["thesis.tex"]
 

@@ -151,6 +151,31 @@ def test_a_subclassed_model():
     assert [weights.reason for weights in summary.dense] == ["not wrapped"]
 
 
+def test_weights_of_a_model_itself_and_layers_that_were_added_later():
+    class WithOwnWeights(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.mix = self.add_weight(shape=(8, 8), name="mix")
+            self.head = layers.Dense(4)
+
+        def call(self, inputs):
+            return self.head(inputs @ self.mix)
+
+    model = WithOwnWeights()
+    model(np.ones((1, 8)))
+    with pytest.warns(UserWarning, match="64 are weights that the model has added itself"):
+        sparse = rigl_tf.sparsify(model, 0.5)
+    told = rigl_tf.sparsity_summary(sparse)
+    assert [weights.reason for weights in told.dense] == ["of the model itself"]
+    assert (told.coverage.num_of_model, told.coverage.num_not_wrapped) == (64, 0)
+
+    later = rigl_tf.sparsify(keras.Sequential([keras.Input((8,)), layers.Dense(7)]), 0.5)
+    later.add(layers.Dense(6))
+    text = str(rigl_tf.sparsity_summary(later))
+    assert "42 are in kernels that are not wrapped: " in text
+    assert text.endswith("or their layers were added later.")
+
+
 def test_a_layer():
     layer = rigl_tf.SparseWrapper(layers.Dense(4), 0.75)
     layer.build((None, 8))
@@ -263,7 +288,7 @@ def test_frozen_weights_are_told(frozen):
         base.trainable = True  # the weights, too
         told = summary.coverage(sparse)
         assert (told.num_frozen, told.num_not_wrapped) == (0, 32)
-        assert "; 32 are in kernels that are not wrapped, as" in str(told)
+        assert "; 32 are in kernels that are not wrapped: " in str(told)
 
 
 @covers_part

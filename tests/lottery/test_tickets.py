@@ -83,6 +83,12 @@ def test_global_levels_by_hand():
     )
 
 
+def test_a_level_is_printed_without_its_arrays():
+    level = lottery.Level(1, 3, 0.7, {"kernel": ONE}, {"accuracy": 0.5}, [ONE])
+    assert str(level) == ("Level(number=1, num_active=3, sparsity=0.7, metrics={'accuracy': 0.5})")
+    assert "masks" not in str(lottery.FineTuned({"kernel": ONE}, {}))
+
+
 def test_layerwise_levels_by_hand(recwarn):
     # 10 -> 10 - 3 = 7 -> 5 and 5 -> 5 - 1 = 4 -> 3.
     found = lottery.find_ticket(network(), Halving(), 2, prune_fraction=0.3, scope="layerwise")

@@ -588,6 +588,33 @@ def test_nan_in_an_ordinary_step_never_changes_masks(algorithm):
         assert not layer.layer.kernel.numpy()[~mask].any()
 
 
+@pytest.mark.parametrize("eager", [True, False])
+@pytest.mark.parametrize("algorithm", ["RigL", "RigLInverted", "SET", "SNFS"])
+def test_it_warns_if_no_connection_is_inactive(algorithm, eager):
+    """In the first step, as masks may be set until then. Those who prune begin this way."""
+    optimizer = getattr(rigl_tf, algorithm)("sgd", end_step=8, update_frequency=2)
+    model = rigl_tf.sparsify(keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)]), 0.0)
+    optimizer.build(model.trainable_variables)
+    model.compile(optimizer, "mse", run_eagerly=eager)
+    x, y = numbers((8, 8)), numbers((8, 4), seed=1)
+    with pytest.warns(UserWarning, match=f"{algorithm} cannot move connections.* 1 sparse kern"):
+        model.train_on_batch(x, y)
+    model.train_on_batch(x, y)
+
+
+@pytest.mark.parametrize("algorithm", ["RigL", "StaticReinit", "GradualPruning", "DNW"])
+def test_it_does_not_warn_if_some_are_or_need_not_be(algorithm):
+    model = rigl_tf.sparsify(keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)]), 0.0)
+    pruning = {"GradualPruning": {"sparsity": 0.5}, "DNW": {"sparsity": 0.5}}
+    schedule = {} if algorithm == "DNW" else {"end_step": 8, "update_frequency": 2}
+    optimizer = getattr(rigl_tf, algorithm)("sgd", **schedule, **pruning.get(algorithm, {}))
+    optimizer.build(model.trainable_variables)
+    model.compile(optimizer, "mse")
+    if algorithm == "RigL":
+        rigl_tf.set_masks(model, rigl_tf.pruning.magnitude_masks(model, 0.5))
+    model.train_on_batch(numbers((8, 8)), numbers((8, 4), seed=1))
+
+
 def test_fit_warns_of_skipped_updates(tmp_path):
     model = sparse_model()
     x, y = data()

@@ -21,6 +21,7 @@ QUICK_ON_TWO_REPLICAS = {
     "a sparse `Embedding` (`tf.IndexedSlices`)",
     "`gradient_accumulation_steps=2`",
     "`use_ema=True`, `ema_overwrite_frequency=2`",
+    "`steps_per_execution=2`",
 }
 SLOW = pytest.mark.slow
 TABLE = pathlib.Path(__file__).parents[2] / "results" / "keras_features.csv"

@@ -555,6 +555,13 @@ def test_from_zeros():
     assert active(keras.models.clone_model(again)) == counts
 
 
+def test_from_zeros_without_a_zero():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3)], name="full")
+    with pytest.warns(UserWarning, match="no weight is: all .* are active.*'full'") as told:
+        rigl_tf.sparsify(model, from_zeros=True)
+    assert [each.filename for each in told] == [__file__]
+
+
 def test_from_zeros_refuses():
     model = two("it", 8, 6, 3)
     with pytest.raises(ValueError, match=r"leave `sparsity` out. Received: sparsity=0.5"):

@@ -34,7 +34,13 @@ from helpers import (
 import rigl_tf
 from rigl_tf.structures import NM, Block, Channels, ConstantFanIn
 
-pytestmark = [ends_early, updates_only, pytest.mark.optimized_graphs]
+pytestmark = [
+    ends_early,
+    updates_only,
+    pytest.mark.optimized_graphs,
+    # The last layer has the structure, too.
+    pytest.mark.filterwarnings("ignore:Outputs of the model have lost all:UserWarning"),
+]
 
 
 GROWING = [name for name, algorithm in ALGORITHMS.items() if algorithm.grows]

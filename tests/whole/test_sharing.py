@@ -580,6 +580,17 @@ def test_files_that_hold_no_masks(tmp_path):
     np.savez(tmp_path / "other.npz", a=np.ones(3))
     with pytest.raises(ValueError, match=r"must be a file of `rigl_tf.save_masks`"):
         masks.load_masks(sparse, tmp_path / "other.npz")
+    np.savez(tmp_path / "pickles.npz", paths=np.array(["a", {}], object))
+    (tmp_path / "text.npz").write_text("no arrays")
+    (tmp_path / "empty.npz").write_text("")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:50])
+    np.save(tmp_path / "one.npy", np.ones(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    for name in ("pickles", "text", "empty", "cut", "one"):
+        with pytest.raises(ValueError, match=rf"of `rigl_tf.save_masks`.*{name}\.npz', something"):
+            masks.load_masks(sparse, tmp_path / f"{name}.npz")
+    with pytest.raises(FileNotFoundError):
+        masks.load_masks(sparse, tmp_path / "missing.npz")
     masks.save_masks(sparse, tmp_path / "it.npz")
     small = half(keras.Sequential([keras.Input((8,)), layers.Dense(4, name="c")], name="mlp"))
     with pytest.raises(ValueError, match="must be the path of a sparse kernel"):

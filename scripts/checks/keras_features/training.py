@@ -15,6 +15,7 @@ from scripts.checks.keras_features.base import (
     momentum,
     rigl,
 )
+from scripts.checks.keras_features.optimizers import IN_BRANCH
 
 # How a model is compiled.
 
@@ -22,7 +23,9 @@ COMPILE = [
     Feature("`run_eagerly=True`", compile={"run_eagerly": True}),
     Feature("`jit_compile=True`", compile={"jit_compile": True}, limit="InvalidArgumentError"),
     Feature(
-        "`steps_per_execution=2`", compile={"steps_per_execution": 2}, limit="InvalidArgumentError"
+        "`steps_per_execution=2`",
+        compile={"steps_per_execution": 2},
+        limit=IN_BRANCH.format("steps_per_execution"),
     ),
     Feature("`mixed_bfloat16`", policy="mixed_bfloat16"),
 ]
