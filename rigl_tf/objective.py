@@ -202,9 +202,10 @@ def mean_loss(loss):
     if isinstance(loss, (list, tuple, dict)) and len(loss) == 1:
         (loss,) = loss.values() if isinstance(loss, dict) else loss
     if not isinstance(loss, str) and not callable(loss):
+        received = repr(loss) if not hasattr(loss, "shape") else f"{type(loss).__name__} of numbers"
         raise ValueError(
             "`loss` must be a Keras loss, its name, or a function of targets and outputs (of all "
-            f"of them, if there are several outputs). Received: loss={loss!r}"
+            f"of them, if there are several outputs). Received: loss={received}"
         )
     is_own = not isinstance(loss, (str, keras.losses.Loss))
     name, loss = getattr(loss, "name", loss), keras.losses.get(loss)
