@@ -31,7 +31,7 @@ def signature(model, inputs=None):
         )
     inputs = by_name(model, inputs)
     given = _specs_of_batch(inputs)
-    if not getattr(model, "inputs", None):
+    if not known_inputs(model):
         if inputs is None:
             raise ValueError(
                 "The model does not know its inputs (as Sequential and Functional models do): pass "
@@ -49,9 +49,19 @@ def signature(model, inputs=None):
     return specs
 
 
+def known_inputs(model):
+    """List of the symbolic inputs of a Sequential or Functional model; empty for other models.
+
+    Other models may have an attribute `inputs` that is something else, such as a layer.
+    """
+    has_graph = isinstance(model, (keras.Sequential, keras.Function))
+    # A Sequential model that is not built does not know them.
+    return (getattr(model, "inputs", None) or []) if has_graph else []
+
+
 def by_name(model, inputs):
     """`inputs` in the order of a model's inputs, if they are a dictionary with their names."""
-    names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
+    names = [tensor.name for tensor in known_inputs(model)]
     if not isinstance(inputs, dict) or isinstance(getattr(model, "input", None), dict):
         return inputs
     if not names or set(names) != set(inputs):

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from rigl_tf.inputs import known_inputs
 from rigl_tf.transforms.sparsify import check_built, strip
 
 _CONVOLUTION = (
@@ -72,7 +73,7 @@ def to_tf_keras(model: keras.Model) -> Any:
         raise ImportError("`to_tf_keras` needs the package tf_keras: `pip install tf_keras`")
     check_built(model, "to_tf_keras")
     plain = strip(model)
-    if not getattr(plain, "inputs", None):
+    if not known_inputs(plain):
         raise ValueError(
             "`to_tf_keras` takes a Sequential or Functional model. Received: "
             f"model={model.name!r} of class {type(model).__name__}"

@@ -4,6 +4,7 @@ import math
 
 import keras
 
+from rigl_tf.inputs import known_inputs
 from rigl_tf.transforms.rebuild import calls_of, is_clonable
 from rigl_tf.transforms.units import inner_of
 
@@ -32,7 +33,7 @@ def shape_of_image(kernel, model):
 
 
 def _shape_of_inputs(model):
-    inputs = getattr(model, "inputs", None) or []
+    inputs = known_inputs(model)
     shape = tuple(inputs[0].shape[1:]) if len(inputs) == 1 else ()
     if len(shape) not in (2, 3) or None in shape:
         return None

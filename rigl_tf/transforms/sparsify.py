@@ -444,7 +444,8 @@ def _tell_coverage(model):
 
 def _tell_lost_outputs(model):
     """Warns if whole channels of a model's last layer, which are its outputs, are inactive."""
-    last = [tensor._keras_history.operation for tensor in getattr(model, "outputs", None) or ()]
+    outputs = getattr(model, "outputs", None) if is_clonable(model) else None
+    last = [tensor._keras_history.operation for tensor in outputs or ()]
     lost = {
         path: f"{(kernel.size - kernel.num_active) // kernel.units.unit_size} of {kernel.shape[-1]}"
         for layer in last

@@ -151,6 +151,30 @@ class OnlyEmbeddings(keras.Model):
 
 
 @pytest.mark.filterwarnings("ignore:.*looks like it has unbuilt state")
+class KerasNames(keras.Model):
+    """Its layers have the names of what Functional models know of themselves."""
+
+    def __init__(self):
+        super().__init__()
+        self.inputs, self.outputs = layers.Dense(8), layers.Dense(3)
+
+    def call(self, x):
+        return self.outputs(self.inputs(x))
+
+
+@in_every_execution
+def test_layers_with_the_names_of_attributes_of_keras(execution, tmp_path):
+    model, x = KerasNames(), numbers((4, 6))
+    model(x)
+    model = rigl_tf.sparsify(model, 0.5, execution=execution)
+    model.compile(rigl("sgd"), "mse")
+    model.fit(x, numbers((4, 3)), epochs=2, verbose=0)
+    assert rigl_tf.flops.count(model, inputs=x).dense_flops == 2 * (6 * 8 + 8 * 3)
+    rigl_tf.report(model, path=tmp_path / "report.html")
+    rigl_tf.export(model, tmp_path / "export", inputs=x, measure=False)
+    np.testing.assert_allclose(rigl_tf.strip(model)(x), model(x), atol=1e-6)
+
+
 def test_a_model_without_kernels_that_is_not_built_is_told_of():
     model, words = rigl_tf.sparsify(OnlyEmbeddings(), 0.9), np.arange(8)
     model.compile("adam", "mse")
