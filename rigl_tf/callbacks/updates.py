@@ -189,11 +189,9 @@ class _Counter:
         self.step = _value(self.optimizer.step)
         updates, self._start = self._updates(self._start, self.step), self.step
         if updates:
-            skipped, self._num_skipped = (
-                self._num_skipped,
-                _value(self.optimizer.num_skipped_updates),
-            )
-            updates = updates[self._num_skipped - skipped :]
+            before = self._num_skipped
+            self._num_skipped = _value(self.optimizer.num_skipped_updates)
+            updates = updates[self._num_skipped - before :]
         if updates:
             self.last_update = updates[-1]
         return updates
