@@ -56,7 +56,7 @@ class UpdateClock:
         self.optimizers = [each.optimizer for each in self._counters]
         self.step = self._next_step(0)
         self.seconds = float("nan")
-        self._batch, self._last_quiet_batch = 0, -1
+        self._batch, self._latest, self._last_quiet_batch = 0, 0, -1
         self._begun = self._before = None
         self._has_run = self._is_checked = self._reads_all = False
 
@@ -67,26 +67,28 @@ class UpdateClock:
     def begin_epoch(self):
         """Prepares for an epoch, between steps."""
         self._read()
-        self._batch, self._last_quiet_batch = 0, -1
+        self._batch, self._latest, self._last_quiet_batch = 0, 0, -1
         self._begun = self._before = None
 
     def is_quiet(self, batch):
-        """Whether nothing is to be done before a batch. This is quick."""
+        """Notes that a batch begins, quickly. Returns whether nothing is to be done before it."""
+        self._latest = batch
         return batch <= self._last_quiet_batch and not any(
             each.has_changed() for each in self._counters
         )
 
     def before_batch(self, batch):
         """Returns whether masks were updated. `batch` is the number of the next batch."""
-        self._count(batch - self._batch)
-        self._batch = batch
-        if self.is_quiet(batch):
+        is_quiet = self.is_quiet(batch)
+        self._count_batches(0)
+        if is_quiet:
             return False
         self._last_quiet_batch = -1
         is_done = False
         if self._begun is not None or self._reads_all or (self._has_run and not self._is_checked):
             # After the first batch, too, to see how many steps a batch has.
-            is_done, self._is_checked = self._finish(True), True
+            self._is_checked = all(each.is_known for each in self._counters)
+            is_done = self._finish(True)
         size = self._size()
         if self._updates_within(size):
             self._read()
@@ -105,13 +107,16 @@ class UpdateClock:
 
     def end_epoch(self):
         """Returns whether masks were updated since the last time that this was asked."""
-        self._count(self._size())
+        self._count_batches(self._size())
         return self._finish(False)
 
     def _size(self):
         return getattr(self._model, "steps_per_execution", 1)
 
-    def _count(self, num_batches):
+    def _count_batches(self, num_done):
+        """Counts the batches before the latest one, and so many from it on."""
+        num_batches = self._latest - self._batch + num_done
+        self._batch = self._latest + num_done
         self.step += num_batches
         for each in self._counters:
             each.step += num_batches
@@ -140,9 +145,8 @@ class UpdateClock:
         """Reads all counters. Returns in how many steps there were updates since the last time."""
         updates = set()
         for each in self._counters:
-            expected = each.step
             updates.update(each.read())
-            self._reads_all |= each.step > expected
+            self._reads_all |= each.runs_ahead
         self.step = self._next_step(self.step)
         return len(updates)
 
@@ -164,10 +168,13 @@ class _Counter:
     Attributes:
         step: Integer, the number of the next step: as it was read, and the batches since then.
         last_update: Integer, the last step with an update; `None` if there was none so far.
+        is_known: Boolean, whether the counter has been read.
+        runs_ahead: Boolean, whether a batch had more than one step.
     """
 
     def __init__(self, optimizer):
         self.optimizer = optimizer
+        self.is_known, self.runs_ahead = optimizer.built, False
         self.step = self._start = self._num_skipped = 0
         if optimizer.built:
             self.step = self._start = _value(optimizer.step)
@@ -186,7 +193,11 @@ class _Counter:
         self._changes = changeable.num_changes(self.optimizer)
         if not self.optimizer.built:
             return []
-        self.step = _value(self.optimizer.step)
+        expected, self.step = self.step, _value(self.optimizer.step)
+        if self.is_known:
+            self.runs_ahead |= self.step > expected
+        else:  # It may have been restored when it was built.
+            self.is_known, self._start = True, max(0, self.step - expected)
         updates, self._start = self._updates(self._start, self.step), self.step
         if updates:
             before = self._num_skipped

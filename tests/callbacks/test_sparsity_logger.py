@@ -285,6 +285,14 @@ def test_several_steps_in_a_batch(frequency, is_own):
     assert history["drop_fraction"] == pytest.approx(want, nan_ok=True)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_counters_are_read_around_updates_only(size):
+    """Also from the second epoch on, and if the last execution of an epoch is shorter."""
+    logger = SparsityLogger()
+    fit(half(mlp()), rigl("sgd", 10**6, 5), logger, epochs=5, steps_per_execution=size)
+    assert not logger._clock._reads_all
+
+
 def test_a_schedule_that_is_changed_inside_an_epoch():
     class Change(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -295,6 +303,23 @@ def test_a_schedule_that_is_changed_inside_an_epoch():
     history = fit(half(mlp()), rigl("sgd", 10**6, 50), Change(), masks, SparsityLogger())
     check(history, masks.history)
     assert sum(history["moved"]) > 0
+
+
+def test_a_counter_that_is_restored_when_the_optimizer_is_built():
+    """As TensorFlow does it, with a checkpoint that was read before."""
+
+    class Restored(rigl_tf.RigL):
+        def build(self, variables):
+            super().build(variables)
+            self.step.assign(100)
+
+    model = Twice(1, Restored("sgd", 1000, update_frequency=50))
+    model(np.zeros((1, 6)))
+    model, logger = half(model), SparsityLogger()
+    history = fit(model, "sgd", logger)
+    assert not logger._clock._reads_all
+    assert history["moved"][0] > 0  # in step 100
+    assert history["moved"][1:] == [0, 0]
 
 
 def test_weights_that_a_callback_loads_are_no_moves(tmp_path):
@@ -378,6 +403,16 @@ def test_data_that_does_not_fit_is_found_before_training():
     with pytest.raises(ValueError, match=r"`data` must fit the model .* inputs of shape \(4, 5\)"):
         fit(model, rigl(), SparsityLogger(data=(x, y)))
     assert all(map(np.array_equal, before, model.get_weights()))
+
+
+def test_a_connection_that_moves_to_another_input():
+    """The columns of a CSR kernel then stay the same."""
+    dense = keras.Sequential([keras.Input((3,)), layers.Dense(4, name="last")])
+    model = rigl_tf.sparsify(dense, 11 / 12, execution="csr")
+    rigl_tf.set_masks(model, {"last/kernel": np.eye(3, 4, dtype=bool) * [1, 0, 0, 0]})
+    (watched,) = watching.watch(model).values()
+    rigl_tf.set_masks(model, {"last/kernel": np.eye(3, 4, -1, dtype=bool) * [1, 0, 0, 0]})
+    assert watched.look().num_grown == 1
 
 
 def test_norms_of_large_weights():
