@@ -141,8 +141,8 @@ _MNIST = Setting(
     },
     csr=("static", "snip", "grasp", "set", "rigl_inverted", "rigl"),
     searches_widths=True,
-    timed="One core for each run, two runs at a time, on machines of different speed, with other work "
-    "beside them and with pauses: the time of a single seed can be several times too long.",
+    timed="One core for each run, two runs at a time, on machines of different speed, with other "
+    "work beside them and with pauses: the time of a single seed can be several times too long.",
     keeps_units=True,
     claims=methods_claims.ON_LENET,
 )
