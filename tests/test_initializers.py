@@ -222,6 +222,8 @@ def every_kind_of_csr():
             layers.Flatten(),
             layers.Dense(8),
             layers.Reshape((2, 4)),
+            layers.EinsumDense("abc,cde->abde", (2, 2, 3)),  # two axes of outputs
+            layers.Reshape((2, 6)),
             layers.TimeDistributed(layers.Dense(3)),
         ]
     )
@@ -234,7 +236,7 @@ def test_csr_kernels_get_the_same_values(arguments):
         half(every_kind_of_csr(), execution=execution, initializer=scaling, seed=3)
         for execution in ("masked", "csr")
     )
-    assert executions_of(csr) == ["csr"] * 4
+    assert executions_of(csr) == ["csr"] * 5
     assert_same_model(csr, masked, tolerance=0)
     initialize(masked, scaling, seed=4)
     assert differ(dense_weights(csr), dense_weights(masked))

@@ -150,7 +150,7 @@ class SparseOptimizer(ScheduledUpdates):
     def _begin(self):
         """Warns if no connection is inactive. The masks may be set after `build`, so not there."""
         sparse = [each.sparse for each in self._plan.by_id.values()]
-        if self._only_moves and all(each.num_active == each.size for each in sparse):
+        if sparse and self._only_moves and all(x.num_active == x.size for x in sparse):
             limits.warn(
                 f"{type(self).__name__} cannot move connections, because all of them are active: "
                 "give a sparsity above 0 to `rigl_tf.sparsify`, or use `rigl_tf.set_masks` before "
