@@ -189,7 +189,7 @@ class SparsityLogger(keras.callbacks.Callback):
             self._look()
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        if logs is not None and self._shows_sparsity:
+        if self._shows_sparsity and logs is not None:
             logs["sparsity"] = self._sparsity
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:

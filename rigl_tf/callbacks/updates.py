@@ -73,9 +73,12 @@ class UpdateClock:
     def is_quiet(self, batch):
         """Notes that a batch begins, quickly. Returns whether nothing is to be done before it."""
         self._latest = batch
-        return batch <= self._last_quiet_batch and not any(
-            each.has_changed() for each in self._counters
-        )
+        if batch > self._last_quiet_batch:
+            return False
+        for each in self._counters:  # `any` would take twice as long.
+            if each.has_changed():
+                return False
+        return True
 
     def before_batch(self, batch):
         """Returns whether masks were updated. `batch` is the number of the next batch."""

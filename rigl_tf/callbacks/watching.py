@@ -1,7 +1,7 @@
 """Counts the connections of sparse kernels, and how many are new since the last time."""
 
-import dataclasses
 import math
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -16,8 +16,7 @@ _MOST_MARKS = 1 << 22
 _MOST_READINGS = np.iinfo(np.uint16).max  # A mark is such a number.
 
 
-@dataclasses.dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """The counts of a kernel at one moment. All are integers.
 
     Attributes:
@@ -88,7 +87,7 @@ class _WatchedMask:
         """The `Seen` of now."""
         old, self._mask = self._mask, self.kernel.mask
         if np.array_equal(old, self._mask):
-            return dataclasses.replace(self._seen, num_grown=0)
+            return self._seen._replace(num_grown=0)
         self._ever |= self._mask
         self._seen = self._count(int(np.count_nonzero(self._mask > old)))
         return self._seen
@@ -117,7 +116,7 @@ class _WatchedPlaces:
     def __init__(self, kernel):
         self.kernel = kernel
         self._structure = self._read()
-        self._places = kernel.storage.places().numpy()
+        self._places = kernel.storage.places_in(*self._structure)
         self._history = (_Marks if kernel.size <= _MOST_MARKS else _Lists)(kernel, self._places)
         self._seen = self._count(num_grown=0)
 
@@ -130,8 +129,8 @@ class _WatchedPlaces:
         """The `Seen` of now."""
         before, self._structure = self._structure, self._read()
         if all(map(np.array_equal, before, self._structure)):
-            return dataclasses.replace(self._seen, num_grown=0)
-        old, self._places = self._places, self.kernel.storage.places().numpy()
+            return self._seen._replace(num_grown=0)
+        old, self._places = self._places, self.kernel.storage.places_in(*self._structure)
         self._seen = self._count(self._history.change(old, self._places))
         return self._seen
 

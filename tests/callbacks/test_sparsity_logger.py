@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 import sys
+import time
 
 import keras
 import numpy as np
@@ -601,27 +602,51 @@ def test_of_two_workers_the_chief_writes(tmp_path):
     assert set(events(tmp_path / "logs")["sparsity"]) >= {3, 4, 8}
 
 
-def test_numbers_are_written_as_tensorboard_writes_them(tmp_path):
+def test_records_are_those_of_tensorboard(tmp_path):
+    matrix = np.linspace(0, 1, 12, dtype="float32").reshape(3, 4)
     board = Board(tmp_path / "ours")
-    board.write(7, {"one": 0.25, "two/kernel": 3})
+    board.write(7, {"one": 0.25, "two/kernel": 3}, {"mask/kernel": matrix})
     board.close()
     with tf.summary.create_file_writer(str(tmp_path / "theirs")).as_default(step=7):
         tf.summary.scalar("one", 0.25)
         tf.summary.scalar("two/kernel", 3)
+        tf.summary.image("mask/kernel", matrix[np.newaxis, :, :, np.newaxis])
 
-    def summaries(directory):
+    def records(directory):
         (path,) = directory.iterdir()
-        records = [record.numpy() for record in tf.data.TFRecordDataset(str(path))]
-        found = [tf.compat.v1.Event.FromString(record) for record in records]
-        return [(e.step, value) for e in found if e.step for value in e.summary.value]
+        found = [record.numpy() for record in tf.data.TFRecordDataset(str(path))]
+        first, *others = [tf.compat.v1.Event.FromString(record) for record in found]
+        return first.file_version, [(e.step, v) for e in others for v in e.summary.value]
 
-    ours, theirs = summaries(tmp_path / "ours"), summaries(tmp_path / "theirs")
-    assert [(step, value.tag) for step, value in ours] == [(7, "one"), (7, "two/kernel")]
+    (version, ours), (their_version, theirs) = (
+        records(tmp_path / "ours"),
+        records(tmp_path / "theirs"),
+    )
+    assert version == their_version
+    assert [(step, v.tag) for step, v in ours] == [(step, v.tag) for step, v in theirs]
     for (_, one), (_, two) in zip(ours, theirs, strict=True):
-        assert one.tag == two.tag
-        assert tf.make_ndarray(one.tensor) == tf.make_ndarray(two.tensor)
+        assert np.array_equal(tf.make_ndarray(one.tensor), tf.make_ndarray(two.tensor))
         assert one.tensor.dtype == two.tensor.dtype
         assert one.metadata == two.metadata
+
+
+def test_each_training_writes_a_file_of_its_own(tmp_path):
+    for step in range(3):  # in the same second
+        board = Board(tmp_path)
+        board.write(step, {"number": step})
+        board.close()
+        board.write(9, {"number": 9})  # nothing
+    assert len(list(tmp_path.iterdir())) == 3
+    assert events(tmp_path)["number"] == {0: 0, 1: 1, 2: 2}
+
+
+def test_records_of_long_epochs_can_be_seen_before_the_end(tmp_path, monkeypatch):
+    board = Board(tmp_path)
+    board.write(1, {"number": 1})
+    assert events(tmp_path) == {}
+    monkeypatch.setattr(time, "time", lambda now=time.time(): now + 121)
+    board.write(2, {"number": 2})
+    assert list(events(tmp_path)["number"]) == [1, 2]
 
 
 def test_steps_with_updates_are_those_of_the_optimizer():
