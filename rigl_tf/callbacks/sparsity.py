@@ -13,7 +13,7 @@ from rigl_tf._types import Data, Loss
 from rigl_tf.callbacks.board import Board
 from rigl_tf.callbacks.gradients import GradientNorms
 from rigl_tf.callbacks.updates import UpdateClock, has_updates
-from rigl_tf.callbacks.watching import squared_norm, watch
+from rigl_tf.callbacks.watching import squared_norm, value_of, watch
 from rigl_tf.checks import check_integers
 from rigl_tf.optimizers import DNW, GradualPruning, SparseOptimizer, kernels
 
@@ -262,7 +262,8 @@ class SparsityLogger(keras.callbacks.Callback):
             self._turnover = num_grown / max(1, sum(each.num_active for each in seen.values()))
         is_news, self._has_updated = self._has_updated or num_grown > 0, False
         squares = {
-            path: squared_norm(watched.kernel.variable) for path, watched in self._watched.items()
+            path: squared_norm(value_of(watched.kernel.variable))
+            for path, watched in self._watched.items()
         }
         units = sum(each.num_units for each in seen.values())
         numbers = {

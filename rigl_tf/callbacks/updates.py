@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import keras
-import tensorflow as tf
 
+from rigl_tf.callbacks.watching import value_of
 from rigl_tf.optimizers import SparseTraining, changeable
 from rigl_tf.optimizers.scheduled import ScheduledUpdates
 from rigl_tf.optimizers.slots import optimizers_within
@@ -73,12 +73,9 @@ class UpdateClock:
     def is_quiet(self, batch):
         """Notes that a batch begins, quickly. Returns whether nothing is to be done before it."""
         self._latest = batch
-        if batch > self._last_quiet_batch:
-            return False
-        for each in self._counters:  # `any` would take twice as long.
-            if each.has_changed():
-                return False
-        return True
+        return batch <= self._last_quiet_batch and not any(
+            map(_Counter.has_changed, self._counters)
+        )
 
     def before_batch(self, batch):
         """Returns whether masks were updated. `batch` is the number of the next batch."""
@@ -245,7 +242,7 @@ class _Counter:
 
 
 def _value(variable):
-    return int(tf.convert_to_tensor(variable))
+    return int(value_of(variable))
 
 
 class _Begun(NamedTuple):

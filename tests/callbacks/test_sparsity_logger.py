@@ -1,7 +1,6 @@
 """Tests of `SparsityLogger`: its numbers are those of the masks after each step."""
 
 import csv
-import dataclasses
 import itertools
 import math
 import re
@@ -156,7 +155,7 @@ def test_marks_and_lists_count_the_same(most_marks, most_readings, monkeypatch):
         ever = ever | mask
         seen = watched.look()
         assert (seen.num_grown, seen.num_ever) == ((mask > before).sum(), ever.sum())
-        assert watched.look() == dataclasses.replace(seen, num_grown=0)
+        assert watched.look() == seen._replace(num_grown=0)
         before = mask
 
 
@@ -644,7 +643,8 @@ def test_records_of_long_epochs_can_be_seen_before_the_end(tmp_path, monkeypatch
     board = Board(tmp_path)
     board.write(1, {"number": 1})
     assert events(tmp_path) == {}
-    monkeypatch.setattr(time, "time", lambda now=time.time(): now + 121)
+    later = time.time() + 121
+    monkeypatch.setattr(time, "time", lambda: later)
     board.write(2, {"number": 2})
     assert list(events(tmp_path)["number"]) == [1, 2]
 
