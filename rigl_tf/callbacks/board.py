@@ -6,6 +6,7 @@ import os
 import socket
 import time
 import warnings
+from typing import Any
 
 import tensorflow as tf
 
@@ -30,7 +31,7 @@ class Board:
     """
 
     def __init__(self, log_dir):
-        self._writer = None
+        self._writer: Any = None
         self._events = {}
         if log_dir is None:
             return
