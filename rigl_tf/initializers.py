@@ -198,8 +198,7 @@ def initialize(model: keras.layers.Layer, initializer: Callable[..., Any], seed:
     kernels = masks.check_sparse(model, "`initialize`", by)
     around = layers_by_weight(model)
     for index, kernel in enumerate(kernels.values()):
-        # The values of a CSR kernel are in a layer of their own, inside the one that computes.
-        layer = around[id(kernel.variable)][-2 if kernel.execution == "csr" else -1]
+        layer = around[id(kernel.variable)][-1]
         kernel.assign(_values(initializer, layer, kernel, (seed, index), kernel.mask))
 
 

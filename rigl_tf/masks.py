@@ -165,6 +165,11 @@ class SparseKernel(keras.constraints.Constraint):
         return self.variable.path
 
     @property
+    def name(self) -> str:
+        """The name of the variable, a string."""
+        return self.variable.name
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the dense kernel, a tuple."""
         return tuple(self.variable.shape)
@@ -186,6 +191,49 @@ class SparseKernel(keras.constraints.Constraint):
 
     def numpy(self) -> np.ndarray:
         """The dense kernel as an array."""
+        raise NotImplementedError
+
+    def dense(self, values: Any) -> tf.Tensor:
+        """Puts numbers for the weights of `variable`, such as gradients, in their places.
+
+        Args:
+            values: Array or tensor of the shape of `variable`.
+
+        Returns:
+            Tensor of the kernel's shape, zero where nothing is stored.
+        """
+        raise NotImplementedError
+
+    def is_active(self) -> tf.Tensor:
+        """Which weights of `variable` are active, a boolean tensor of its shape."""
+        raise NotImplementedError
+
+    def split(self, gradient: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Separates active and inactive connections.
+
+        Args:
+            gradient: Tensor of the shape of `variable`.
+
+        Returns:
+            The gradient of the active and that of the inactive connections, with zeros elsewhere.
+            The second is `None` if the kernel's backward pass does not compute it.
+        """
+        raise NotImplementedError
+
+    def num_outside(self) -> int:
+        """Number of inactive connections with a weight that is not zero, from other code."""
+        return 0
+
+    def counts(self, axes: Any) -> tuple[np.ndarray, np.ndarray]:
+        """How many active connections each input and each unit has.
+
+        Args:
+            axes: The `rigl_tf.layers.axes.Axes` of the kernel in its layer.
+
+        Returns:
+            For the inputs an array of shape `(*positions, number of inputs)`, with the positions of
+            a convolution's window; for the units an array of one dimension.
+        """
         raise NotImplementedError
 
     def assign(self, weights: Any) -> None:
@@ -255,6 +303,22 @@ class MaskedKernel(SparseKernel):
         """The weights as an array, including those of inactive connections."""
         return self.variable.numpy()
 
+    def dense(self, values):
+        return tf.convert_to_tensor(values)
+
+    def is_active(self):
+        return tf.convert_to_tensor(self.kernel_mask)
+
+    def split(self, gradient):
+        active = masked(gradient, self.kernel_mask)
+        return active, gradient - active
+
+    def num_outside(self):
+        return int(np.count_nonzero(self.numpy()[~self.mask]))
+
+    def counts(self, axes):
+        return counts_of(self.mask, axes)
+
     def assign(self, weights):
         with tf.init_scope():
             self.variable.assign(masked(weights, self.kernel_mask))
@@ -319,6 +383,19 @@ def masked(values, kernel_mask):
     """`values` where the mask is `True`, and exactly zero elsewhere, even for NaN."""
     values = tf.convert_to_tensor(values)
     return tf.where(tf.convert_to_tensor(kernel_mask), values, tf.zeros([], values.dtype))
+
+
+def counts_of(mask: np.ndarray, axes: Any) -> tuple[np.ndarray, np.ndarray]:
+    """How many connections each input and each unit has in a mask; see `SparseKernel.counts`."""
+    outputs = tuple(axis % mask.ndim for axis in axes.outputs)
+    others = tuple(axis for axis in range(mask.ndim) if axis not in outputs)
+    inputs = tuple(axis % mask.ndim for axis in axes.inputs if axis % mask.ndim in others)
+    positions = tuple(axis for axis in others if axis not in inputs)
+    of_inputs = np.count_nonzero(mask, axis=outputs)  # axes in the order of `others`
+    of_inputs = of_inputs.transpose([others.index(axis) for axis in (*positions, *inputs)])
+    num_inputs = math.prod(mask.shape[axis] for axis in inputs)
+    of_inputs = of_inputs.reshape(*(mask.shape[axis] for axis in positions), num_inputs)
+    return of_inputs, np.count_nonzero(mask, axis=others).reshape(-1)
 
 
 def link(variable, kernel_mask, settle=None, units=None):

@@ -17,7 +17,6 @@ import tensorflow as tf
 from rigl_tf import distributions, masks, selection, structures
 from rigl_tf._types import Data, Distribution, Loss, Masks
 from rigl_tf.checks import check_integers, check_numbers
-from rigl_tf.execution import csr
 from rigl_tf.objective import batches, mean_loss, mean_over, read_batches, untouched_state
 
 
@@ -52,7 +51,7 @@ def magnitude_masks(
     8
     """
     kernels, values = _kernels(model), _kernel_values(model)
-    scores = {path: tf.abs(_dense(kernels[path], value)) for path, value in values.items()}
+    scores = {path: tf.abs(kernels[path].dense(value)) for path, value in values.items()}
     return _select(model, scores, sparsity, distribution)
 
 
@@ -132,8 +131,7 @@ def snip_masks(
     kernels, values = _kernels(model), _kernel_values(model)
     gradients = _gradients(model, values, read_batches(data), loss)
     scores = {
-        path: _dense(kernels[path], tf.abs(gradients[path] * value))
-        for path, value in values.items()
+        path: kernels[path].dense(tf.abs(gradients[path] * value)) for path, value in values.items()
     }
     return _select(model, _check_not_all_zero(scores), sparsity, distribution)
 
@@ -201,13 +199,6 @@ def _kernel_values(model):
         path: masks.strategy_of(variable).experimental_local_results(variable.value)[0]
         for path, variable in ((path, kernel.variable) for path, kernel in _kernels(model).items())
     }
-
-
-def _dense(kernel, values):
-    """Values of the connections as a tensor of the kernel's shape; a CSR kernel has active ones."""
-    if kernel.execution == "masked":
-        return values
-    return csr.scatter(kernel.storage.places(), tf.convert_to_tensor(values), kernel.shape)
 
 
 def _gradients(model, kernels, data, loss, temperature=1.0, along=None):

@@ -33,7 +33,8 @@ def layers_of_weights(
 ) -> list[tuple[keras.Variable, tuple[keras.layers.Layer, ...]]]:
     """The weights of a layer or model in their order, each with the layers around it.
 
-    The outermost layer comes first, the layer that computes with the weight comes last.
+    The outermost layer comes first, the layer that computes with the weight comes last. (The layer
+    that only stores the values of a CSR kernel is not listed.)
 
     Example:
 
@@ -53,8 +54,9 @@ def layers_of_weights(
         for child in reversed(list(_children(layer))):
             if id(child) not in seen:
                 walk(child, (*outer, layer))
+        layers = outer if getattr(layer, "only_stores", False) else (*outer, layer)
         for weight in layer.weights:
-            around.setdefault(id(weight), (*outer, layer))
+            around.setdefault(id(weight), layers)
 
     walk(layer, ())
     return [(weight, around[id(weight)]) for weight in layer.weights]

@@ -203,7 +203,8 @@ def _check_places(model, name, arrays):
         if kernel.execution == "csr"
         and any(
             not np.array_equal(given[id(places)], places.numpy())
-            for places in kernel.storage.structure_variables
+            for places in kernel.mask_variables
+            if places.ndim
         )
     ]
     if moved:

@@ -2,7 +2,6 @@
 
 import tensorflow as tf
 
-from rigl_tf import masks
 from rigl_tf.callbacks.watching import squared_norm
 from rigl_tf.objective import MeanGradients, batches
 
@@ -44,12 +43,8 @@ class GradientNorms:
         norms = {}
         gradients = self._gradients(self._data)
         for (path, kernel), gradient in zip(self._kernels.items(), gradients, strict=True):
-            if kernel.execution == "csr":
-                norms[path] = squared_norm(gradient) ** 0.5, None
-                continue
-            active = masks.masked(gradient, kernel.kernel_mask)
-            inactive = gradient - active
-            norms[path] = tuple(squared_norm(each) ** 0.5 for each in (active, inactive))
+            parts = kernel.split(gradient)
+            norms[path] = [None if each is None else squared_norm(each) ** 0.5 for each in parts]
         return norms
 
 

@@ -40,6 +40,8 @@ class CSRStorage(keras.layers.Layer):
             gradient, because the step is a mask update.
     """
 
+    only_stores = True  # for `rigl_tf.walk`: the layer that holds it computes
+
     def __init__(
         self,
         path,
@@ -390,6 +392,23 @@ class CSRKernel(masks.SparseKernel):
 
     def numpy(self):
         return self.storage.numpy()
+
+    def dense(self, values):
+        return scatter(self.storage.places(), tf.convert_to_tensor(values), self.shape)
+
+    def is_active(self):
+        return tf.ones(self.variable.shape, tf.bool)
+
+    def split(self, gradient):
+        return gradient, None
+
+    def counts(self, axes):
+        num_rows, num_units = self.storage.matrix_shape
+        rows, units = np.divmod(self.storage.places().numpy(), num_units)
+        of_inputs = np.bincount(rows, minlength=num_rows)
+        if math.prod(self.shape[:-1]) == num_rows:
+            of_inputs = of_inputs.reshape(self.shape[:-1])
+        return of_inputs, np.bincount(units, minlength=num_units)
 
     def assign(self, weights):
         with tf.init_scope():

@@ -285,7 +285,7 @@ def estimate(model: keras.Model, inputs: Any = None) -> Cost:
     for index, kernel in enumerate(kernels):
         multiplications = fractions.Fraction(used.multiplications[index], batch_size)
         unknown = used.unknown.get(index)
-        if multiplications or unknown or masks.mask_of(kernel) is not None:
+        if multiplications or unknown or masks.kernel_of(kernel) is not None:
             costs.append(_kernel_cost(kernel, multiplications, unknown))
     num_weights = sum(math.prod(weight.shape) for weight in weights)
     return Cost(tuple(costs), num_weights - sum(cost.size for cost in costs))
@@ -301,15 +301,16 @@ def training_flops(
     """The FLOPs of training for one sample and step, on average over the steps.
 
     The forward pass, the gradients of the activations and the gradients of the weights cost the
-    same. Methods differ in which of these three parts are dense:
+    same. Methods differ in when the gradients of the weights are dense:
 
-    | method | FLOPs |
-    | --- | --- |
-    | `"dense"` | `3 dense` |
-    | `"small_dense"`, `"static"`, `"snip"`, `"grasp"`, `"set"`, `"pruning"` | `3 sparse` |
-    | `"snfs"`, `"dnw"` | `2 sparse + dense` |
-    | `"rigl"` | `(3 sparse update_frequency + 2 sparse + dense) / (update_frequency + 1)` |
-    | `"rigl_inverted"` | as `"rigl"` |
+    | dense gradients | methods | FLOPs |
+    | --- | --- | --- |
+    | and all else | `"dense"` | `3 dense` |
+    | never | such as `"static"`, `"set"`, `"pruning"`, `"snip"`, `"small_dense"` | `3 sparse` |
+    | always | such as `"snfs"`, `"dnw"` | `2 sparse + dense` |
+    | in updates | such as `"rigl"` | see below |
+
+    `"rigl"`: `(3 sparse update_frequency + 2 sparse + dense) / (update_frequency + 1)`.
 
     Reference:
 
@@ -320,9 +321,10 @@ def training_flops(
         dense: FLOPs of inference with the dense model, `count(model).dense_flops`.
         sparse: FLOPs of inference with the sparse (or small dense) model, `count(model).flops`. For
             `"pruning"`, where the sparsity rises, their mean over the steps of training.
-        method: String, see the table.
-        update_frequency: Integer >= 1, the number of steps between updates of `"rigl"` or
-            `"rigl_inverted"`. Other methods do not use it.
+        method: String: a name in `rigl_tf.optimizers.ALGORITHMS`, whose class says when it needs
+            dense gradients; or `"dense"`, `"small_dense"`, `"snip"`, `"grasp"`.
+        update_frequency: Integer >= 1, the number of steps between updates, for methods with dense
+            gradients in updates.
         input_gradient: FLOPs to take off: those of the gradient of the network's inputs, which no
             training computes. That is the cost of inference of the layers that read the inputs, of
             their active connections. Appendix H counts it, as the default of 0 does; table 2 of the

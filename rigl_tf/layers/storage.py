@@ -130,7 +130,8 @@ def _sort(layer, mask_variables):
 def csr_storages(layer):
     """All pairs `(CSRStorage, layer that holds it)` inside a layer, each once."""
     found = {}
-    for _, around in layers_of_weights(layer):
-        if isinstance(around[-1], csr.CSRStorage):
-            found[id(around[-1])] = around[-1], around[-2]
+    for weight, around in layers_of_weights(layer):
+        kernel = masks.kernel_of(weight)
+        if isinstance(kernel, csr.CSRKernel):
+            found[id(kernel)] = kernel.storage, around[-1]
     return list(found.values())

@@ -5,7 +5,6 @@ import io
 import math
 
 import keras
-import numpy as np
 import rich.console
 import rich.table
 
@@ -270,12 +269,8 @@ def sparsity_summary(model: keras.layers.Layer) -> SparsitySummary:
 
 def num_outside(model: keras.layers.Layer) -> dict[str, int]:
     """`{path: number}` of kernels with weights that are not zero outside of their masks."""
-    numbers = {
-        path: np.count_nonzero(kernel.numpy()[~kernel.mask])
-        for path, kernel in masks.kernels_of(model).items()
-        if kernel.execution == "masked"  # a CSR kernel has nothing else
-    }
-    return {path: int(number) for path, number in numbers.items() if number}
+    numbers = {path: kernel.num_outside() for path, kernel in masks.kernels_of(model).items()}
+    return {path: number for path, number in numbers.items() if number}
 
 
 def coverage(model: keras.layers.Layer) -> Coverage:

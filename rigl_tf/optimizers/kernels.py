@@ -162,10 +162,7 @@ def first_value(compute):
 
 def std_of_active(sparse):
     """Standard deviation of the active weights of a `masks.SparseKernel`."""
-    weights = tf.convert_to_tensor(sparse.variable)
-    is_masked = sparse.execution == "masked"
-    mask = sparse.kernel_mask if is_masked else tf.ones_like(weights, tf.bool)
-    return growth.std_of_active(weights, tf.convert_to_tensor(mask))
+    return growth.std_of_active(tf.convert_to_tensor(sparse.variable), sparse.is_active())
 
 
 class Plan:

@@ -9,7 +9,7 @@ from rigl_tf import masks
 from rigl_tf.layers.axes import axes_of
 from rigl_tf.layers.eligibility import dense_reason
 from rigl_tf.reports.pixels import shape_of_image
-from rigl_tf.walk import layers_of_weights
+from rigl_tf.walk import layers_by_weight, layers_of_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +54,15 @@ def kernels_of(model):
 
     If no kernel has a mask, as after `rigl_tf.strip`, the kernels that contain zeros are returned.
     """
-    around = {id(weight): layers for weight, layers in layers_of_weights(model)}
+    around = layers_by_weight(model)
     found = masks.kernels_of(model)
     if found:
-        return [_of_sparse(path, kernel, around) for path, kernel in found.items()], True
+        kernels = []
+        for path, kernel in found.items():
+            layers = around[id(kernel.variable)]
+            counts = kernel.counts(axes_of(layers[-1], kernel))
+            kernels.append(_kernel(path, kernel.shape, counts, layers))
+        return kernels, True
     plain = {
         weight.path: weight
         for weight, layers in layers_of_weights(model)
@@ -69,38 +74,16 @@ def kernels_of(model):
     for path, weight in plain.items():
         active = weight.numpy() != 0
         if active.any() and not active.all():
-            kernels.append(_of_mask(path, active, around[id(weight)], weight))
+            layers = around[id(weight)]
+            counts = masks.counts_of(active, axes_of(layers[-1], weight))
+            kernels.append(_kernel(path, active.shape, counts, layers))
     return kernels, False
 
 
-def _of_sparse(path, kernel, around):
-    layers = around[id(kernel.variable)]
-    if kernel.execution == "csr":
-        places = kernel.storage.places().numpy()
-        num_rows, num_units = kernel.storage.matrix_shape
-        inputs = np.bincount(places // num_units, minlength=num_rows)
-        units = np.bincount(places % num_units, minlength=num_units)
-        shape = kernel.shape[:-1] if math.prod(kernel.shape[:-1]) == num_rows else (num_rows,)
-        dead = int((units == 0).sum())
-        inputs = inputs.reshape(shape)
-        return Kernel(path, kernel.shape, len(places), inputs, dead, num_units, layers)
-    return _of_mask(path, kernel.mask, layers, kernel.variable)
-
-
-def _of_mask(path, mask, layers, weight):
-    axes = axes_of(layers[-1], weight)
-    outputs = tuple(axis % mask.ndim for axis in axes.outputs)
-    inputs = tuple(axis % mask.ndim for axis in axes.inputs if axis % mask.ndim not in outputs)
-    others = tuple(axis for axis in range(mask.ndim) if axis not in outputs)
-    positions = tuple(axis for axis in others if axis not in inputs)
-    units = mask.any(axis=others)
-    counts = mask.sum(axis=outputs)  # axes in the order of `others`
-    counts = counts.transpose([others.index(axis) for axis in (*positions, *inputs)])
-    num_inputs = math.prod(mask.shape[axis] for axis in inputs)
-    counts = counts.reshape(*(mask.shape[axis] for axis in positions), num_inputs)
-    dead = int(units.size - np.count_nonzero(units))
-    active = int(np.count_nonzero(mask))
-    return Kernel(path, mask.shape, active, counts, dead, units.size, layers)
+def _kernel(path, shape, counts, layers):
+    of_inputs, of_units = counts
+    num_dead = int(np.count_nonzero(of_units == 0))
+    return Kernel(path, shape, int(of_units.sum()), of_inputs, num_dead, of_units.size, layers)
 
 
 def as_image(kernel, model):

@@ -361,7 +361,7 @@ def use_execution(model, execution):
 def _undo(model):
     """Makes the layers of a model dense again, after `sparsify` failed."""
     for kernel in model.weights:
-        if masks.mask_of(kernel) is not None:
+        if masks.kernel_of(kernel) is not None:
             masks.unlink(kernel)
     for part in models_in(model):
         for name in ("call", "build"):

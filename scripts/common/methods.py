@@ -2,13 +2,21 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import keras
 
 import models
 import rigl_tf
+from rigl_tf.optimizers import ALGORITHMS
 
-METHODS = (
+_DYNAMIC: dict[str, Callable[..., rigl_tf.SparseOptimizer]] = {
+    "snfs_redistributed": functools.partial(rigl_tf.SNFS, redistribute=True),
+    **{
+        name: each for name, each in ALGORITHMS.items() if issubclass(each, rigl_tf.SparseOptimizer)
+    },
+}
+_IN_ORDER = (
     "dense",
     "static",
     "static_reinit",
@@ -23,14 +31,7 @@ METHODS = (
     "dnw",
     "small_dense",
 )
-_DYNAMIC = {
-    "static_reinit": rigl_tf.StaticReinit,
-    "set": rigl_tf.SET,
-    "snfs": rigl_tf.SNFS,
-    "snfs_redistributed": functools.partial(rigl_tf.SNFS, redistribute=True),
-    "rigl_inverted": rigl_tf.RigLInverted,
-    "rigl": rigl_tf.RigL,
-}
+METHODS = tuple(dict.fromkeys((*_IN_ORDER, *_DYNAMIC)))
 _AT_INITIALISATION = {"snip": rigl_tf.pruning.snip_masks, "grasp": rigl_tf.pruning.grasp_masks}
 _NUM_SCORED = 1000
 
