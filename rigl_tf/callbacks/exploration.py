@@ -39,6 +39,6 @@ class ExplorationLogger(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is not None:
-            explored = [each for o in self._optimizers for each in o._explored_kernels()]
+            explored = kernels.explored_by(self._optimizers)
             logs["exploration_rate"] = kernels.exploration_rate(explored)
             logs["turnover"] = kernels.turnover(explored)

@@ -306,7 +306,7 @@ class SparsityLogger(keras.callbacks.Callback):
         optimizers = [each for each in self._clock.optimizers if each.built]
         if not optimizers or not all(each.track_exploration for each in optimizers):
             return seen
-        explored = [each for o in optimizers for each in o._explored_kernels()]
+        explored = kernels.explored_by(optimizers)
         if len(explored) < len(self._watched):  # Another optimizer trains some of the kernels.
             return seen
         return getattr(kernels, name)(explored)
@@ -321,7 +321,7 @@ class SparsityLogger(keras.callbacks.Callback):
         for number, optimizer in enumerate(dropping, 1):
             step = self._clock.last_update(optimizer)
             if self._dropped.get(number, (None,))[0] != step:  # A schedule may take long.
-                value = float(optimizer._drop_fraction_at(step))
+                value = float(optimizer.drop_fraction_at(step))
                 self._dropped[number] = step, value
             value = _NAN if step is None else self._dropped[number][1]
             result["drop_fraction" if number == 1 else f"drop_fraction_{number}"] = value

@@ -232,7 +232,7 @@ class _Counter:
     def _known_updates(self, first):
         """The steps of updates from `first` on, a range; `None` if each step must be tried."""
         is_scheduled = isinstance(self.optimizer, ScheduledUpdates) and self.optimizer.built
-        steps = self.optimizer._update_steps() if is_scheduled else None
+        steps = self.optimizer.update_steps() if is_scheduled else None
         if steps is None:
             return None
         start = steps.start

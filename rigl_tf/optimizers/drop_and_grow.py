@@ -123,7 +123,7 @@ class SparseOptimizer(ScheduledUpdates):
         self.grow_scale = grow_scale
         self.track_exploration = bool(track_exploration)
         self._check_schedule()
-        steps = self._update_steps()
+        steps = self.update_steps()
         if update_frequency == 1 and steps and len(steps) > 1 and not self.trains_at_updates:
             limits.warn(
                 f"With `update_frequency=1` {type(self).__name__} trains no weight from step "
@@ -162,8 +162,15 @@ class SparseOptimizer(ScheduledUpdates):
         """Whether an update grows as many connections as it drops, so needs inactive ones."""
         return type(self).new_mask is SparseOptimizer.new_mask
 
-    def _drop_fraction_at(self, step):
-        """The share of the active connections to drop at `step`, an integer or a scalar tensor."""
+    def drop_fraction_at(self, step: tf.Tensor | int) -> tf.Tensor | float:
+        """The share of the active connections that an update in a step drops.
+
+        Args:
+            step: Integer or scalar integer tensor.
+
+        Returns:
+            Number or scalar tensor in `[0, 1]`.
+        """
         if callable(self.drop_fraction):
             return self.drop_fraction(tf.convert_to_tensor(step))
         now = self._numbers.tensor if tf.is_tensor(step) else self._numbers.values.get
@@ -192,7 +199,7 @@ class SparseOptimizer(ScheduledUpdates):
             mask,
             self._scores("drop_scores", kernel, mask, gradient),
             self._scores("grow_scores", kernel, mask, gradient),
-            num_to_drop(num_active, self._drop_fraction_at(step)),
+            num_to_drop(num_active, self.drop_fraction_at(step)),
         )
 
     def _kind_of(self, state):
@@ -215,7 +222,7 @@ class SparseOptimizer(ScheduledUpdates):
     def _kept(self, tiled, step):
         """Whether each active connection is kept, and how many are dropped."""
         num_active = tiled.places.shape[0]
-        num_drop = num_to_drop(tf.constant(num_active), self._drop_fraction_at(step))
+        num_drop = num_to_drop(tf.constant(num_active), self.drop_fraction_at(step))
         num_drop = tf.clip_by_value(num_drop, 0, num_active)
         if type(self).drop_scores is SparseOptimizer.drop_scores:
             scores = tf.abs(tiled.values)

@@ -353,7 +353,7 @@ class SNFS(SparseOptimizer):
         sizes = tf.constant([mask.shape.num_elements() for mask in masks])
         num_active = tf.stack([selection.num_true(mask) for mask in masks])
         sparsity = tf.cast(sizes - num_active, tf.float32) / tf.cast(sizes, tf.float32)
-        fraction = tf.cast(self._drop_fraction_at(tf.convert_to_tensor(self.step)), tf.float32)
+        fraction = tf.cast(self.drop_fraction_at(tf.convert_to_tensor(self.step)), tf.float32)
         filling_up = (sparsity < 0.2) & (importance * len(masks) > tf.reduce_sum(importance))
         fraction = tf.where(filling_up, tf.minimum(fraction, sparsity), fraction)
         num_drop = num_to_drop(num_active, fraction)

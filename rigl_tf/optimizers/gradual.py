@@ -186,7 +186,7 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
         return self._units.keep(mask, scores, num_active)
 
     def _unfinished(self, step):
-        steps = self._update_steps()  # `None` if a subclass has its own schedule
+        steps = self.update_steps()  # `None` if a subclass has its own schedule
         if steps is None or step == 0 or step > steps[-1]:
             return None
         sparse = [each.sparse for each in self._plan.by_id.values()]

@@ -353,6 +353,11 @@ def select_from(strategy, sparse, latent, select):
     strategy.extended.update(sparse.kernel.value, select_one, args=args, group=False)
 
 
+def explored_by(optimizers):
+    """The states of all kernels of some sparse optimizers, which must track the exploration."""
+    return [each for optimizer in optimizers for each in optimizer._explored_kernels()]
+
+
 def exploration_rate(explored):
     """The share of all connections of these kernels that have been active at some time."""
     ever = [tf.convert_to_tensor(each.explored.ever_active) for each in explored]

@@ -71,8 +71,8 @@ class ScheduledUpdates(SparseTraining):
             step, now("begin_step"), now("end_step"), now("update_frequency")
         )
 
-    def _update_steps(self):
-        """The steps of the updates, as a range; `None` if a subclass has its own schedule."""
+    def update_steps(self) -> range | None:
+        """The steps in which masks are updated; `None` if a subclass has its own schedule."""
         if type(self).is_update_step is not ScheduledUpdates.is_update_step:
             return None
         return schedules.update_steps(self.begin_step, self.end_step, self.update_frequency)
@@ -80,7 +80,7 @@ class ScheduledUpdates(SparseTraining):
     def _check_schedule(self):
         """Raises a `ValueError` unless the arguments of the schedule are right together."""
         schedules.check_update_steps(self.begin_step, self.end_step, self.update_frequency)
-        if self._update_steps() is not None:
+        if self.update_steps() is not None:
             schedules.check_any_update(self.begin_step, self.end_step, self.update_frequency)
 
     def _changed(self, name, before):
@@ -95,7 +95,7 @@ class ScheduledUpdates(SparseTraining):
         self._has_told = False
 
     def _unfinished(self, step):
-        steps = self._update_steps()
+        steps = self.update_steps()
         if steps is None or step == 0:
             return None
         name, when = type(self).__name__, f"training ended after {step} steps"

@@ -107,7 +107,7 @@ class StaticReinit(SparseOptimizer):
     def _updated(self, sparse, kernel, mask, gradient, step, initial_std):
         with self._drawing(sparse, step) as seed:
             num_active = selection.num_true(mask)
-            num_drop = num_to_drop(num_active, self._drop_fraction_at(step))
+            num_drop = num_to_drop(num_active, self.drop_fraction_at(step))
             scores = self._scores("drop_scores", kernel, mask, gradient)
             kept = selection.keep(mask, scores, num_active - num_drop)
         values = self._grown_values(kernel, mask, gradient, initial_std, seed)

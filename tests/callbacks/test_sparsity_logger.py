@@ -281,7 +281,7 @@ def test_several_steps_in_a_batch(frequency, is_own):
     if frequency > 2:  # otherwise two updates may be in a batch
         check(history, masks.history)
     updates = [[step for step in range(1, stop) if step % frequency == 0] for stop in (8, 16, 24)]
-    want = [float(optimizer._drop_fraction_at(each[-1])) if each else math.nan for each in updates]
+    want = [float(optimizer.drop_fraction_at(each[-1])) if each else math.nan for each in updates]
     assert history["drop_fraction"] == pytest.approx(want, nan_ok=True)
 
 
@@ -384,7 +384,7 @@ def test_each_drop_fraction_is_that_of_the_optimizers_own_last_update():
         ("drop_fraction", one, (2, 6, 10)),
         ("drop_fraction_2", two, (3, 6, 9)),
     ):
-        want = [float(optimizer._drop_fraction_at(step)) for step in steps]
+        want = [float(optimizer.drop_fraction_at(step)) for step in steps]
         assert history[name] == pytest.approx(want)
 
 

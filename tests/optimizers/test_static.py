@@ -47,7 +47,7 @@ def test_the_weakest_restart_and_nothing_else_changes(world):
     before = values(weights), values(inner)
     fit(model, 1)  # the update
     assert_equal(masks_of(model), masks)
-    share = model.optimizer._drop_fraction_at(2)
+    share = model.optimizer.drop_fraction_at(2)
     restarted = {}
     for kernel, mask in zip((before[0][0], before[0][2]), masks, strict=True):
         num = int(mask.sum() * share)

@@ -105,7 +105,7 @@ def test_optimizers_of_the_recipe():
     assert (rigl.update_frequency, rigl.end_step) == (100, 11719)
     for step in (100, 5000, 11700):  # the share follows the learning rate
         rate = float(rigl.inner_optimizer._learning_rate(step))
-        share = float(rigl._drop_fraction_at(tf.constant(step)))
+        share = float(rigl.drop_fraction_at(tf.constant(step)))
         assert share == pytest.approx(0.3 * rate / 0.05, rel=1e-4)
     for optimizer in (pruning, rigl, recipe._optimizer(case, "ticket", recipe.STEPS, 0)):
         inner = optimizer.inner_optimizer
