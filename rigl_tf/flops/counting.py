@@ -301,16 +301,16 @@ def training_flops(
     """The FLOPs of training for one sample and step, on average over the steps.
 
     The forward pass, the gradients of the activations and the gradients of the weights cost the
-    same. Methods differ in when the gradients of the weights are dense:
+    same. Methods differ in the gradients of the weights:
 
-    | dense gradients | methods | FLOPs |
+    | gradients of the weights | methods | FLOPs |
     | --- | --- | --- |
-    | and all else | `"dense"` | `3 dense` |
-    | never | such as `"static"`, `"set"`, `"pruning"`, `"snip"`, `"small_dense"` | `3 sparse` |
-    | always | such as `"snfs"`, `"dnw"` | `2 sparse + dense` |
-    | in updates | such as `"rigl"` | see below |
+    | dense, as all else | `"dense"` | `3 dense` |
+    | sparse in all steps | `"static"`, `"set"`, `"pruning"`, `"snip"` and others | `3 sparse` |
+    | dense in all steps | `"snfs"`, `"dnw"` and others | `2 sparse + dense` |
+    | dense in updates | `"rigl"` and others | the mean over the steps, see below |
 
-    `"rigl"`: `(3 sparse update_frequency + 2 sparse + dense) / (update_frequency + 1)`.
+    The mean is `(3 sparse update_frequency + 2 sparse + dense) / (update_frequency + 1)`.
 
     Reference:
 
