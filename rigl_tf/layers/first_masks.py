@@ -15,7 +15,7 @@ import tensorflow as tf
 from rigl_tf import initializers, masks, structures
 
 
-class MaskChoice:
+class FirstMask:
     """The first mask of a kernel: a random one, whose sparsity may be decided later.
 
     It is the initializer of the mask variable. If a model is built inside `fit`, Keras gives values
@@ -29,8 +29,8 @@ class MaskChoice:
         self._seed: Any = None
         self._draw = None
 
-    def choose(self, sparsity, seed, draw=None):
-        """Chooses a random mask with `floor(sparsity * size)` zeros, in whole units.
+    def decide(self, sparsity, seed, draw=None):
+        """Decides on a random mask with `floor(sparsity * size)` zeros, in whole units.
 
         Args:
             sparsity: Share of zeros, in `[0, 1)`.
@@ -99,7 +99,7 @@ NO_KERNEL = (
 )
 
 
-class Allocation:
+class FirstMasks:
     """Distributes the sparsity among the kernels, when the last of the wrapped layers is built.
 
     If training starts earlier, the sparsity is distributed among the layers that are built. Layers
@@ -128,8 +128,8 @@ class Allocation:
         self.execution = execution
         self._num_layers = 0
         self._wrappers = []  # those that are built
-        self._choices = []  # (choice, its wrapper), until the sparsity is distributed
-        self._num_chosen = 0
+        self._undecided = []  # (`FirstMask`, its wrapper), until the sparsity is distributed
+        self._num_decided = 0
         self._is_shared_out = False
         self._num_holds = 0
 
@@ -148,20 +148,20 @@ class Allocation:
                 f"{NO_KERNEL}{self._choice.advice()}Received: model={name!r}, without such layers"
             )
 
-    def add(self, wrapper, choices):
-        """Adds the kernels of a wrapper that was just built, a `MaskChoice` for each."""
+    def add(self, wrapper, first_masks):
+        """Adds the kernels of a wrapper that was just built, a `FirstMask` for each."""
         if self._is_shared_out:
-            kernels = masks.by_path(choice.kernel for choice in choices)
+            kernels = masks.by_path(each.kernel for each in first_masks)
             by_layer = self._choice.sparsities(kernels)
             shares = list((by_layer or dict.fromkeys(kernels, self._sparsity)).values())
-            for choice, share in zip(choices, shares, strict=True):
-                self._choose(choice, wrapper, share, self._num_chosen)
-                self._num_chosen += 1
+            for each, share in zip(first_masks, shares, strict=True):
+                self._decide(each, wrapper, share, self._num_decided)
+                self._num_decided += 1
             wrapper.keep_sparsity(shares, self._seed)
             wrapper.use_execution(self.execution)
         else:
             self._wrappers.append(wrapper)
-            self._choices += [(choice, wrapper) for choice in choices]
+            self._undecided += [(each, wrapper) for each in first_masks]
             self._share_out_if_complete()
 
     def hold(self):
@@ -203,8 +203,9 @@ class Allocation:
             return
         self._is_shared_out = True
         self._choice.check_all_met()
-        choices, self._choices = self._choices, []  # do not keep kernels that may be replaced
-        kernels = masks.by_path(choice.kernel for choice, _ in choices)
+        # The list is not kept, because kernels may be replaced.
+        undecided, self._undecided = self._undecided, []
+        kernels = masks.by_path(each.kernel for each, _ in undecided)
         if not kernels:
             raise ValueError(
                 f"{NO_KERNEL}{self._choice.advice()}"
@@ -216,26 +217,26 @@ class Allocation:
             shares = structures.allocate(self._distribution, units, self._sparsity)
         shares = shares.values()
         first = {}
-        for index, ((choice, wrapper), share) in enumerate(zip(choices, shares, strict=True)):
+        for index, ((each, wrapper), share) in enumerate(zip(undecided, shares, strict=True)):
             # A network and its clone (a target network, for example) get the same masks.
-            twin = first.setdefault((choice.kernel.path, tuple(choice.kernel.shape)), index)
-            self._choose(choice, wrapper, share, twin)
-        self._num_chosen = len(choices)
+            twin = first.setdefault((each.kernel.path, tuple(each.kernel.shape)), index)
+            self._decide(each, wrapper, share, twin)
+        self._num_decided = len(undecided)
         self._keep(shares)
-        del choices, kernels, choice
+        del undecided, kernels, each
         for wrapper in self._wrappers:
             wrapper.use_execution(self.execution)
         if self.on_shared_out is not None:
             self.on_shared_out()
 
-    def _choose(self, choice, wrapper, sparsity, index):
+    def _decide(self, first_mask, wrapper, sparsity, index):
         seed = (self._seed, index)
         draw = None
         if self._initializer is not None:
             draw = functools.partial(
-                initializers.draw, self._initializer, wrapper, choice.kernel, seed
+                initializers.draw, self._initializer, wrapper, first_mask.kernel, seed
             )
-        choice.choose(sparsity, seed, draw)
+        first_mask.decide(sparsity, seed, draw)
 
     def take_zeros(self):
         """Sets the masks of all kernels to `True` where the weights are not zero."""

@@ -26,7 +26,7 @@ from rigl_tf.layers.building import (
     without_build_configs,
 )
 from rigl_tf.layers.eligibility import Choice
-from rigl_tf.layers.first_masks import Allocation, MaskChoice, when_initialized
+from rigl_tf.layers.first_masks import FirstMask, FirstMasks, when_initialized
 from rigl_tf.layers.storage import check_execution, csr_storages, store
 from rigl_tf.walk import all_layers, layers_by_weight, unbuilt
 
@@ -140,7 +140,7 @@ class SparseWrapper(keras.layers.Wrapper):
         self._chosen: Any = None  # until the layer has created all of its weights
         self._build_shapes = None
         self._is_called = False
-        self._allocation: Any = None  # decides on the first masks, or `None`: the wrapper does
+        self._first_masks: Any = None  # decides on the first masks, or `None`: the wrapper does
         self._select: Any = None
         self.supports_jit = self._stays_masked(execution)
         self._is_constructed = True
@@ -259,7 +259,7 @@ class SparseWrapper(keras.layers.Wrapper):
 
     def _born_sparse(self):
         """A context in which a kernel that is too large to be made dense is created as CSR."""
-        if self._stays_masked(self.execution) or self._allocation is not None:
+        if self._stays_masked(self.execution) or self._first_masks is not None:
             return contextlib.nullcontext()
 
         def places(shape):
@@ -298,17 +298,17 @@ class SparseWrapper(keras.layers.Wrapper):
         self._chosen = self._choose(weights)
         kernels = [weight for weight, chosen in zip(weights, self._chosen, strict=True) if chosen]
         units = self._units(kernels)
-        choices = [MaskChoice(kernel) for kernel in kernels]
-        for choice in choices:
-            name = choice.kernel.path.removeprefix(f"{self.layer.path}/")
-            mask = getattr(self, _MASKS).add(name, choice.kernel, choice)
-            settle = None if self._allocation is None else self._allocation.settle
-            masks.link(choice.kernel, mask, settle, units.get(id(choice.kernel)))
-        if self._allocation is not None:
-            self._allocation.add(self, choices)
+        first_masks = [FirstMask(kernel) for kernel in kernels]
+        for first in first_masks:
+            name = first.kernel.path.removeprefix(f"{self.layer.path}/")
+            mask = getattr(self, _MASKS).add(name, first.kernel, first)
+            settle = None if self._first_masks is None else self._first_masks.settle
+            masks.link(first.kernel, mask, settle, units.get(id(first.kernel)))
+        if self._first_masks is not None:
+            self._first_masks.add(self, first_masks)
             return
-        for index, (choice, share) in enumerate(zip(choices, self._shares(), strict=True)):
-            choice.choose(share, (self.seed, index))
+        for index, (first, share) in enumerate(zip(first_masks, self._shares(), strict=True)):
+            first.decide(share, (self.seed, index))
         self.use_execution(self.execution)
 
     def _units(self, kernels):
@@ -325,7 +325,7 @@ class SparseWrapper(keras.layers.Wrapper):
 
     def _choose(self, weights):
         """For each weight of the built layer, whether it is a kernel that gets a mask."""
-        if self._allocation is not None:
+        if self._first_masks is not None:
             return self._select(self.layer)
         if isinstance(self.sparsity, list):
             if len(self.sparsity) != len(weights):
@@ -355,12 +355,12 @@ class SparseWrapper(keras.layers.Wrapper):
                 stacklevel=2,
             )
             return
-        is_listed = self._allocation is None and isinstance(self.sparsity, list)
+        is_listed = self._first_masks is None and isinstance(self.sparsity, list)
         if self.has_csr:
             return  # it replaced a kernel that was there before
         if len(weights) == len(self._chosen) or is_listed:
             return
-        chosen = [] if self._allocation is None else self._select(self.layer)
+        chosen = [] if self._first_masks is None else self._select(self.layer)
         if len(chosen) != len(weights):  # chosen by position, among fewer weights
             chosen = Choice().select(self.layer)
         late = [
@@ -381,19 +381,19 @@ class SparseWrapper(keras.layers.Wrapper):
         return [self.sparsity] * sum(self._chosen)
 
     def leave_masks_to(
-        self, allocation: Allocation, select: Callable[[keras.layers.Layer], list[bool]]
+        self, first_masks: FirstMasks, select: Callable[[keras.layers.Layer], list[bool]]
     ) -> None:
         """Lets `rigl_tf.sparsify` decide which kernels are sparse, and how sparse they are.
 
         Args:
-            allocation: A `rigl_tf.layers.first_masks.Allocation`. The kernels are added to it when
+            first_masks: A `rigl_tf.layers.first_masks.FirstMasks`. The kernels are added to it when
                 they are built.
             select: Function of the built layer that returns for each of its weights whether it is
                 sparse.
         """
-        self._allocation = allocation
+        self._first_masks = first_masks
         self._select = select
-        self.supports_jit = self._stays_masked(allocation.execution)
+        self.supports_jit = self._stays_masked(first_masks.execution)
 
     def keep_sparsity(self, shares: Iterable[float], seed: int) -> None:
         """Stores the sparsity of each kernel with a mask, for copies made from the config.
@@ -428,7 +428,7 @@ class SparseWrapper(keras.layers.Wrapper):
         return self.layer.compute_mask(*args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
-        if self._allocation is not None and self._chosen is None:
+        if self._first_masks is not None and self._chosen is None:
             raise ValueError(
                 "The sparsity of a layer is known only after its model is built: build the model "
                 f"before it is saved or cloned. Received: layer={self.name!r}, not built"

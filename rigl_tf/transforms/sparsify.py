@@ -16,7 +16,7 @@ from rigl_tf.checks import check_integers, check_keras_3
 from rigl_tf.layers import summary
 from rigl_tf.layers.building import build_by_call
 from rigl_tf.layers.eligibility import Choice
-from rigl_tf.layers.first_masks import NO_KERNEL, Allocation
+from rigl_tf.layers.first_masks import NO_KERNEL, FirstMasks
 from rigl_tf.layers.storage import check_execution
 from rigl_tf.layers.wrapper import SparseWrapper
 from rigl_tf.transforms.configs import watch_config
@@ -132,7 +132,7 @@ def sparsify(
     has_weights = model.built and bool(model.weights)
     with _scope(model):
         chosen = _choose(model, choice)
-        allocation = Allocation(
+        first_masks = FirstMasks(
             distribution,
             sparsity or 0.0,
             seed,
@@ -140,20 +140,22 @@ def sparsify(
             initializer,
             "masked" if has_weights else execution,
         )
-        allocation.expect(len(chosen))
+        first_masks.expect(len(chosen))
         parts = [each for each in models_in(model) if not each.built]
         try:
-            with allocation.held():
-                wrapping = functools.partial(_wrapping, allocation=allocation, structure=structure)
+            with first_masks.held():
+                wrapping = functools.partial(
+                    _wrapping, first_masks=first_masks, structure=structure
+                )
                 sparse = with_layers(model, wrapping(chosen), in_place=True)
             for part in parts:
-                _wrap_later(part, sparse, choice, allocation, wrapping)
+                _wrap_later(part, sparse, choice, first_masks, wrapping)
             if model.built:
                 _take_built(sparse)
             if has_weights:
-                allocation.settle()
+                first_masks.settle()
             if from_zeros:
-                allocation.take_zeros()
+                first_masks.take_zeros()
             if has_weights:
                 use_execution(sparse, execution)
         except Exception:
@@ -171,7 +173,7 @@ def sparsify(
         if has_weights:
             _tell_coverage(sparse)
         else:
-            allocation.on_shared_out = functools.partial(_tell_coverage, sparse)
+            first_masks.on_shared_out = functools.partial(_tell_coverage, sparse)
     forget_training(model)
     if not is_clonable(sparse):
         sparse.compiled = False
@@ -322,15 +324,15 @@ def _chosen(model, choice):
     return chosen
 
 
-def _wrapping(chosen, allocation, structure):
+def _wrapping(chosen, first_masks, structure):
     """A function of a layer that returns it, inside a wrapper if it is in `chosen`."""
 
     def wrap(layer):
         if id(layer) not in chosen:
             return layer
-        # The `Allocation` sets the right seed and sparsity later.
+        # `FirstMasks` sets the right seed and sparsity later.
         wrapper = SparseWrapper(layer, 0.0, seed=0, structure=structure)
-        wrapper.leave_masks_to(allocation, chosen[id(layer)])
+        wrapper.leave_masks_to(first_masks, chosen[id(layer)])
         return wrapper
 
     return wrap
@@ -376,7 +378,7 @@ def models_in(model):
     return [each for each in all_layers(model) if isinstance(each, keras.Model)]
 
 
-def _wrap_later(part, model, choice, allocation, wrapping):
+def _wrap_later(part, model, choice, first_masks, wrapping):
     """Wraps the layers that a model creates later, in `build` or in its first call.
 
     `part` is `model` or a model inside it. The layers are wrapped before the first call computes
@@ -389,7 +391,7 @@ def _wrap_later(part, model, choice, allocation, wrapping):
         @functools.wraps(build)
         def build_all(*args, **kwargs):
             vars(part)["build"] = build
-            with allocation.held():
+            with first_masks.held():
                 build(*args, **kwargs)
                 _take_built(part)
 
@@ -397,12 +399,12 @@ def _wrap_later(part, model, choice, allocation, wrapping):
         vars(part)["build"] = build_all
         return
     if part is not model:
-        allocation.hold()  # until all layers of this part are known
+        first_masks.hold()  # until all layers of this part are known
 
     def wrap_new():
         new = {id(layer) for layer, _ in leaves(part) if not isinstance(layer, SparseWrapper)}
         chosen = {key: value for key, value in _chosen(model, choice).items() if key in new}
-        allocation.expect(len(chosen))
+        first_masks.expect(len(chosen))
         with_layers(part, wrapping(chosen), in_place=True)
         _take_built(part)
 
@@ -410,21 +412,21 @@ def _wrap_later(part, model, choice, allocation, wrapping):
     def first_build(*args, **kwargs):
         vars(part)["build"] = build
         # `fit` may build the model while it traces its step; variables must not be in that graph.
-        with tf.init_scope(), allocation.held():
+        with tf.init_scope(), first_masks.held():
             build(*args, **kwargs)
             wrap_new()
 
     @functools.wraps(part.call)
     def first_call(*args, **kwargs):
         del vars(part)["call"]
-        with tf.init_scope(), allocation.held():
+        with tf.init_scope(), first_masks.held():
             build_by_call(part.call, args, kwargs)
             if part is not model:
-                allocation.release()
+                first_masks.release()
             wrap_new()
         if part is model:
             try:
-                allocation.check_any(model.name)
+                first_masks.check_any(model.name)
             except ValueError:
                 vars(part)["call"] = first_call  # Keras may only warn of the first error
                 raise
