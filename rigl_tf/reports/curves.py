@@ -140,8 +140,8 @@ def _columns_of_file(path):
         raise ValueError(f"{_RULE} Received: history={str(path)!r}, without numbers")
     names = [name for name in rows[0] if name not in (None, "epoch")]
     first = _number(rows[0].get("epoch", 1))
-    # `CSVLogger` counts epochs from 0, other loggers from 1.
-    first = int(first) if np.isfinite(first) and first >= 1 else 1
+    # `CSVLogger` counts epochs from 0. A file that begins with 1 is rather of another logger.
+    first = 1 if not np.isfinite(first) or first <= 1 else int(first) + 1
     return first, {name: [row.get(name) for row in rows] for name in names}
 
 

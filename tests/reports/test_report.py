@@ -277,10 +277,12 @@ def test_names_are_text(tmp_path):
     assert "$x_1$ <b>" in text_of(path)
 
 
-@pytest.mark.parametrize("first", [0, 1])
-def test_a_csv_file(tmp_path, first):
-    (tmp_path / "log.csv").write_text(f"epoch,loss,other\n{first},2.0,\n{first + 1},1.0,nan\n")
-    text = write(tmp_path, lenet(), str(tmp_path / "log.csv"))
+@pytest.mark.parametrize(("first", "expected"), [(0, [1, 2]), (1, [1, 2]), (3, [4, 5])])
+def test_a_csv_file(tmp_path, first, expected):
+    path = tmp_path / "log.csv"
+    path.write_text(f"epoch,loss,other\n{first},2.0,\n{first + 1},1.0,nan\n")
+    assert Curves(path).epochs == expected
+    text = write(tmp_path, lenet(), str(path))
     assert "loss over the epochs; at the end training 1" in text
 
 
