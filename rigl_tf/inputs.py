@@ -9,6 +9,15 @@ import tensorflow as tf
 from rigl_tf.walk import all_layers
 
 
+def check_has_call(model):
+    """Raises a `ValueError` if a model only has methods of its own, as those of GANs often do."""
+    if type(model).call in (keras.Model.call, keras.layers.Layer.call):
+        raise ValueError(
+            "The model has no `call`, so no outputs of its own: give a part of it that has one, "
+            f"such as a generator. Received: model={model.name!r} of class {type(model).__name__}"
+        )
+
+
 def signature(model, inputs=None):
     """The inputs of a built model, in the structure in which the model is called.
 
@@ -24,6 +33,7 @@ def signature(model, inputs=None):
         ValueError: If the model is not built, its inputs are neither known nor given, or the given
             inputs have another structure.
     """
+    check_has_call(model)
     if not model.built:
         raise ValueError(
             "The model must be built: call it on a batch first. "

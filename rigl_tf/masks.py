@@ -389,13 +389,29 @@ def counts_of(mask: np.ndarray, axes: Any) -> tuple[np.ndarray, np.ndarray]:
     """How many connections each input and each unit has in a mask; see `SparseKernel.counts`."""
     outputs = tuple(axis % mask.ndim for axis in axes.outputs)
     others = tuple(axis for axis in range(mask.ndim) if axis not in outputs)
-    inputs = tuple(axis % mask.ndim for axis in axes.inputs if axis % mask.ndim in others)
-    positions = tuple(axis for axis in others if axis not in inputs)
-    of_inputs = np.count_nonzero(mask, axis=outputs)  # axes in the order of `others`
-    of_inputs = of_inputs.transpose([others.index(axis) for axis in (*positions, *inputs)])
-    num_inputs = math.prod(mask.shape[axis] for axis in inputs)
-    of_inputs = of_inputs.reshape(*(mask.shape[axis] for axis in positions), num_inputs)
+    of_inputs = by_input(np.count_nonzero(mask, axis=outputs), mask.shape, axes)
     return of_inputs, np.count_nonzero(mask, axis=others).reshape(-1)
+
+
+def by_input(counts: np.ndarray, shape: tuple[int, ...], axes: Any) -> np.ndarray:
+    """Puts positions first and makes the inputs one axis.
+
+    Args:
+        counts: Array with a number for each entry of the axes that are not outputs, in their order.
+        shape: The shape of the kernel.
+        axes: See `SparseKernel.counts`.
+
+    Returns:
+        Array of shape `(*positions, number of inputs)`.
+    """
+    outputs, inputs = ({axis % len(shape) for axis in each} for each in (axes.outputs, axes.inputs))
+    others = [axis for axis in range(len(shape)) if axis not in outputs]
+    positions = [axis for axis in others if axis not in inputs]
+    order = positions + [axis for axis in others if axis in inputs]
+    counts = counts.reshape([shape[axis] for axis in others])
+    counts = counts.transpose([others.index(axis) for axis in order])
+    num_inputs = math.prod(shape[axis] for axis in others if axis in inputs)
+    return counts.reshape(*(shape[axis] for axis in positions), num_inputs)
 
 
 def link(variable, kernel_mask, settle=None, units=None):

@@ -70,7 +70,8 @@ class SparsityLogger(keras.callbacks.Callback):
 
     The callback works with masked and CSR kernels, with any optimizer and under any strategy. With
     several workers, only the chief writes for TensorBoard. It keeps two booleans in memory for each
-    connection, or for a CSR kernel the places of the active connections.
+    connection. For a CSR kernel it keeps the places of the active connections, and for one of at
+    most 4,194,304 connections two bytes for each connection, active or not.
 
     Args:
         log_dir: Path of the folder for TensorBoard, or `None` to write nothing. This needs the
@@ -140,8 +141,8 @@ class SparsityLogger(keras.callbacks.Callback):
                 "`masks=True` writes pictures for TensorBoard, so it needs a `log_dir`. "
                 f"Received: masks={masks}, log_dir=None"
             )
-        if log_dir is not None and (pathlib.Path(log_dir).is_file() or not os.fspath(log_dir)):
-            raise ValueError(f"`log_dir` must be a folder. Received: log_dir={str(log_dir)!r}")
+        if log_dir is not None and not _may_be_folder(log_dir):
+            raise ValueError(f"`log_dir` must be a folder, a path. Received: log_dir={log_dir!r}")
         self._log_dir = log_dir
         self._every = None if every == "update" else int(every)
         self._shows_masks = bool(masks)
@@ -158,10 +159,7 @@ class SparsityLogger(keras.callbacks.Callback):
         self._has_begun = False
         self._first_sparsity = self._sparsity = None
         self._shows_sparsity = False
-        strategy = self.model.distribute_strategy
-        is_multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-        is_chief = not is_multi_worker or multi_worker.is_chief(strategy)
-        self._board = Board(self._log_dir if is_chief else None)
+        self._board: Any = None  # until the model is known to be sparse
         self._is_first_epoch = True
         if self.model.built:
             self._begin()
@@ -207,7 +205,8 @@ class SparsityLogger(keras.callbacks.Callback):
             logs.update({f"moved/{path}": self._moved[path] for path in paths})
 
     def on_train_end(self, logs: Logs = None) -> None:
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
     # The beginning, when the model is built.
 
@@ -220,6 +219,11 @@ class SparsityLogger(keras.callbacks.Callback):
                 "`rigl_tf.sparsify`. "
                 f"Received: model={self.model.name!r}, without sparse kernels"
             )
+        strategy = self.model.distribute_strategy
+        is_multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        is_chief = not is_multi_worker or multi_worker.is_chief(strategy)
+        if self._board is None:
+            self._board = Board(self._log_dir if is_chief else None)
         self._clock = UpdateClock(self.model)
         self._gradients = None
         if self._data is not None:
@@ -342,6 +346,15 @@ class SparsityLogger(keras.callbacks.Callback):
     def _write_masks(self):
         images = {f"mask/{path}": each.image() for path, each in self._watched.items()}
         self._board.write(self._clock.step, {}, images)
+
+
+def _may_be_folder(path):
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        return False
+    try:
+        return not pathlib.Path(path).is_file()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def _sparsity(seen):

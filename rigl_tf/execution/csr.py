@@ -405,9 +405,7 @@ class CSRKernel(masks.SparseKernel):
     def counts(self, axes):
         num_rows, num_units = self.storage.matrix_shape
         rows, units = np.divmod(self.storage.places().numpy(), num_units)
-        of_inputs = np.bincount(rows, minlength=num_rows)
-        if math.prod(self.shape[:-1]) == num_rows:
-            of_inputs = of_inputs.reshape(self.shape[:-1])
+        of_inputs = masks.by_input(np.bincount(rows, minlength=num_rows), self.shape, axes)
         return of_inputs, np.bincount(units, minlength=num_units)
 
     def assign(self, weights):

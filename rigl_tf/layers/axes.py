@@ -24,10 +24,15 @@ def axes_of(layer, kernel):
         return _of_equation(layer.equation)
     if isinstance(layer, _TRANSPOSED):
         return Axes((rank - 1,), (rank - 2,))
-    if isinstance(layer, _DEPTHWISE) or "depthwise_kernel" in kernel.name:
+    if is_depthwise(layer, kernel):
         # Each output channel reads a single input channel, at several positions.
         return Axes(tuple(range(rank - 2)), (rank - 2, rank - 1))
     return last_two(rank)
+
+
+def is_depthwise(layer, kernel):
+    """Whether each output of a kernel reads one input channel; its last two axes are both."""
+    return isinstance(layer, _DEPTHWISE) or "depthwise_kernel" in kernel.name
 
 
 def _of_equation(equation):

@@ -67,7 +67,10 @@ class FirstMask:
 
 def _assign_now(variable, value):
     """Assigns a value, also while Keras builds a model, when its own `assign` has no effect."""
-    variable.value.assign(tf.cast(value, variable.value.dtype))
+    if is_initialized(variable):
+        variable.value.assign(tf.cast(value, variable.value.dtype))
+    else:  # In mixed precision its `value` is a copy in the type of the computation.
+        variable.assign(value)
 
 
 def is_initialized(variable):

@@ -38,10 +38,10 @@ class GradualPruning(targets.TargetSparsity, ScheduledUpdates):
             is `end_step = int(0.75 * epochs * steps_per_epoch)`, with
             `steps_per_epoch = math.ceil(len(x_train) / batch_size)`.
         sparsity: Final share of zeros over all sparse kernels, in `[0, 1)`. Or a list of the shares
-            after each update, which must not fall. Or a function of the step that returns the
-            share, such as a `tfmot.sparsity.keras.PruningSchedule` (it returns a pair, of which the
-            last is the sparsity). The function is called for each update step. With a list or a
-            function, `power` and `initial_sparsity` are not used.
+            after each update, which must not fall. Or a function of the step (a scalar int64
+            tensor) that returns the share, such as a `tfmot.sparsity.keras.PruningSchedule` (it
+            returns a pair, of which the last is the sparsity). The function is called for each
+            update step. With a list or a function, `power` and `initial_sparsity` are not used.
         begin_step: Integer, in steps. No connection changes before this step or at step 0.
             Defaults to 0.
         update_frequency: Integer, the number of steps between mask updates. Every step trains the

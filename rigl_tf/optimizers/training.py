@@ -120,6 +120,12 @@ class SparseTraining(WrappingOptimizer):
         variables = list(variables)
         if not variables:
             return  # Keras calls it without variables for models that have none outside of layers
+        if tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context():
+            raise ValueError(
+                f"{type(self).__name__} must be built in the scope of the strategy: call "
+                "`optimizer.build(model.trainable_variables)` there, before the first "
+                "`strategy.run`"
+            )
         sparse = [kernel for kernel in map(masks.kernel_of, variables) if kernel is not None]
         if not sparse:
             raise ValueError(
@@ -200,6 +206,11 @@ class SparseTraining(WrappingOptimizer):
                 variable.assign(0)
             for sparse in self._plan.by_id.values():
                 sparse.start()
+
+    @property
+    def trained_variables(self) -> list[keras.Variable]:
+        """The variables with which the optimizer was built, in their order."""
+        return list(self._plan.variables) if self.built else []
 
     def slots_of_kernels(self) -> dict[int, masks.SparseKernel]:
         """`{id of a slot's variable: SparseKernel}` for the slots of the inner optimizer."""
@@ -385,9 +396,19 @@ class SparseTraining(WrappingOptimizer):
             var_list: The trainable variables of the model.
         """
         super().finalize_variable_values(self._plan.trained(var_list) if self.built else var_list)
-        for variable in var_list:
-            if masks.kernel_of(variable) is not None:
-                masks.kernel_of(variable).zero_inactive()
+        sparse = [kernel for kernel in map(masks.kernel_of, var_list) if kernel is not None]
+        own = self._plan.by_id if self.built else {}
+        lost = [each.path for each in sparse if id(each.variable) not in own and each.num_outside()]
+        for kernel in sparse:
+            kernel.zero_inactive()
+        if lost:
+            warnings.warn(
+                "Weights outside of the masks were set to zero in kernels that "
+                f"{type(self).__name__} does not train. If they follow other weights, as averages "
+                "do, compute them for `weights`, where the masks are, not for "
+                f"`trainable_variables`. Received: {len(lost)} such kernels {lost[:5]}",
+                stacklevel=2,
+            )
         if self.built:
             self._plan.is_suspect.assign(True)
         told, self._num_told = self._num_told, self._num_skipped()

@@ -34,7 +34,7 @@ class Curves:
 
     Attributes:
         epochs: List of the numbers of the epochs. The first epoch has the number 1, or a higher one
-            if `history` begins later.
+            if `history` begins later. A file may leave epochs out.
         of_all: `{name: list of numbers}` of the whole model; NaN where a number is missing.
         of_kernels: `{name: {path: list of numbers}}` of the kernels, from the names
             `"moved/PATH"` and `"sparsity/PATH"` of `SparsityLogger`.
@@ -48,12 +48,12 @@ class Curves:
     """
 
     def __init__(self, history):
-        first, columns = _columns(history)
+        epochs, columns = _columns(history)
         is_file = isinstance(history, (str, os.PathLike))
         self.is_in_order = not is_file and list(columns) != sorted(columns, key=str)
         self.of_all, self.of_kernels = {}, {}
         length = max(map(len, columns.values()), default=0)
-        self.epochs = list(range(first, first + length))
+        self.epochs = epochs if len(epochs) == length else list(range(1, 1 + length))
         estimates = {}
         for name, values in columns.items():
             numbers = [_number(value) for value in values]
@@ -108,24 +108,25 @@ def _frequencies(number, epochs):
 
 
 def _columns(history):
-    """The number of the first epoch, and `{name: list of values}`."""
+    """The numbers of the epochs, empty if they are not known, and `{name: list of values}`."""
     if history is None:
-        return 1, {}
+        return [], {}
     if isinstance(history, keras.callbacks.History):
-        return _first_epoch(history), history.history
+        return _epochs_of(history), history.history
     if isinstance(history, Mapping):
         if not all(isinstance(each, (list, tuple, np.ndarray)) for each in history.values()):
             raise ValueError(f"{_RULE} Received: a dictionary with values that are no lists")
-        return 1, {name: list(values) for name, values in history.items()}
+        return [], {name: list(values) for name, values in history.items()}
     if isinstance(history, (str, os.PathLike)):
         return _columns_of_file(pathlib.Path(history))
     raise ValueError(f"{_RULE} Received: {type(history).__name__}")
 
 
-def _first_epoch(history):
+def _epochs_of(history):
     # A `History` that was given to several calls of `fit` knows only the epochs of the last one.
     length = max(map(len, history.history.values()), default=0)
-    return max(1, history.epoch[-1] + 2 - length) if history.epoch else 1
+    first = max(1, history.epoch[-1] + 2 - length) if history.epoch else 1
+    return list(range(first, first + length))
 
 
 def _columns_of_file(path):
@@ -139,10 +140,13 @@ def _columns_of_file(path):
     if not rows or not any(np.isfinite(_number(x)) for row in rows for x in row.values()):
         raise ValueError(f"{_RULE} Received: history={str(path)!r}, without numbers")
     names = [name for name in rows[0] if name not in (None, "epoch")]
-    first = _number(rows[0].get("epoch", 1))
-    # `CSVLogger` counts epochs from 0. A file that begins with 1 is rather of another logger.
-    first = 1 if not np.isfinite(first) or first <= 1 else int(first) + 1
-    return first, {name: [row.get(name) for row in rows] for name in names}
+    epochs = np.array([_number(row.get("epoch")) for row in rows])
+    if np.isfinite(epochs).all() and (np.diff(epochs) > 0).all() and epochs[0] >= 0:
+        # `CSVLogger` counts epochs from 0. A file that begins with 1 is rather of another logger.
+        epochs = [int(epoch) + (epochs[0] != 1) for epoch in epochs]
+    else:  # A training was begun anew, for example, and added to the same file.
+        epochs = []
+    return epochs, {name: [row.get(name) for row in rows] for name in names}
 
 
 def _number(value):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from rigl_tf import masks
-from rigl_tf.layers.axes import axes_of
+from rigl_tf.layers.axes import axes_of, is_depthwise
 from rigl_tf.layers.eligibility import dense_reason
 from rigl_tf.reports.pixels import shape_of_image
 from rigl_tf.walk import layers_by_weight, layers_of_weights
@@ -61,6 +61,8 @@ def kernels_of(model):
         for path, kernel in found.items():
             layers = around[id(kernel.variable)]
             counts = kernel.counts(axes_of(layers[-1], kernel))
+            if _shares_no_inputs(layers[-1], kernel):
+                counts = _of_channels(kernel.mask, layers[-1], kernel), counts[1]
             kernels.append(_kernel(path, kernel.shape, counts, layers))
         return kernels, True
     plain = {
@@ -73,11 +75,28 @@ def kernels_of(model):
     kernels = []
     for path, weight in plain.items():
         active = weight.numpy() != 0
-        if active.any() and not active.all():
+        if not active.all():
             layers = around[id(weight)]
             counts = masks.counts_of(active, axes_of(layers[-1], weight))
+            if _shares_no_inputs(layers[-1], weight):
+                counts = _of_channels(active, layers[-1], weight), counts[1]
             kernels.append(_kernel(path, active.shape, counts, layers))
     return kernels, False
+
+
+def _shares_no_inputs(layer, kernel):
+    """Whether the outputs of a convolution read different input channels."""
+    return is_depthwise(layer, kernel) or getattr(layer, "groups", 1) > 1
+
+
+def _of_channels(mask, layer, kernel):
+    """The number of active connections at each position and input channel of such a layer."""
+    if is_depthwise(layer, kernel):
+        return np.count_nonzero(mask, axis=-1)
+    *window, num_inputs, num_outputs = mask.shape
+    by_group = mask.reshape(*window, num_inputs, layer.groups, num_outputs // layer.groups)
+    counts = np.count_nonzero(by_group, axis=-1).swapaxes(-1, -2)
+    return counts.reshape(*window, layer.groups * num_inputs)
 
 
 def _kernel(path, shape, counts, layers):

@@ -16,12 +16,23 @@ def of_kernels(found, curves):
     """
     moved = curves.of_kernels.get("moved", {})
     paths = _paths_in_history([each.path for each in found], list(moved), curves.is_in_order)
-    if paths is None:
+    sparsities = curves.of_kernels.get("sparsity", {})
+    if paths is None or not all(
+        _was_of(each, sparsities[path])
+        for each, path in zip(found, paths, strict=True)
+        if path in sparsities
+    ):
         return None
     return [
         sum(x for x in moved[path] if math.isfinite(x)) / max(1, each.num_active)
         for each, path in zip(found, paths, strict=True)
     ]
+
+
+def _was_of(kernel, sparsities):
+    """Whether these were the sparsities of a kernel at some time; not after `compact`."""
+    known = [x for x in sparsities if math.isfinite(x)]
+    return not known or min(abs(x - kernel.sparsity) for x in known) * kernel.size < 0.5
 
 
 def _paths_in_history(paths, names, is_in_order):

@@ -13,6 +13,7 @@ import keras
 
 from rigl_tf.artifacts.report import ExportReport
 from rigl_tf.checks import check_keras_3
+from rigl_tf.inputs import check_has_call
 from rigl_tf.reports import kernels, moves, pictures, tables
 from rigl_tf.reports.curves import Curves
 
@@ -155,6 +156,8 @@ def report(
 
 def _check(model, path):
     check_keras_3(model=model)
+    if isinstance(model, keras.Model):
+        check_has_call(model)
     if not isinstance(model, keras.Model) or not model.built or not model.weights:
         raise ValueError(
             "`rigl_tf.report` needs a built `keras.Model`: call it on a batch before. "
@@ -254,7 +257,7 @@ def _why_no_moves(curves):
     if "moved" in curves.of_kernels:
         return (
             "How often connections moved is not shown: the kernels in the history have other paths "
-            "than those of this model, and it is not certain which belong together."
+            "or sparsities than those of this model, and it is not certain which belong together."
         )
     return (
         "How often connections moved is known if the history is of a training with "
@@ -264,7 +267,6 @@ def _why_no_moves(curves):
 
 def _inputs(kernel, label, model):
     matrix, what = kernels.as_image(kernel, model)
-    matrix = pictures.at_most(matrix)
     return pictures.heat_map(f"Inputs of {label}: active connections of {what}", matrix, what)
 
 

@@ -146,20 +146,25 @@ def _bars(title, labels, short, values, texts, most):
 
 
 def heat_map(title, matrix, what):
-    """A picture of a matrix of counts. Entries that are NaN stay empty."""
-    rows, columns = matrix.shape
+    """A picture of a matrix of counts. Entries that are NaN stay empty.
+
+    Of a large matrix the means of its parts are shown.
+    """
+    shown_matrix = at_most(matrix)
+    rows, columns = shown_matrix.shape
     is_strip = rows < columns / 4 or rows == 1
 
     def draw(axes, colours):
         shown = axes.imshow(
-            matrix,
+            shown_matrix,
             cmap="viridis",
             vmin=0,
             aspect="auto" if is_strip else "equal",
             interpolation="nearest",
         )
         axes.set(xticks=[], yticks=[])
-        bar = axes.figure.colorbar(shown, ax=axes, label="active connections")
+        label = "active connections" + ", means of parts" * (shown_matrix is not matrix)
+        bar = axes.figure.colorbar(shown, ax=axes, label=label)
         bar.locator.set_params(integer=True)
         bar.update_ticks()
 

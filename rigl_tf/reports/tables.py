@@ -4,6 +4,7 @@ import importlib
 import math
 import os
 import platform
+import re
 import shlex
 import sys
 
@@ -15,6 +16,8 @@ from rigl_tf import flops, masks
 from rigl_tf.artifacts.report import ExportReport
 from rigl_tf.flops.counting import Cost
 from rigl_tf.transforms import live_units
+
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")  # as Keras writes it into errors, for terminals
 
 
 def costs(model, inputs):
@@ -145,4 +148,4 @@ def _command():
 
 
 def _in_a_line(error):
-    return " ".join(str(error).split())
+    return " ".join(_COLOUR.sub("", str(error)).split())

@@ -52,15 +52,19 @@ def with_execution(model: keras.Model, execution: str) -> keras.Model:
         for each in optimizers_within(optimizer):
             if isinstance(each, SparseTraining):
                 each.check_csr(list(kernels))
-    state = None
+    state, trained = None, []
     if optimizer is not None and optimizer.built:
         limits.check_converts(optimizer)
+        trained = _trained_by(optimizer, model)
         state = [variable.numpy() for variable in optimizer.variables]
     masks.settle(kernels.values())
+    paths = {id(kernel.variable): path for path, kernel in kernels.items()}
     with masks.strategy_of(next(iter(kernels.values())).variable).scope():
         use_execution(model, execution)
         if state is not None:
-            model.optimizer = _rebuilt(optimizer, model, state)
+            new = masks.sparse_kernels(model)
+            trained = [new[paths[id(v)]] if id(v) in paths else v for v in trained]
+            model.optimizer = _rebuilt(optimizer, trained, state)
     for part in models_in(model):
         if part.compiled and part.jit_compile:
             # When it is set anew, Keras keeps it off if a layer does not support it, and says so.
@@ -75,19 +79,40 @@ def as_masked(model):
     return with_layers(model, masked_copy)
 
 
-def _rebuilt(optimizer, model, state):
-    """A new optimizer with the settings and state of another one, for the model's new variables."""
+def _trained_by(optimizer, model):
+    """The variables with which an optimizer was built, in their order.
+
+    It need not be the model's: a `train_step` may train a part of the model, or begin with the last
+    layers.
+    """
+    sparse = [each for each in optimizers_within(optimizer) if isinstance(each, SparseTraining)]
+    if len(sparse) == 1:
+        return sparse[0].trained_variables
+    again = type(optimizer).from_config(optimizer.get_config())
+    again.build(model.trainable_variables)
+    names, expected = ([v.path.partition("/")[2] for v in o.variables] for o in (optimizer, again))
+    if names != expected:
+        raise ValueError(
+            "`with_execution` cannot convert the state of an optimizer of Keras that was not built "
+            "with `model.trainable_variables`, in their order: compile the model anew afterwards, "
+            f"and set `model.optimizer = None` before. Received: optimizer={optimizer.name!r}"
+        )
+    return model.trainable_variables
+
+
+def _rebuilt(optimizer, variables, state):
+    """A new optimizer with the settings and state of another one, for new variables."""
     new = type(optimizer).from_config(optimizer.get_config())
     sparse = [each for each in optimizers_within(new) if isinstance(each, SparseTraining)]
     if sparse:
-        new.build(model.trainable_variables)
+        new.build(variables)
         slots = sparse[0].slots_of_kernels()
     else:
         with recorded_slots(new) as recorded:
-            new.build(model.trainable_variables)
+            new.build(variables)
         slots = {
             id(slot.variable): masks.kernel_of(variable)
-            for variable in model.trainable_variables
+            for variable in variables
             if masks.kernel_of(variable) is not None
             for slot in recorded.get(id(variable), [])
         }

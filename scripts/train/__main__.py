@@ -43,9 +43,12 @@ FLAGS = flags.FLAGS
 
 def _parse_flags(argv):
     try:
-        return FLAGS(argv)
+        program, *others = FLAGS(argv)
     except flags.Error as error:
         sys.exit(train.refuse(error))
+    if others:
+        sys.exit(train.refuse(f"A setting must be like --epochs=10. Received: {others[0]}"))
+    return [program]
 
 
 def main(_):

@@ -629,6 +629,18 @@ def test_records_are_those_of_tensorboard(tmp_path):
         assert one.metadata == two.metadata
 
 
+def test_a_model_that_is_refused_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError, match="needs a model with sparse kernels"):
+        fit(mlp(), "sgd", SparsityLogger(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("log_dir", [b"logs", 7, "x" * 300, ""])
+def test_what_is_no_path_of_a_folder(log_dir):
+    with pytest.raises(ValueError, match="`log_dir` must be a folder"):
+        SparsityLogger(log_dir)
+
+
 def test_each_training_writes_a_file_of_its_own(tmp_path):
     for step in range(3):  # in the same second
         board = Board(tmp_path)

@@ -365,3 +365,69 @@ def test_weights_whose_masks_make_no_sense_are_refused(execution, change, messag
     with pytest.raises(ValueError, match=message):
         model.set_weights([change(each) for each in before])
     assert_equal(model.get_weights(), before)
+
+
+class OfParts(keras.Model):
+    """Trains its parts in another order than its own, or only one of them."""
+
+    def __init__(self, trains):
+        super().__init__()
+        self.first, self.second, self.copy = (layers.Dense(6, use_bias=False) for _ in range(3))
+        self.trains = trains
+
+    def call(self, x):
+        self.copy(x)
+        return self.second(self.first(x))
+
+    def trained(self):
+        return [each for name in self.trains for each in getattr(self, name).trainable_weights]
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((self(x) - y) ** 2)
+        trained = self.trained()
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, trained), trained, strict=True))
+        return {"loss": loss}
+
+
+def trained_parts(trains, optimizer):
+    model = OfParts(trains)
+    model(X)
+    model = half(model)
+    optimizer.build(model.trained())
+    model.compile(optimizer)
+    model.fit(X, X, epochs=6, verbose=0)
+    return model
+
+
+@pytest.mark.parametrize("trains", [("second", "first"), ("first", "second"), ("second",)])
+@pytest.mark.parametrize("execution", ["masked", "csr"])
+def test_an_optimizer_of_some_variables_in_another_order(trains, execution):
+    model = trained_parts(trains, rigl("adam", end_step=100, update_frequency=3))
+
+    def moments():
+        """`{layer: sum of its momentum}`"""
+        found = model.optimizer.slots_of_kernels()
+        return {
+            found[id(slot)].path: float(np.abs(slot.numpy()).sum())
+            for slot in model.optimizer.variables
+            if id(slot) in found and "momentum" in slot.path
+        }
+
+    before = moments()
+    assert len(before) == len(trains)
+    rigl_tf.with_execution(model, execution)
+    assert moments() == pytest.approx(before)
+    old = [kernel.numpy() for kernel in masks.kernels_of(model).values()]
+    model.fit(X, X, epochs=6, verbose=0)
+    new = [kernel.numpy() for kernel in masks.kernels_of(model).values()]
+    moved = [not np.array_equal(a, b) for a, b in zip(old, new, strict=True)]
+    assert moved == ["first" in trains, "second" in trains, False]
+
+
+def test_an_optimizer_of_keras_in_another_order_is_refused():
+    model = trained_parts(("second", "first"), optimizers.Adam())
+    with pytest.raises(ValueError, match="was not built with `model"):
+        rigl_tf.with_execution(model, "csr")
+    assert executions_of(model) == ["masked"] * 3

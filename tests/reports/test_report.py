@@ -286,6 +286,88 @@ def test_a_csv_file(tmp_path, first, expected):
     assert "loss over the epochs; at the end training 1" in text
 
 
+def test_a_csv_file_of_a_training_that_was_resumed(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("epoch,loss\n0,4\n1,3\n10,2\n11,1\n")
+    assert Curves(path).epochs == [1, 2, 11, 12]
+    path.write_text("epoch,loss\n0,4\n1,3\n0,2\n1,1\n")  # begun anew
+    assert Curves(path).epochs == [1, 2, 3, 4]
+
+
+def inputs_of(model, path):
+    """For each kernel the number of inputs without a connection and of all, also on the page."""
+    found, _ = kernels_of(model)
+    text = write(path, model)
+    assert all(f"{each.num_unread} of {each.inputs.shape[-1]}" in text for each in found)
+    return [(each.num_unread, each.inputs.shape[-1]) for each in found]
+
+
+@pytest.mark.parametrize("equation", ["abc,bcd->ad", "abc,cbd->ad", "abc,cd->abd"])
+def test_inputs_of_csr_kernels_are_those_of_masked_ones(equation, tmp_path):
+    inputs = keras.Input((4, 6))
+    axes = {"b": 4, "c": 6, "d": 5}
+    shape = tuple(axes[letter] for letter in equation.partition(",")[2].partition("-")[0])
+    outputs = (4, 5) if equation.endswith("abd") else (5,)
+    model = keras.Model(inputs, keras.layers.EinsumDense(equation, outputs)(inputs))
+    model = rigl_tf.sparsify(model, 0.5)
+    mask = np.arange(np.prod(shape)).reshape(shape) % 3 == 0
+    mask[0] = False
+    rigl_tf.set_masks(model, dict.fromkeys(rigl_tf.get_masks(model), mask))
+    rows = mask.reshape(-1, 5).any(axis=1)
+    expected = [(int((~rows).sum()), rows.size)]
+    assert inputs_of(model, tmp_path) == expected
+    assert inputs_of(rigl_tf.with_execution(model, "csr"), tmp_path) == expected
+
+
+def test_inputs_of_groups_and_of_depthwise_kernels(tmp_path):
+    inputs = keras.Input((5, 5, 4))
+    grouped = keras.layers.Conv2D(6, 1, groups=2)(inputs)
+    depthwise = keras.layers.DepthwiseConv2D(3, name="depthwise")(inputs)
+    model = keras.Model(inputs, [grouped, depthwise])
+    model = rigl_tf.sparsify(model, 0.5, sparse_layers=["depthwise"])
+    chosen = {path: np.ones_like(mask) for path, mask in rigl_tf.get_masks(model).items()}
+    of_groups, of_depthwise = chosen
+    chosen[of_groups][:, :, 1, 3:] = False  # input channel 3, which only the second group reads
+    chosen[of_depthwise][:, :, 0] = False
+    rigl_tf.set_masks(model, chosen)
+    assert inputs_of(model, tmp_path) == [(1, 4), (1, 4)]
+
+
+def test_a_kernel_of_zeros_is_shown(tmp_path):
+    model = half(mlp(6, 8, 3))
+    first, last = rigl_tf.get_masks(model).items()
+    rigl_tf.set_masks(model, {last[0]: np.zeros_like(last[1])})
+    found, has_masks = kernels_of(rigl_tf.strip(model))
+    assert not has_masks
+    assert [each.num_active for each in found] == [first[1].sum(), 0]
+
+
+def test_moves_are_not_those_of_another_model(tmp_path):
+    model = half(mlp(6, 8, 3))
+    model.compile(rigl_tf.SET("sgd", end_step=4, update_frequency=2), "mse")
+    logger = rigl_tf.callbacks.SparsityLogger()
+    arguments = {"batch_size": 4, "verbose": 0, "epochs": 2, "callbacks": [logger]}
+    history = model.fit(numbers((16, 6)), numbers((16, 3)), **arguments)
+    assert "How often connections moved is not shown" not in write(tmp_path, model, history)
+    path, mask = next(iter(rigl_tf.get_masks(model).items()))
+    mask[:, :4] = False
+    rigl_tf.set_masks(model, {path: mask})
+    assert "How often connections moved is not shown" in write(tmp_path, model, history)
+
+
+def test_a_model_without_outputs(tmp_path):
+    class Parts(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.generator = half(mlp())
+
+    model = Parts()
+    with pytest.raises(ValueError, match="has no `call`, so no outputs of its own"):
+        write(tmp_path, model)
+    with pytest.raises(ValueError, match="has no `call`, so no outputs of its own"):
+        rigl_tf.flops.count(model)
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 def test_the_file_of_csv_logger(tmp_path, separator):
     model = half(mlp())

@@ -60,6 +60,13 @@ def uninterrupted(data_path, tmp_path_factory):
 # A run and what it leaves.
 
 
+def test_arguments_without_dashes_are_refused(capsys):
+    with pytest.raises(SystemExit) as refused:
+        command_line._parse_flags(["train", "epochs=1"])
+    assert refused.value.code == 2
+    assert "must be like --epochs=10. Received: epochs=1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_each_method_trains_and_exports(method, data_path, tmp_path):
     chosen = {"epochs": 5, "batch_size": 5, "learning_rate": 0.05}

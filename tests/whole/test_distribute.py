@@ -17,10 +17,13 @@ from helpers import (
     dense_weights,
     differ,
     ends_early,
+    half,
     halves,
     masks_of,
     mirrored,
     mlp,
+    numbers,
+    rigl,
     updates_only,
 )
 
@@ -189,3 +192,25 @@ def test_masks_from_gradients(choose):
     for masks in found:
         for ours, theirs in zip(masks.values(), expected.values(), strict=True):
             np.testing.assert_array_equal(ours, theirs)
+
+
+def test_an_optimizer_must_be_built_in_the_scope():
+    strategy = mirrored()
+    with strategy.scope():
+        model = half(mlp())
+        optimizer = rigl("sgd", update_frequency=2)
+
+    @tf.function
+    def step(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(x) ** 2)
+        variables = model.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+
+    x = numbers((4, 6))
+    with pytest.raises(ValueError, match="RigL must be built in the scope of the strategy"):
+        strategy.run(step, args=(x,))
+    with strategy.scope():
+        optimizer.build(model.trainable_variables)
+    strategy.run(step, args=(x,))
+    assert optimizer.step.numpy() == 1

@@ -13,6 +13,7 @@ from helpers import (
     covers_part,
     ends_early,
     executions_of,
+    half,
     in_every_execution,
     mlp,
     numbers,
@@ -605,3 +606,85 @@ def test_a_preprocessing_layer_keeps_what_it_has_learned():
     sparse = rigl_tf.sparsify(dense, 0.0)
     np.testing.assert_array_equal(sparse(x), dense(x))
     np.testing.assert_array_equal(rigl_tf.strip(sparse)(x), dense(x))
+
+
+class WithBuild(keras.Model):
+    """Has a weight and a `build` of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.last = keras.layers.Dense(16), keras.layers.Dense(3)
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=shape[-1:], initializer="ones")
+        super().build(shape)
+
+    def call(self, x):
+        return self.last(self.hidden(x * self.scale))
+
+
+class AroundWithBuild(keras.Model):
+    """Has a model inside that has a `build` of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.last = WithBuild(), keras.layers.Dense(3)
+
+    def call(self, x):
+        return self.last(self.inner(x))
+
+
+@pytest.mark.parametrize("kind", [WithBuild, AroundWithBuild])
+@pytest.mark.parametrize("is_called", [False, True])
+def test_a_build_of_ones_own_in_mixed_precision(kind, is_called):
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = rigl_tf.sparsify(kind(), 0.8)
+        x = numbers((32, 12))
+        if is_called:
+            model(x)
+            assert not rigl_tf.sparsity_summary(model).outside
+        model.compile(rigl("sgd", end_step=6, update_frequency=2), "mse", jit_compile=False)
+        model.fit(x, x[:, :3], batch_size=8, epochs=2, verbose=0)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    assert not rigl_tf.sparsity_summary(model).outside
+    assert rigl_tf.sparsity_summary(model).sparsity == pytest.approx(0.8, abs=0.02)
+
+
+class Teacher(keras.Model):
+    """Trains one network; the other one follows its trainable variables, without masks."""
+
+    def __init__(self):
+        super().__init__()
+        layers = [keras.Input((6,)), keras.layers.Dense(8)]
+        self.student = keras.Sequential(layers)
+        self.teacher = keras.models.clone_model(self.student)
+
+    def call(self, x):
+        return self.student(x)
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((self.student(x) - y) ** 2)
+        trained = self.student.trainable_variables
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, trained), trained, strict=True))
+        for new, average in zip(trained, self.teacher.trainable_variables, strict=True):
+            average.assign(0.9 * average + 0.1 * new)
+        return {"loss": loss}
+
+
+def test_an_average_without_masks_is_told_of():
+    model = Teacher()
+    x, y = numbers((16, 6)), numbers((16, 8))
+    model(x)
+    model.teacher(x)
+    model = half(model)
+    optimizer = rigl("sgd", end_step=8, update_frequency=2)
+    optimizer.build(model.student.trainable_variables)
+    model.compile(optimizer, jit_compile=False)
+    with pytest.warns(UserWarning, match="outside of the masks were set to zero in kernels that"):
+        model.fit(x, y, batch_size=4, epochs=3, verbose=0)
+    assert not rigl_tf.sparsity_summary(model).outside
