@@ -15,6 +15,7 @@ from rigl_tf.layers.storage import reason_for_masked
 from rigl_tf.walk import layers_by_weight, layers_of_weights
 
 _OF_MODEL = "of the model itself"
+_ELSEWHERE = "its mask is in another model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,6 +306,8 @@ def _coverage(kernels, dense, num_weights):
 
 def _reason(layers, weight):
     """Why a weight is dense. Weights of a model, not of a layer, cannot be wrapped."""
+    if masks.kernel_of(weight) is not None:
+        return _ELSEWHERE
     is_of_model = isinstance(layers[-1], keras.Model)
     return reason_within(layers, weight) or (_OF_MODEL if is_of_model else "not wrapped")
 

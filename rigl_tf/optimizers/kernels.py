@@ -258,7 +258,8 @@ class Plan:
         if unknown:
             raise ValueError(
                 "An optimizer trains the variables that it was built with: make a new one for "
-                "another model. Received: variables="
+                "another model, or after `rigl_tf.with_execution`, which only converts "
+                "`model.optimizer`. Received: variables="
                 f"{[getattr(variable, 'path', variable.name) for variable in unknown]}"
             )
 

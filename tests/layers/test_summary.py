@@ -323,3 +323,12 @@ def test_weights_outside_of_the_masks_are_told():
     assert told.num_active == rigl_tf.sparsity_summary(sparse).num_active
     rigl_tf.set_masks(sparse, rigl_tf.get_masks(sparse))
     assert rigl_tf.sparsity_summary(sparse).outside == {}
+
+
+def test_a_kernel_whose_mask_is_in_another_model():
+    encoder = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, name="code")])
+    inputs = keras.Input((6,))
+    rigl_tf.sparsify(keras.Model(inputs, keras.layers.Dense(3)(encoder(inputs))), 0.5)
+    other = keras.Model(inputs, keras.layers.Dense(2, name="head")(encoder(inputs)))
+    reasons = [each.reason for each in rigl_tf.sparsity_summary(other).dense]
+    assert reasons == ["its mask is in another model", "not wrapped"]
