@@ -331,6 +331,8 @@ def test_inputs_of_groups_and_of_depthwise_kernels(tmp_path):
     chosen[of_depthwise][:, :, 0] = False
     rigl_tf.set_masks(model, chosen)
     assert inputs_of(model, tmp_path) == [(1, 4), (1, 4)]
+    unread = [each.inputs.reshape(-1, 4).sum(axis=0) == 0 for each in kernels_of(model)[0]]
+    assert [list(np.flatnonzero(each)) for each in unread] == [[3], [0]]
 
 
 def test_a_kernel_of_zeros_is_shown(tmp_path):
