@@ -142,7 +142,9 @@ class SparsityLogger(keras.callbacks.Callback):
                 f"Received: masks={masks}, log_dir=None"
             )
         if log_dir is not None and not _may_be_folder(log_dir):
-            raise ValueError(f"`log_dir` must be a folder, a path. Received: log_dir={log_dir!r}")
+            raise ValueError(
+                f"`log_dir` must be the path of a folder. Received: log_dir={log_dir!r}"
+            )
         self._log_dir = log_dir
         self._every = None if every == "update" else int(every)
         self._shows_masks = bool(masks)

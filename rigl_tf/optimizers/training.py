@@ -208,8 +208,8 @@ class SparseTraining(WrappingOptimizer):
                 sparse.start()
 
     @property
-    def trained_variables(self) -> list[keras.Variable]:
-        """The variables with which the optimizer was built, in their order."""
+    def model_variables(self) -> list[keras.Variable]:
+        """The variables of the model with which the optimizer was built, in their order."""
         return list(self._plan.variables) if self.built else []
 
     def slots_of_kernels(self) -> dict[int, masks.SparseKernel]:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import keras
 import numpy as np
 
 from rigl_tf import masks
@@ -10,6 +11,8 @@ from rigl_tf.layers.axes import axes_of, is_depthwise
 from rigl_tf.layers.eligibility import dense_reason
 from rigl_tf.reports.pixels import shape_of_image
 from rigl_tf.walk import layers_by_weight, layers_of_weights
+
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +64,7 @@ def kernels_of(model):
         for path, kernel in found.items():
             layers = around[id(kernel.variable)]
             counts = kernel.counts(axes_of(layers[-1], kernel))
-            if _shares_no_inputs(layers[-1], kernel):
-                counts = _of_channels(kernel.mask, layers[-1], kernel), counts[1]
+            counts = _by_channel(counts, layers[-1], kernel, lambda kernel=kernel: kernel.mask)
             kernels.append(_kernel(path, kernel.shape, counts, layers))
         return kernels, True
     plain = {
@@ -78,31 +80,28 @@ def kernels_of(model):
         if not active.all():
             layers = around[id(weight)]
             counts = masks.counts_of(active, axes_of(layers[-1], weight))
-            if _shares_no_inputs(layers[-1], weight):
-                counts = _of_channels(active, layers[-1], weight), counts[1]
+            counts = _by_channel(counts, layers[-1], weight, lambda active=active: active)
             kernels.append(_kernel(path, active.shape, counts, layers))
     return kernels, False
-
-
-def _shares_no_inputs(layer, kernel):
-    """Whether the outputs of a convolution read different input channels."""
-    return is_depthwise(layer, kernel) or getattr(layer, "groups", 1) > 1
-
-
-def _of_channels(mask, layer, kernel):
-    """The number of active connections at each position and input channel of such a layer."""
-    if is_depthwise(layer, kernel):
-        return np.count_nonzero(mask, axis=-1)
-    *window, num_inputs, num_outputs = mask.shape
-    by_group = mask.reshape(*window, num_inputs, layer.groups, num_outputs // layer.groups)
-    counts = np.count_nonzero(by_group, axis=-1).swapaxes(-1, -2)
-    return counts.reshape(*window, layer.groups * num_inputs)
 
 
 def _kernel(path, shape, counts, layers):
     of_inputs, of_units = counts
     num_dead = int(np.count_nonzero(of_units == 0))
     return Kernel(path, shape, int(of_units.sum()), of_inputs, num_dead, of_units.size, layers)
+
+
+def _by_channel(counts, layer, kernel, read_mask):
+    """The counts, with those of all input channels where outputs read different channels."""
+    if is_depthwise(layer, kernel):
+        return np.count_nonzero(read_mask(), axis=-1), counts[1]
+    if not isinstance(layer, _CONVOLUTIONS) or layer.groups == 1:
+        return counts
+    mask = read_mask()
+    *window, num_inputs, num_outputs = mask.shape
+    by_group = mask.reshape(*window, num_inputs, layer.groups, num_outputs // layer.groups)
+    of_channels = np.count_nonzero(by_group, axis=-1).swapaxes(-1, -2)
+    return of_channels.reshape(*window, layer.groups * num_inputs), counts[1]
 
 
 def as_image(kernel, model):

@@ -87,15 +87,15 @@ def _trained_by(optimizer, model):
     """
     sparse = [each for each in optimizers_within(optimizer) if isinstance(each, SparseTraining)]
     if len(sparse) == 1:
-        return sparse[0].trained_variables
+        return sparse[0].model_variables
     again = type(optimizer).from_config(optimizer.get_config())
     again.build(model.trainable_variables)
     names, expected = ([v.path.partition("/")[2] for v in o.variables] for o in (optimizer, again))
     if names != expected:
         raise ValueError(
             "`with_execution` cannot convert the state of an optimizer of Keras that was not built "
-            "with `model.trainable_variables`, in their order: compile the model anew afterwards, "
-            f"and set `model.optimizer = None` before. Received: optimizer={optimizer.name!r}"
+            "with `model.trainable_variables`, in their order: set `model.optimizer = None` before "
+            f"it, and compile the model anew afterwards. Received: optimizer={optimizer.name!r}"
         )
     return model.trainable_variables
 

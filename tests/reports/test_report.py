@@ -335,6 +335,20 @@ def test_inputs_of_groups_and_of_depthwise_kernels(tmp_path):
     assert [list(np.flatnonzero(each)) for each in unread] == [[2], [0]]
 
 
+def test_other_layers_may_have_groups(tmp_path):
+    class Grouped(keras.layers.Layer):
+        groups = 4
+
+        def build(self, shape):
+            self.kernel = self.add_weight(shape=(shape[-1], 7))
+
+        def call(self, x):
+            return x @ self.kernel
+
+    model = rigl_tf.sparsify(keras.Sequential([keras.Input((6,)), Grouped()]), 0.5)
+    assert inputs_of(model, tmp_path)[0][1] == 6
+
+
 def test_a_kernel_of_zeros_is_shown(tmp_path):
     model = half(mlp(6, 8, 3))
     first, last = rigl_tf.get_masks(model).items()
