@@ -16,11 +16,11 @@ import tempfile
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 
 import rigl_tf
 from rigl_tf.artifacts import litert_file, runtime
-from scripts.common import datasets, provenance
+from scripts.common import datasets, entry, provenance
 from scripts.common.tables import table
 
 FLAGS = flags.FLAGS
@@ -192,4 +192,4 @@ def main(argv):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

@@ -15,10 +15,10 @@ import tempfile
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 import rigl_tf
-from scripts.common import browser, datasets, provenance
+from scripts.common import browser, datasets, entry, provenance
 from scripts.common.rows import Rows
 from scripts.common.tables import table
 
@@ -325,4 +325,4 @@ def _range(row, kind):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

@@ -19,10 +19,10 @@ import time
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 
 import rigl_tf
-from scripts.common import provenance, rows, tables
+from scripts.common import entry, provenance, rows, tables
 
 FLAGS = flags.FLAGS
 _KEY = ("model", "keep", "size", "rounds", "calls", "seed")
@@ -164,4 +164,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

@@ -13,10 +13,10 @@ import pathlib
 import sys
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from scripts.benchmark import execution_page, layer_programs, rounds
-from scripts.common import experiments, provenance, tables
+from scripts.common import entry, experiments, provenance, tables
 
 _MODULE = "scripts.benchmark.layer_programs"
 _PROGRAMS = ("masked", "csr")
@@ -139,4 +139,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

@@ -20,7 +20,7 @@ import tempfile
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 import rigl_tf
 from rigl_tf.artifacts import kernels, litert, web
@@ -34,7 +34,7 @@ from scripts.benchmark.deployment_cases import (
     STRUCTURES,
     VARIANTS,
 )
-from scripts.common import browser, classifiers, experiments
+from scripts.common import browser, classifiers, entry, experiments
 
 _NAME = "deployment"
 _KEY = ("network", "variant", "seed", "epochs", "examples")
@@ -235,4 +235,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

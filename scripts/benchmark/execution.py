@@ -19,10 +19,10 @@ import sys
 import time
 from typing import NamedTuple
 
-from absl import app, flags
+from absl import flags
 
 from scripts.benchmark import execution_page, keras_programs, opponents, rounds, workers
-from scripts.common import experiments, provenance
+from scripts.common import entry, experiments, provenance
 
 _KERAS = "scripts.benchmark.keras_programs"
 _OPPONENTS = "scripts.benchmark.opponents"
@@ -160,4 +160,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

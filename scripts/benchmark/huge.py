@@ -21,10 +21,10 @@ import time
 
 import keras
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 
 import rigl_tf
-from scripts.common import datasets, provenance, rows, tables
+from scripts.common import datasets, entry, provenance, rows, tables
 
 FLAGS = flags.FLAGS
 _METHODS = ("rigl", "set", "dense")
@@ -232,4 +232,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

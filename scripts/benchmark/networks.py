@@ -12,10 +12,10 @@ import pathlib
 import sys
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from scripts.benchmark import execution_page, network_programs, rounds
-from scripts.common import experiments, provenance, tables
+from scripts.common import entry, experiments, provenance, tables
 
 _MODULE = "scripts.benchmark.network_programs"
 _DENSE = ("dense", "dense_xla")
@@ -190,4 +190,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

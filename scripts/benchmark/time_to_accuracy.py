@@ -22,7 +22,7 @@ from absl import app, flags
 
 import rigl_tf
 from scripts.benchmark import keras_programs
-from scripts.common import classifiers, experiments, plots, styles, tables
+from scripts.common import classifiers, entry, experiments, plots, styles, tables
 
 NAME = "time_to_accuracy"
 KEY = ("sparsity", "seed", "epochs", "width", "examples")
@@ -320,4 +320,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

@@ -16,12 +16,12 @@ import time
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 import models
 import rigl_tf
 from scripts.benchmark import keras_programs
-from scripts.common import provenance
+from scripts.common import entry, provenance
 
 _SPARSITY = 0.9
 _WARM_UP = 5
@@ -162,4 +162,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

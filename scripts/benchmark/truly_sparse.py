@@ -24,7 +24,7 @@ import time
 
 from absl import app, flags
 
-from scripts.common import experiments, tables
+from scripts.common import entry, experiments, tables
 
 FLAGS = flags.FLAGS
 _KEY = ("program", "dataset", "units", "epochs", "examples", "seed")
@@ -221,4 +221,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

@@ -17,10 +17,10 @@ import time
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 import rigl_tf
-from scripts.common import provenance
+from scripts.common import entry, provenance
 from scripts.common.rows import Rows
 
 # The smallest model of each family: height and width of its input.
@@ -277,4 +277,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

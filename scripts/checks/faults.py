@@ -34,10 +34,10 @@ import tempfile
 import time
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from scripts.checks import run_files
-from scripts.common import provenance, tables
+from scripts.common import entry, provenance, tables
 from scripts.common.rows import Rows
 
 _EPOCHS = 6
@@ -271,4 +271,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

@@ -18,10 +18,10 @@ import numpy as np
 import rich.console
 import rich.progress
 import rich.table
-from absl import app, flags, logging
+from absl import flags, logging
 
 import rigl_tf
-from scripts.common import datasets, methods
+from scripts.common import datasets, entry, methods
 
 _SPARSITY = 0.9
 _BATCH_SIZE = 32
@@ -144,4 +144,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

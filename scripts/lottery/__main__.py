@@ -13,7 +13,7 @@ import importlib
 
 from absl import app, flags
 
-from scripts.common import experiments
+from scripts.common import entry, experiments
 from scripts.lottery import networks
 from scripts.lottery.pages import common
 
@@ -61,4 +61,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

@@ -18,11 +18,21 @@ import pathlib
 import statistics
 
 import keras
-from absl import app, flags
+from absl import flags
 
 import models
 import rigl_tf
-from scripts.common import claims, classifiers, experiments, methods, plots, styles, tables, words
+from scripts.common import (
+    claims,
+    classifiers,
+    entry,
+    experiments,
+    methods,
+    plots,
+    styles,
+    tables,
+    words,
+)
 from scripts.common.tables import with_spread
 from scripts.rigl import lenet
 
@@ -467,4 +477,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

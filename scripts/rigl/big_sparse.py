@@ -13,11 +13,21 @@ one core. Finished runs are rows of `results/big_sparse.csv` and are never repea
 import pathlib
 
 import keras
-from absl import app, flags
+from absl import flags
 
 import models
 import rigl_tf
-from scripts.common import claims, classifiers, experiments, methods, plots, styles, tables, words
+from scripts.common import (
+    claims,
+    classifiers,
+    entry,
+    experiments,
+    methods,
+    plots,
+    styles,
+    tables,
+    words,
+)
 from scripts.rigl import lenet
 
 _NAME = "big_sparse"
@@ -179,4 +189,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

@@ -17,11 +17,11 @@ import statistics
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 from keras import layers
 
 import rigl_tf
-from scripts.common import claims, classifiers, experiments, tables, words
+from scripts.common import claims, classifiers, entry, experiments, tables, words
 
 _BATCH_SIZE = 100
 _UPDATE_FREQUENCY = 100
@@ -304,4 +304,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

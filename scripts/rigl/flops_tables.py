@@ -10,13 +10,13 @@ last digit, or has a note that explains the difference.
 
 import pathlib
 
-from absl import app, flags
+from absl import flags
 
 import models
 import rigl_tf
 from rigl_tf.distributions import published as str_lists
 from rigl_tf.flops import Cost, KernelCost
-from scripts.common import provenance
+from scripts.common import entry, provenance
 from scripts.rigl import flops_counting, flops_published
 
 FLAGS = flags.FLAGS
@@ -315,4 +315,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

@@ -9,9 +9,9 @@ be run here. The table is written between two marks in `results/README.md`.
 
 import pathlib
 
-from absl import app, flags
+from absl import flags
 
-from scripts.common import claims, tables
+from scripts.common import claims, entry, tables
 from scripts.common.rows import Rows
 from scripts.rigl import ablations, big_sparse, landscape, methods_page, methods_table
 
@@ -138,4 +138,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

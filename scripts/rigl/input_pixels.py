@@ -14,11 +14,10 @@ import statistics
 
 import keras
 import numpy as np
-from absl import app
 
 import models
 import rigl_tf
-from scripts.common import classifiers, experiments, methods, plots, styles, tables, words
+from scripts.common import classifiers, entry, experiments, methods, plots, styles, tables, words
 from scripts.rigl import lenet
 
 _NAME = "input_pixels"
@@ -215,4 +214,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

@@ -15,11 +15,20 @@ import statistics
 
 import keras
 import numpy as np
-from absl import app
 
 import rigl_tf
 from rigl_tf import analysis
-from scripts.common import claims, classifiers, experiments, methods, plots, styles, tables, words
+from scripts.common import (
+    claims,
+    classifiers,
+    entry,
+    experiments,
+    methods,
+    plots,
+    styles,
+    tables,
+    words,
+)
 from scripts.rigl import lenet
 
 _NAME = "landscape"
@@ -274,4 +283,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

@@ -17,11 +17,11 @@ import pathlib
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 
 import models
 import rigl_tf
-from scripts.common import experiments, methods, plots, styles, tables, words
+from scripts.common import entry, experiments, methods, plots, styles, tables, words
 
 _NAME = "language"
 _KEY = ("method", "seed", "steps", "characters")
@@ -193,4 +193,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

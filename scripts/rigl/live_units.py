@@ -22,7 +22,17 @@ from absl import app, flags
 
 import models
 import rigl_tf
-from scripts.common import claims, classifiers, costs, experiments, plots, styles, tables, words
+from scripts.common import (
+    claims,
+    classifiers,
+    costs,
+    entry,
+    experiments,
+    plots,
+    styles,
+    tables,
+    words,
+)
 from scripts.rigl import lenet
 
 NAME = "live_units"
@@ -250,4 +260,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

@@ -33,7 +33,7 @@ from absl import app, flags
 
 import models
 import rigl_tf
-from scripts.common import classifiers, costs, datasets, experiments, methods
+from scripts.common import classifiers, costs, datasets, entry, experiments, methods
 from scripts.rigl import lenet, methods_claims, methods_page, small_dense
 
 _KEY = ("method", "sparsity", "seed", "epochs", "examples")
@@ -353,4 +353,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

@@ -12,11 +12,11 @@ of `results/small_dense.csv`; `scripts.rigl.methods_table` takes the best widths
 """
 
 import keras
-from absl import app, flags
+from absl import flags
 
 import models
 import rigl_tf
-from scripts.common import classifiers, experiments, tables
+from scripts.common import classifiers, entry, experiments, tables
 from scripts.rigl import lenet
 
 NAME = "small_dense"
@@ -144,4 +144,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

@@ -27,7 +27,7 @@ from absl import app, flags
 import models
 import rigl_tf
 from rigl_tf.structures import NM, Block, Channels, ConstantFanIn
-from scripts.common import classifiers, datasets, experiments, plots, styles, tables
+from scripts.common import classifiers, datasets, entry, experiments, plots, styles, tables
 
 _NAME = "structures"
 _KEY = ("dataset", "method", "structure", "sparsity", "seed", "epochs", "examples")
@@ -280,4 +280,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)

@@ -6,12 +6,14 @@ import itertools
 import math
 import os
 import re
+import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from absl import app, flags
+from absl.testing import flagsaver
 from running import given
 
 import rigl_tf
@@ -20,6 +22,7 @@ from scripts.common import (
     classifiers,
     costs,
     datasets,
+    entry,
     experiments,
     methods,
     plots,
@@ -478,6 +481,14 @@ def test_processes_add_rows_to_the_same_file(tmp_path):
 def test_a_part_that_is_none_is_refused(experiment_flags, part):
     with pytest.raises(flags.IllegalFlagValueError, match="--part must be like 1/3"):
         experiment_flags.part = part
+
+
+@flagsaver.flagsaver
+def test_arguments_without_dashes_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["script", "epochs=3"])
+    with pytest.raises(SystemExit, match="1"):
+        entry.run(lambda _: pytest.fail("it ran"))
+    assert "like --name=value. Received: epochs=3" in capsys.readouterr().err
 
 
 def test_no_whole_batch(experiment_flags):

@@ -19,11 +19,11 @@ import tempfile
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 
 import rigl_tf
 from scripts.checks import keras_features
-from scripts.common import provenance, tables
+from scripts.common import entry, provenance, tables
 from scripts.common.rows import Rows
 from scripts.train import strategies
 
@@ -252,4 +252,4 @@ def main(_):
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    entry.run(main)
