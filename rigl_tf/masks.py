@@ -482,15 +482,17 @@ def by_path(kernels):
     """`{path: kernel}` in the given order.
 
     Paths are equal if nested models have layers with the same name. Then `#2`, `#3`, ... is added
-    to all but the first of them.
+    to all but the first of them. Dense kernels, which are given as variables, come after the sparse
+    ones in this count, so that a sparse kernel has the same path without them.
     """
+    kernels = list(kernels)
     number = collections.Counter()
-    result = {}
-    for kernel in kernels:
+    paths = {}
+    for kernel in sorted(kernels, key=lambda each: not isinstance(each, SparseKernel)):
         number[kernel.path] += 1
         n = number[kernel.path]
-        result[kernel.path if n == 1 else f"{kernel.path}#{n}"] = kernel
-    return result
+        paths[id(kernel)] = kernel.path if n == 1 else f"{kernel.path}#{n}"
+    return {paths[id(kernel)]: kernel for kernel in kernels}
 
 
 def own_masks(model):

@@ -209,6 +209,8 @@ def mean_loss(loss):
         )
     is_own = not isinstance(loss, (str, keras.losses.Loss))
     name, loss = getattr(loss, "name", loss), keras.losses.get(loss)
+    if not isinstance(loss, keras.losses.Loss):
+        loss = _Function(loss)
 
     def mean(targets, outputs, sample_weight=None):
         if not is_own and tf.nest.is_nested(outputs):
@@ -217,8 +219,8 @@ def mean_loss(loss):
                 f"outputs. Received: loss={name!r}"
             )
         keras_loss = loss
-        if not isinstance(loss, keras.losses.Loss):
-            keras_loss = _Values(tf.convert_to_tensor(loss(targets, outputs)))
+        if isinstance(loss, _Function) and any(map(tf.nest.is_nested, (targets, outputs))):
+            keras_loss = _Values(tf.convert_to_tensor(loss.function(targets, outputs)))
             targets = keras_loss.values
         num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
         shape = ()
@@ -243,6 +245,32 @@ def _check_fits(sample_weight, shape, name):
             f"Received: loss={name!r} with values of shape {tuple(shape)}, and weights of shape "
             f"{tuple(received)}"
         )
+
+
+class _Function(keras.losses.Loss):
+    """A loss that is a function, which gets the targets and outputs as in `model.fit`.
+
+    They are converted to the dtype of losses, and an axis of size 1 that only one of them has is
+    added to the other or removed.
+    """
+
+    def __init__(self, function):
+        super().__init__(name="loss")
+        self.function = function
+
+    def call(self, targets, outputs):
+        ranks = len(targets.shape), len(outputs.shape)
+        if ranks[0] == ranks[1] + 1 and targets.shape[-1] == 1:
+            targets, outputs = _of_one_rank(targets, outputs)
+        elif ranks[1] == ranks[0] + 1 and outputs.shape[-1] == 1:
+            outputs, targets = _of_one_rank(outputs, targets)
+        return self.function(targets, outputs)
+
+
+def _of_one_rank(longer, shorter):
+    if len(shorter.shape) == 1:
+        return longer, tf.expand_dims(shorter, axis=-1)
+    return tf.squeeze(longer, axis=-1), shorter
 
 
 class _Values(keras.losses.Loss):

@@ -18,6 +18,7 @@ from rigl_tf import distributions, masks, selection, structures
 from rigl_tf._types import Data, Distribution, Loss, Masks
 from rigl_tf.checks import check_integers, check_numbers
 from rigl_tf.objective import batches, mean_loss, mean_over, read_batches, untouched_state
+from rigl_tf.second_derivatives import exact_moments, times_hessian
 
 
 def magnitude_masks(
@@ -211,7 +212,7 @@ def _gradients(model, kernels, data, loss, temperature=1.0, along=None):
     values = list(kernels.values())
     scale = 2.0 ** round(math.log2(temperature))
     # A layer, because it passes on the masks of timesteps.
-    cool = keras.layers.Activation(lambda outputs: outputs / temperature, autocast=False)
+    cool = keras.layers.Activation(_divided_by(temperature), autocast=False)
 
     def of_batch(inputs, targets, sample_weight):
         with tf.GradientTape() as outer:
@@ -222,17 +223,18 @@ def _gradients(model, kernels, data, loss, temperature=1.0, along=None):
             gradients = [tf.convert_to_tensor(each) for each in gradients]
         if along is None:
             return gradients
-        # The gradient of `along . gradients`, with `along` held fixed.
-        products = outer.gradient(
-            gradients,
-            values,
-            output_gradients=[*along.values()],
-            unconnected_gradients="zero",
-        )
+        products = times_hessian(outer, gradients, values, [*along.values()])
         return [tf.convert_to_tensor(each) for each in products]
 
-    with untouched_state(model):
+    if along is not None:  # in a graph, operations without second derivative can be found
+        of_batch = tf.function(of_batch, autograph=False)
+    with untouched_state(model), exact_moments():
         return dict(zip(kernels, mean_over(data, of_batch), strict=True))
+
+
+def _divided_by(temperature):
+    """A function that divides outputs of floating point; an output of classes has no gradient."""
+    return lambda outputs: outputs / temperature if outputs.dtype.is_floating else outputs
 
 
 def _check_not_all_zero(scores):

@@ -200,6 +200,29 @@ def test_the_loss_itself_stays():
     assert loss.reduction == "sum"
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "hinge",
+        "kl_divergence",
+        "binary_crossentropy",
+        keras.losses.poisson,
+        lambda targets, outputs: tf.square(targets - outputs),
+    ],
+)
+def test_a_function_gets_what_it_gets_in_fit(loss, shape, dtype):
+    """Columns in float32, whatever the targets and outputs are."""
+    targets = np.reshape([0, 1, 1, 0], shape)
+    outputs = tf.constant([[0.2], [0.4], [0.6], [0.9]], dtype)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Activation("linear")])
+    model.compile(loss=loss)
+    want = model.compute_loss(y=targets, y_pred=outputs)
+    got = objective.mean_loss(loss)(targets, outputs)
+    assert float(got) == pytest.approx(float(want), rel=1e-6)
+
+
 @pytest.mark.parametrize("loss", [None, 1, ["mse", "mse"], {}])
 def test_losses_that_are_none(loss):
     with pytest.raises(ValueError, match="`loss` must be"):

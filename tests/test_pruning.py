@@ -344,6 +344,45 @@ def test_batch_statistics_and_dropout_are_left_alone():
         np.testing.assert_array_equal(weight, same)
 
 
+def test_grasp_with_batch_normalisation():
+    """`H g` is the change of the gradient along `g`, of statistics that change with the weights."""
+    keras.config.set_floatx("float64")
+    model = [keras.Input((6,))]
+    for _ in range(2):
+        model += [layers.Dense(12), layers.BatchNormalization(), layers.Activation("softplus")]
+    model = rigl_tf.sparsify(keras.Sequential([*model, layers.Dense(5)]), 0.0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    x, labels = numbers((40, 6)), np.arange(40) % 5
+    kernels = list(rigl_tf.masks.sparse_kernels(model).values())
+    start = [kernel.numpy() for kernel in kernels]
+
+    def gradients(along, by):
+        for kernel, value, change in zip(kernels, start, along, strict=True):
+            kernel.assign(value + by * change)
+        with tf.GradientTape() as tape:
+            value = loss(labels, model(x, training=True))
+        return [each.numpy() for each in tape.gradient(value, [each.value for each in kernels])]
+
+    first = gradients(start, 0.0)
+    changes = zip(gradients(first, 1e-4), gradients(first, -1e-4), strict=True)
+    want = [value * (a - b) for value, (a, b) in zip(start, changes, strict=True)]
+    gradients(first, 0.0)
+    got = pruning.grasp_masks(model, (x, labels), 0.5, loss, all_alike, temperature=1.0)
+    for mask, scores in zip(got.values(), want, strict=True):
+        np.testing.assert_array_equal(mask, largest(scores, mask.sum()))
+
+
+def test_outputs_of_classes_have_no_gradient():
+    inputs = keras.Input((6,))
+    logits = layers.Dense(5)(inputs)
+    model = keras.Model(inputs, {"logits": logits, "class": keras.ops.argmax(logits, axis=-1)})
+    model = rigl_tf.sparsify(model, 0.0)
+    found = pruning.snip_masks(
+        model, (X, Y), 0.5, lambda targets, outputs: squares(targets, outputs["logits"])
+    )
+    assert sum(mask.sum() for mask in found.values()) == 15
+
+
 def stored(execution):
     keras.backend.clear_session(free_memory=False)
     return rigl_tf.with_execution(linear((6, 5, 4), sparsity=0.5), execution)

@@ -80,7 +80,8 @@ class GradientFlow(keras.callbacks.Callback):
     Args:
         data: Data that is not used for training, see `gradient_norms`. It is kept in memory, so its
             number of batches must be known.
-        loss: See `gradient_norms`. With `None` it is the loss that the model was compiled with.
+        loss: See `gradient_norms`. With `None` it is the loss that the model was compiled with,
+            without `loss_weights`.
         every: Integer >= 1. The norm is measured before each step that is a multiple of it.
         around_updates: Boolean, whether the norm is measured before and after mask updates.
 
@@ -180,7 +181,11 @@ class _Measure:
         self._data = data
         self._weights = model.trainable_variables
         # (A CSR kernel has the path of its layer's kernel, not that of its values.)
-        self._paths = list(masks.by_path(masks.kernel_of(each) or each for each in self._weights))
+        paths = {
+            id(kernel): path
+            for path, kernel in masks.by_path(map(_kernel_or_self, model.weights)).items()
+        }
+        self._paths = [paths[id(_kernel_or_self(each))] for each in self._weights]
         self._gradients = MeanGradients(model, loss, self._weights)
 
     def __call__(self):
@@ -190,6 +195,10 @@ class _Measure:
             for path, gradient in zip(self._paths, gradients, strict=True)
         }
         return GradientNorms(float(tf.norm(list(by_weight.values()))), by_weight)
+
+
+def _kernel_or_self(weight):
+    return masks.kernel_of(weight) or weight
 
 
 def active_only(values: tf.Tensor, weight: keras.Variable) -> tf.Tensor:

@@ -12,6 +12,7 @@ from rigl_tf import masks
 from rigl_tf._types import Data, Loss
 from rigl_tf.checks import check_integers
 from rigl_tf.objective import batches, mean_loss, mean_over, on_a_replica, untouched_state
+from rigl_tf.second_derivatives import exact_moments, times_hessian
 
 
 class SpectralDensity(NamedTuple):
@@ -209,7 +210,9 @@ class _Hessian:
                 "A Hessian needs a built model with trainable weights. "
                 f"Received: model={model.name!r}, without"
             )
-        self._product = tf.function(functools.partial(on_a_replica, self._product_of_batch))
+        self._product = tf.function(
+            functools.partial(on_a_replica, self._product_of_batch), autograph=False
+        )
 
     def times(self, vector):
         """The product with a vector, in float64."""
@@ -218,7 +221,8 @@ class _Hessian:
         def of_batch(*batch):
             return [self._product(*batch, self._active, vector).numpy().astype("float64")]
 
-        with untouched_state(self._model):  # recurrent layers may change theirs in inference, too
+        # (Recurrent layers may change their states in inference, too.)
+        with untouched_state(self._model), exact_moments():
             (product,) = mean_over(self._data, of_batch)
         if not np.isfinite(product).all():
             raise ValueError(
@@ -234,9 +238,8 @@ class _Hessian:
                 outputs = self._model(inputs, training=False)
                 loss = self._mean_loss(targets, outputs, sample_weight)
             gradients = tape.gradient(loss, values, unconnected_gradients="zero")
-            along = tf.reduce_sum(vector * _flat(gradients, active))
-        # The gradient of `vector . gradient` is `H vector`.
-        return _flat(outer.gradient(along, values, unconnected_gradients="zero"), active)
+            flat = _flat(gradients, active)
+        return _flat(times_hessian(outer, [flat], values, [vector]), active)
 
 
 def _flat(tensors, active):

@@ -1,6 +1,7 @@
 """The base class of all sparse optimizers: gradient steps, and the same updates on each replica."""
 
 import contextlib
+import types
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -149,6 +150,10 @@ class SparseTraining(WrappingOptimizer):
         except Exception as error:
             self.built, self._build_error = False, error
             raise
+        if self._scale_was_constant and tf.inside_function() and not tf.distribute.has_strategy():
+            # A function that creates a variable is traced again; the scale is a variable then.
+            # (In this object, the variable is no part of checkpoints.)
+            self._second_trace = types.SimpleNamespace(variable=tf.Variable(0, trainable=False))
 
     def check_csr(self, paths: Sequence[str]) -> None:
         """Raises a `ValueError` if this optimizer cannot train CSR kernels.

@@ -62,6 +62,8 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         name: String. Defaults to the name of the class in snake case, with a number.
     """
 
+    _scale_was_constant = False
+
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
@@ -144,6 +146,11 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
 
     def scale_loss(self, loss: Any) -> Any:
         """Scales the loss as the inner optimizer does."""
+        # Until a `LossScaleOptimizer` is built, its scale is a constant.
+        self._scale_was_constant = not self.inner_optimizer.built and any(
+            isinstance(each, keras.optimizers.LossScaleOptimizer)
+            for each in optimizers_within(self.inner_optimizer)
+        )
         return self.inner_optimizer.scale_loss(loss)
 
     def exclude_from_weight_decay(

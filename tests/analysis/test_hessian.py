@@ -59,8 +59,8 @@ def test_the_indices_of_connections_are_not_in_the_graph(monkeypatch):
     """Those of 20,000 connections take 160 kB as constants; the graph of a product has 20 kB."""
     sizes, function = [], tf.function
 
-    def traced(*arguments):
-        made = function(*arguments)
+    def traced(*arguments, **settings):
+        made = function(*arguments, **settings)
 
         def call(*values):
             graph = made.get_concrete_function(*values).graph
@@ -99,7 +99,7 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 LABELS = np.arange(12) % 3
 
 
-def by_differences(model):
+def by_differences(model, step=1e-2):
     """Central differences of the gradient, in the same order of rows."""
     weights = model.trainable_variables
     flat = [rigl_tf.masks.mask_of(weight) for weight in weights]
@@ -120,7 +120,6 @@ def by_differences(model):
         return np.concatenate([each.numpy().ravel() for each in found])
 
     here = np.concatenate([weight.numpy().ravel() for weight in weights])
-    step = 1e-2
     rows = []
     for index in np.flatnonzero(active):
         unit = np.zeros_like(here)
@@ -233,3 +232,28 @@ def test_two_replicas(within_scope, loss):
     with strategy.scope() if within_scope else contextlib.nullcontext():
         got = analysis.hessian(model, (X, Y), loss)
     np.testing.assert_allclose(got, 2 / 12 * inputs.T @ inputs, rtol=1e-5, atol=1e-6)
+
+
+def test_normalisations_are_differentiated_twice():
+    keras.config.set_floatx("float64")
+    normalise = [layers.LayerNormalization(), layers.GroupNormalization(2)]
+    model = [keras.Input((6,)), layers.Dense(8), *normalise, layers.Activation("softplus")]
+    model = keras.Sequential([*model, layers.Dense(3, kernel_initializer="random_normal")])
+    model.layers[-1].kernel.assign(20 * model.layers[-1].kernel)
+    got, want = analysis.hessian(model, (X, LABELS), LOSS), by_differences(model, step=1e-3)
+    np.testing.assert_allclose(got, want, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (layers.UpSampling2D(2, interpolation="bilinear"), "ResizeBilinear"),
+        (layers.UpSampling2D(2, interpolation="bicubic"), "ResizeBicubic"),
+        (layers.Activation("softsign"), "Softsign"),
+    ],
+)
+def test_operations_without_second_derivative_are_refused(layer, name):
+    around = [layers.Reshape((2, 1, 1)), layer, layers.Flatten(), layers.Dense(1)]
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(2), *around])
+    with pytest.raises(ValueError, match=f"second derivatives. .*{name}'"):
+        analysis.hessian(model, (X, Y), "mse")

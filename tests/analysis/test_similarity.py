@@ -161,3 +161,28 @@ def test_csr_kernels_are_compared_as_masked_ones():
         np.testing.assert_array_equal(kernel, masked[path])
     got = analysis.weight_correlation(model, masked, 0.3)
     assert (list(got.layers), got.total) == (list(masked), 1)
+
+
+def test_a_dense_and_a_sparse_kernel_of_the_same_path():
+    """A sparse kernel has the path that its mask has."""
+
+    class Two(keras.Model):
+        def __init__(self):
+            super().__init__(name="two")
+            self.left, self.right = (layers.Dense(8, name="same") for _ in range(2))
+
+        def call(self, x):
+            return self.left(x) + self.right(x)
+
+    model = Two()
+    model(np.ones((1, 3)))
+    model = rigl_tf.sparsify(model, 0.5, dense_layers=[model.left])
+    (path,) = rigl_tf.get_masks(model)
+    mask = rigl_tf.get_masks(model)[path]
+    np.testing.assert_array_equal(analysis.get_kernels(model)[path] != 0, mask)
+    norms = analysis.gradient_norms(model, (np.ones((1, 3)), np.ones((1, 8))), "mse").by_weight
+    assert norms[path] < norms[f"{path}#2"]
+    itself = analysis.weight_correlation(
+        analysis.get_kernels(model), model, masks_a={path: mask}, p=0.3
+    )
+    assert itself.total == 1

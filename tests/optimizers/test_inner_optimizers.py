@@ -381,6 +381,7 @@ def test_a_loss_scale_around_the_sparse_optimizer():
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.built_in_fit
 @pytest.mark.parametrize("world", ["XLA", "two replicas"])
 def test_a_loss_scale_that_changes_in_a_graph(world):
     strategy = strategy_of(world)
