@@ -8,13 +8,14 @@ sparse, and code that has the variable can find its mask.
 import collections
 import contextlib
 import gc
+import itertools
 import math
 import os
 import pathlib
 import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -27,6 +28,18 @@ from rigl_tf._types import Masks
 _OTHER_FILE = (AttributeError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile)
 
 
+# Names that Keras gives to variables without one.
+_NUMBERED = re.compile(r"(keras_)?variable(_\d+)?")
+
+
+class _Entry(NamedTuple):
+    """A mask variable, its kernel, and the attribute that holds it."""
+
+    mask: keras.Variable
+    kernel: keras.Variable
+    attribute: str
+
+
 class MaskVariables(keras.layers.Layer):
     """Holds the mask variables of a layer's kernels, in a separate layer.
 
@@ -36,12 +49,17 @@ class MaskVariables(keras.layers.Layer):
 
     def __init__(self, name="masks"):
         super().__init__(name=name, dtype="float32")
-        # Set in this way, Keras does not track them: the kernels are weights of another layer.
-        self.__dict__.update(by_kernel={}, _variables_of_kernels={})
+        # Set in this way, Keras does not track it: the kernels are weights of another layer.
+        self.__dict__["_entries"] = {}
         self.built = True
 
+    @property
+    def by_kernel(self):
+        """`{kernel name: mask variable}`."""
+        return {name: entry.mask for name, entry in self._entries.items()}
+
     def add(self, name, kernel, initializer):
-        """Creates a mask variable for the kernel with this name."""
+        """Creates a mask variable for a kernel; if its name is taken, `#2`, `#3`, ... is added."""
         *outer, layer_name, _ = ["", *kernel.path.split("/")]
         with keras.name_scope(layer_name or self.name, override_parent="/".join(outer)):
             mask = self.add_weight(
@@ -51,41 +69,49 @@ class MaskVariables(keras.layers.Layer):
                 trainable=False,
                 name=f"{name.replace('/', '_')}_mask",
             )
-        # `tf.train.Checkpoint` finds variables that are attributes, not those in a dictionary.
-        setattr(self, f"_{mask.name}", mask)
-        self.by_kernel[name] = mask
-        self._variables_of_kernels[name] = kernel
+        names = itertools.chain([name], (f"{name}#{n}" for n in itertools.count(2)))
+        self._attach(next(each for each in names if each not in self._entries), mask, kernel)
         return mask
+
+    def _attach(self, name, mask, kernel):
+        """Makes a mask an attribute, where `tf.train.Checkpoint` finds it, and not in dictionaries.
+
+        A checkpoint goes by the names of attributes. Names of layers inside and of variables may be
+        others in another process, because Keras numbers them; then the order is what stays.
+        """
+        attribute = f"_{name}_mask"
+        if not name.isidentifier() or _NUMBERED.fullmatch(name):
+            free = (f"_mask_{index}" for index in itertools.count())
+            attribute = next(each for each in free if not hasattr(self, each))
+        setattr(self, attribute, mask)
+        self._entries[name] = _Entry(mask, kernel, attribute)
 
     def remove(self, name):
         """Removes the mask variable of a kernel that is no longer masked."""
         with cheap_deletions():
-            delattr(self, f"_{self.by_kernel.pop(name).name}")
-        del self._variables_of_kernels[name]
+            delattr(self, self._entries.pop(name).attribute)
 
     def sort(self, names):
         """Puts the mask variables in this order; files and lists of weights have no names."""
         with cheap_deletions():
-            for name in names:
-                kernel, mask = self._variables_of_kernels.pop(name), self.by_kernel.pop(name)
-                delattr(self, f"_{mask.name}")
-                setattr(self, f"_{mask.name}", mask)
-                self.by_kernel[name] = mask
-                self._variables_of_kernels[name] = kernel
+            entries = [(name, self._entries.pop(name)) for name in names]
+            for _, entry in entries:
+                delattr(self, entry.attribute)
+            for name, entry in entries:
+                self._attach(name, entry.mask, entry.kernel)
 
     def separate(self):
-        """Call on a shallow copy: from now on it shares no dictionaries with the original."""
-        kernels = dict(self._variables_of_kernels)
-        self.__dict__.update(by_kernel=dict(self.by_kernel), _variables_of_kernels=kernels)
+        """Call on a shallow copy: from now on it shares no dictionary with the original."""
+        self.__dict__["_entries"] = dict(self._entries)
 
     def kernels(self):
         """`{name: SparseKernel}` for the kernels with a mask variable in this layer."""
-        return {name: kernel_of(each) for name, each in self._variables_of_kernels.items()}
+        return {name: kernel_of(entry.kernel) for name, entry in self._entries.items()}
 
     def have_lost(self, weights):
         """Whether a kernel with a mask is not one of these weights."""
         held = {id(weight) for weight in weights}
-        return any(id(each) not in held for each in self._variables_of_kernels.values())
+        return any(id(entry.kernel) not in held for entry in self._entries.values())
 
     def quantize(self, *args, **kwargs):
         if self.by_kernel:

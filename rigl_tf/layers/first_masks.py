@@ -43,10 +43,13 @@ class FirstMask:
         self._sparsity = sparsity
         self._seed = seed
         self._draw = draw
-        if (sparsity or draw) and is_initialized(masks.mask_of(self.kernel)):
+        kernel_mask = masks.mask_of(self.kernel)
+        if (sparsity or draw) and is_initialized(kernel_mask):
             with tf.init_scope():
+                if not tf.reduce_all(tf.convert_to_tensor(kernel_mask)):
+                    return  # `tf.train.Checkpoint` has restored it when it was created
                 mask = self._mask()
-                _assign_now(masks.mask_of(self.kernel), mask)
+                _assign_now(kernel_mask, mask)
                 _assign_now(self.kernel, self._values(mask))
 
     def __call__(self, shape, dtype=None):

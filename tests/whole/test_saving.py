@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import (
     ALGORITHMS,
     INNER,
@@ -248,3 +249,58 @@ def test_a_file_of_csr_kernels_is_refused_by_masked_ones(use_bias, tmp_path):
     stored("csr", use_bias=use_bias).save_weights(tmp_path / "csr.weights.h5")
     with pytest.raises(ValueError, match=r"load it into a model with `execution='csr'`, then"):
         stored("masked", use_bias=use_bias).load_weights(tmp_path / "csr.weights.h5")
+
+
+def tower():
+    inputs = keras.Input((6,))
+    return keras.Model(inputs, layers.Dense(4, name="out")(layers.Dense(5, name="in")(inputs)))
+
+
+class Towers(layers.Layer):
+    """Two towers with the same names, and a layer whose name Keras numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other, self.end = tower(), tower(), layers.Dense(3)
+
+    def call(self, x):
+        return self.end(self.one(x) - self.other(x))
+
+
+def towers(execution, seed):
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((6,))
+    dense = keras.Model(inputs, layers.Dense(2)(Towers()(inputs)))
+    return rigl_tf.sparsify(dense, 0.5, dict.fromkeys, seed=seed, execution=execution)
+
+
+@pytest.mark.parametrize("execution", ["masked", "csr"])
+def test_a_checkpoint_goes_by_objects_not_by_names(execution, tmp_path):
+    saved, other = towers(execution, 0), towers(execution, 1)
+    kinds = {kernel.execution for kernel in rigl_tf.sparsity_summary(saved).kernels}
+    assert kinds == {execution}
+    assert differ(masks_of(saved), masks_of(other))
+    path = tf.train.Checkpoint(model=saved).write(str(tmp_path / "checkpoint"))
+    tf.train.Checkpoint(model=other).read(path).assert_consumed()
+    assert_equal(masks_of(other), masks_of(saved))
+    assert_equal(dense_weights(other), dense_weights(saved))
+    # So it is after all kernels were stored otherwise and back.
+    another = "csr" if execution == "masked" else "masked"
+    back = rigl_tf.with_execution(rigl_tf.with_execution(saved, another), execution)
+    tf.train.Checkpoint(model=back).read(path).assert_consumed()
+    assert_equal(masks_of(back), masks_of(saved))
+
+
+def test_a_checkpoint_that_is_read_before_the_model_is_built(tmp_path):
+    def make(seed):
+        dense = keras.Sequential([layers.Dense(8), layers.Dense(3)])
+        return rigl_tf.sparsify(dense, 0.5, seed=seed)
+
+    saved, other = make(0), make(1)
+    saved.build((None, 6))
+    path = tf.train.Checkpoint(model=saved).write(str(tmp_path / "checkpoint"))
+    status = tf.train.Checkpoint(model=other).read(path)
+    other.build((None, 6))
+    status.assert_consumed()
+    assert_equal(masks_of(other), masks_of(saved))
+    assert_equal(dense_weights(other), dense_weights(saved))
