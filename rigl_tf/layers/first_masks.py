@@ -160,10 +160,10 @@ class FirstMasks:
             kernels = masks.by_path(each.kernel for each in first_masks)
             by_layer = self._choice.sparsities(kernels)
             shares = list((by_layer or dict.fromkeys(kernels, self._sparsity)).values())
+            wrapper.keep_sparsity(shares, self._seed, self._num_decided)
             for each, share in zip(first_masks, shares, strict=True):
                 self._decide(each, wrapper, share, self._num_decided)
                 self._num_decided += 1
-            wrapper.keep_sparsity(shares, self._seed)
             wrapper.use_execution(self.execution)
         else:
             self._wrappers.append(wrapper)
@@ -222,13 +222,14 @@ class FirstMasks:
             units = {path: masks.kernel_of(kernel).units for path, kernel in kernels.items()}
             shares = structures.allocate(self._distribution, units, self._sparsity)
         shares = shares.values()
-        first = {}
+        first, first_of_wrapper = {}, {}
         for index, ((each, wrapper), share) in enumerate(zip(undecided, shares, strict=True)):
             # A network and its clone (a target network, for example) get the same masks.
             twin = first.setdefault((each.kernel.path, tuple(each.kernel.shape)), index)
+            first_of_wrapper.setdefault(id(wrapper), twin)
             self._decide(each, wrapper, share, twin)
         self._num_decided = len(undecided)
-        self._keep(shares)
+        self._keep(shares, first_of_wrapper)
         del undecided, kernels, each
         for wrapper in self._wrappers:
             wrapper.use_execution(self.execution)
@@ -259,8 +260,9 @@ class FirstMasks:
             kernel.set_mask(mask)
         self._keep([1 - mask.mean() for mask in values])
 
-    def _keep(self, shares):
+    def _keep(self, shares, first_of_wrapper=None):
         shares = iter(shares)
         for wrapper in self._wrappers:
             kernels = masks.kernels_of(wrapper)
-            wrapper.keep_sparsity([float(next(shares)) for _ in kernels], self._seed)
+            first = (first_of_wrapper or {}).get(id(wrapper), wrapper.first_index)
+            wrapper.keep_sparsity([float(next(shares)) for _ in kernels], self._seed, first)

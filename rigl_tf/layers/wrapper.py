@@ -61,7 +61,8 @@ class SparseWrapper(keras.layers.Wrapper):
             of the structure if it sets one (as `NM` does), else to 0.
         seed: Integer, or `None` for a random one. As for the initializers of Keras,
             `keras.utils.set_random_seed` makes a random seed the same in every run. The masks
-            depend on it and on the index of the kernel in the layer.
+            depend on it and on the index of the kernel in the layer, or in the model that
+            `rigl_tf.sparsify` made.
         name: String. Defaults to the name of the layer, so that the sparse model has the same layer
             names as the dense one.
         execution: String, how the kernels are stored and multiplied: `"masked"` (with their zeros),
@@ -133,6 +134,7 @@ class SparseWrapper(keras.layers.Wrapper):
         self.sparsity: Any = sparsity
         self.seed = random.randint(0, 2**31 - 1) if seed is None else seed
         self.execution = execution
+        self.first_index = 0  # of its kernels in the model, for the seeds of their masks
         self._stored: Any = None  # until the layer is built: what "auto" chose before, in a file
         self.structure = structure
         self.supports_masking = layer.supports_masking
@@ -267,7 +269,7 @@ class SparseWrapper(keras.layers.Wrapper):
             share = next(each for each in shares if each is not None)
             size = math.prod(shape)
             num_active = size - distributions.num_zeros(size, share)
-            return selection.random_places(size, num_active, (self.seed, 0))
+            return selection.random_places(size, num_active, (self.seed, self.first_index))
 
         return born_sparse(self.layer, places)
 
@@ -307,7 +309,8 @@ class SparseWrapper(keras.layers.Wrapper):
         if self._first_masks is not None:
             self._first_masks.add(self, first_masks)
             return
-        for index, (first, share) in enumerate(zip(first_masks, self._shares(), strict=True)):
+        shares = zip(first_masks, self._shares(), strict=True)
+        for index, (first, share) in enumerate(shares, self.first_index):
             first.decide(share, (self.seed, index))
         self.use_execution(self.execution)
 
@@ -395,16 +398,17 @@ class SparseWrapper(keras.layers.Wrapper):
         self._select = select
         self.supports_jit = self._stays_masked(first_masks.execution)
 
-    def keep_sparsity(self, shares: Iterable[float], seed: int) -> None:
+    def keep_sparsity(self, shares: Iterable[float], seed: int, first_index: int) -> None:
         """Stores the sparsity of each kernel with a mask, for copies made from the config.
 
         Args:
             shares: The sparsity of each kernel, in their order.
             seed: Integer, the seed of the masks.
+            first_index: Integer, the index of the first of these kernels in the model.
         """
         shares = iter(shares)
         self.sparsity = [next(shares) if chosen else None for chosen in self._chosen]
-        self.seed = seed
+        self.seed, self.first_index = seed, first_index
 
     def enable_lora(self, *args: Any, **kwargs: Any) -> None:
         """Raises a `ValueError`, as LoRA needs dense kernels: use `rigl_tf.strip` first."""
@@ -447,6 +451,7 @@ class SparseWrapper(keras.layers.Wrapper):
         return {
             **config,
             **({} if stored is None else {"stored": stored}),
+            **({"first_index": self.first_index} if self.first_index else {}),
             "sparsity": sparsity,
             "seed": self.seed,
             "execution": self.execution,
@@ -458,11 +463,11 @@ class SparseWrapper(keras.layers.Wrapper):
         cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
     ) -> "SparseWrapper":
         config = dict(config)
-        stored = config.pop("stored", None)
+        stored, first_index = config.pop("stored", None), config.pop("first_index", 0)
         if "_is_only_shown" in vars(cls):
             cls = SparseWrapper
         wrapper = super().from_config(config, custom_objects)
-        wrapper._stored = stored
+        wrapper._stored, wrapper.first_index = stored, first_index
         return wrapper
 
     def set_weights(self, weights: Sequence[np.ndarray]) -> None:

@@ -497,3 +497,26 @@ def test_lora_is_refused():
     for copy in (rigl_tf.strip, lambda model: rigl_tf.sparsify(model, 0.5)):
         with pytest.raises(ValueError, match=r"without LoRA.*'it'"):
             copy(model)
+
+
+# Copies from a config.
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        keras.models.clone_model,
+        lambda model: keras.models.model_from_json(model.to_json()),
+        lambda model: keras.models.clone_model(keras.models.clone_model(model)),
+    ],
+)
+def test_a_copy_from_the_config_has_the_masks_that_the_model_began_with(copy):
+    inputs = keras.Input((6,))
+    x = layers.Dense(6)(layers.Dense(6)(layers.Dense(6)(inputs)))
+    x = layers.MultiHeadAttention(2, 3)(*[layers.Reshape((2, 3))(x)] * 2)
+    model = rigl_tf.sparsify(keras.Model(inputs, x), 0.5, dict.fromkeys, seed=3)
+    began = rigl_tf.get_masks(model)
+    assert (began["dense/kernel"] != began["dense_1/kernel"]).any()
+    rigl_tf.set_masks(model, {path: np.ones_like(mask) for path, mask in began.items()})
+    for mask, want in zip(rigl_tf.get_masks(copy(model)).values(), began.values(), strict=True):
+        np.testing.assert_array_equal(mask, want)
