@@ -95,6 +95,11 @@ def to_tf_keras(model: keras.Model) -> Any:
 
     def call(layer, *arguments, **settings):
         """Calls the layer on symbolic tensors, and its copy in `tf_keras` on its own tensors."""
+        if id(layer) not in made:
+            raise ValueError(
+                "`to_tf_keras` takes layers, no other operations: put it into a layer, such as "
+                f"`keras.layers.Add` or `Rescaling`. Received: operation {layer.name!r}"
+            )
         outputs = layer(*arguments, **settings)
         keep.append(outputs)  # Otherwise another tensor may get the same id.
         given = keras.tree.map_structure(lambda symbol: tensors[id(symbol)], arguments[0])

@@ -113,6 +113,14 @@ def test_what_is_refused(layer, message):
 
 
 @needs_tf_keras
+def test_an_operation_is_refused():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, 2 * layers.Dense(3)(inputs))
+    with pytest.raises(ValueError, match=r"no other operations.*operation 'multiply"):
+        interop.to_tf_keras(model)
+
+
+@needs_tf_keras
 def test_a_subclassed_model_is_refused():
     class Subclassed(keras.Model):
         def __init__(self):

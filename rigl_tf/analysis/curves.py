@@ -132,6 +132,10 @@ def _train(model, curves, data, loss, optimizer, steps, seed, jit_compile):
     """Trains the control points of the curves. This changes the weights of the model, too."""
     loss = mean_loss(loss)
     optimizer = keras.optimizers.get(optimizer)
+    if optimizer.built:
+        raise ValueError(
+            f"`optimizer` must be new. Received: optimizer={optimizer.name!r}, which was used"
+        )
     controls = [control for curve in curves for control in curve.controls]
     optimizer.build(controls)
 

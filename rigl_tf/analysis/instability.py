@@ -181,6 +181,8 @@ def estimate_statistics(model: keras.Model, data: Iterable[Any]) -> None:
     }
     others = [(each, each.numpy().copy()) for each in model.variables if id(each) not in moving]
     num_batches = 0
+    runs_eagerly = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)  # a trace would keep the momentum of its first call
     try:
         for batch in data:
             for layer in normalisations:
@@ -189,6 +191,7 @@ def estimate_statistics(model: keras.Model, data: Iterable[Any]) -> None:
             model(batch[0] if isinstance(batch, tuple) else batch, training=True)
             num_batches += 1
     finally:
+        tf.config.run_functions_eagerly(runs_eagerly)
         for layer, momentum in zip(normalisations, momenta, strict=True):
             layer.momentum = momentum
         _restore(others)

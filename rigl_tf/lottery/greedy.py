@@ -115,7 +115,7 @@ def select_units(
     _check_size(num_units, layer, link)
     own = keras.ops.convert_to_numpy(link.next_layer.kernel)
     if imitate == "local":
-        _check_local(targets, loss)
+        _check_local(targets, loss, score)
         objective = LocalImitation(model, link, inputs)
     else:
         _check_outputs(model)
@@ -199,11 +199,11 @@ def _check_size(num_units, layer, link):
         )
 
 
-def _check_local(targets, loss):
-    if targets is not None or loss is not None:
+def _check_local(targets, loss, score):
+    if targets is not None or loss is not None or score != "taylor":
         raise ValueError(
-            '`targets` and `loss` can be used only for the global imitation, `imitate="global"`. '
-            "Received: imitate='local'"
+            "`targets`, `loss` and `score` can be used only for the global imitation, "
+            "`imitate=\"global\"`. Received: imitate='local'"
         )
 
 

@@ -260,7 +260,8 @@ def test_bad_arguments_of_train_bezier():
 
     def train(**changes):
         arguments = {"start": column(0, 0), "end": column(1, 1), "data": EYE, "loss": "mse"}
-        analysis.train_bezier(model, optimizer="sgd", **{**arguments, "steps": 1, **changes})
+        arguments |= {"optimizer": "sgd", "steps": 1}
+        analysis.train_bezier(model, **{**arguments, **changes})
 
     with pytest.raises(
         ValueError, match=r"`start` must be weights of this model.* 1 arrays.* 0 arrays$"
@@ -284,6 +285,10 @@ def test_bad_arguments_of_train_bezier():
         train(seed=0.5)
     with pytest.raises(ValueError, match="Received: loss=None"):
         train(loss=None)
+    used = keras.optimizers.SGD()
+    train(optimizer=used)
+    with pytest.raises(ValueError, match=r"`optimizer` must be new.*'sgd"):
+        train(optimizer=used)
     scope = mirrored().scope()
     with scope, pytest.raises(ValueError, match=r"one device.*the scope of MirroredStrategy"):
         train()

@@ -195,6 +195,24 @@ def test_statistics_are_means_over_batches_and_nothing_else_changes():
     analysis.estimate_statistics(absolute_value(), [])
 
 
+def test_statistics_of_a_model_whose_call_was_traced_before():
+    class Traced(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.normalise = layers.BatchNormalization()
+            self.call_it = tf.function(self.normalise)
+
+        def call(self, x, training=False):
+            return self.call_it(x, training=training)
+
+    model = Traced()
+    model(np.ones((2, 1), "float32"), training=True)
+    data = [np.full((2, 1), value, "float32") for value in (1, 2, 6)]
+    analysis.estimate_statistics(model, data)
+    np.testing.assert_allclose(model.normalise.moving_mean, [3.0], rtol=1e-6)
+    assert not tf.config.functions_run_eagerly()
+
+
 class Block(layers.Layer):
     """Holds batch normalisation in a layer of one's own."""
 
