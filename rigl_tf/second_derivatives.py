@@ -28,11 +28,12 @@ def exact_moments():
 
 
 def _differentiable_moments(x, axes, shift=None, keepdims=False, name=None):
-    mean, _ = _moments(x, axes, shift, True, name)
-    variance = tf.reduce_mean(tf.math.squared_difference(x, mean), axes, keepdims=True)
-    if keepdims:
-        return mean, variance
-    return tf.squeeze(mean, axes), tf.squeeze(variance, axes)
+    x = tf.convert_to_tensor(x)
+    exact = tf.cast(x, tf.float32) if x.dtype == tf.float16 else x
+    mean = tf.reduce_mean(exact, axes, keepdims=True)
+    variance = tf.reduce_mean(tf.math.squared_difference(exact, mean), axes, keepdims=True)
+    moments = (tf.cast(each, x.dtype) for each in (mean, variance))
+    return tuple(each if keepdims else tf.squeeze(each, axes) for each in moments)
 
 
 def times_hessian(tape, gradients, values, along):

@@ -9,7 +9,7 @@ import tensorflow as tf
 from helpers import mirrored, numbers
 
 import rigl_tf
-from rigl_tf import analysis
+from rigl_tf import analysis, second_derivatives
 
 layers = keras.layers
 
@@ -232,6 +232,18 @@ def test_two_replicas(within_scope, loss):
     with strategy.scope() if within_scope else contextlib.nullcontext():
         got = analysis.hessian(model, (X, Y), loss)
     np.testing.assert_allclose(got, 2 / 12 * inputs.T @ inputs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("keepdims", [False, True])
+def test_moments_have_the_same_values(dtype, keepdims):
+    x = tf.cast(300 * numbers((4, 3, 2)), dtype)
+    want = tf.nn.moments(x, [0, 2], keepdims=keepdims)
+    with second_derivatives.exact_moments():
+        got = tf.nn.moments(x, [0, 2], keepdims=keepdims)
+    for one, other in zip(got, want, strict=True):
+        assert one.dtype == dtype
+        np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 def test_normalisations_are_differentiated_twice():
