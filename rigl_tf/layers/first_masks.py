@@ -160,7 +160,8 @@ class FirstMasks:
             kernels = masks.by_path(each.kernel for each in first_masks)
             by_layer = self._choice.sparsities(kernels)
             shares = list((by_layer or dict.fromkeys(kernels, self._sparsity)).values())
-            wrapper.keep_sparsity(shares, self._seed, self._num_decided)
+            wrapper.keep_sparsity(shares)
+            wrapper.keep_seed(self._seed, self._num_decided)
             for each, share in zip(first_masks, shares, strict=True):
                 self._decide(each, wrapper, share, self._num_decided)
                 self._num_decided += 1
@@ -226,10 +227,12 @@ class FirstMasks:
         for index, ((each, wrapper), share) in enumerate(zip(undecided, shares, strict=True)):
             # A network and its clone (a target network, for example) get the same masks.
             twin = first.setdefault((each.kernel.path, tuple(each.kernel.shape)), index)
-            first_of_wrapper.setdefault(id(wrapper), twin)
+            first_of_wrapper.setdefault(id(wrapper), (wrapper, twin))
             self._decide(each, wrapper, share, twin)
+        for wrapper, index in first_of_wrapper.values():
+            wrapper.keep_seed(self._seed, index)
         self._num_decided = len(undecided)
-        self._keep(shares, first_of_wrapper)
+        self._keep(shares)
         del undecided, kernels, each
         for wrapper in self._wrappers:
             wrapper.use_execution(self.execution)
@@ -260,9 +263,7 @@ class FirstMasks:
             kernel.set_mask(mask)
         self._keep([1 - mask.mean() for mask in values])
 
-    def _keep(self, shares, first_of_wrapper=None):
+    def _keep(self, shares):
         shares = iter(shares)
         for wrapper in self._wrappers:
-            kernels = masks.kernels_of(wrapper)
-            first = (first_of_wrapper or {}).get(id(wrapper), wrapper.first_index)
-            wrapper.keep_sparsity([float(next(shares)) for _ in kernels], self._seed, first)
+            wrapper.keep_sparsity([float(next(shares)) for _ in masks.kernels_of(wrapper)])

@@ -398,16 +398,18 @@ class SparseWrapper(keras.layers.Wrapper):
         self._select = select
         self.supports_jit = self._stays_masked(first_masks.execution)
 
-    def keep_sparsity(self, shares: Iterable[float], seed: int, first_index: int) -> None:
-        """Stores the sparsity of each kernel with a mask, for copies made from the config.
-
-        Args:
-            shares: The sparsity of each kernel, in their order.
-            seed: Integer, the seed of the masks.
-            first_index: Integer, the index of the first of these kernels in the model.
-        """
+    def keep_sparsity(self, shares: Iterable[float]) -> None:
+        """Stores the sparsity of each kernel with a mask, for copies made from the config."""
         shares = iter(shares)
         self.sparsity = [next(shares) if chosen else None for chosen in self._chosen]
+
+    def keep_seed(self, seed: int, first_index: int) -> None:
+        """Stores what the first masks were drawn from, for copies made from the config.
+
+        Args:
+            seed: Integer, that of the model.
+            first_index: Integer, the index of the first kernel of the layer in the model.
+        """
         self.seed, self.first_index = seed, first_index
 
     def enable_lora(self, *args: Any, **kwargs: Any) -> None:

@@ -160,7 +160,7 @@ def fill(new_layer, values):
         variable.assign(value)
     if inner is not new_layer:
         chosen = [shares[id(each)] for each in inner.weights if id(each) in shares]
-        new_layer.keep_sparsity(chosen, new_layer.seed)
+        new_layer.keep_sparsity(chosen)
 
 
 class Kernel(_Kind):
