@@ -348,9 +348,7 @@ class MeanGradients:
 def untouched_state(model):
     """A context that restores moving statistics, random seeds and other states at its end."""
     state = masks.without_masks(model, model.non_trainable_variables)
-    for layer in walk.all_layers(model):
-        if getattr(layer, "stateful", False):  # the states of recurrent layers are no weights
-            state += keras.tree.flatten(getattr(layer, "states", None) or [])
+    state += walk.recurrent_states(model)
     before = [tf.identity(each.value) for each in state]
     try:
         yield

@@ -28,6 +28,33 @@ def all_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return list(seen.values())
 
 
+def recurrent_states(model: keras.layers.Layer) -> list[keras.Variable]:
+    """The states of recurrent layers with `stateful=True`, which Keras does not list as variables.
+
+    Args:
+        model: A built `keras.Model` or layer.
+
+    Returns:
+        List of variables, each once, without those in `model.variables`.
+
+    Example:
+
+    >>> rnn = keras.layers.LSTM(3, stateful=True)
+    >>> model = keras.Sequential([keras.Input((4, 2), batch_size=5), rnn])
+    >>> [tuple(state.shape) for state in recurrent_states(model)]
+    [(5, 3), (5, 3)]
+    """
+    states = [
+        state
+        for layer in all_layers(model)
+        if getattr(layer, "stateful", False)
+        for state in keras.tree.flatten(getattr(layer, "states", None) or [])
+        if isinstance(state, keras.Variable)
+    ]
+    listed = {id(variable) for variable in model.variables}
+    return list({id(state): state for state in states if id(state) not in listed}.values())
+
+
 def layers_of_weights(
     layer: keras.layers.Layer,
 ) -> list[tuple[keras.Variable, tuple[keras.layers.Layer, ...]]]:

@@ -2,7 +2,7 @@
 
 import keras
 
-from rigl_tf.walk import all_layers, layers_of_weights
+from rigl_tf.walk import all_layers, layers_of_weights, recurrent_states
 
 
 class Holder(keras.layers.Layer):
@@ -72,3 +72,25 @@ def test_of_a_weight_in_two_layers_the_last_counts():
     layers = [dense, Transposed(dense, name="transposed")]
     model = keras.Sequential([keras.Input((2,)), *layers], name="all")
     assert names(layers_of_weights(model)) == [("kernel", ["all", "transposed"])]
+
+
+class Counter(keras.layers.Layer):
+    """A layer of a user whose states are weights."""
+
+    stateful = True
+
+    def build(self, shape):
+        self.states = [self.add_weight(shape=(), name="count", trainable=False)]
+
+    def call(self, inputs):
+        return inputs
+
+
+def test_recurrent_states_are_those_that_no_list_of_variables_has():
+    both = keras.layers.Bidirectional(keras.layers.GRU(3, stateful=True))
+    layers = [both, Counter(), keras.layers.RepeatVector(2), keras.layers.LSTM(4)]
+    model = keras.Sequential([keras.Input((4, 2), batch_size=5), *layers])
+    assert [id(state) for state in recurrent_states(model)] == [
+        id(state) for each in (both.forward_layer, both.backward_layer) for state in each.states
+    ]
+    assert len(recurrent_states(model)) == 2

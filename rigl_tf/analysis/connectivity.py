@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from rigl_tf import masks
 from rigl_tf.checks import check_choice
+from rigl_tf.walk import recurrent_states
 
 
 def interpolate(
@@ -35,7 +36,8 @@ def interpolate(
     - [Frankle et al., 2020](https://arxiv.org/abs/1912.05671), section 2
 
     Args:
-        model: A built `keras.Model`. Its weights are restored at the end.
+        model: A built `keras.Model`. Its weights are restored at the end. The states of recurrent
+            layers are restored after each point, too.
         start: List of arrays as from `model.get_weights()`, the weights at `c = 0`.
         end: List of arrays, the weights at `c = 1`.
         evaluate: Function of the model that returns any value.
@@ -68,16 +70,17 @@ def interpolate(
     if not callable(evaluate):
         raise ValueError(f"`evaluate` must be a function of the model. Received: {evaluate!r}")
     own = [(variable, variable.numpy().copy()) for variable in model.weights]
+    states = [(state, state.numpy().copy()) for state in recurrent_states(model)]
     results = []
     try:
         for coefficient in coefficients:
             for variable, *arrays in zip(model.weights, *points, strict=True):
                 if is_floating(variable):
                     variable.assign(bezier(arrays, float(coefficient)))
+            restore(states)
             results.append(evaluate(model))
     finally:
-        for variable, value in own:
-            variable.assign(value)
+        restore([*own, *states])
     return results
 
 
@@ -162,6 +165,12 @@ def bezier(points: Sequence[Any], t: float | tf.Tensor) -> Any:
 def bernstein(degree: int, t: Any) -> list[Any]:
     """The Bernstein polynomials at `t`: the weight of each point in a Bézier curve."""
     return [math.comb(degree, k) * (1 - t) ** (degree - k) * t**k for k in range(degree + 1)]
+
+
+def restore(values: Iterable[tuple[keras.Variable, np.ndarray]]) -> None:
+    """Gives variables their values back: pairs `(variable, value)`."""
+    for variable, value in values:
+        variable.assign(value)
 
 
 def _are_finite(numbers):

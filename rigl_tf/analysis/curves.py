@@ -7,10 +7,11 @@ import numpy as np
 import tensorflow as tf
 
 from rigl_tf._types import Loss, Masks
-from rigl_tf.analysis.connectivity import bernstein, bezier, check_weights, is_floating
+from rigl_tf.analysis.connectivity import bernstein, bezier, check_weights, is_floating, restore
 from rigl_tf.checks import check_integers
 from rigl_tf.masks import check_masked, check_masks, kernels_of, masked
 from rigl_tf.objective import mean_loss
+from rigl_tf.walk import recurrent_states
 
 
 def train_bezier(
@@ -95,12 +96,12 @@ def train_bezier(
         for variable, *points in zip(model.weights, start, *inner, end, strict=True)
         if id(variable) in trainable
     ]
-    own = [(variable, variable.numpy().copy()) for variable in model.variables]
+    own = [*model.variables, *recurrent_states(model)]
+    own = [(variable, variable.numpy().copy()) for variable in own]
     try:
         _train(model, curves, data, loss, optimizer, steps, seed, jit_compile)
     finally:
-        for variable, value in own:
-            variable.assign(value)
+        restore(own)
     controls = {id(curve.variable): curve.controls for curve in curves}
     return [
         [

@@ -9,11 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from rigl_tf._types import Masks
-from rigl_tf.analysis.connectivity import check_weights, error_barrier, interpolate
+from rigl_tf.analysis.connectivity import check_weights, error_barrier, interpolate, restore
 from rigl_tf.checks import check_functions, check_integers, check_numbers
 from rigl_tf.masks import set_masks
 from rigl_tf.objective import check_ends
-from rigl_tf.walk import all_layers
+from rigl_tf.walk import all_layers, recurrent_states
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,9 +51,9 @@ def instability(
     """Trains twice from the same state with different data orders, and measures the barrier.
 
     Both trainings start with the same variables of the model (weights, moving statistics, states of
-    random seeds, masks) and, if the model is compiled, of its optimizer. The network is stable at
-    this step if the error barrier on the line between the two solutions is lower than the
-    threshold.
+    random seeds and of recurrent layers, masks) and, if the model is compiled, of its optimizer.
+    The network is stable at this step if the error barrier on the line between the two solutions is
+    lower than the threshold.
 
     The paper compares 3 data orders for each of 3 initialisations. A subnetwork found by
     `rigl_tf.lottery.find_ticket` becomes stable earlier than the dense network, or never; where it
@@ -123,7 +123,7 @@ def instability(
         start, weights = _state(model), model.get_weights()
         solutions = []
         for seed in data_seeds:
-            _restore(start)
+            restore(start)
             train(model, seed, step)
             solutions.append(_finite_weights(model, seed))
             if len(solutions) == 1:  # check these before the second training
@@ -132,7 +132,7 @@ def instability(
         coefficients = np.linspace(0, 1, num_points).tolist()
         errors = interpolate(model, solutions[0], solutions[1], evaluate, coefficients)
     finally:
-        _restore(before)
+        restore(before)
     barrier = error_barrier(errors)
     errors = [float(error) for error in errors]
     return Instability(
@@ -179,7 +179,8 @@ def estimate_statistics(model: keras.Model, data: Iterable[Any]) -> None:
     moving = {
         id(each) for layer in normalisations for each in (layer.moving_mean, layer.moving_variance)
     }
-    others = [(each, each.numpy().copy()) for each in model.variables if id(each) not in moving]
+    others = [each for each in _variables(model) if id(each) not in moving]
+    others = [(each, each.numpy().copy()) for each in others]
     num_batches = 0
     runs_eagerly = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)  # a trace would keep the momentum of its first call
@@ -194,7 +195,7 @@ def estimate_statistics(model: keras.Model, data: Iterable[Any]) -> None:
         tf.config.run_functions_eagerly(runs_eagerly)
         for layer, momentum in zip(normalisations, momenta, strict=True):
             layer.momentum = momentum
-        _restore(others)
+        restore(others)
     if not num_batches:
         raise ValueError("`data` must have at least one batch. Received: none")
 
@@ -211,20 +212,18 @@ def _finite_weights(model, seed):
 
 def _state(model):
     """The variables of a model and of its optimizer, and their values."""
+    variables = _variables(model)
     optimizer = getattr(model, "optimizer", None)
-    if optimizer is None:
-        variables = model.variables
-    else:
+    if optimizer is not None:
         if not optimizer.built:
             with model.distribute_strategy.scope():
                 optimizer.build(model.trainable_variables)
-        variables = [*model.variables, *optimizer.variables]
+        variables += optimizer.variables
     return [(variable, variable.numpy().copy()) for variable in variables]
 
 
-def _restore(state):
-    for variable, value in state:
-        variable.assign(value)
+def _variables(model):
+    return [*model.variables, *recurrent_states(model)]
 
 
 def _check_error(error):

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from rigl_tf import masks
+from rigl_tf.walk import recurrent_states
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Level:
 
 
 def state_of(model):
-    """The values of all variables of a model (including random seeds), and its masks."""
+    """The values of all variables of a model (also seeds and recurrent states), and its masks."""
     return {
         "weights": [_array(variable) for variable in _variables(model)],
         "masks": list(masks.get_masks(model).values()),
@@ -69,7 +70,7 @@ def weights_and_masks(model, weights):
     """Converts `model.get_weights()` to the form of `state_of`; the reverse of `weights_of`.
 
     The model is not changed, so inactive weights keep their values. Variables that are not weights,
-    such as the states of random seeds, have the model's values.
+    such as the states of random seeds and of recurrent layers, have the model's values.
 
     Returns:
         The weights, a list, and the masks, `{kernel path: mask}`.
@@ -103,7 +104,7 @@ def shapes_of(model):
 
 
 def _variables(model):
-    return masks.without_masks(model, model.variables)
+    return [*masks.without_masks(model, model.variables), *recurrent_states(model)]
 
 
 def _array(variable):

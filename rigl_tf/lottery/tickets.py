@@ -42,9 +42,9 @@ def find_ticket(
     the ticket: it has the masks of the last level, and the weights from which that level started.
 
     All variables of the model are rewound, except the masks: kernels, biases, scale, offset and
-    moving statistics of normalisations, states of random seeds. If the model is compiled, the
-    optimizer starts every level in the state that it had when this function was called. If `train`
-    creates an optimizer, it should create a new one in each call.
+    moving statistics of normalisations, states of random seeds and of recurrent layers. If the
+    model is compiled, the optimizer starts every level in the state that it had when this function
+    was called. If `train` creates an optimizer, it should create a new one in each call.
 
     Reference:
 

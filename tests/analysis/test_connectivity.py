@@ -47,6 +47,20 @@ def test_interpolate_on_a_curve():
     assert got == [[2.25, 2]]
 
 
+def test_each_point_starts_in_the_same_state_of_recurrent_layers():
+    rnn = layers.SimpleRNN(2, stateful=True)
+    model = keras.Sequential([keras.Input((3, 2), batch_size=1), rnn])
+    x, weights = np.ones((1, 3, 2), "float32"), model.get_weights()
+    model(x)
+    before = rnn.states[0].numpy().tolist()
+    got = analysis.interpolate(model, weights, weights, lambda m: m(x).numpy().tolist(), [0, 0.5])
+    assert got[0] == got[1] != before
+    assert rnn.states[0].numpy().tolist() == before
+    data = tf.data.Dataset.from_tensors((x, np.ones((1, 2), "float32")))
+    analysis.train_bezier(model, weights, weights, data, "mse", "sgd", 1, jit_compile=False)
+    assert rnn.states[0].numpy().tolist() == before
+
+
 def test_weights_are_restored_after_an_error():
     model = linear()
     before = model.get_weights()

@@ -98,6 +98,32 @@ def test_both_trainings_begin_alike_and_the_model_is_left_as_it_was():
     assert_equal(values(model), before)
 
 
+def test_recurrent_layers_begin_in_the_same_state_too():
+    rnn = layers.SimpleRNN(2, stateful=True)
+    model = keras.Sequential(
+        [keras.Input((3, 2), batch_size=1), rnn, layers.BatchNormalization(), layers.Dense(1)]
+    )
+    x, starts = np.ones((1, 3, 2), "float32"), []
+
+    def train(model, data_seed, from_step):
+        starts.append(rnn.states[0].numpy().tolist())
+        model(x)
+
+    def evaluate(model):
+        analysis.estimate_statistics(model, [x])
+        return float(model(x)[0, 0])
+
+    model(x)
+    before = rnn.states[0].numpy().tolist()
+    result = analysis.instability(model, train, evaluate, num_points=3)
+    assert starts == [before, before]
+    assert rnn.states[0].numpy().tolist() == before
+    # Both solutions are the same network, so each point has the same error.
+    assert len(set(result.errors)) == 1
+    analysis.estimate_statistics(model, [x])
+    assert rnn.states[0].numpy().tolist() == before
+
+
 def test_the_masks_of_a_ticket():
     model = rigl_tf.sparsify(absolute_value(), 0.5, "uniform")
     before = rigl_tf.get_masks(model)

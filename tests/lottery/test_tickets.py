@@ -340,6 +340,27 @@ def test_a_loop_of_ones_own_rewinds_too():
     np.testing.assert_array_equal(starts[1], TWO / 8)
 
 
+def test_recurrent_layers_start_each_level_in_the_same_state(tmp_path):
+    rnn = layers.SimpleRNN(2, stateful=True)
+    dense = keras.Sequential([keras.Input((3, 2), batch_size=1), rnn, layers.Dense(1)])
+    model = rigl_tf.sparsify(dense, 0.0)
+    (state,) = rnn.states
+    x, starts = np.ones((1, 3, 2), "float32"), []
+
+    def train(model, run):
+        starts.append(state.numpy().tolist())
+        model(x)
+        assert state.numpy().tolist() != starts[0]
+
+    model(x)
+    for levels in (1, 2):  # the second time from the files
+        lottery.find_ticket(model, train, levels, directory=tmp_path)
+        assert state.numpy().tolist() == starts[0]
+        model(x)
+    assert len(starts) == 3
+    assert starts[0] == starts[1] == starts[2]
+
+
 def test_a_compiled_optimizer_starts_fresh_at_each_level():
     model = network()
     optimizer = keras.optimizers.SGD(0.001, momentum=0.9)
