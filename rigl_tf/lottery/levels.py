@@ -23,7 +23,7 @@ class Level:
         number: Integer, how often the network was pruned; 0 before pruning.
         num_active: Integer, the number of active connections of all sparse kernels together.
         sparsity: Float, the share of zeros over all sparse kernels.
-        masks: `{kernel path: mask}`, for `rigl_tf.set_masks`.
+        masks: `{kernel path: mask}`, for `rigl_tf.set_masks`, as they were after the training.
         metrics: The result of `train`.
         weights: The weights at the start of the training, before the masks were applied: a list of
             arrays as from `model.get_weights()`. If weights are rewound to a later step, this is a

@@ -40,6 +40,8 @@ def find_ticket(
     removed, the others are rewound to their earlier values, and the network is trained again. Of
     `n` active connections, exactly `floor(prune_fraction * n)` are removed. At the end the model is
     the ticket: it has the masks of the last level, and the weights from which that level started.
+    If `train` moves connections, as `rigl_tf.RigL` does, the masks of a level are those after its
+    training.
 
     All variables of the model are rewound, except the masks: kernels, biases, scale, offset and
     moving statistics of normalisations, states of random seeds and of recurrent layers. If the
@@ -133,7 +135,7 @@ def find_ticket(
         last = records.once(f"level-{number:03d}", run)
         rewound = last.get("rewound", rewound)
         results.append(_level(model, number, last, weights))
-    restore(model, weights, kernel_masks)
+    restore(model, weights, results[-1].masks.values())
     reset_optimizer()
     return results
 

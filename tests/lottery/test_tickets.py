@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from helpers import kernels_of
+from helpers import assert_equal, kernels_of
 
 import rigl_tf
 from rigl_tf import lottery
@@ -359,6 +359,22 @@ def test_recurrent_layers_start_each_level_in_the_same_state(tmp_path):
         model(x)
     assert len(starts) == 3
     assert starts[0] == starts[1] == starts[2]
+
+
+def test_the_model_has_the_masks_after_a_training_that_moves_connections(tmp_path):
+    def swap(model, run):
+        masks = rigl_tf.get_masks(model)
+        rigl_tf.set_masks(model, {path: np.flip(mask) for path, mask in masks.items()})
+
+    model = network()
+    ticket = lottery.find_ticket(model, swap, 1, 0.3, "layerwise", directory=tmp_path)[-1]
+    # 1, 2 and 3 were pruned, and 11; flipped these are -8, 9 and -10, and 15.
+    wanted = [np.where(np.abs(ONE) < 8, ONE, 0), np.where(TWO < 15, TWO, 0)]
+    assert_equal(kernels_of(model), wanted)
+    assert_equal(list(ticket.masks.values()), [kernel != 0 for kernel in wanted])
+    again = network()
+    lottery.find_ticket(again, not_again, 1, 0.3, "layerwise", directory=tmp_path)
+    assert_equal(kernels_of(again), wanted)
 
 
 def test_a_compiled_optimizer_starts_fresh_at_each_level():
