@@ -251,13 +251,16 @@ class Contest:
                 level 0 the dense network). `"RR-IMP"` or `"RR-OMP"`: the same masks with other
                 initial weights. `"random"`: the initial weights, with the masks of the ticket
                 permuted within each kernel.
-            level: Integer >= 0, how many times to prune.
+            level: Integer >= 0, how many times to prune, at most `levels`.
 
         Returns:
             Float, the accuracy in percent.
+
+        Raises:
+            ValueError: If `kind` is unknown or `level` is out of its range.
         """
         check_choice((*_KINDS, "random"), kind=kind)
-        check_integers(0, level=level)
+        self._check_level(level)
         if kind == "LT-IMP":
             return self.levels[level].metrics
         weights = self._other_weights if kind.startswith("RR") else self._start["weights"]
@@ -302,9 +305,12 @@ class Contest:
         """The number of trainable parameters of a ticket, without inactive connections.
 
         Args:
-            level: Integer >= 0, how many times the network was pruned.
+            level: Integer >= 0, how many times the network was pruned, at most `levels`.
+
+        Raises:
+            ValueError: If `level` is out of its range.
         """
-        check_integers(0, level=level)
+        self._check_level(level)
         return _num_parameters(self.model, self._masks("LT-OMP", level))
 
     def rewinding(self, levels: int, rewind_step: int) -> list[Level]:
@@ -330,6 +336,15 @@ class Contest:
             rewind_step=rewind_step,
             **self._pruning,
         )
+
+    def _check_level(self, level):
+        check_integers(0, level=level)
+        last = self.levels[-1].number
+        if level > last:
+            raise ValueError(
+                f"`level` must be at most {last}, the last level of the contest. "
+                f"Received: level={level}"
+            )
 
     def _train_level(self, model, run):
         accuracy = self.train(model, "LT-IMP" if run.level else "dense", run.level)

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from rigl_tf import masks
-from rigl_tf.checks import check_functions, check_numbers
+from rigl_tf.checks import check_choice, check_functions, check_numbers
 from rigl_tf.lottery import corruption
 from rigl_tf.lottery.jackpot import check_different
 from rigl_tf.lottery.levels import Records, restore, shapes_of, state_of, weights_and_masks
@@ -49,6 +49,9 @@ class SanityTable:
 
         Returns:
             The mean over the seeds, and the standard deviation or `None` if there is one seed.
+
+        Raises:
+            ValueError: If this check was not run.
         """
         return _mean_and_spread(self._drops(check))
 
@@ -60,6 +63,9 @@ class SanityTable:
 
         Args:
             check: String, the name of the check.
+
+        Raises:
+            ValueError: If this check was not run.
         """
         drops = self._drops(check)
         mean, spread = _mean_and_spread(drops)
@@ -68,6 +74,7 @@ class SanityTable:
         return min(drops) > self.threshold or mean > max(self.threshold, spread or 0.0)
 
     def _drops(self, check):
+        check_choice([run for run in self.accuracies if run != _TICKET], check=check)
         pairs = zip(self.accuracies[_TICKET], self.accuracies[check], strict=True)
         return [ticket - other for ticket, other in pairs]
 

@@ -479,6 +479,16 @@ def test_bad_levels_of_a_contest(tmp_path, level):
             ask()
 
 
+def test_levels_above_those_of_a_contest_are_refused(tmp_path):
+    contest = lottery.Contest(build, Training(stop_after=2), tmp_path, 1, prune_fraction=0.5)
+    message = "`level` must be at most 1, the last level of the contest. Received: level=2"
+    for kind in ("LT-IMP", "LT-OMP", "RR-IMP", "RR-OMP", "random"):
+        with pytest.raises(ValueError, match=message):
+            contest.accuracy(kind, 2)
+    with pytest.raises(ValueError, match=message):
+        contest.num_parameters(2)
+
+
 def test_the_learning_rate_that_diverges_is_named(tmp_path):
     train = Training()
 

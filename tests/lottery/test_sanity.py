@@ -298,6 +298,16 @@ def test_verdict_and_table():
     assert one.endswith("There is only one seed, so the standard deviation is unknown.")
 
 
+@pytest.mark.parametrize("check", ["random ticket", "ticket", None])
+def test_a_check_that_was_not_run_is_refused(check):
+    table = SanityTable({"ticket": [90.0], "half data": [89.0]}, 0.5)
+    for ask in (table.drop, table.passed):
+        with pytest.raises(
+            ValueError, match=rf"one of \['half data'\]\. Received: check={check!r}"
+        ):
+            ask(check)
+
+
 def test_goes_on_where_it_was_stopped(tmp_path):
     arguments = {"checks": ["corrupted labels", "random ticket"], "directory": tmp_path}
 
