@@ -282,7 +282,7 @@ def _select(model, scores, sparsity, distribution):
             else units[path].top(scores[path], mask.sum() // units[path].unit_size).numpy()
             for path, mask in result.items()
         }
-        _warn_of_emptied(active, result)
+        warn_of_emptied(active, result)
         return result
     shares = structures.allocate(distribution or "uniform", units, sparsity)
     return {
@@ -296,7 +296,7 @@ def _are_fixed(units):
     return all(each.structure is not None and each.structure.sparsity for each in units.values())
 
 
-def _warn_of_emptied(before, after):
+def warn_of_emptied(before: Masks, after: Masks) -> None:
     """Warns, with the line of the user's code, if kernels have lost all of their connections."""
     emptied = [path for path, mask in after.items() if before[path].any() and not mask.any()]
     if not emptied:

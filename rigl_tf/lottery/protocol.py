@@ -1,9 +1,11 @@
 """The jackpot protocol: trains a ticket and the networks to compare, and writes a report."""
 
 import functools
+import itertools
 import math
 import os
 import pathlib
+import statistics
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -21,9 +23,10 @@ from rigl_tf.lottery.run import RewindPoint, Run, accuracy_of, check_percent, ch
 from rigl_tf.lottery.tickets import (
     check_arguments,
     find_ticket,
-    nums_left,
     optimizer_reset,
     prune,
+    prunings,
+    sparsity_of,
 )
 
 _OTHER_START = 1_000_000  # added to the seed, for other initial weights
@@ -83,7 +86,7 @@ def jackpot_protocol(
         seeds: List of integers >= 0. With one seed there is no standard deviation, and the report
             says so. More seeds can be added later, with the same directory.
         judged_levels: List of the levels to judge, integers. Defaults to all levels with a sparsity
-            of at least `min_sparsity`.
+            of at least `min_sparsity`, found by pruning the first weights before any training.
         residual: Boolean, whether the network has residual connections. With `None`, additions in
             the model are looked for; this does not work for subclassed models and layers.
         large_dataset: Boolean, whether the data set is as large as Tiny-ImageNet or ImageNet. The
@@ -96,7 +99,10 @@ def jackpot_protocol(
         List with a dictionary for each judged level: `"level"`, `"sparsity"`, `"verdicts"`
         (`{"IMP": Verdict, "OMP": Verdict}`), `"accuracies"`
         (`{kind: {learning rate: [accuracy for each seed]}}`), and `"num_parameters"`, a pair for
-        the ticket and the small dense network.
+        the ticket and the small dense network. Sparsities are those of the masks: `"sparsity"` of
+        the tickets by iterative pruning, that of a verdict of its own tickets. If they depend on
+        the weights, as with some structures (see `find_ticket`), they are means over all rates and
+        seeds.
 
     Raises:
         ValueError: If an argument is out of its range, no level is sparse enough to be judged,
@@ -136,7 +142,7 @@ def jackpot_protocol(
     check_arguments(model, levels, prune_fraction, scope, rewind_step)
     _small_network(small_dense, 0.5, seeds[0])  # before anything is trained
     pruning = {"prune_fraction": float(prune_fraction), "scope": scope}
-    sparsities = _judged(model, levels, pruning, judged_levels, min_sparsity)
+    judged = _judged(model, levels, pruning, judged_levels, min_sparsity)
     pruning["levels"] = levels
     width = functools.cache(functools.partial(_width_of, small_dense, seeds[0]))
     train_small = functools.partial(_small, small_dense, width)
@@ -154,10 +160,10 @@ def jackpot_protocol(
                 learning_rate=rate,
                 known=[accuracy for of_rate in dense for accuracy in of_rate],
             )
-            for kind, level, value in _outcomes(contest, sparsities, train_small, rewind_step):
+            for kind, level, value in _outcomes(contest, judged, train_small, rewind_step):
                 table.setdefault((kind, level), {}).setdefault(rate, []).append(value)
     thresholds = {"similar": similar, "clear": clear, "min_sparsity": min_sparsity}
-    rows = [_judge(table, level, sparsity, thresholds) for level, sparsity in sparsities.items()]
+    rows = [_judge(table, level, thresholds) for level in judged]
     facts = {
         "name": model.name,
         "size": sum(mask.size for mask in masks.get_masks(model).values()),
@@ -239,6 +245,7 @@ class Contest:
         self.levels = find_ticket(
             self.model, self._train_level, levels, directory=path, **self._pruning
         )
+        self._pruned_once = functools.cache(self._one_shot)
         self._start, self._dense = read(path / "start.npz"), read(path / "level-000.npz")
         settings = {**self._pruning, "levels": None, "shapes": shapes_of(self.model)}
         self._records = Records(self._directory / "others", settings)
@@ -264,7 +271,7 @@ class Contest:
         if kind == "LT-IMP":
             return self.levels[level].metrics
         weights = self._other_weights if kind.startswith("RR") else self._start["weights"]
-        kernel_masks = self._masks(kind, level)
+        kernel_masks = self._masks(kind, level).values()
         compute = functools.partial(self._train_masked, kind, level, weights, kernel_masks)
         return self.once(kind, level, compute)
 
@@ -301,8 +308,27 @@ class Contest:
         run = Run(kind, level, self.seed, self._learning_rate, rewind)
         return accuracy_of(self._train, model, run)
 
+    def sparsity(self, kind: str, level: int) -> float:
+        """The share of zeros over all sparse kernels of a network.
+
+        Args:
+            kind: String, as for `accuracy`.
+            level: Integer >= 0, how many times to prune, at most `levels`.
+
+        Returns:
+            Float in `[0, 1)`.
+
+        Raises:
+            ValueError: If `kind` is unknown or `level` is out of its range.
+        """
+        check_choice((*_KINDS, "random"), kind=kind)
+        self._check_level(level)
+        return sparsity_of(self._masks(kind, level))
+
     def num_parameters(self, level: int) -> int:
-        """The number of trainable parameters of a ticket, without inactive connections.
+        """The number of trainable parameters of a ticket by iterative pruning.
+
+        Inactive connections do not count.
 
         Args:
             level: Integer >= 0, how many times the network was pruned, at most `levels`.
@@ -311,7 +337,7 @@ class Contest:
             ValueError: If `level` is out of its range.
         """
         self._check_level(level)
-        return _num_parameters(self.model, self._masks("LT-OMP", level))
+        return _num_parameters(self.model, self.levels[level].masks)
 
     def rewinding(self, levels: int, rewind_step: int) -> list[Level]:
         """Finds tickets whose weights are rewound to a step.
@@ -362,10 +388,13 @@ class Contest:
 
     def _masks(self, kind, level):
         if kind.endswith("OMP"):
-            restore(self.model, self._dense["weights"], self._dense["masks"])
-            return list(prune(self.model, **self._pruning, times=level).values())
+            return self._pruned_once(level)
         found = self.levels[level].masks
-        return list((rearrange_masks(found, self.seed) if kind == "random" else found).values())
+        return rearrange_masks(found, self.seed) if kind == "random" else found
+
+    def _one_shot(self, level):
+        restore(self.model, self._dense["weights"], self._dense["masks"])
+        return prune(self.model, **self._pruning, times=level)
 
     @functools.cached_property
     def _other_weights(self):
@@ -388,7 +417,8 @@ def _kernels(model):
 def _outcomes(contest, judged, train_small, rewind_step):
     """Yields the results, as triples `(kind, level, accuracy)`.
 
-    One kind is `"num_parameters"`, with the sizes of the ticket and of the small network.
+    One kind is `"num_parameters"`, with the sizes of the ticket and of the small network. Two are
+    `"sparsity of LT-IMP"` and `"sparsity of LT-OMP"`.
 
     Args:
         contest: A `Contest`.
@@ -401,6 +431,8 @@ def _outcomes(contest, judged, train_small, rewind_step):
     for level in judged:
         for kind in _KINDS:
             yield kind, level, contest.accuracy(kind, level)
+        for kind in ("LT-IMP", "LT-OMP"):
+            yield f"sparsity of {kind}", level, contest.sparsity(kind, level)
         size = contest.num_parameters(level)
         compute = functools.partial(train_small, contest, level, size)
         small = contest.once("small dense", level, compute)
@@ -441,22 +473,20 @@ def _width_of(small_dense, seed, num_parameters):
     return low or high
 
 
-def _num_parameters(model, kernel_masks=()):
+def _num_parameters(model, kernel_masks=None):
     """The number of trainable parameters, without inactive connections."""
     sizes = {id(weight): math.prod(weight.shape) for weight in model.trainable_weights}
-    for kernel, mask in zip(masks.kernels_of(model).values(), kernel_masks, strict=False):
-        if id(kernel.variable) in sizes:
-            sizes[id(kernel.variable)] = int(np.count_nonzero(mask))
+    kernels = masks.kernels_of(model)
+    for path, mask in (kernel_masks or {}).items():
+        if id(kernels[path].variable) in sizes:
+            sizes[id(kernels[path].variable)] = int(np.count_nonzero(mask))
     return int(sum(sizes.values()))
 
 
 def _judged(model, levels, pruning, judged_levels, min_sparsity):
-    """The levels to judge and their sparsities, which do not depend on the weights."""
-    size = sum(mask.size for mask in masks.get_masks(model).values())
-    sparsities = {
-        level: (size - sum(nums_left(model, **pruning, times=level))) / size
-        for level in range(1, levels + 1)
-    }
+    """The levels to judge; their sparsities are those that the first weights would have."""
+    found = itertools.islice(prunings(model, **pruning), 1, levels + 1)
+    sparsities = {level: sparsity_of(each) for level, each in enumerate(found, 1)}
     if judged_levels is None:
         judged_levels = [level for level, value in sparsities.items() if value >= min_sparsity]
     else:
@@ -467,10 +497,10 @@ def _judged(model, levels, pruning, judged_levels, min_sparsity):
             f"with `min_sparsity`. Received: judged_levels={judged_levels}, min_sparsity="
             f"{min_sparsity}, the highest sparsity is {max(sparsities.values(), default=0):.3g}"
         )
-    return {level: sparsities[level] for level in judged_levels}
+    return judged_levels
 
 
-def _judge(table, level, sparsity, thresholds):
+def _judge(table, level, thresholds):
     kinds = ("LT-IMP", "LT-OMP", "RR-IMP", "RR-OMP", "small dense", "rewinding")
     accuracies = {"dense": table["dense", 0]}
     accuracies |= {kind: table[kind, level] for kind in kinds if (kind, level) in table}
@@ -479,15 +509,18 @@ def _judge(table, level, sparsity, thresholds):
         for kind, of_rate in accuracies.items()
     }
     small = max(means["small dense"].values())
-    verdicts = {}
+    verdicts, sparsities = {}, {}
     for way in ("IMP", "OMP"):
         three = [means[kind] for kind in ("dense", f"LT-{way}", f"RR-{way}")]
         results = {rate: tuple(kind[rate] for kind in three) for rate in three[0]}
-        verdicts[way] = decide(results, sparsity, small, **thresholds)
+        values = table[f"sparsity of LT-{way}", level].values()
+        # Exact: the mean of equal numbers is this number.
+        sparsities[way] = statistics.mean(value for of_rate in values for value in of_rate)
+        verdicts[way] = decide(results, sparsities[way], small, **thresholds)
     sizes = next(iter(table["num_parameters", level].values()))[0]
     return {
         "level": level,
-        "sparsity": sparsity,
+        "sparsity": sparsities["IMP"],
         "verdicts": verdicts,
         "accuracies": accuracies,
         "num_parameters": sizes,

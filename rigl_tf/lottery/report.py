@@ -118,7 +118,7 @@ def _verdicts(rows):
     for row in rows:
         ticket, small = row["num_parameters"]
         for way, verdict in row["verdicts"].items():
-            text = f"### {way}, {_percent(row['sparsity'])}\n\n```\n{verdict}\n```"
+            text = f"### {way}, {_percent(verdict.sparsity)}\n\n```\n{verdict}\n```"
             if small > ticket:
                 text += "\n\nEven the narrowest dense network has more parameters than the ticket."
             yield text

@@ -1,8 +1,9 @@
 """Finds lottery tickets: train, prune the smallest weights, rewind, and repeat."""
 
 import functools
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -40,6 +41,13 @@ def find_ticket(
     removed, the others are rewound to their earlier values, and the network is trained again. Of
     `n` active connections, exactly `floor(prune_fraction * n)` are removed. At the end the model is
     the ticket: it has the masks of the last level, and the weights from which that level started.
+
+    Of kernels with a structure (`rigl_tf.structures`), whole units are removed, such as blocks: of
+    `n` active units, exactly `floor(prune_fraction * n)`. A unit counts as one, whatever its size.
+    With `ConstantFanIn` the units are connections; then each output that is used keeps the same
+    number of those that are left to its kernel, rounded down, and at least one. A structure that
+    sets the sparsity, such as `NM`, is refused.
+
     If `train` moves connections, as `rigl_tf.RigL` does, the masks of a level are those after its
     training.
 
@@ -63,10 +71,13 @@ def find_ticket(
         prune_fraction: Share of the active connections that a level removes, in `(0, 1)`.
         scope: String. `"global"` ranks the connections of all sparse kernels together, and warns if
             a kernel loses all of its connections. With `"layerwise"` each kernel loses the share
-            `prune_fraction` of its own connections, and keeps at least one.
+            `prune_fraction` of its own connections, and keeps at least one. Of units in a global
+            ranking, the mean sizes of their weights are compared (`Block(pooling="max")`: the
+            largest sizes).
         rewind_step: Integer >= 0, in steps (batches) of the first training.
         one_shot: Boolean, whether to prune only once, to the number of connections after `levels`
-            prunings.
+            prunings. (With `ConstantFanIn` and a global ranking, or with units of different sizes,
+            the numbers may differ a little, because they depend on the weights.)
         directory: Path, or `None`. Finished levels are saved there and not trained again, so a
             stopped run continues at the first unfinished level. `levels` may be larger in a later
             run. The initial weights are saved, too, and are used instead of the model's weights.
@@ -79,9 +90,10 @@ def find_ticket(
 
     Raises:
         ValueError: If an argument is out of its range; the model has no sparse kernel, or CSR
-            kernels, whose number of connections cannot change; weights must be rewound to
-            `rewind_step`, but the first training does not reach it; a training ends with weights
-            that are not finite; or `directory` has results of other settings.
+            kernels, whose number of connections cannot change, or a structure that sets the
+            sparsity; weights must be rewound to `rewind_step`, but the first training does not
+            reach it; a training ends with weights that are not finite; or `directory` has results
+            of other settings.
 
     Example:
 
@@ -152,33 +164,55 @@ def prune(model: keras.Model, prune_fraction: float, scope: str, times: int = 1)
     >>> [int(mask.sum()) for mask in prune(model, 0.2, "global", times=3).values()]
     [52]
     """
-    kernel_masks = masks.get_masks(model)
-    nums = nums_left(model, prune_fraction, scope, times)
+    found = next(itertools.islice(prunings(model, prune_fraction, scope), times, None))
     if scope == "global":
-        size = sum(mask.size for mask in kernel_masks.values())
-        found = pruning.magnitude_masks(model, _sparsity(size, *nums))
-    else:
-        shares = {
-            path: _sparsity(mask.size, num_left)
-            for (path, mask), num_left in zip(kernel_masks.items(), nums, strict=True)
+        pruning.warn_of_emptied(masks.get_masks(model), found)
+    return found
+
+
+def prunings(model: keras.Model, prune_fraction: float, scope: str) -> Iterator[Masks]:
+    """Yields the masks of a model, then those after one pruning, after two, and so on."""
+    kernels, kernel_masks = masks.kernels_of(model), masks.get_masks(model)
+    units = {path: kernel.units for path, kernel in kernels.items()}
+    scores = {path: np.abs(kernel.numpy()) for path, kernel in kernels.items()}
+    while True:
+        yield kernel_masks
+        if scope == "global":
+            nums = _nums_together(units, kernel_masks, scores, prune_fraction)
+        else:
+            nums = [int(units[path].num_active(mask)) for path, mask in kernel_masks.items()]
+            nums = [_num_left(num, prune_fraction) for num in nums]
+        kernel_masks = {
+            path: units[path].keep(mask, scores[path], num).numpy()
+            for (path, mask), num in zip(kernel_masks.items(), nums, strict=True)
         }
-        found = pruning.magnitude_masks(model, 0.0, lambda shapes, sparsity: shares)
-    return {path: mask & kernel_masks[path] for path, mask in found.items()}
 
 
-def nums_left(model, prune_fraction, scope, times=1):
-    """The numbers of connections that `prune` keeps, in all kernels together or in each kernel."""
-    nums = [int(np.count_nonzero(mask)) for mask in masks.get_masks(model).values()]
-    if scope == "global":
-        nums = [sum(nums)]
-    for _ in range(times):
-        nums = [number - distributions.num_zeros(number, prune_fraction) for number in nums]
-    return nums
+def _nums_together(units, kernel_masks, scores, prune_fraction):
+    """How many units of each kernel are left if the units of all kernels are ranked together."""
+    ranked = []
+    for path, mask in kernel_masks.items():
+        of_weights = np.asarray(units[path].spread(scores[path]))[mask].astype("float64")
+        # All weights of a unit have its score.
+        ranked.append(np.sort(of_weights)[:: units[path].unit_size])
+    owners = np.repeat(np.arange(len(ranked)), [each.size for each in ranked])
+    # Of equal scores, those of the first kernel stay.
+    best = np.argsort(-np.concatenate(ranked), kind="stable")
+    return np.bincount(owners[best[: _num_left(best.size, prune_fraction)]], minlength=len(ranked))
 
 
-def _sparsity(size, num_active):
-    """A sparsity that keeps exactly `num_active` weights, at least one (0.5 for right rounding)."""
-    return (size - max(num_active, 1) + 0.5) / size
+def _num_left(num, prune_fraction):
+    return num - distributions.num_zeros(num, prune_fraction)
+
+
+def sparsity_of(kernel_masks: Masks) -> float:
+    """The share of zeros over all masks together."""
+    size = sum(mask.size for mask in kernel_masks.values())
+    return (size - _num_active(kernel_masks)) / size
+
+
+def _num_active(kernel_masks):
+    return sum(int(np.count_nonzero(mask)) for mask in kernel_masks.values())
 
 
 def _run(model, train, number, point, rewind, directory):
@@ -200,11 +234,14 @@ def _run(model, train, number, point, rewind, directory):
 
 def _level(model, number, record, weights):
     kernel_masks = dict(zip(masks.kernels_of(model), record["masks"], strict=True))
-    num_active = sum(int(np.count_nonzero(mask)) for mask in kernel_masks.values())
-    size = sum(mask.size for mask in kernel_masks.values())
-    sparsity = (size - num_active) / size
-    metrics = record["metrics"]
-    return Level(number, num_active, sparsity, kernel_masks, metrics, weights_of(model, weights))
+    return Level(
+        number,
+        num_active=_num_active(kernel_masks),
+        sparsity=sparsity_of(kernel_masks),
+        masks=kernel_masks,
+        metrics=record["metrics"],
+        weights=weights_of(model, weights),
+    )
 
 
 def optimizer_reset(model):
@@ -224,10 +261,26 @@ def optimizer_reset(model):
     return reset
 
 
+def check_sparsity_is_free(model, caller):
+    """Raises a `ValueError` if the structure of a kernel sets its sparsity, such as `NM`."""
+    fixed = {
+        path: str(kernel.units.structure)
+        for path, kernel in masks.kernels_of(model).items()
+        if kernel.units.structure is not None and kernel.units.structure.sparsity
+    }
+    if fixed:
+        raise ValueError(
+            f"{caller} prunes step by step, so no structure may set the sparsity of a kernel: use "
+            "another structure, or prune once with `rigl_tf.pruning.magnitude_masks`. "
+            f"Received: {fixed}"
+        )
+
+
 def check_arguments(model, levels, prune_fraction, scope, rewind_step, rewind="weights"):
     """Raises a `ValueError` unless these are arguments for `find_ticket`."""
     masks.check_sparse(model, "The search for a ticket", "`rigl_tf.sparsify(model, 0.0)`")
     masks.check_masked(model, "The search for a ticket")
+    check_sparsity_is_free(model, "The search for a ticket")
     check_integers(1, levels=levels)
     check_integers(0, rewind_step=rewind_step)
     check_numbers("(0, 1)", prune_fraction=prune_fraction)

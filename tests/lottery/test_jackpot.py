@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import rigl_tf
-from rigl_tf import lottery
+from rigl_tf import lottery, structures
 from rigl_tf.lottery.report import has_residual
 
 
@@ -318,6 +318,27 @@ def test_frozen_parameters_count_on_neither_side(tmp_path):
         seeds=[0],
     )
     assert row["num_parameters"] == (4, 6)
+
+
+@pytest.mark.parametrize("scope", ["layerwise", "global"])
+def test_the_sparsity_is_that_of_the_masks(tmp_path, scope):
+    """Not of as many single weights: each output has the same number, rounded down."""
+
+    def alike(seed):
+        return rigl_tf.sparsify(small_dense(1.0, seed), 0.0, structure=structures.ConstantFanIn())
+
+    train = Training()
+    settings = {"levels": 1, "judged_levels": [1], "prune_fraction": 0.6, "scope": scope}
+    settings["seeds"] = [0, 1]
+    (row,) = lottery.jackpot_protocol(alike, train, small_dense, [0.1], tmp_path, **settings)
+    tickets = [count for _, _, kind, count in train.calls if kind == "ticket"]
+    for way, counts in (("IMP", tickets[::2]), ("OMP", tickets[1::2])):
+        assert row["verdicts"][way].sparsity == pytest.approx(1 - sum(counts) / 2 / 48)
+    assert row["sparsity"] == row["verdicts"]["IMP"].sparsity
+    assert row["num_parameters"][0] == tickets[0]
+    if scope == "layerwise":
+        # 8 outputs of 4: 32 - 19 = 13 = 8 * 1 + 5; two of 8: 16 - 9 = 7 = 2 * 3 + 1.
+        assert tickets == [8 + 6] * 4
 
 
 def test_report(tmp_path):

@@ -5,10 +5,10 @@ import json
 import keras
 import numpy as np
 import pytest
-from helpers import assert_equal, kernels_of
+from helpers import assert_equal, kernels_of, mlp
 
 import rigl_tf
-from rigl_tf import lottery
+from rigl_tf import lottery, structures
 
 layers = keras.layers
 # With so few connections a kernel soon has none.
@@ -19,11 +19,11 @@ ONE = np.array([[1, -2, 3, -4, 5], [-6, 7, -8, 9, -10]], "float32")
 TWO = np.array([[11], [-12], [13], [-14], [15]], "float32")
 
 
-def network():
+def network(structure=None):
     dense = keras.Sequential(
         [keras.Input((2,)), layers.Dense(5, name="one"), layers.Dense(1, name="two")]
     )
-    sparse = rigl_tf.sparsify(dense, 0.0)
+    sparse = rigl_tf.sparsify(dense, 0.0, structure=structure)
     one, two = [wrapper.layer for wrapper in sparse.layers]
     one.kernel.assign(ONE)
     two.kernel.assign(TWO)
@@ -109,6 +109,38 @@ def test_one_shot_has_the_counts_of_as_many_levels(scope):
     # Halving changes no order, so the masks are equal as well.
     for mask, of_level in zip(once[1].masks.values(), levels[3].masks.values(), strict=True):
         np.testing.assert_array_equal(mask, of_level)
+
+
+def test_whole_units_of_all_kernels_are_ranked_together():
+    # Five columns, the mean sizes 3.5 to 7.5, and one of 13: six units -> 6 - 3 = 3 -> 3 - 1 = 2.
+    found = lottery.find_ticket(network(structures.Channels()), Halving(), 2, 0.5)
+    assert [level.num_active for level in found] == [15, 9, 7]
+    assert [level.sparsity for level in found] == [0, 6 / 15, 8 / 15]
+    for level, num_columns in ((1, 2), (2, 1)):
+        first, second = found[level].masks.values()
+        assert_equal(first, np.tile(np.arange(5) >= 5 - num_columns, (2, 1)))
+        assert second.all()
+
+
+@pytest.mark.parametrize(
+    ("structure", "scope", "counts"),
+    [
+        # 40 and 20 blocks of 2: 40 -> 30 -> 23 -> 18 and 20 -> 15 -> 12 -> 9; 60 -> 45 -> 34 -> 26.
+        (structures.Block((2, 1)), "layerwise", [120, 90, 70, 54]),
+        (structures.Block((2, 1)), "global", [120, 90, 68, 52]),
+        # 10 outputs of 8: 80 -> 60 = 10 * 6 -> 45 = 10 * 4 + 5 -> 40 -> 30 = 10 * 3.
+        # 4 outputs of 10: 40 -> 30 = 4 * 7 + 2 -> 28 -> 21 = 4 * 5 + 1 -> 20 -> 15 = 4 * 3 + 3.
+        (structures.ConstantFanIn(), "layerwise", [120, 88, 60, 42]),
+    ],
+)
+def test_of_structures_a_share_of_the_units_is_pruned(structure, scope, counts):
+    def find(**others):
+        model = rigl_tf.sparsify(mlp(8, 10, 4), 0.0, structure=structure)
+        found = lottery.find_ticket(model, lambda model, run: None, 3, 0.25, scope, **others)
+        return [level.num_active for level in found]
+
+    assert find() == counts
+    assert find(one_shot=True) == [counts[0], counts[3]]
 
 
 @empties_kernels
@@ -441,3 +473,23 @@ def test_csr_kernels_are_refused_before_anything_is_trained(call):
     model = rigl_tf.sparsify(dense, 0.5, execution="csr")
     with pytest.raises(ValueError, match=r"with_execution\(model, 'masked'\).*/kernel'\]"):
         call(model)
+
+
+def never(model, run):
+    pytest.fail("trained")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda build: lottery.find_ticket(build(0), never, 1),
+        lambda build: lottery.jackpot_protocol(build, never, never, [0.1], "unused", levels=1),
+    ],
+)
+def test_structures_that_set_the_sparsity_are_refused_before_anything_is_trained(call):
+    def build(seed):
+        return rigl_tf.sparsify(mlp(4, 3), 0.0, structure=structures.NM(2, 4))
+
+    message = r"prunes step by step.*magnitude_masks.*Received: \{'.*/kernel': 'NM\(2, 4\)'\}"
+    with pytest.raises(ValueError, match=message):
+        call(build)
