@@ -11,12 +11,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from rigl_tf import distributions, masks, selection
+from rigl_tf import distributions, masks, structures
 from rigl_tf._types import Distribution
 from rigl_tf.checks import check_choice, check_integers, check_numbers
 from rigl_tf.lottery.levels import Records, restore, shapes_of, trained_state
 from rigl_tf.lottery.run import Run, check_train
-from rigl_tf.lottery.tickets import optimizer_reset
+from rigl_tf.lottery.tickets import check_sparsity_is_free, optimizer_reset
 from rigl_tf.pruning import magnitude_masks
 
 
@@ -55,7 +55,8 @@ def prune_and_fine_tune(
     - `"iterative"`: `"dense"`; pruning of the share `prune_fraction` of the active weights;
       `"iterative_1"`; pruning again; `"iterative_2"` and so on. The last pruning reaches
       `sparsity`, and the training after it is `"fine_tune"`. The numbers of active connections may
-      differ a little from those of `find_ticket`, which rounds at each level.
+      differ a little from those of `find_ticket`, which rounds at each level. A structure that sets
+      the sparsity, such as `rigl_tf.structures.NM`, can be pruned only once, so it is refused.
     - `"admm"`: `"dense"`; `"admm_1"` to `"admm_<num_updates>"` with the penalty of `ADMM`, which is
       updated after each; pruning to `sparsity`; `"fine_tune"`.
 
@@ -89,8 +90,8 @@ def prune_and_fine_tune(
 
     Raises:
         ValueError: If an argument is out of its range, the model has no sparse kernel or is too
-            sparse already, a training ends with weights that are not finite, or `directory` has
-            results of other settings.
+            sparse already, a structure sets another sparsity, a training ends with weights that
+            are not finite, or `directory` has results of other settings.
 
     Example:
 
@@ -107,6 +108,8 @@ def prune_and_fine_tune(
     check_train(train)
     levels = _levels(sparsity, prune_fraction) if pruning == "iterative" else []
     # The sparsity of each kernel, in the order of the prunings.
+    if levels:
+        check_sparsity_is_free(model, '`pruning="iterative"`')
     shares = [_shares(model, distribution, level) for level in (*levels, sparsity)]
     settings = {
         "pruning": pruning,
@@ -133,14 +136,14 @@ def prune_and_fine_tune(
         metrics[name] = record["metrics"]
 
     def prune(number):
-        masks.set_masks(model, magnitude_masks(model, sparsity, lambda *_: shares[number]))
+        masks.set_masks(model, magnitude_masks(model, sparsity, _given(shares[number])))
 
     run("dense")
     for number in range(len(levels)):
         prune(number)
         run(f"iterative_{number + 1}")
     if pruning == "admm":
-        with ADMM(model, sparsity, lambda *_: shares[-1], rho) as admm:
+        with ADMM(model, sparsity, _given(shares[-1]), rho) as admm:
             for number in range(num_updates):
                 run(f"admm_{number + 1}")
                 admm.update()
@@ -155,7 +158,8 @@ class ADMM:
     It is a context manager. Inside the context, it adds `rho / 2 * sum((W - Z + U) ** 2)` for each
     sparse kernel `W` to the model's losses. `model.fit` and `model.evaluate` use these losses; a
     custom loop must add `model.losses`. `update` is the second half of the method: `Z` becomes
-    `W + U`, pruned, and `W - Z` is added to `U`. At first, `Z` is the pruned `W`, and `U` is 0.
+    `W + U`, pruned, and `W - Z` is added to `U`. At first, `Z` is the pruned `W`, and `U` is 0. In
+    kernels with a structure (`rigl_tf.structures`), whole units are pruned, as they will be then.
     After the context, prune with `rigl_tf.pruning.magnitude_masks`.
 
     Reference:
@@ -171,7 +175,8 @@ class ADMM:
         rho: Number > 0, the strength of the penalty.
 
     Raises:
-        ValueError: If an argument is out of its range, or the model has no sparse kernel.
+        ValueError: If an argument is out of its range, a structure sets another sparsity, or the
+            model has no sparse kernel.
 
     Example:
 
@@ -198,20 +203,18 @@ class ADMM:
         shares = _shares(model, distribution, sparsity)
         self._model = model
         self._splits = [
-            _Split(kernel.variable, shares[path], rho)
-            for path, kernel in kernels.items()
-            if shares[path]
+            _Split(kernel, shares[path], rho) for path, kernel in kernels.items() if shares[path]
         ]
 
     def __enter__(self) -> "ADMM":
         for split in self._splits:
-            split.kernel.regularizer = split
+            split.variable.regularizer = split
         self._trace_anew()
         return self
 
     def __exit__(self, *_: Any) -> None:
         for split in self._splits:
-            split.kernel.regularizer = split.regularizer
+            split.variable.regularizer = split.regularizer
         self._trace_anew()
 
     def update(self) -> None:
@@ -240,14 +243,13 @@ class _Split(keras.regularizers.Regularizer):
     """The variables `Z` and `U` of one kernel; it is the regularizer of the kernel."""
 
     def __init__(self, kernel, sparsity, rho):
-        self.kernel = kernel
-        self.regularizer = kernel.regularizer
+        self.kernel, self.variable = kernel, kernel.variable
+        self.regularizer = self.variable.regularizer
         self.rho = rho
-        size = math.prod(kernel.shape)
-        self.num_active = size - distributions.num_zeros(size, sparsity)
+        self.num_active = int(kernel.units.count(sparsity))
         self.sparse = self._projected(self.values())
         self.dual = np.zeros_like(self.sparse)
-        with masks.strategy_of(kernel).scope():
+        with masks.strategy_of(self.variable).scope():
             self.target = keras.Variable(self.sparse, trainable=False, dtype=self.sparse.dtype.name)
 
     def __call__(self, kernel):
@@ -256,7 +258,7 @@ class _Split(keras.regularizers.Regularizer):
         return penalty if self.regularizer is None else penalty + self.regularizer(kernel)
 
     def values(self):
-        values = keras.ops.convert_to_numpy(self.kernel)
+        values = keras.ops.convert_to_numpy(self.variable)
         return values if values.dtype == "float64" else values.astype("float32")
 
     def update(self):
@@ -266,12 +268,19 @@ class _Split(keras.regularizers.Regularizer):
         self.target.assign(self.sparse - self.dual)
 
     def _projected(self, values):
-        return np.where(selection.top_k_mask(np.abs(values), self.num_active), values, 0)
+        # As `magnitude_masks` prunes: inactive connections come last.
+        scores = np.where(self.kernel.mask, np.abs(values), -np.inf)
+        return np.where(self.kernel.units.top(scores, self.num_active), values, 0)
 
 
 def _shares(model, distribution, sparsity):
-    shapes = {path: kernel.shape for path, kernel in masks.kernels_of(model).items()}
-    return distributions.allocate(distribution, shapes, sparsity)
+    units = {path: kernel.units for path, kernel in masks.kernels_of(model).items()}
+    return structures.allocate(distribution, units, sparsity)
+
+
+def _given(shares):
+    """The distribution that gives these shares."""
+    return lambda shapes, sparsity: {path: shares[path] for path in shapes}
 
 
 def _levels(sparsity, prune_fraction):
@@ -297,12 +306,11 @@ def _check(model, sparsity, pruning, prune_fraction, num_updates, rho):
 
 def _check_density(model, shares):
     """Raises a `ValueError` if a kernel has fewer connections than pruning would leave."""
-    for path, mask in masks.get_masks(model).items():
-        num_active = np.count_nonzero(mask)
-        num_left = mask.size - distributions.num_zeros(mask.size, shares[path])
-        if num_active < num_left:
+    for path, kernel in masks.kernels_of(model).items():
+        num_left = int(kernel.units.count(shares[path])) * kernel.units.unit_size
+        if kernel.num_active < num_left:
             raise ValueError(
                 "`model` must not be sparser than after the first pruning: make it with "
-                f"`rigl_tf.sparsify(model, 0.0)`. Received: {path!r} with {num_active} active "
-                f"connections, but pruning would leave {num_left}"
+                f"`rigl_tf.sparsify(model, 0.0)`. Received: {path!r} with {kernel.num_active} "
+                f"active connections, but pruning would leave {num_left}"
             )

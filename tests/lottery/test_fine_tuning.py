@@ -4,9 +4,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import mlp
 
 import rigl_tf
-from rigl_tf import lottery
+from rigl_tf import lottery, structures
 from rigl_tf.lottery import ADMM
 
 layers = keras.layers
@@ -164,6 +165,45 @@ def test_admm_by_hand():
     kernel_of(model).assign([[3.0], [1.0]])
     assert model.fit(**fit).history["loss"] == [0]
     assert values_of(model) == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("structure", "far"),
+    [
+        # Of each column 9 and 7, 2 and 5: the first column stays.
+        (structures.Block((2, 1)), [1, 1, 3, 2]),
+        (structures.NM(2, 4), [4, 1, 1, 1]),
+        (structures.ConstantFanIn(), [4, 1, 1, 1]),
+    ],
+)
+def test_admm_pulls_towards_a_structure(structure, far):
+    model = rigl_tf.sparsify(mlp(4, 2), 0.0, structure=structure)
+    kernel_of(model).assign([[5, 1], [4, -1], [-1, 3], [6, -2]])
+    with ADMM(model, 0.5, rho=2.0) as admm:
+        (loss,) = model.losses
+        assert float(loss) == np.sum(np.square(far))
+        assert admm.gap() == pytest.approx(np.linalg.norm(far) / 93**0.5)
+        admm.update()
+        (loss,) = model.losses
+        assert float(loss) == np.sum(np.square(2 * np.array(far)))  # U is W - Z
+
+
+def test_a_structure_that_sets_the_sparsity_is_pruned_once_or_not_at_all():
+    model = rigl_tf.sparsify(mlp(4, 2), 0.0, structure=structures.NM(2, 4))
+    train = Training(stop_at="dense")
+    with pytest.raises(ValueError, match=r'"iterative"` prunes step by step.*\(2, 4\)'):
+        lottery.prune_and_fine_tune(model, train, 0.5)
+    with pytest.raises(ValueError, match=r"has a sparsity of 0\.5.*Received: sparsity=0\.6"):
+        lottery.prune_and_fine_tune(model, train, 0.6, "one_shot")
+    got = lottery.prune_and_fine_tune(model, lambda model, run: None, 0.5, "one_shot")
+    assert [mask.sum(axis=0).tolist() for mask in got.masks.values()] == [[2, 2]]
+
+
+def test_a_model_that_has_the_units_to_be_left_is_not_too_sparse():
+    # 40 - 13 = 27 of 40 connections would be left, which are 6 of each output.
+    model = rigl_tf.sparsify(mlp(10, 4), 0.33, structure=structures.ConstantFanIn())
+    got = lottery.prune_and_fine_tune(model, lambda model, run: None, 0.33, "one_shot")
+    assert [mask.sum(axis=0).tolist() for mask in got.masks.values()] == [[6, 6, 6, 6]]
 
 
 def test_admm_counts_in_evaluation_as_long_as_it_is_open():
