@@ -10,7 +10,7 @@ import numpy as np
 from rigl_tf import distributions, pruning
 from rigl_tf._types import Masks
 from rigl_tf.checks import check_integers, check_numbers
-from rigl_tf.masks import as_booleans, check_sparse
+from rigl_tf.masks import as_booleans, check_sparse, kernels_of
 
 
 def corrupt_labels(
@@ -133,7 +133,8 @@ def half_dataset(data: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
 def rearrange_masks(masks: Mapping[Any, np.ndarray], seed: int = 0) -> Masks:
     """Permutes each mask, so only the number of active connections of each kernel is kept.
 
-    This gives a random ticket with the same counts as the given one.
+    This gives a random ticket with the same counts as the given one. Structures
+    (`rigl_tf.structures`) are not kept.
 
     Reference:
 
@@ -160,6 +161,26 @@ def rearrange_masks(masks: Mapping[Any, np.ndarray], seed: int = 0) -> Masks:
         path: _permuted(mask.ravel(), seed, index).reshape(mask.shape)
         for index, (path, mask) in enumerate(as_booleans(masks).items())
     }
+
+
+def check_unstructured(model: keras.Model, caller: str, remedy: str) -> None:
+    """Raises a `ValueError` if kernels have structures, which `rearrange_masks` does not keep.
+
+    Args:
+        model: A sparse `keras.Model`.
+        caller: String, the beginning of the error message.
+        remedy: String, what to do instead.
+    """
+    found = {
+        path: str(kernel.units.structure)
+        for path, kernel in kernels_of(model).items()
+        if kernel.units.structure is not None
+    }
+    if found:
+        raise ValueError(
+            f"{caller} cannot rearrange the masks of kernels with a structure: {remedy}. "
+            f"Received: {found}"
+        )
 
 
 def shuffle_weights(model: keras.Model, seed: int = 0) -> None:

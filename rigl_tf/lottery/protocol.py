@@ -15,7 +15,7 @@ import numpy as np
 
 from rigl_tf import masks
 from rigl_tf.checks import check_booleans, check_choice, check_functions, check_integers
-from rigl_tf.lottery.corruption import rearrange_masks
+from rigl_tf.lottery.corruption import check_unstructured, rearrange_masks
 from rigl_tf.lottery.jackpot import check_different, check_thresholds, decide
 from rigl_tf.lottery.levels import Level, Records, read, replace_file, restore, shapes_of, state_of
 from rigl_tf.lottery.report import has_residual, report
@@ -264,10 +264,13 @@ class Contest:
             Float, the accuracy in percent.
 
         Raises:
-            ValueError: If `kind` is unknown or `level` is out of its range.
+            ValueError: If `kind` is unknown or `level` is out of its range, or the model has
+                structures, which `"random"` cannot keep.
         """
         check_choice((*_KINDS, "random"), kind=kind)
         self._check_level(level)
+        if kind == "random":
+            check_unstructured(self.model, '`"random"`', "use another kind")
         if kind == "LT-IMP":
             return self.levels[level].metrics
         weights = self._other_weights if kind.startswith("RR") else self._start["weights"]

@@ -27,6 +27,7 @@ CHECKS = (
     "random ticket",
 )
 _TICKET = "ticket"
+_REARRANGING = ("rearranged masks", "random ticket")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +147,9 @@ def sanity_check(
             in `[0, num_classes)`, of shape `(number,)` or `(number, 1)`. Only `prune` gets the
             data.
         num_classes: Integer, the number of classes.
-        checks: List of the names of the checks to run.
+        checks: List of the names of the checks to run. For a model with structures
+            (`rigl_tf.structures`) leave out `"rearranged masks"` and `"random ticket"`, which do
+            not keep them.
         seeds: List of integers >= 0. Each seed has its own initial weights and random choices.
         threshold: Number >= 0, in percentage points.
         directory: Path, or `None`. Accuracies are saved there and not computed again. Use a
@@ -157,7 +160,8 @@ def sanity_check(
         A `SanityTable`.
 
     Raises:
-        ValueError: If an argument is out of its range; `prune` returns masks that do not fit the
+        ValueError: If an argument is out of its range; a check cannot keep the structures of the
+            model; `prune` returns masks that do not fit the
             model or prune nothing or everything, or weights that were masked already; `train` does
             not return an accuracy in percent; or `directory` has results of another model, or of
             data with other shapes.
@@ -186,6 +190,9 @@ def sanity_check(
     check_train(train)
     model = build(seeds[0])
     masks.check_masked(model, "`sanity_check`")
+    if any(check in _REARRANGING for check in checks):
+        remedy = f"pass `checks=` without {' and '.join(map(repr, _REARRANGING))}"
+        corruption.check_unstructured(model, "`sanity_check`", remedy)
     settings = {
         "protocol": "sanity_check",
         "num_classes": int(num_classes),
@@ -211,7 +218,7 @@ def _run(build, find, train, run, seed):
     """The accuracy of one run, as a record."""
     is_of_data = run in ("corrupted labels", "corrupted pixels and labels", "half data")
     initial, weights, kernel_masks = find(run if is_of_data else _TICKET)
-    if run in ("rearranged masks", "random ticket"):
+    if run in _REARRANGING:
         # Two independent draws.
         draw = 2 * seed + (run == "random ticket")
         kernel_masks = corruption.rearrange_masks(dict(enumerate(kernel_masks)), draw).values()

@@ -3,10 +3,10 @@
 import keras
 import numpy as np
 import pytest
-from helpers import kernels_of
+from helpers import kernels_of, mlp
 
 import rigl_tf
-from rigl_tf import lottery
+from rigl_tf import lottery, structures
 from rigl_tf.lottery import SanityTable
 
 layers = keras.layers
@@ -431,6 +431,34 @@ def test_wrong_arguments(arguments, message):
     }
     with pytest.raises(ValueError, match=f"Received: {message}"):
         lottery.sanity_check(**right | arguments)
+
+
+@pytest.mark.parametrize("check", ["rearranged masks", "random ticket"])
+def test_masks_with_a_structure_are_not_rearranged(check, tmp_path):
+    """Refused before any training; the other checks run."""
+
+    def build(seed):
+        return rigl_tf.sparsify(mlp(6, 6), 0.0, structure=structures.Block((2, 1)))
+
+    def never(model, run):
+        pytest.fail("trained")
+
+    def prune(model, data):
+        return rigl_tf.pruning.magnitude_masks(model, 0.5)
+
+    message = (
+        r"cannot rearrange.*pass `checks=` without 'rearranged masks' and 'random ticket'\. "
+        r"Received: \{'.*/kernel': 'Block\(\(2, 1\)\)'\}"
+    )
+    arguments = {"data": (X, Y), "num_classes": 6, "seeds": [0]}
+    with pytest.raises(ValueError, match=message):
+        lottery.sanity_check(build, prune, never, checks=["half data", check], **arguments)
+    kept = ["half data", "shuffled weights"]
+    table = lottery.sanity_check(build, prune, lambda *_: 50, checks=kept, **arguments)
+    assert list(table.accuracies) == ["ticket", *kept]
+    contest = lottery.Contest(build, lambda *_: 50, tmp_path, 1, 0.5)
+    with pytest.raises(ValueError, match=r'`"random"` cannot rearrange.*use another kind'):
+        contest.accuracy("random", 1)
 
 
 def test_labels_in_a_column():
