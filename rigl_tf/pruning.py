@@ -1,9 +1,10 @@
 """Pruning in one step: masks from scores, before training (SNIP, GraSP) or after it (magnitude).
 
 Each function returns masks, `{kernel path: boolean array}`, for `rigl_tf.set_masks`; it does not
-change the model. The numbers of active connections are exact. If all kernels are ranked together,
-as in the papers, a kernel may lose all of its connections, so that no signal passes its layer. A
-warning names such kernels.
+change the model. The numbers of active connections are exact; of kernels with a structure, they are
+rounded down to whole units, with `ConstantFanIn` to the same number for each output. If all kernels
+are ranked together, as in the papers, a kernel may lose all of its connections, so that no signal
+passes its layer. A warning names such kernels.
 """
 
 import math
@@ -36,8 +37,8 @@ def magnitude_masks(
             together, with a warning if a kernel loses all of its connections.
 
     Returns:
-        `{kernel path: mask}` with exact numbers of active connections. Among equal scores, those
-        with the lower index stay.
+        `{kernel path: mask}` with exact numbers of active connections, or of kernels with a
+        structure the largest that fits it. Among equal scores, those with the lower index stay.
 
     Raises:
         ValueError: If an argument is out of its range, the model has no sparse kernel, or an active

@@ -107,9 +107,9 @@ def prune_and_fine_tune(
     _check(model, sparsity, pruning, prune_fraction, num_updates, rho)
     check_train(train)
     levels = _levels(sparsity, prune_fraction) if pruning == "iterative" else []
-    # The sparsity of each kernel, in the order of the prunings.
     if levels:
         check_sparsity_is_free(model, '`pruning="iterative"`')
+    # The sparsity of each kernel, in the order of the prunings.
     shares = [_shares(model, distribution, level) for level in (*levels, sparsity)]
     settings = {
         "pruning": pruning,
