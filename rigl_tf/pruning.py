@@ -2,9 +2,9 @@
 
 Each function returns masks, `{kernel path: boolean array}`, for `rigl_tf.set_masks`; it does not
 change the model. The numbers of active connections are exact; of kernels with a structure, they are
-rounded down to whole units, with `ConstantFanIn` to the same number for each output. If all kernels
-are ranked together, as in the papers, a kernel may lose all of its connections, so that no signal
-passes its layer. A warning names such kernels.
+those of whole units, with `ConstantFanIn` the same number for each output. If all kernels are
+ranked together, as in the papers, they are rounded down to these, and a kernel may lose all of its
+connections, so that no signal passes its layer. A warning names such kernels.
 """
 
 import math
@@ -37,8 +37,8 @@ def magnitude_masks(
             together, with a warning if a kernel loses all of its connections.
 
     Returns:
-        `{kernel path: mask}` with exact numbers of active connections, or of kernels with a
-        structure the largest that fits it. Among equal scores, those with the lower index stay.
+        `{kernel path: mask}` with exact numbers of active connections, in whole units of kernels
+        with a structure. Among equal scores, those with the lower index stay.
 
     Raises:
         ValueError: If an argument is out of its range, the model has no sparse kernel, or an active
@@ -112,8 +112,9 @@ def snip_masks(
             iterable of such batches, which is read once.
         sparsity: Share of zeros over all sparse kernels, in `[0, 1)`.
         loss: A Keras loss, its name, or a function of targets and outputs. It is averaged over the
-            examples, each with its weight if there are weights, as in `model.fit`. For a model with
-            several outputs it must be a function of all targets and all outputs.
+            examples, each with its weight if there are weights, as in `model.fit`. It gets targets
+            and outputs in float32, as there. For a model with several outputs it must be a function
+            of all targets and all outputs, which it gets as they are.
         distribution: How the kernels share the sparsity, see `magnitude_masks`.
 
     Returns:
@@ -170,8 +171,8 @@ def grasp_masks(
         `{kernel path: mask}` with exact numbers of active connections.
 
     Raises:
-        ValueError: As `snip_masks`; or if the number of batches is unknown, or the model has CSR
-            kernels.
+        ValueError: As `snip_masks`; or if the number of batches is unknown, the model has CSR
+            kernels, or TensorFlow has no second derivative of an operation.
 
     Example:
 
@@ -227,8 +228,9 @@ def _gradients(model, kernels, data, loss, temperature=1.0, along=None):
         products = times_hessian(outer, gradients, values, [*along.values()])
         return [tf.convert_to_tensor(each) for each in products]
 
-    if along is not None:  # in a graph, operations without second derivative can be found
-        of_batch = tf.function(of_batch, autograph=False)
+    if along is not None and not model.run_eagerly:
+        # In a graph, operations without second derivative can be found.
+        of_batch = tf.function(of_batch, autograph=False, reduce_retracing=True)
     with untouched_state(model), exact_moments():
         return dict(zip(kernels, mean_over(data, of_batch), strict=True))
 

@@ -1,12 +1,15 @@
 """Products with the Hessian of a loss, where TensorFlow's second derivatives are not exact, too."""
 
 import contextlib
+import re
 import threading
 
 import tensorflow as tf
 
 _moments = tf.nn.moments
 _CHANGING = threading.RLock()
+# What TensorFlow says of an operation that has no derivative.
+_NO_ENTRY = re.compile(r"no entry for: (\w+)|\(op type: (\w+)\)")
 # TensorFlow takes their derivatives for zero.
 _WITHOUT = {"ResizeBilinearGrad"}
 
@@ -59,7 +62,7 @@ def times_hessian(tape, gradients, values, along):
             gradients, values, output_gradients=along, unconnected_gradients="zero"
         )
     except LookupError as error:
-        _refuse({str(error).split()[-1]})
+        _refuse({name for names in _NO_ENTRY.findall(str(error)) for name in names if name})
         raise
 
 

@@ -42,8 +42,9 @@ def gradient_norms(model: keras.Model, data: Data, loss: Loss) -> GradientNorms:
             iterable of such batches. With `mixed_float16`, the gradients of a mean over thousands
             of examples may become 0; then use smaller batches.
         loss: A Keras loss, its name, or a function of targets and outputs. It is averaged over the
-            examples, each with its weight if there are weights, as in `model.fit`. For a model with
-            several outputs it must be a function of all targets and all outputs.
+            examples, each with its weight if there are weights, as in `model.fit`. It gets targets
+            and outputs in float32, as there. For a model with several outputs it must be a function
+            of all targets and all outputs, which it gets as they are.
 
     Returns:
         A `GradientNorms`, with `total` and `by_weight`.

@@ -46,8 +46,9 @@ def hessian(model: keras.Model, data: Data, loss: Loss, max_size: int = 6000) ->
         data: A pair `(inputs, targets)` or a triple `(inputs, targets, sample_weight)`; or an
             iterable of such batches, which is kept in memory, so its length must be known.
         loss: A Keras loss, its name, or a function of targets and outputs. It is averaged over the
-            examples, each with its weight if there are weights, as in `model.fit`. For a model with
-            several outputs it must be a function of all targets and all outputs.
+            examples, each with its weight if there are weights, as in `model.fit`. It gets targets
+            and outputs in float32, as there. For a model with several outputs it must be a function
+            of all targets and all outputs, which it gets as they are.
         max_size: Integer >= 1, the largest allowed number of rows.
 
     Returns:
@@ -55,7 +56,8 @@ def hessian(model: keras.Model, data: Data, loss: Loss, max_size: int = 6000) ->
 
     Raises:
         ValueError: If the model is too large or has CSR kernels; `data` is empty, endless, of
-            unknown length or not made of such batches; or `loss` is not a loss.
+            unknown length or not made of such batches; `loss` is not a loss; or TensorFlow has no
+            second derivative of an operation.
 
     Example:
 

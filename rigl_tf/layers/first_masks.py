@@ -161,7 +161,8 @@ class FirstMasks:
             by_layer = self._choice.sparsities(kernels)
             shares = list((by_layer or dict.fromkeys(kernels, self._sparsity)).values())
             wrapper.keep_sparsity(shares)
-            wrapper.keep_seed(self._seed, self._num_decided)
+            last = self._num_decided + len(first_masks)
+            wrapper.keep_seed(self._seed, range(self._num_decided, last))
             for each, share in zip(first_masks, shares, strict=True):
                 self._decide(each, wrapper, share, self._num_decided)
                 self._num_decided += 1
@@ -223,14 +224,14 @@ class FirstMasks:
             units = {path: masks.kernel_of(kernel).units for path, kernel in kernels.items()}
             shares = structures.allocate(self._distribution, units, self._sparsity)
         shares = shares.values()
-        first, first_of_wrapper = {}, {}
+        first, indices = {}, {}
         for index, ((each, wrapper), share) in enumerate(zip(undecided, shares, strict=True)):
             # A network and its clone (a target network, for example) get the same masks.
             twin = first.setdefault((each.kernel.path, tuple(each.kernel.shape)), index)
-            first_of_wrapper.setdefault(id(wrapper), (wrapper, twin))
+            indices.setdefault(id(wrapper), (wrapper, []))[1].append(twin)
             self._decide(each, wrapper, share, twin)
-        for wrapper, index in first_of_wrapper.values():
-            wrapper.keep_seed(self._seed, index)
+        for wrapper, of_kernels in indices.values():
+            wrapper.keep_seed(self._seed, of_kernels)
         self._num_decided = len(undecided)
         self._keep(shares)
         del undecided, kernels, each

@@ -134,7 +134,7 @@ class SparseWrapper(keras.layers.Wrapper):
         self.sparsity: Any = sparsity
         self.seed = random.randint(0, 2**31 - 1) if seed is None else seed
         self.execution = execution
-        self.first_index = 0  # of its kernels in the model, for the seeds of their masks
+        self.mask_indices: Any = None  # of its kernels in the model, for the seeds of their masks
         self._stored: Any = None  # until the layer is built: what "auto" chose before, in a file
         self.structure = structure
         self.supports_masking = layer.supports_masking
@@ -269,7 +269,7 @@ class SparseWrapper(keras.layers.Wrapper):
             share = next(each for each in shares if each is not None)
             size = math.prod(shape)
             num_active = size - distributions.num_zeros(size, share)
-            return selection.random_places(size, num_active, (self.seed, self.first_index))
+            return selection.random_places(size, num_active, (self.seed, self._indices(1)[0]))
 
         return born_sparse(self.layer, places)
 
@@ -309,10 +309,14 @@ class SparseWrapper(keras.layers.Wrapper):
         if self._first_masks is not None:
             self._first_masks.add(self, first_masks)
             return
-        shares = zip(first_masks, self._shares(), strict=True)
-        for index, (first, share) in enumerate(shares, self.first_index):
+        indices = self._indices(len(first_masks))
+        for first, share, index in zip(first_masks, self._shares(), indices, strict=True):
             first.decide(share, (self.seed, index))
         self.use_execution(self.execution)
+
+    def _indices(self, num_kernels):
+        indices = self.mask_indices or []
+        return indices if len(indices) == num_kernels else range(num_kernels)
 
     def _units(self, kernels):
         """`{id of a kernel: its units}`, empty without a structure."""
@@ -403,14 +407,17 @@ class SparseWrapper(keras.layers.Wrapper):
         shares = iter(shares)
         self.sparsity = [next(shares) if chosen else None for chosen in self._chosen]
 
-    def keep_seed(self, seed: int, first_index: int) -> None:
+    def keep_seed(self, seed: int, indices: Iterable[int] | None) -> None:
         """Stores what the first masks were drawn from, for copies made from the config.
 
         Args:
             seed: Integer, that of the model.
-            first_index: Integer, the index of the first kernel of the layer in the model.
+            indices: The index of each kernel with a mask in the model. With `None`, those in the
+                layer.
         """
-        self.seed, self.first_index = seed, first_index
+        indices = [] if indices is None else list(indices)
+        self.seed = seed
+        self.mask_indices = None if indices == list(range(len(indices))) else indices
 
     def enable_lora(self, *args: Any, **kwargs: Any) -> None:
         """Raises a `ValueError`, as LoRA needs dense kernels: use `rigl_tf.strip` first."""
@@ -453,7 +460,7 @@ class SparseWrapper(keras.layers.Wrapper):
         return {
             **config,
             **({} if stored is None else {"stored": stored}),
-            **({"first_index": self.first_index} if self.first_index else {}),
+            **({} if self.mask_indices is None else {"mask_indices": self.mask_indices}),
             "sparsity": sparsity,
             "seed": self.seed,
             "execution": self.execution,
@@ -465,11 +472,11 @@ class SparseWrapper(keras.layers.Wrapper):
         cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
     ) -> "SparseWrapper":
         config = dict(config)
-        stored, first_index = config.pop("stored", None), config.pop("first_index", 0)
+        stored, indices = config.pop("stored", None), config.pop("mask_indices", None)
         if "_is_only_shown" in vars(cls):
             cls = SparseWrapper
         wrapper = super().from_config(config, custom_objects)
-        wrapper._stored, wrapper.first_index = stored, first_index
+        wrapper._stored, wrapper.mask_indices = stored, indices
         return wrapper
 
     def set_weights(self, weights: Sequence[np.ndarray]) -> None:

@@ -200,8 +200,8 @@ def _keeps_units_apart(layer):
     if isinstance(layer, keras.layers.Flatten):
         return layer.data_format == "channels_last"
     # These would have the number of units in their config.
-    if isinstance(layer, keras.layers.Reshape):
-        return layer.target_shape[-1] == -1
+    if isinstance(layer, keras.layers.Reshape) and layer.target_shape[-1] != -1:
+        return False
     if getattr(layer, "noise_shape", None) and layer.noise_shape[-1] not in (None, 1):
         return False
     return not layer.weights and treats_units_alike(layer, _shape(layer.input))

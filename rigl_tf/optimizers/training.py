@@ -1,7 +1,5 @@
 """The base class of all sparse optimizers: gradient steps, and the same updates on each replica."""
 
-import contextlib
-import types
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,7 +10,7 @@ import tensorflow as tf
 from rigl_tf import masks
 from rigl_tf.optimizers import csr_state, kernels, limits
 from rigl_tf.optimizers.slots import is_elementwise, optimizers_within, recorded_slots
-from rigl_tf.optimizers.wrapping import WrappingOptimizer, can_hold
+from rigl_tf.optimizers.wrapping import WrappingOptimizer, can_hold, created_once
 
 # How often, in steps, it is checked whether other code has changed inactive connections.
 _CHECK_FREQUENCY = 100
@@ -145,15 +143,11 @@ class SparseTraining(WrappingOptimizer):
         self._check_schedule()
         shares = self._allocate(sparse)
         try:
-            with _created_once():
+            with created_once():
                 self._create_state(variables, shares)
         except Exception as error:
             self.built, self._build_error = False, error
             raise
-        if self._scale_was_constant and tf.inside_function() and not tf.distribute.has_strategy():
-            # A function that creates a variable is traced again; the scale is a variable then.
-            # (In this object, the variable is no part of checkpoints.)
-            self._second_trace = types.SimpleNamespace(variable=tf.Variable(0, trainable=False))
 
     def check_csr(self, paths: Sequence[str]) -> None:
         """Raises a `ValueError` if this optimizer cannot train CSR kernels.
@@ -229,6 +223,7 @@ class SparseTraining(WrappingOptimizer):
         """Continues from a state that was set from outside, for example loaded from a file."""
         self._plan.is_suspect.assign(True)
         self._num_told = self._num_skipped()
+        self._follow_scale()
         self._collect()
 
     def _trained_variables(self, variables):
@@ -352,6 +347,7 @@ class SparseTraining(WrappingOptimizer):
         else:
             tf.cond(is_update_step, update, train)
         self.step.assign_add(1)
+        self._follow_scale()
         self._collect()
 
     def _collect(self):
@@ -492,21 +488,3 @@ class SparseTraining(WrappingOptimizer):
         if not self.built:
             raise ValueError("Exploration is known only after training has begun, or `build`.")
         return self._plan.by_id.values()
-
-
-@contextlib.contextmanager
-def _created_once():
-    """Variables are created at once, also while a step is traced.
-
-    TensorFlow would trace the whole step a second time after one that created variables, and refuse
-    to create them in a later trace. (Strategies create variables in their own ways.)
-    """
-    if tf.distribute.has_strategy():
-        yield
-        return
-
-    def create(next_creator, **settings):
-        return next_creator(**{**settings, "experimental_enable_variable_lifting": False})
-
-    with tf.init_scope(), tf.variable_creator_scope(create):
-        yield

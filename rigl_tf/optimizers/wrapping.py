@@ -1,5 +1,6 @@
 """The base class of optimizers that wrap another one and forward everything but training steps."""
 
+import contextlib
 import functools
 import inspect
 import warnings
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from rigl_tf.checks import check_keras_3
 from rigl_tf.optimizers.slots import optimizers_within
@@ -62,7 +64,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         name: String. Defaults to the name of the class in snake case, with a number.
     """
 
-    _scale_was_constant = False
+    _first_scale: Any = None
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -146,12 +148,32 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
 
     def scale_loss(self, loss: Any) -> Any:
         """Scales the loss as the inner optimizer does."""
-        # Until a `LossScaleOptimizer` is built, its scale is a constant.
-        self._scale_was_constant = not self.inner_optimizer.built and any(
+        if self._first_scale is not None or self._would_be_constant():
+            return keras.ops.multiply(loss, self._first_scale)
+        return self.inner_optimizer.scale_loss(loss)
+
+    def _would_be_constant(self):
+        """Whether a trace would hold the first scale of a `LossScaleOptimizer` that is not built.
+
+        Then a variable is made, which follows the scale.
+        """
+        if self.inner_optimizer.built or tf.executing_eagerly() or tf.distribute.has_strategy():
+            return False
+        if not any(
             isinstance(each, keras.optimizers.LossScaleOptimizer)
             for each in optimizers_within(self.inner_optimizer)
-        )
-        return self.inner_optimizer.scale_loss(loss)
+        ):
+            return False
+        with created_once():
+            scale = float(self.inner_optimizer.scale_loss(1.0))
+            # (Set in this way, it is no part of checkpoints.)
+            self.__dict__["_first_scale"] = tf.Variable(scale, trainable=False)
+        return True
+
+    def _follow_scale(self):
+        """Called after each step, and when a state was loaded."""
+        if self._first_scale is not None:
+            self._first_scale.assign(self.inner_optimizer.scale_loss(1.0))
 
     def exclude_from_weight_decay(
         self,
@@ -280,3 +302,21 @@ def can_hold(variable, value):
     return tuple(value.shape) == tuple(variable.shape) and of_integers == (
         keras.backend.is_int_dtype(variable.dtype)
     )
+
+
+@contextlib.contextmanager
+def created_once():
+    """Variables are created at once, also while a step is traced.
+
+    TensorFlow would trace the whole step a second time after one that created variables, and refuse
+    to create them in a later trace. (Strategies create variables in their own ways.)
+    """
+    if tf.distribute.has_strategy():
+        yield
+        return
+
+    def create(next_creator, **settings):
+        return next_creator(**{**settings, "experimental_enable_variable_lifting": False})
+
+    with tf.init_scope(), tf.variable_creator_scope(create):
+        yield

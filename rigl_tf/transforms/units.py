@@ -138,7 +138,9 @@ class _Kind:
             shares.append(None)
         if changes.get("bias_axes") and not self.inner.bias_axes:
             shares.append(None)
-        return SparseWrapper(new, shares, seed=self.layer.seed, name=self.layer.name)
+        wrapper = SparseWrapper(new, shares, name=self.layer.name)
+        wrapper.keep_seed(self.layer.seed, self.layer.mask_indices)
+        return wrapper
 
 
 def fill(new_layer, values):

@@ -262,6 +262,7 @@ def test_normalisations_are_differentiated_twice():
         (layers.UpSampling2D(2, interpolation="bilinear"), "ResizeBilinear"),
         (layers.UpSampling2D(2, interpolation="bicubic"), "ResizeBicubic"),
         (layers.Activation("softsign"), "Softsign"),
+        (layers.Activation(tf.function(tf.math.softsign)), "Softsign"),
     ],
 )
 def test_operations_without_second_derivative_are_refused(layer, name):

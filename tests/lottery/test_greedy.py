@@ -383,6 +383,7 @@ def chain_with(*between, activation=None):
         (lambda: chain_with(layers.Softmax(name="s")), "hidden", "'s' mixes units"),
         (lambda: chain_with(layers.Dropout(0.5, (None, 3), name="d")), "hidden", "'d' mixes"),
         (lambda: chain_with(layers.Reshape((1, 3), name="r")), "hidden", "'r' mixes units"),
+        (lambda: chain_with(layers.Reshape((3, -1), name="r")), "hidden", "'r' mixes units"),
         (lambda: rigl_tf.sparsify(chain_with(), 0.5), "hidden", "'hidden' inside a SparseWrapper"),
         (lambda: keras.Sequential([layers.Dense(2)]), "hidden", "a built Sequential"),
         (lambda: None, "hidden", "Received: None"),

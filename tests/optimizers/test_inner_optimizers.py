@@ -402,6 +402,34 @@ def test_a_loss_scale_that_changes_in_a_graph(world):
     assert_close(*results)
 
 
+def test_a_loss_scale_that_changes_in_a_function_that_was_traced_before():
+    """A second trace must not create variables."""
+    x, y = halves(8)
+    results = []
+    for make in (
+        lambda: optimizers.SGD(0.01),
+        lambda: optimizers.LossScaleOptimizer(optimizers.SGD(0.01), 1024.0, 2),
+    ):
+        keras.utils.set_random_seed(0)
+        model, inner = sparse_model(), make()
+        optimizer = rigl_tf.SET(inner, 9, update_frequency=3)
+
+        @tf.function
+        def step(trains, model=model, optimizer=optimizer):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((model(x) - y) ** 2)
+                scaled = optimizer.scale_loss(loss) if trains else loss
+            if trains:
+                weights = model.trainable_variables
+                optimizer.apply(tape.gradient(scaled, weights), weights)
+            return loss
+
+        step(False)
+        results.append([float(step(True)) for _ in range(8)])
+    assert float(keras.ops.convert_to_numpy(inner.dynamic_scale)) > 1024
+    np.testing.assert_allclose(*results, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "make", [lambda: rigl_tf.RigL(None, end_step=999), lambda: rigl_tf.StaticSparse(None)]
 )

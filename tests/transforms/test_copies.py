@@ -502,6 +502,18 @@ def test_lora_is_refused():
 # Copies from a config.
 
 
+@serializable
+class Twins(layers.Layer):
+    """Two kernels of one path and shape, which begin with the same mask."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.one, self.other = layers.Dense(6, name="it"), layers.Dense(6, name="it")
+
+    def call(self, x):
+        return self.one(x) - self.other(x)
+
+
 @pytest.mark.parametrize(
     "copy",
     [
@@ -514,6 +526,7 @@ def test_a_copy_from_the_config_has_the_masks_that_the_model_began_with(copy):
     inputs = keras.Input((6,))
     x = layers.Dense(6)(layers.Dense(6)(layers.Dense(6)(inputs)))
     x = layers.MultiHeadAttention(2, 3)(*[layers.Reshape((2, 3))(x)] * 2)
+    x = Twins()(layers.Flatten()(x))
     model = rigl_tf.sparsify(keras.Model(inputs, x), 0.5, dict.fromkeys, seed=3)
     began = rigl_tf.get_masks(model)
     assert (began["dense/kernel"] != began["dense_1/kernel"]).any()

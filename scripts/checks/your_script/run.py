@@ -30,7 +30,7 @@ from absl import app, flags
 import rigl_tf
 from rigl_tf.walk import all_layers
 from scripts.checks import your_script
-from scripts.common import entry, provenance, tables
+from scripts.common import provenance, tables
 
 FLAGS = flags.FLAGS
 _COLUMNS = {
@@ -334,4 +334,4 @@ def main(arguments):
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _define_flags()
-    entry.run(main)
+    app.run(main)
