@@ -460,7 +460,8 @@ class SparseWrapper(keras.layers.Wrapper):
         return {
             **config,
             **({} if stored is None else {"stored": stored}),
-            **({} if self.mask_indices is None else {"mask_indices": self.mask_indices}),
+            # (As an attribute, a list refers to the layer.)
+            **({} if self.mask_indices is None else {"mask_indices": list(self.mask_indices)}),
             "sparsity": sparsity,
             "seed": self.seed,
             "execution": self.execution,
