@@ -161,10 +161,9 @@ def sanity_check(
 
     Raises:
         ValueError: If an argument is out of its range; a check cannot keep the structures of the
-            model; `prune` returns masks that do not fit the
-            model or prune nothing or everything, or weights that were masked already; `train` does
-            not return an accuracy in percent; or `directory` has results of another model, or of
-            data with other shapes.
+            model; `prune` returns masks that do not fit the model or prune nothing or everything,
+            or weights that were masked already; `train` does not return an accuracy in percent; or
+            `directory` has results of another model, or of data with other shapes.
 
     Example:
 

@@ -148,27 +148,28 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
 
     def scale_loss(self, loss: Any) -> Any:
         """Scales the loss as the inner optimizer does."""
-        if self._first_scale is not None or self._would_be_constant():
-            return keras.ops.multiply(loss, self._first_scale)
-        return self.inner_optimizer.scale_loss(loss)
+        if self._is_scale_constant():
+            with created_once():
+                scale = float(self.inner_optimizer.scale_loss(1.0))
+                # (Set in this way, it is no part of checkpoints.)
+                self.__dict__["_first_scale"] = tf.Variable(scale, trainable=False)
+        if self._first_scale is None:
+            return self.inner_optimizer.scale_loss(loss)
+        return keras.ops.multiply(loss, self._first_scale)
 
-    def _would_be_constant(self):
+    def _is_scale_constant(self):
         """Whether a trace would hold the first scale of a `LossScaleOptimizer` that is not built.
 
-        Then a variable is made, which follows the scale.
+        Instead of it, there is a variable that follows the scale.
         """
-        if self.inner_optimizer.built or tf.executing_eagerly() or tf.distribute.has_strategy():
+        if self._first_scale is not None or self.inner_optimizer.built:
             return False
-        if not any(
+        if tf.executing_eagerly() or tf.distribute.has_strategy():
+            return False
+        return any(
             isinstance(each, keras.optimizers.LossScaleOptimizer)
             for each in optimizers_within(self.inner_optimizer)
-        ):
-            return False
-        with created_once():
-            scale = float(self.inner_optimizer.scale_loss(1.0))
-            # (Set in this way, it is no part of checkpoints.)
-            self.__dict__["_first_scale"] = tf.Variable(scale, trainable=False)
-        return True
+        )
 
     def _follow_scale(self):
         """Called after each step, and when a state was loaded."""
