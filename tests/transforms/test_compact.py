@@ -231,6 +231,14 @@ def test_saved_loaded_stripped_compacted_again(tmp_path):
     assert "rigl" not in config
 
 
+def test_kernels_of_one_shape_have_different_masks_in_a_copy_from_the_config():
+    sparse = rigl_tf.sparsify(chain(12, 12, 12), 0.5, dict.fromkeys)
+    small = rigl_tf.compact(sparse)
+    assert [layer.units for layer in small.layers[1:]] == [12, 12, 12]
+    one, two, three = rigl_tf.get_masks(keras.models.clone_model(small)).values()
+    assert (one != two).any() and (one != three).any() and (two != three).any()
+
+
 def test_trained_on_with_other_masks():
     sparse = rigl_tf.sparsify(chain(30, 20, 3), 0.9, "uniform", dense_layers="dense_3")
     small = rigl_tf.compact(sparse)
