@@ -9,6 +9,8 @@ import tensorflow as tf
 from rigl_tf import masks, selection
 from rigl_tf.optimizers import growth
 
+_SMALL = 1024  # entries of a kernel whose temporary arrays are not worth waiting for
+
 
 @dataclasses.dataclass(eq=False)
 class Explored:
@@ -110,13 +112,14 @@ class KernelState:
                 tensors.
             previous: What this method returned for another kernel: this update begins after that
                 one. XLA would otherwise work on all kernels at the same time, and need memory for
-                the temporary arrays of all of them.
+                the temporary arrays of all of them. Small kernels do not wait.
 
         Returns:
             A scalar integer tensor for each replica of this worker. It is always 0, but known only
-            after the new mask.
+            after the new mask. For small kernels, `previous`.
         """
-        zeros = iter(previous)
+        waits = self.sparse.size > _SMALL
+        zeros = iter(previous if waits else ())
 
         def update_one(kernel, gradient, mask, step, average, initial_std, slots, explored):
             # XLA ignores control dependencies, so the arguments are computed with this zero.
@@ -133,8 +136,9 @@ class KernelState:
             changed = self.sparse.replace((kernel, mask), new, values, restarted)
             self.restart_slots(slots, changed)
             self.note_exploration(old, new, *explored)
-            # XLA does not know that a sum of these numbers is never negative.
-            return tf.minimum(selection.num_true(tf.reshape(new, [-1])[:1]), 0)
+            # XLA does not know that the sum is never negative. (If only a part of the mask was
+            # summed, XLA would compute this part of all masks before again for each kernel.)
+            return tf.minimum(selection.num_true(new), 0)
 
         def value(variable):
             return None if variable is None else variable.value
@@ -148,7 +152,8 @@ class KernelState:
             self.slot_values(),
             self.explored_values(),
         )
-        return strategy.extended.update(self.kernel.value, update_one, args=args, group=False)
+        done = strategy.extended.update(self.kernel.value, update_one, args=args, group=False)
+        return done if waits else previous
 
 
 def first_value(compute):

@@ -114,10 +114,10 @@ def test_a_training_step_is_static(make, algorithm, inner, policy):
     step = tf.function(model.train_step, jit_compile=True, autograph=False)
     hlo = step.experimental_get_compiler_ir(batch)(stage="hlo")
     check_is_static(hlo)
-    # Forward and backward, and, unless masks are static, both branches: train and update.
+    # Forward and backward, and, if an update replaces a gradient step, both branches.
     found = opcodes(hlo)
     assert "dot" in found
-    assert ("conditional" in found) == (algorithm is not rigl_tf.StaticSparse)
+    assert ("conditional" in found) == (algorithm not in (rigl_tf.StaticSparse, dnw))
     # Doubles are slow on a TPU.
     assert "f64[" not in hlo
     # The program is the same at every step; else it would be compiled anew for each of them.
@@ -208,6 +208,25 @@ def test_updates_of_many_kernels_share_their_temporary_memory(algorithm, tmp_pat
     """More kernels need memory for their gradients and new masks alone: 5 bytes a weight."""
     two, six = (temporary_memory(num, algorithm, tmp_path / str(num)) for num in (2, 6))
     assert (six - two) / (4 * 1024**2) < 7
+
+
+class KeepsFew(rigl_tf.SparseOptimizer):
+    """An algorithm whose mask is so simple that XLA would compute it again and again."""
+
+    def new_mask(self, kernel, mask, gradient, step):
+        return mask & (tf.abs(kernel) > 0.1)
+
+
+def num_instructions(num_kernels):
+    """In the optimised program of a step."""
+    model, batch = compiled(lambda: mlp(*[40] * num_kernels, 3), KeepsFew)
+    step = tf.function(model.train_step, jit_compile=True, autograph=False)
+    return step.experimental_get_compiler_ir(batch)(stage="optimized_hlo").count(" = ")
+
+
+def test_the_program_grows_with_the_number_of_kernels_and_not_with_its_square():
+    few, more, many = (num_instructions(num) for num in (2, 6, 14))
+    assert many - more < 2.5 * (more - few)
 
 
 # CSR kernels.
