@@ -40,7 +40,6 @@ def test_every_plot_is_small():
 # Tables whose rows are of several revisions, or of none: they are still to be made anew.
 _OF_OLDER_CODE = {
     "cifar10_resnet20",
-    "compression",
     "lottery_connectivity",
     "lottery_correlation",
     "lottery_gradient_flow",
