@@ -16,6 +16,7 @@ _DIGIT_BITS = 16
 _NUM_DIGITS = 1 << _DIGIT_BITS
 _PAGE = 256
 _TILE = 1 << 22  # how many numbers of a large kernel are processed together
+_ROW = 1 << 16  # up to how many numbers no histogram is made, which would have more counts
 _DRAWS = 1 << 18  # how many numbers are drawn together in eager mode
 _PHILOX = 1  # the number of the algorithm in TensorFlow
 
@@ -344,7 +345,7 @@ def top_k_of_keys(keys: tf.Tensor, k: int | tf.Tensor) -> tf.Tensor:
     """
     shape = keys.shape
     size = shape.num_elements()
-    if size <= _NUM_DIGITS:
+    if size <= _ROW:
         return tf.reshape(top_k_per_row(tf.reshape(keys, [1, size]), k), shape)
     keys = tf.reshape(keys, [-1, shape[-1]])
     k = tf.clip_by_value(tf.cast(k, tf.int32), 0, size)
