@@ -48,7 +48,7 @@ def store(layer, mask_variables, execution, tied=(), stored=None):
         mask_variables: Its `rigl_tf.masks.MaskVariables`.
         execution: `"masked"`, `"csr"` or `"auto"`.
         tied: The ids of variables that other layers hold, too. They are not changed.
-        stored: `None`, or what `"auto"` chose before for each kernel, `"masked"` or `"csr"`, in the
+        stored: `None`, or what was chosen before for each kernel, `"masked"` or `"csr"`, in the
             order of the layer's weights. It is kept, so a file fits on a machine where `"auto"`
             would choose otherwise.
     """

@@ -135,7 +135,7 @@ class SparseWrapper(keras.layers.Wrapper):
         self.seed = random.randint(0, 2**31 - 1) if seed is None else seed
         self.execution = execution
         self.mask_indices: Any = None  # of its kernels in the model, for the seeds of their masks
-        self._stored: Any = None  # until the layer is built: what "auto" chose before, in a file
+        self._stored: Any = None  # until the layer is built: what was chosen before, in a file
         self.structure = structure
         self.supports_masking = layer.supports_masking
         setattr(self, _MASKS, masks.MaskVariables(name="masks"))
@@ -455,7 +455,7 @@ class SparseWrapper(keras.layers.Wrapper):
         config = without_build_configs(super().get_config())
         structure = self.structure and keras.saving.serialize_keras_object(self.structure)
         stored = self._stored
-        if self._chosen is not None and self.execution == "auto":
+        if self._chosen is not None and self.execution != "masked":
             stored = [kernel.execution for kernel in masks.kernels_of(self).values()]
         return {
             **config,

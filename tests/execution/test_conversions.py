@@ -431,3 +431,17 @@ def test_an_optimizer_of_keras_in_another_order_is_refused():
     with pytest.raises(ValueError, match="was not built with `model"):
         rigl_tf.with_execution(model, "csr")
     assert executions_of(model) == ["masked"] * 3
+
+
+@pytest.mark.parametrize("is_active", [False, True])
+def test_a_file_of_a_csr_model_with_a_kernel_that_stays_masked(is_active, tmp_path):
+    """A kernel without active, or without inactive, connections is not stored as CSR."""
+    model = rigl_tf.sparsify(mlp(6, 5, 3), 0.5)
+    first = next(iter(rigl_tf.get_masks(model)))
+    rigl_tf.set_masks(model, {**rigl_tf.get_masks(model), first: np.full((6, 5), is_active)})
+    rigl_tf.with_execution(model, "csr").save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    kernels = rigl_tf.sparsity_summary(loaded).kernels
+    assert [each.execution for each in kernels] == ["masked", "csr"]
+    x = np.eye(6, dtype="float32")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
