@@ -47,6 +47,8 @@ class MaskVariables(keras.layers.Layer):
     stay as they are. In both cases the masks are applied to the kernels after loading.
     """
 
+    only_stores = True  # for `rigl_tf.walk`: other layers compute
+
     def __init__(self, name="masks"):
         super().__init__(name=name, dtype="float32")
         # Set in this way, Keras does not track it: the kernels are weights of another layer.

@@ -702,8 +702,8 @@ def allocate(
     """The sparsity of each kernel by a distribution, as `distributions.allocate`, in whole units.
 
     The number of zeros of a kernel with a structure is rounded to whole units. The zeros that are
-    lost by rounding down are given to the kernels that were nearest to one unit more. So the total
-    is as near to `sparsity` as whole units allow.
+    lost by rounding down are given to the kernels that were nearest to one unit more, while they
+    make up a whole unit. So the total is never above `sparsity`.
 
     Args:
         distribution: See `rigl_tf.sparsify`. It is not used for structures that set the sparsity.

@@ -1,9 +1,18 @@
 """Visits the layers of any model: Sequential, Functional, subclassed or nested."""
 
+import collections
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
+
+# Lists in which Keras and TensorFlow track the variables that are in other attributes.
+_TRACKING = (
+    "_trainable_variables",
+    "_non_trainable_variables",
+    "_self_unconditional_checkpoint_dependencies",
+    "_self_unconditional_dependency_names",
+)
 
 
 def all_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
@@ -109,14 +118,45 @@ def _attributes(layer):
 
 
 def layers_in(values: Iterable[Any]) -> Iterator[keras.layers.Layer]:
-    """The layers among some values, also inside lists, tuples and dictionaries, in their order."""
+    """The layers among some values, also inside lists, tuples, dictionaries and sets.
+
+    They come in their order; those in a set, which has no order, in the order of their names.
+    """
+    yield from _instances_in(values, keras.layers.Layer)
+
+
+def _instances_in(values, kind):
     for value in values:
-        if isinstance(value, keras.layers.Layer):
+        if isinstance(value, kind):
             yield value
         elif isinstance(value, dict):
-            yield from layers_in(value.values())
+            yield from _instances_in(value.values(), kind)
         elif isinstance(value, (list, tuple)):
-            yield from layers_in(value)
+            yield from _instances_in(value, kind)
+        elif isinstance(value, (set, frozenset)):
+            found = [each for each in value if isinstance(each, kind)]
+            yield from sorted(found, key=lambda each: (len(each.name), each.name))
+
+
+def held_twice(layer: keras.layers.Layer) -> set[int]:
+    """The ids of the variables that stand in several attributes of a layer or of layers inside it.
+
+    Example:
+
+    >>> layer = keras.layers.SpectralNormalization(keras.layers.Dense(2))
+    >>> layer.build((None, 3))
+    >>> held_twice(layer) == {id(layer.kernel)}
+    True
+    """
+    attributes = [
+        value
+        for each in all_layers(layer)
+        if not getattr(each, "only_stores", False)
+        for name, value in vars(each).items()
+        if name not in _TRACKING
+    ]
+    held = collections.Counter(map(id, _instances_in(attributes, keras.Variable)))
+    return {each for each, number in held.items() if number > 1}
 
 
 def unbuilt(layer: keras.layers.Layer) -> list[str]:

@@ -13,7 +13,7 @@ import rich.table
 from rigl_tf.artifacts import kernels, layouts, litert, litert_file, xnnpack_rules
 from rigl_tf.inputs import concrete
 from rigl_tf.layers.summary import as_text
-from rigl_tf.transforms.execution import as_masked
+from rigl_tf.transforms.rebuild import as_masked
 from rigl_tf.transforms.sparsify import check_built
 
 

@@ -20,7 +20,7 @@ from rigl_tf.artifacts.report import ExportReport
 from rigl_tf.checks import check_choice
 from rigl_tf.inputs import batch_of, check_shapes, signature
 from rigl_tf.layers.summary import num_outside
-from rigl_tf.transforms.execution import as_masked
+from rigl_tf.transforms.rebuild import as_masked
 from rigl_tf.transforms.sparsify import check_built, strip
 
 _WRITERS = {

@@ -16,7 +16,7 @@ from rigl_tf.inputs import concrete
 from rigl_tf.layers.eligibility import dense_reason
 from rigl_tf.layers.summary import KernelSummary, as_text
 from rigl_tf.optimizers import ALGORITHMS
-from rigl_tf.transforms.execution import as_masked
+from rigl_tf.transforms.rebuild import as_masked
 from rigl_tf.walk import layers_of_weights
 
 _FLOAT_BYTES = 4

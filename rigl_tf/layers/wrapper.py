@@ -28,7 +28,7 @@ from rigl_tf.layers.building import (
 from rigl_tf.layers.eligibility import Choice
 from rigl_tf.layers.first_masks import FirstMask, FirstMasks, when_initialized
 from rigl_tf.layers.storage import check_execution, csr_storages, store
-from rigl_tf.walk import all_layers, layers_by_weight, unbuilt
+from rigl_tf.walk import all_layers, held_twice, layers_by_weight, unbuilt
 
 # The attribute of a wrapper with the masks. Keras loads attributes in alphabetical order, and the
 # masks must come after the kernels.
@@ -197,10 +197,12 @@ class SparseWrapper(keras.layers.Wrapper):
     def use_execution(self, execution: str, tied: Collection[int] = ()) -> None:
         """Changes how the kernels are stored and multiplied.
 
+        Kernels that several layers inside hold are not changed.
+
         Args:
             execution: `"masked"`, `"csr"` or `"auto"`, as the argument of this class.
             tied: The ids of variables that layers outside of this one hold, too. These kernels are
-                not changed.
+                not changed either.
         """
         check_execution(execution)
         self.execution = execution
@@ -210,6 +212,7 @@ class SparseWrapper(keras.layers.Wrapper):
             self.supports_jit = True  # the layers inside say whether they do
             kernels = getattr(self, _MASKS).kernels().values()
             variables = [] if execution == "masked" else [each.variable for each in kernels]
+            tied = {*tied, *held_twice(self.layer)}
             when_initialized(
                 variables, lambda: store(self.layer, getattr(self, _MASKS), execution, tied, stored)
             )

@@ -28,6 +28,9 @@ _MIXING = (keras.layers.Masking,)
 _NORMALISING = ("LayerNormalization", "RMSNormalization", "UnitNormalization")
 # First, layers are tried with this many positions along an axis.
 _FEW = 6
+# Along an axis of unknown size, what is constant must be so for all of these: whether a layer pads
+# depends on the size and its strides.
+_SIZES = (*range(_FEW, 14), 17, 33)
 _LARGEST = 2**24
 _INPUTS, _OUTPUTS = "inputs of the model", "outputs of the model"
 
@@ -56,9 +59,9 @@ class Value:
         """The size of the last axis, or `None` if there is none or it is unknown."""
         return self.shape[-1] if len(self.shape) > 1 else None
 
-    def example(self, most=math.inf):
-        """The shape of an example: unknown sizes are replaced, large ones limited to `most`."""
-        sizes = [min(most, size or _FEW) for size in self.shape[1:-1]]
+    def example(self, most=math.inf, unknown=_FEW):
+        """The shape of an example: `unknown` for unknown sizes, large ones limited to `most`."""
+        sizes = [min(most, size or unknown) for size in self.shape[1:-1]]
         return (*sizes, *self.shape[-1:])
 
 
@@ -495,14 +498,9 @@ class Channels:
             return
         are_constant = self._are_constant(step)
         if are_constant.any():
-            arrays = [
-                np.broadcast_to(np.nan_to_num(value.constants), (1, *value.example())).astype(
-                    value.dtype if value.dtype != "bfloat16" else "float32"
-                )
-                for value in step.inputs
-            ]
-            made = as_array(step.run(*arrays)).astype("float64")
-            found = _uniform(made.reshape(-1, made.shape[-1]))
+            is_known = all(None not in value.shape[1:] for value in step.inputs)
+            tried = [_run_constants(step, size) for size in (_SIZES[:1] if is_known else _SIZES)]
+            found = _uniform(np.concatenate(tried))
             output.constants = np.where(are_constant, found, np.nan)
             for label in output.labels[are_constant & np.isnan(found)]:
                 self._changed.setdefault(int(label), step.path)
@@ -522,6 +520,21 @@ class Channels:
             for value in step.inputs:
                 are_constant = are_constant | (value.constants == 0)
         return are_constant
+
+
+def _run_constants(step, size):
+    """What a layer makes of its constant inputs, as rows; none if it does not take this size."""
+    arrays = [
+        np.broadcast_to(np.nan_to_num(value.constants), (1, *value.example(unknown=size))).astype(
+            value.dtype if value.dtype != "bfloat16" else "float32"
+        )
+        for value in step.inputs
+    ]
+    try:
+        made = as_array(step.run(*arrays)).astype("float64")
+    except Exception:  # whatever a user's layer raises
+        return np.zeros((0, step.outputs[0].num_units))
+    return made.reshape(-1, made.shape[-1])
 
 
 def is_symbolic(value):
@@ -654,6 +667,8 @@ def _random(shapes):
 
 def _uniform(rows):
     """The constant value of each column, shape `(columns,)`; NaN if a column is not constant."""
+    if not len(rows):
+        return np.full(rows.shape[1:], np.nan)
     low, high = rows.min(axis=0), rows.max(axis=0)
     is_same = high - low <= 1e-5 * np.maximum(np.abs(low), np.abs(high))
     return np.where(is_same, rows[0], np.nan)

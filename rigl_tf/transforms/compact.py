@@ -1,6 +1,8 @@
 """Makes smaller models, without units that no input reaches or that reach no output."""
 
+import collections
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +19,7 @@ from rigl_tf.layers.summary import as_text
 from rigl_tf.masks import kernels_of, masked, without_masks
 from rigl_tf.objective import MeanGradients, read_batches
 from rigl_tf.transforms.channels import Channels, is_its_graph
-from rigl_tf.transforms.execution import as_masked
-from rigl_tf.transforms.rebuild import is_clonable
+from rigl_tf.transforms.rebuild import as_masked, is_clonable
 from rigl_tf.transforms.smaller import smaller_model
 
 _RULE = (
@@ -134,7 +135,8 @@ def compact(
     can be trained further. (Training then differs from training the given model, where dead units
     can become alive again.) The result of `rigl_tf.strip(rigl_tf.compact(model))` is plain Keras;
     so is the result for a plain model. Layers without weights are shared with the given model, all
-    other layers are new.
+    other layers are new, made of their configs. So weights that different layers of the model share
+    are separate in the new one, as in `keras.models.clone_model`; a warning names them.
 
     Both models are run on a batch, and their outputs are compared.
 
@@ -213,6 +215,7 @@ def compact(
         channels.solve(_least_salient(channels, keep, gradients))
     small, left = smaller_model(channels)
     difference = _compare(model, small, channels, batch, left)
+    _tell_untied(channels)
     if not return_report:
         return small
     return small, _report(model, small, channels, left, difference)
@@ -433,6 +436,20 @@ def _left(x, places):
     is_flat, places = places
     x = tf.reshape(x, (len(x), -1)) if is_flat else x
     return tf.gather(x, places, axis=-1)
+
+
+def _tell_untied(channels):
+    """Warns if several layers hold a weight, as each of their copies has its own."""
+    layers = {id(step.call.layer): step.call.layer for step in channels.steps}.values()
+    weights = [weight for layer in layers for weight in getattr(layer, "weights", ())]
+    numbers = collections.Counter(map(id, weights))
+    tied = sorted({weight.path for weight in weights if numbers[id(weight)] > 1})
+    if tied:
+        warnings.warn(
+            "Several layers of the model share these weights. In the smaller model each layer has "
+            f"its own, because layers are copied from their configs. Received: {tied}",
+            stacklevel=3,
+        )
 
 
 # The report.

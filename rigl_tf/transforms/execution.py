@@ -9,7 +9,6 @@ from rigl_tf.layers.storage import check_execution
 from rigl_tf.optimizers import limits
 from rigl_tf.optimizers.slots import optimizers_within, recorded_slots
 from rigl_tf.optimizers.training import SparseTraining
-from rigl_tf.transforms.rebuild import masked_copy, with_layers
 from rigl_tf.transforms.sparsify import forget_training, models_in, use_execution
 
 
@@ -72,11 +71,6 @@ def with_execution(model: keras.Model, execution: str) -> keras.Model:
             part.jit_compile = True
     forget_training(model)
     return model
-
-
-def as_masked(model):
-    """A model whose kernels are all masked: the model itself, or one with copies of CSR layers."""
-    return with_layers(model, masked_copy)
 
 
 def _trained_by(optimizer, model):

@@ -6,11 +6,10 @@ from typing import Any
 import keras
 
 from rigl_tf import masks
-from rigl_tf.execution import csr
 from rigl_tf.layers.building import without_build_configs
 from rigl_tf.layers.storage import csr_storages
 from rigl_tf.layers.wrapper import SparseWrapper
-from rigl_tf.walk import layers_in, layers_of_weights
+from rigl_tf.walk import all_layers, layers_in, layers_of_weights
 
 # Models whose structure is known; a Functional model is a `keras.Function` of its inputs.
 _CLONABLE = (keras.Sequential, keras.Function)
@@ -103,7 +102,7 @@ def _only_calls(layer):
     )
 
 
-def with_layers(model, exchange, in_place=False):
+def with_layers(model, exchange, in_place=False, copied=()):
     """Builds a model with the layers of another one, some of which are replaced.
 
     Layers that are not replaced are the same objects, so both models share their weights.
@@ -116,6 +115,8 @@ def with_layers(model, exchange, in_place=False):
         in_place: Whether subclassed models, and layers that are not built, are changed in place. If
             not, and for built layers with layers inside, a copy is made: another object of the same
             class with the same attributes.
+        copied: The ids of layers that are copied in any case. A layer that several others hold is
+            copied once for all of them.
 
     Returns:
         A model: `model` itself if it was changed in place or no layer was replaced. A new model is
@@ -137,7 +138,7 @@ def with_layers(model, exchange, in_place=False):
         if not is_model and (new := exchange(layer)) is not layer:
             is_inner = any(new is each for each in _held(layer))
             return visit(new) if is_inner else new
-        if all(visit(each) is each for each in _held(layer)):
+        if all(visit(each) is each for each in _held(layer)) and id(layer) not in copied:
             return layer
         # A built layer may belong to another model, which must not change.
         return _around(layer, visit, in_place and (is_model or not layer.built))
@@ -145,29 +146,31 @@ def with_layers(model, exchange, in_place=False):
     return visit(model)
 
 
-def masked_copy(layer):
-    """A copy of a `SparseWrapper` with masked kernels in place of CSR ones; any other layer itself.
+def as_masked(model):
+    """A model whose kernels are all masked: the model itself, or one with copies of CSR layers.
 
     All other weights are shared, masks as well. Nothing is made of a config, as many layers of
     users have none.
     """
-    if not isinstance(layer, SparseWrapper) or not layer.has_csr:
-        return layer
-    copies = {}
 
-    def visit(layer):
-        if not isinstance(layer, keras.layers.Layer) or isinstance(layer, csr.CSRStorage):
-            return layer
-        if id(layer) not in copies:
-            copies[id(layer)] = layer  # It may contain itself.
-            if isinstance(layer, masks.MaskVariables) or csr_storages(layer):
-                copies[id(layer)] = _around(layer, visit, in_place=False)
-        return copies[id(layer)]
+    def with_csr(model):
+        wrappers = [each for each in all_layers(model) if isinstance(each, SparseWrapper)]
+        return [each for each in wrappers if each.has_csr]
 
-    copy = visit(layer)
-    copy.separate()
-    copy.use_execution("masked")
-    return copy
+    copied = set()
+    for wrapper in with_csr(model):
+        copied |= {id(owner) for _, owner in csr_storages(wrapper)}
+        copied |= {
+            id(each) for each in all_layers(wrapper) if isinstance(each, masks.MaskVariables)
+        }
+    if not copied:
+        return model
+    new = with_layers(model, lambda layer: layer, copied=copied)
+    for wrapper in with_csr(new):
+        wrapper.separate()
+        # If layers share a kernel, the first of them has made it a masked one for all of them.
+        wrapper.use_execution("masked")
+    return new
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,14 +365,16 @@ def _set_attributes(new, layer, visit):
 
 
 def _exchanged(value, visit):
-    """A value with the layers in it replaced; lists and dictionaries are copied."""
+    """A value with the layers in it replaced; lists, sets and dictionaries are copied."""
     if isinstance(value, keras.layers.Layer):
         return visit(value)
     if isinstance(value, dict):
         return {key: _exchanged(each, visit) for key, each in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_exchanged(each, visit) for each in value))
-    if isinstance(value, (list, tuple)):
-        kind = tuple if isinstance(value, tuple) else list
-        return kind(_exchanged(each, visit) for each in value)
+    make: Any = getattr(value, "_make", None)
+    if isinstance(value, tuple) and make is not None:
+        # (The type is not that of the named tuple if TensorFlow has put it into another object.)
+        return make(_exchanged(each, visit) for each in value)
+    for kind in (list, tuple, set, frozenset):
+        if isinstance(value, kind):
+            return kind(_exchanged(each, visit) for each in value)
     return value

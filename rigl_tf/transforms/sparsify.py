@@ -1,6 +1,5 @@
 """Makes a sparse model out of a dense Keras model, and plain Keras layers out of a sparse one."""
 
-import collections
 import contextlib
 import functools
 import warnings
@@ -20,8 +19,8 @@ from rigl_tf.layers.first_masks import NO_KERNEL, FirstMasks
 from rigl_tf.layers.storage import check_execution
 from rigl_tf.layers.wrapper import SparseWrapper
 from rigl_tf.transforms.configs import watch_config
-from rigl_tf.transforms.rebuild import is_clonable, leaves, masked_copy, with_layers
-from rigl_tf.walk import all_layers, unbuilt
+from rigl_tf.transforms.rebuild import as_masked, is_clonable, leaves, with_layers
+from rigl_tf.walk import all_layers, held_twice, unbuilt
 
 
 def sparsify(
@@ -210,7 +209,7 @@ def strip(model: keras.Model) -> keras.Model:
     ('Dense', 7056)
     """
     check_built(model, "strip")
-    return with_layers(model, _plain)
+    return with_layers(as_masked(model), _inner)
 
 
 def check_built(model: keras.Model, caller: str) -> None:
@@ -347,15 +346,8 @@ def _take_built(model):
 
 def use_execution(model, execution):
     """Stores the sparse kernels of a model for an `execution`, where that is possible."""
-    layers = all_layers(model)
-    held = [
-        id(value)
-        for layer in layers
-        for value in vars(layer).values()
-        if isinstance(value, keras.Variable)
-    ]
-    tied = {each for each, number in collections.Counter(held).items() if number > 1}
-    for layer in layers:
+    tied = held_twice(model)
+    for layer in all_layers(model):
         if isinstance(layer, SparseWrapper):
             layer.use_execution(execution, tied)
 
@@ -476,8 +468,3 @@ def forget_training(model):
 
 def _inner(layer):
     return layer.layer if isinstance(layer, SparseWrapper) else layer
-
-
-def _plain(layer):
-    """The layer inside a wrapper, or a copy with a dense kernel if it has CSR kernels."""
-    return _inner(masked_copy(layer))

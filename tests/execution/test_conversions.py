@@ -445,3 +445,103 @@ def test_a_file_of_a_csr_model_with_a_kernel_that_stays_masked(is_active, tmp_pa
     assert [each.execution for each in kernels] == ["masked", "csr"]
     x = np.eye(6, dtype="float32")
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+class Recovers(layers.Layer):
+    """Its attribute is the kernel of the layer inside, too."""
+
+    def __init__(self, hold=lambda kernel: kernel, **kwargs):
+        super().__init__(**kwargs)
+        self.inner, self.hold = layers.Dense(4), hold
+
+    def build(self, shape):
+        self.inner.build(shape)
+        self.kernels = self.hold(self.inner.kernel)
+
+    def call(self, x):
+        kernel = keras.tree.flatten(self.kernels)[0]
+        return keras.ops.matmul(self.inner(x), keras.ops.transpose(kernel))
+
+
+HOLDERS = {
+    "spectral normalisation": lambda: layers.SpectralNormalization(layers.Dense(4)),
+    "attribute": Recovers,
+    "list": lambda: Recovers(lambda kernel: [kernel]),
+    "dictionary": lambda: Recovers(lambda kernel: {"one": (kernel,)}),
+}
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+def test_a_kernel_in_two_attributes_of_a_wrapped_layer_stays_masked(name):
+    model = sequential((6,), rigl_tf.SparseWrapper(HOLDERS[name](), 0.5, execution="csr"))
+    assert executions_of(model) == ["masked"]
+    assert [each.name for each in model.trainable_weights] == ["kernel", "bias"]
+    (kernel,) = rigl_tf.sparsity_summary(model).kernels
+    assert kernel.reason == "other layers use it, too"
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Around(layers.Layer):
+    def __init__(self, inner, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner
+
+    def call(self, x):
+        return keras.ops.tanh(self.inner(x))
+
+    def get_config(self):
+        return {**super().get_config(), "inner": keras.saving.serialize_keras_object(self.inner)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "inner": keras.saving.deserialize_keras_object(config["inner"])})
+
+
+class SharedInside(keras.Model):
+    """Two layers hold the same one; the model itself, too."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.one, self.other, self.inner = Around(inner), Around(inner), inner
+
+    def call(self, x):
+        return self.inner(self.one(x)) + self.other(x)
+
+
+def in_a_graph(inner):
+    x = inputs = keras.Input((6,))
+    return keras.Model(inputs, Around(inner)(Around(inner)(x)))
+
+
+def beside_itself(inner):
+    x = inputs = keras.Input((6,))
+    return keras.Model(inputs, inner(Around(inner)(x)))
+
+
+@pytest.mark.parametrize("make", [SharedInside, in_a_graph, beside_itself])
+def test_a_layer_that_several_layers_share_stays_one(make, tmp_path):
+    model, x = make(layers.Dense(6)), numbers((4, 6))
+    want = model(x)
+    assert model.count_params() == 42
+    model = half(model)
+    masked = rigl_tf.flops.count(model, x)
+    want = model(x)
+    rigl_tf.with_execution(model, "csr")
+    assert executions_of(model) == ["csr"]
+    plain = rigl_tf.strip(model)
+    np.testing.assert_allclose(plain(x), want, rtol=1e-5, atol=1e-6)
+    assert plain.count_params() == 42
+    assert rigl_tf.flops.count(model, x) == masked
+    report = rigl_tf.export(model, tmp_path / "model", inputs=x, measure=False)
+    assert (report.num_weights, report.num_active) == (42, 24)
+    assert executions_of(model) == ["csr"]
+
+
+@pytest.mark.parametrize("execution", ["masked", "csr"])
+@pytest.mark.filterwarnings("ignore:`build")
+def test_compact_tells_of_weights_that_its_copies_do_not_share(execution):
+    model = half(beside_itself(layers.Dense(6, name="both")), execution=execution)
+    with pytest.warns(UserWarning, match="Several layers of the model share .*both/kernel"):
+        small = rigl_tf.compact(model)
+    x = numbers((4, 6))
+    np.testing.assert_allclose(small(x), model(x), rtol=1e-5, atol=1e-6)

@@ -741,3 +741,37 @@ def test_applications(name):
     if name != "ConvNeXtTiny":  # whose sums all go through a LayerNormalization
         half = rigl_tf.compact(model, keep=0.5, inputs=batch)
         assert half.count_params() < report.num_weights
+
+
+def of_any_size(layer):
+    """Images of any size; a layer that may pad them is between two 1x1 convolutions."""
+    return stack((None, None, 4), L.Conv2D(8, 1, activation="relu"), layer, L.Conv2D(5, 1))
+
+
+def in_a_backbone(layer):
+    inputs = keras.Input((13, 13, 4))
+    return keras.Model(inputs, of_any_size(layer)(inputs))
+
+
+@pytest.mark.parametrize("make", [of_any_size, in_a_backbone])
+@pytest.mark.parametrize(("size", "strides"), [(2, 2), (3, 3), (2, 16), (1, 1)])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("kind", ["depthwise", "grouped"])
+def test_whether_a_layer_pads_depends_on_the_size(kind, padding, size, strides, make):
+    layer = L.DepthwiseConv2D(size, strides, padding)
+    if kind == "grouped":
+        layer = L.Conv2D(8, size, strides, padding, groups=2)
+    model = with_dead_units(make(layer))
+    inner = model if make is of_any_size else model.layers[-1]
+    first = inner.layers[-3]
+    first.bias.assign(np.arange(1, 9))
+    kernel = first.kernel.numpy()
+    kernel[..., :3] = 0
+    first.kernel.assign(kernel)
+    sizes = (13,) if make is in_a_backbone else (6, 12, 13, 15, 17, 33)
+    small = rigl_tf.compact(model, inputs=numbers((1, sizes[0], sizes[0], 4)))
+    if kind == "depthwise" and (padding == "valid" or size == 1):
+        assert small.count_params() < model.count_params()
+    for each in sizes:
+        x = numbers((1, each, each, 4), seed=each)
+        np.testing.assert_allclose(small(x), model(x), rtol=1e-4, atol=1e-5)

@@ -1,6 +1,7 @@
 """Models as users write them: subclassed, with a train step of their own, of several parts."""
 
 import re
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -45,6 +46,46 @@ class Tower(keras.Model):
         for block in self.blocks:
             x = self.norm(block(x))
         return self.heads["a"](x)
+
+
+class Pair(NamedTuple):
+    one: layers.Layer
+    other: layers.Layer
+
+
+CONTAINERS = {
+    "named tuple": Pair,
+    "named tuple in a dictionary": lambda *pair: {"in": [Pair(*pair)]},
+    "set": lambda *pair: {*pair},
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+@pytest.mark.parametrize("is_built", [False, True])
+def test_layers_in_containers(name, is_built):
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.pair = CONTAINERS[name](layers.Dense(6, name="one"), layers.Dense(6, name="other"))
+
+        def call(self, x):
+            pair = self.pair["in"][0] if isinstance(self.pair, dict) else self.pair
+            return keras.ops.add(*(layer(x) for layer in pair))
+
+    model, x = Model(), numbers((8, 6))
+    if is_built:
+        model(x)
+    sparse = half(model)
+    sparse(x)
+    assert active(sparse) == [18, 18]
+    sparse.compile(rigl(), "mse")
+    sparse.fit(x, numbers((8, 6)), verbose=0)
+    assert active(sparse) == [18, 18]
+    want = sparse(x)
+    np.testing.assert_allclose(rigl_tf.strip(sparse)(x), want, rtol=1e-5, atol=1e-6)
+    rigl_tf.with_execution(sparse, "csr")
+    for each in (sparse, rigl_tf.strip(sparse)):
+        np.testing.assert_allclose(each(x), want, rtol=1e-5, atol=1e-6)
 
 
 # 8 x 8 three times, and 8 x 3; half of each.
