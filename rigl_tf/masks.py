@@ -373,6 +373,7 @@ class MaskedKernel(SparseKernel):
             )
 
     def __call__(self, kernel):
+        settle([self])  # an optimizer of Keras does not tell that training starts
         return masked(self._constrained(kernel), self.kernel_mask)
 
     # For use inside a graph, on one replica: `local` is its copy of the variable and of the mask.

@@ -66,8 +66,22 @@ def build_by_call(function, args, kwargs):
             return keras.KerasTensor(value.shape, dtype)
         return value
 
+    errors = []
+
+    def observed(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            errors.append(error)
+            raise
+
     args, kwargs = keras.tree.map_structure(symbolic, (args, kwargs))
-    _Traced(function).compute_output_spec(*args, **kwargs)
+    try:
+        _Traced(observed).compute_output_spec(*args, **kwargs)
+    except Exception:
+        if errors:
+            raise errors[-1] from None  # without what Keras says of `_Traced`
+        raise
 
 
 def symbolic_arguments(layer, shapes):

@@ -39,21 +39,25 @@ class FirstMask:
         """
         units = masks.kernel_of(self.kernel).units
         units.check_sparsity(sparsity)
+        kernel_mask = masks.mask_of(self.kernel)
+        is_drawn_now = is_initialized(kernel_mask)
+        if draw and not is_drawn_now:
+            draw(self._mask(sparsity, seed))  # for its errors: later, Keras would hide them
         units.start_with(sparsity)
         self._sparsity = sparsity
         self._seed = seed
         self._draw = draw
-        kernel_mask = masks.mask_of(self.kernel)
-        if (sparsity or draw) and is_initialized(kernel_mask):
+        if (sparsity or draw) and is_drawn_now:
             with tf.init_scope():
                 if not tf.reduce_all(tf.convert_to_tensor(kernel_mask)):
                     return  # `tf.train.Checkpoint` has restored it when it was created
-                mask = self._mask()
+                mask = self._mask(sparsity, seed)
+                values = self._values(mask)
                 _assign_now(kernel_mask, mask)
-                _assign_now(self.kernel, self._values(mask))
+                _assign_now(self.kernel, values)
 
     def __call__(self, shape, dtype=None):
-        mask = self._mask()
+        mask = self._mask(self._sparsity, self._seed)
         if (self._sparsity or self._draw) and is_initialized(self.kernel):
             self.kernel.assign(self._values(mask))
         return mask
@@ -61,11 +65,11 @@ class FirstMask:
     def _values(self, mask):
         return self._draw(mask) if self._draw else masks.masked(self.kernel, mask)
 
-    def _mask(self):
-        if not self._sparsity:
+    def _mask(self, sparsity, seed):
+        if not sparsity:
             return tf.ones(self.kernel.shape, tf.bool)
         units = masks.kernel_of(self.kernel).units
-        return units.random_mask(units.count(self._sparsity), self._seed)
+        return units.random_mask(units.count(sparsity), seed)
 
 
 def _assign_now(variable, value):
@@ -108,8 +112,8 @@ NO_KERNEL = (
 class FirstMasks:
     """Distributes the sparsity among the kernels, when the last of the wrapped layers is built.
 
-    If training starts earlier, the sparsity is distributed among the layers that are built. Layers
-    that are built later get the overall sparsity.
+    If the whole model was called before, or training starts, it is distributed among the layers
+    that are built. Layers that are built later get the overall sparsity.
 
     Args:
         distribution: See `rigl_tf.sparsify`.
@@ -137,7 +141,8 @@ class FirstMasks:
         self._undecided = []  # (`FirstMask`, its wrapper), until the sparsity is distributed
         self._num_decided = 0
         self._is_shared_out = False
-        self._num_holds = 0
+        self._holds = {}
+        self._error: Any = None
 
     def expect(self, num_layers):
         """Announces that `num_layers` more layers will be built."""
@@ -150,6 +155,7 @@ class FirstMasks:
             name: The name of the model.
         """
         if not self._num_layers:
+            self._choice.check_all_met()
             raise ValueError(
                 f"{NO_KERNEL}{self._choice.advice()}Received: model={name!r}, without such layers"
             )
@@ -172,30 +178,45 @@ class FirstMasks:
             self._undecided += [(each, wrapper) for each in first_masks]
             self._share_out_if_complete()
 
-    def hold(self):
-        """Delays the distribution until `release`, because more layers may follow."""
-        self._num_holds += 1
+    def hold(self, part):
+        """Delays the distribution until `release` of this object, because more layers may follow.
 
-    def release(self):
-        self._num_holds -= 1
+        Args:
+            part: The model, or any other object.
+        """
+        self._holds[id(part)] = part
+
+    def release(self, part):
+        """Ends what `hold` began, if this is not done yet."""
+        self._holds.pop(id(part), None)
 
     @contextlib.contextmanager
     def held(self):
         """Delays the distribution until the end of this context."""
-        self.hold()
+        context = object()
+        self.hold(context)
         try:
             yield
         finally:
-            self.release()
+            self.release(context)
         self._share_out_if_complete()
 
     def _share_out_if_complete(self):
         are_built = self._wrappers and len(self._wrappers) >= self._num_layers
-        if are_built and not self._num_holds:
+        if are_built and not self._holds:
+            self._share_out()
+
+    def share_out(self):
+        """Call after the whole model was called: the layers that it uses are built.
+
+        (Unless a part of it was not called. Then training will call it.)
+        """
+        if self._wrappers and not self._holds:
             self._share_out()
 
     def settle(self):
         """Distributes the sparsity among the kernels that exist now, if this is not done yet."""
+        self.check()
         if self._is_shared_out:
             return
         if self.execution != "masked":
@@ -206,14 +227,31 @@ class FirstMasks:
             )
         self._share_out()
 
+    def check(self):
+        """Raises the error with which the distribution ended, if it did.
+
+        Keras may hide it the first time, and call the layers all the same.
+        """
+        if self._error is not None:
+            raise self._error
+
     def _share_out(self):
+        self.check()
         if self._is_shared_out:
             return
-        self._is_shared_out = True
+        try:
+            self._decide_all()
+        except Exception as error:
+            self._error = error
+            raise
+        for wrapper in self._wrappers:
+            wrapper.use_execution(self.execution)
+        if self.on_shared_out is not None:
+            self.on_shared_out()
+
+    def _decide_all(self):
         self._choice.check_all_met()
-        # The list is not kept, because kernels may be replaced.
-        undecided, self._undecided = self._undecided, []
-        kernels = masks.by_path(each.kernel for each, _ in undecided)
+        kernels = masks.by_path(each.kernel for each, _ in self._undecided)
         if not kernels:
             raise ValueError(
                 f"{NO_KERNEL}{self._choice.advice()}"
@@ -225,20 +263,17 @@ class FirstMasks:
             shares = structures.allocate(self._distribution, units, self._sparsity)
         shares = shares.values()
         first, indices = {}, {}
-        for index, ((each, wrapper), share) in enumerate(zip(undecided, shares, strict=True)):
+        for index, ((each, wrapper), share) in enumerate(zip(self._undecided, shares, strict=True)):
             # A network and its clone (a target network, for example) get the same masks.
             twin = first.setdefault((each.kernel.path, tuple(each.kernel.shape)), index)
             indices.setdefault(id(wrapper), (wrapper, []))[1].append(twin)
             self._decide(each, wrapper, share, twin)
         for wrapper, of_kernels in indices.values():
             wrapper.keep_seed(self._seed, of_kernels)
-        self._num_decided = len(undecided)
+        self._is_shared_out = True
+        self._num_decided = len(self._undecided)
         self._keep(shares)
-        del undecided, kernels, each
-        for wrapper in self._wrappers:
-            wrapper.use_execution(self.execution)
-        if self.on_shared_out is not None:
-            self.on_shared_out()
+        self._undecided.clear()  # because kernels may be replaced
 
     def _decide(self, first_mask, wrapper, sparsity, index):
         seed = (self._seed, index)

@@ -288,6 +288,8 @@ class SparseWrapper(keras.layers.Wrapper):
 
     def _complete(self, args, kwargs):
         """Builds, before the first call, what only a call of the layer creates or builds."""
+        if self._first_masks is not None:
+            self._first_masks.check()
         if self._chosen is None:
             with tf.init_scope():
                 with self._layer_scope():

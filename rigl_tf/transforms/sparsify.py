@@ -386,12 +386,14 @@ def _wrap_later(part, model, choice, first_masks, wrapping):
             with first_masks.held():
                 build(*args, **kwargs)
                 _take_built(part)
+            if part is model:
+                first_masks.share_out()
 
         vars(build_all)["undo"] = functools.partial(vars(part).update, build=build)
         vars(part)["build"] = build_all
         return
     if part is not model:
-        first_masks.hold()  # until all layers of this part are known
+        first_masks.hold(part)  # until all layers of this part are known
 
     def wrap_new():
         new = {id(layer) for layer, _ in leaves(part) if not isinstance(layer, SparseWrapper)}
@@ -411,17 +413,19 @@ def _wrap_later(part, model, choice, first_masks, wrapping):
     @functools.wraps(part.call)
     def first_call(*args, **kwargs):
         del vars(part)["call"]
-        with tf.init_scope(), first_masks.held():
-            build_by_call(part.call, args, kwargs)
-            if part is not model:
-                first_masks.release()
-            wrap_new()
-        if part is model:
-            try:
+        try:
+            with tf.init_scope(), first_masks.held():
+                build_by_call(part.call, args, kwargs)
+                if part is not model:
+                    first_masks.release(part)
+                wrap_new()
+            if part is model:
                 first_masks.check_any(model.name)
-            except ValueError:
-                vars(part)["call"] = first_call  # Keras may only warn of the first error
-                raise
+                with tf.init_scope():
+                    first_masks.share_out()
+        except Exception:
+            vars(part)["call"] = first_call  # Keras may only warn of the first error
+            raise
         return part.call(*args, **kwargs)
 
     vars(first_build)["undo"] = functools.partial(vars(part).update, build=build)

@@ -215,6 +215,105 @@ def test_layers_made_late_get_masks(make, how):
     np.testing.assert_array_equal(plain(X), sparse(X))
 
 
+def nested():
+    return keras.Sequential([InInit(), unbuilt()])
+
+
+def by_tape(model):
+    @tf.function
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(x) - y) ** 2)
+        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+
+    optimizer = keras.optimizers.SGD()
+    step(X, Y)
+
+
+def fit_with_keras(model):
+    model.compile("adam", "mse")
+    model.fit(X, Y, verbose=0)
+
+
+def raises(*_):
+    raise ValueError("an error of the user's function")
+
+
+WRONG = {
+    "dense_layers": ({"sparsity": 0.5, "dense_layers": "typo"}, "Received: .*typo"),
+    "sparsity": ({"sparsity": {"typo": 0.5}}, "Received: .*typo"),
+    "distribution": ({"sparsity": 0.5, "distribution": lambda *_: {"c": 0.1}}, r"Received: \['c'"),
+    "structure": (
+        {"sparsity": 0.5, "structure": rigl_tf.structures.Block((5, 1))},
+        "`structure` must fit each sparse kernel",
+    ),
+    "initializer": ({"sparsity": 0.5, "initializer": raises}, "an error of the user's"),
+}
+
+
+@pytest.mark.parametrize("how", [lambda model: model(X), fit, fit_with_keras, by_tape])
+@pytest.mark.parametrize("make", [InInit, InBuild, InCall, unbuilt, nested])
+@pytest.mark.filterwarnings("ignore:Layer .* looks like it has unbuilt state")
+@pytest.mark.filterwarnings("ignore:`build")
+def test_wrong_arguments_of_a_model_that_is_not_built(make, how):
+    """Keras hides the first error of a call with which it tries to build a model."""
+    for arguments, message in WRONG.values():
+        sparse = rigl_tf.sparsify(make(), **arguments)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=message):
+                how(sparse)
+
+
+class WithUnused(InInit):
+    def __init__(self):
+        super().__init__()
+        self.never_used = layers.Dense(5, name="c")
+
+
+class OwnSteps(keras.Model):
+    """It has no `call`."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = [WithUnused(), WithUnused()]
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = sum(tf.reduce_mean((part(x) - y) ** 2) for part in self.parts)
+        weights = self.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, weights), weights)
+        return {"loss": loss}
+
+
+def fit_eagerly(model):
+    model.compile("adam", "mse", run_eagerly=True)
+    model.fit(X, Y, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "execution"),
+    [
+        *[(WithUnused, execution) for execution in ("masked", "csr")],
+        *[(lambda: keras.Sequential([WithUnused()]), execution) for execution in ("masked", "csr")],
+        (OwnSteps, "masked"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Layer .* looks like it has unbuilt state")
+@pytest.mark.filterwarnings("ignore:`build")
+def test_a_layer_that_is_never_built_keeps_no_other_layer_dense(make, execution):
+    """An optimizer of Keras does not tell that training starts."""
+    calls = [fit_with_keras, fit_eagerly]
+    if make is not OwnSteps:
+        calls += [HOW["call"], HOW["predict"], by_tape]
+    for how in calls:
+        sparse = half(make(), execution=execution)
+        how(sparse)
+        assert active(sparse) == HALF * (2 if make is OwnSteps else 1)
+        assert set(executions_of(sparse)) == {execution}
+        check_invariant(sparse)
+
+
 class PartlyBuilt(keras.Model):
     """Its part knows its inputs, so it is built at once, and the head in the first call."""
 
