@@ -131,8 +131,10 @@ class SparseTraining(WrappingOptimizer):
                 f"{type(self).__name__} needs a sparse model with a sparse kernel that is not "
                 "frozen: make one with `rigl_tf.sparsify(model, sparsity=...)` and compile it. If "
                 "its layers are not built, and a step calls methods of theirs, call it once "
-                "before. Or, if all sparse layers are frozen on purpose, compile the model with "
-                "the inner optimizer alone. Received: variables="
+                "before. If it is loaded from a `.keras` file without its sparse layers, as of a "
+                "subclassed model, load it with `compile=False`, then use `sparsify` and "
+                "`load_weights` with this file. Or, if all sparse layers are frozen on purpose, "
+                "compile the model with the inner optimizer alone. Received: variables="
                 f"{[getattr(variable, 'path', variable.name) for variable in variables]}"
             )
         self.check_csr([kernel.path for kernel in sparse if kernel.execution == "csr"])

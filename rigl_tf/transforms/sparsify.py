@@ -57,8 +57,10 @@ def sparsify(
     The result is a new model with the same layers; nested models are treated in the same way. Two
     kinds of models are changed in place instead, and returned: *subclassed* models, and Sequential
     models that do not know their input shape yet. In a subclassed model, layers in attributes,
-    lists and dictionaries are wrapped. Layers that are not built yet get their masks when they are
-    built. So do layers that a subclassed model creates in `build` or in its first call.
+    lists, tuples, sets and dictionaries are wrapped. Layers that are not built yet get their masks
+    when they are built. So do layers that a subclassed model creates in `build` or in its first
+    call. If a layer is still not built after the first call of the whole model, the sparsity is
+    shared among the others, and this layer gets the overall sparsity later.
 
     Args:
         model: A `keras.Model`.

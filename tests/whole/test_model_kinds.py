@@ -253,6 +253,19 @@ def test_only_a_config_without_the_sparse_layers_is_told_of(tmp_path):
     assert_same_model(keras.models.load_model(tmp_path / "it.keras"), complete, tolerance=0)
 
 
+@pytest.mark.filterwarnings("ignore:The config of a 'ByUnits'")
+def test_a_file_without_the_sparse_layers_of_a_model_that_was_trained(tmp_path):
+    model = half(ByUnits())
+    model.compile(rigl(), "mse")
+    model.fit(numbers((8, 8)), numbers((8, 3)), batch_size=2, verbose=0)
+    model.save(tmp_path / "it.keras")
+    with pytest.raises(ValueError, match=r"a `\.keras` file without its sparse .* `compile=False`"):
+        keras.models.load_model(tmp_path / "it.keras")
+    again = half(keras.models.load_model(tmp_path / "it.keras", compile=False))
+    again.load_weights(tmp_path / "it.keras")
+    assert_same_model(again, model, tolerance=0)
+
+
 class Regularised(keras.Model):
     """As most people write them: no `**kwargs`, no config."""
 
