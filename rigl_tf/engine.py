@@ -4,6 +4,7 @@ This is not needed: they are built when the first CSR kernel needs them. It is u
 of a machine, and to see why a machine does not use them. The exit status is 0 if they can be used.
 """
 
+import argparse
 import os
 import sys
 import time
@@ -63,4 +64,5 @@ def _error(operations):
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m rigl_tf.engine", description=__doc__).parse_args()
     sys.exit(main())

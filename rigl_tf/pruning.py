@@ -31,7 +31,8 @@ def magnitude_masks(
         model: A built sparse `keras.Model`. To prune a dense model, make it sparse with
             `sparsify(model, 0.0)` first. Inactive connections stay inactive, as long as there are
             enough active ones.
-        sparsity: Share of zeros over all sparse kernels, in `[0, 1)`.
+        sparsity: Share of zeros over all sparse kernels, in `[0, 1)`. (With `"uniform"` it is the
+            share in each kernel but the first, which stays dense.)
         distribution: How the kernels share the sparsity, see `rigl_tf.sparsify`. Then each kernel
             keeps at least one connection. With `None` the connections of all kernels are ranked
             together, with a warning if a kernel loses all of its connections.
@@ -64,7 +65,8 @@ def random_masks(
 
     Args:
         model: A built sparse `keras.Model`, see `magnitude_masks`.
-        sparsity: Share of zeros over all sparse kernels, in `[0, 1)`.
+        sparsity: Share of zeros over all sparse kernels, in `[0, 1)`. (With `"uniform"` it is the
+            share in each kernel but the first, which stays dense.)
         distribution: How the kernels share the sparsity, see `magnitude_masks`.
         seed: Integer. The masks depend on it, on the index of each kernel and on its shape.
 
@@ -110,7 +112,8 @@ def snip_masks(
         model: A built sparse `keras.Model`, see `magnitude_masks`.
         data: A pair `(inputs, targets)` or a triple `(inputs, targets, sample_weight)`; or an
             iterable of such batches, which is read once.
-        sparsity: Share of zeros over all sparse kernels, in `[0, 1)`.
+        sparsity: Share of zeros over all sparse kernels, in `[0, 1)`. (With `"uniform"` it is the
+            share in each kernel but the first, which stays dense.)
         loss: A Keras loss, its name, or a function of targets and outputs. It is averaged over the
             examples, each with its weight if there are weights, as in `model.fit`. It gets targets
             and outputs in float32, as there. For a model with several outputs it must be a function
@@ -161,7 +164,8 @@ def grasp_masks(
         model: A built sparse `keras.Model`, see `magnitude_masks`.
         data: As in `snip_masks`. It is read twice, so it is kept in memory; its number of batches
             must be known.
-        sparsity: Share of zeros over all sparse kernels, in `[0, 1)`.
+        sparsity: Share of zeros over all sparse kernels, in `[0, 1)`. (With `"uniform"` it is the
+            share in each kernel but the first, which stays dense.)
         loss: As in `snip_masks`.
         distribution: How the kernels share the sparsity, see `magnitude_masks`.
         temperature: Number > 0. The outputs of the model, its logits, are divided by it, as in the

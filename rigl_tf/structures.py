@@ -7,6 +7,7 @@ of them are the best by given scores. Without a structure, each weight is a unit
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 # A product that is less than this below a whole number was rounded down.
 _ROUNDING = 1e-9
+
+# A dense first layer of a large model lowers the sparsity by about this much.
+_TOLERANCE = 0.005
 
 
 # Kernels.
@@ -633,7 +637,8 @@ class ConstantFanIn(Structure):
     when it has enough of them.
 
     A kernel never has more active connections than its sparsity allows, and at most one less for
-    each output that is not ablated.
+    each output that is not ablated. But if this were less than one connection for each output, each
+    output has one.
 
     Reference:
 
@@ -727,6 +732,42 @@ def allocate(
     shares = distributions.allocate(distribution, shapes, sparsity) if shapes else {}
     shares = {path: fixed[path] if path in fixed else shares[path] for path in units}
     return shares | _of_whole_units(units, shares)
+
+
+def warn_if_missed(
+    caller: str,
+    units: Mapping[str, Units],
+    zeros: Mapping[str, int],
+    sparsity: float,
+    distribution: Distribution,
+    sparser: Sequence[str] = (),
+) -> None:
+    """Warns if the numbers of zeros by a distribution are not those of the overall sparsity.
+
+    Args:
+        caller: String, the name of the function or class that was given the sparsity.
+        units: `{path: Units}`.
+        zeros: `{path: number of zeros}`.
+        sparsity: The share of zeros that was asked for.
+        distribution: The distribution that was given.
+        sparser: The paths of kernels that have more zeros already than the distribution gives.
+    """
+    size = sum(each.size for each in units.values())
+    reached = sum(zeros.values()) / size
+    # Each kernel may miss a whole weight, or a whole unit.
+    step = sum(each.step for each in units.values())
+    if abs(reached - sparsity) <= _TOLERANCE + step / size:
+        return
+    dense = [path for path, num in zeros.items() if not num]
+    reasons = [f"its distribution leaves {dense} dense"] if dense else []
+    reasons += [f"{list(sparser)} are sparser already"] if sparser else []
+    reasons = reasons or ["this is the result of its distribution"]
+    warnings.warn(
+        f"{caller} reaches a sparsity of {reached:.3f} instead of {sparsity}, because "
+        f'{" and ".join(reasons)}; `distribution="erk"` reaches the target for a dense model. '
+        f"Received: distribution={distribution!r}",
+        stacklevel=3,
+    )
 
 
 def _of_whole_units(units, shares):

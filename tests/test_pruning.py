@@ -347,6 +347,7 @@ def test_batch_statistics_and_dropout_are_left_alone():
 def test_grasp_with_batch_normalisation():
     """`H g` is the change of the gradient along `g`, of statistics that change with the weights."""
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")  # it does not follow the other one
     model = [keras.Input((6,))]
     for _ in range(2):
         model += [layers.Dense(12), layers.BatchNormalization(), layers.Activation("softplus")]

@@ -29,6 +29,7 @@ def disagreement(logits_a: np.ndarray, logits_b: np.ndarray) -> float:
 
     Raises:
         ValueError: If the shapes differ or are not those of logits, or logits are NaN or infinite.
+            (For some classes they may be `-inf`.)
 
     Example:
 
@@ -60,7 +61,8 @@ def ensemble_accuracy(
 
     Raises:
         ValueError: If there is no network, shapes differ or are not those of logits and labels,
-            logits are NaN or infinite, or labels are not numbers of classes.
+            logits are NaN or infinite, or labels are not numbers of classes. (For some classes
+            logits may be `-inf`.)
 
     Example:
 
@@ -97,7 +99,10 @@ def _check_logits(logits):
             f"more, of one network at least. Received: shapes={shapes}"
         )
     arrays = [np.asarray(each) for each in logits]
-    is_broken = [bool((np.isnan(each) | np.isposinf(each)).any()) for each in arrays]
+    is_broken = [
+        bool((np.isnan(each) | np.isposinf(each)).any() or np.isneginf(each).all(axis=1).any())
+        for each in arrays
+    ]
     if any(is_broken):
         raise ValueError(
             "Logits must not be infinite or NaN. Received: infinite or NaN logits of the networks "

@@ -4,6 +4,8 @@ import collections
 import math
 from collections.abc import Callable, Mapping
 
+import keras
+
 from rigl_tf._types import Distribution, Shapes
 from rigl_tf.checks import (
     LARGEST_SPARSITY,
@@ -41,6 +43,7 @@ def num_zeros(size: int, sparsity: float) -> int:
     return math.floor(check_sparsity(sparsity) * int(size))
 
 
+@keras.saving.register_keras_serializable(package="rigl_tf")
 def uniform(
     shapes: Shapes,
     sparsity: float,
@@ -83,6 +86,7 @@ def uniform(
     return result | _checked_custom(custom, shapes)
 
 
+@keras.saving.register_keras_serializable(package="rigl_tf")
 def erdos_renyi(
     shapes: Shapes, sparsity: float, *, custom: Mapping[str, float] | None = None
 ) -> dict[str, float]:
@@ -120,6 +124,7 @@ def erdos_renyi(
     return _share_out(shapes, sparsity, ratios, _checked_custom(custom, shapes))
 
 
+@keras.saving.register_keras_serializable(package="rigl_tf")
 def erk(
     shapes: Shapes,
     sparsity: float,
@@ -163,6 +168,7 @@ def erk(
     return _share_out(shapes, sparsity, ratios, _checked_custom(custom, shapes))
 
 
+@keras.saving.register_keras_serializable(package="rigl_tf")
 def str_resnet50(shapes: Shapes, sparsity: float) -> dict[str, float]:
     """Gives the kernels of ResNet-50 the sparsities that STR learned on ImageNet.
 

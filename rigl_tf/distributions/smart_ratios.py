@@ -3,6 +3,8 @@
 import math
 from fractions import Fraction
 
+import keras
+
 from rigl_tf._types import Shapes
 from rigl_tf.checks import (
     check_booleans,
@@ -22,6 +24,7 @@ _DECAYS = {
 }
 
 
+@keras.saving.register_keras_serializable(package="rigl_tf")
 def smart_ratio(
     shapes: Shapes,
     sparsity: float,

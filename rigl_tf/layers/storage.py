@@ -99,7 +99,8 @@ def _drawback(layer, kernel):
     """Why a kernel would not be faster as CSR, or an empty string."""
     if tf.config.list_physical_devices("GPU"):
         return "CSR is for machines without a GPU"
-    if kernel.num_active > (1 - _LEAST_SPARSITY) * kernel.size + 1:  # it may be rounded up
+    # The distribution may have rounded up, and given it one connection more.
+    if kernel.num_active > (1 - _LEAST_SPARSITY) * kernel.size + 2:
         return "not sparse enough to be faster as CSR"
     limits = _OF_CONVOLUTIONS if products.is_convolution(layer) else _OF_PRODUCTS
     inputs, outputs = products.channels(layer, kernel.shape)

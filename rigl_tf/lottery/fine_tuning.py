@@ -78,7 +78,9 @@ def prune_and_fine_tune(
         sparsity: Share of zeros, in `(0, 1)`, see `rigl_tf.sparsify`.
         pruning: String: `"iterative"`, `"one_shot"` or `"admm"`.
         distribution: See `rigl_tf.sparsify`. In the paper, as with `"uniform"`, all layers except
-            the first have the same sparsity.
+            the first have the same sparsity. If the first kernel is a large part of the model, as
+            in an MLP, its sparsity is then far below `sparsity`, and there is a warning: `"erk"`
+            reaches it.
         prune_fraction: Number in `(0, 1)`, for `"iterative"`.
         num_updates: Integer >= 1, the number of updates of the penalty, for `"admm"`.
         rho: Number > 0, the strength of the penalty, for `"admm"`, see `ADMM`.
@@ -111,6 +113,7 @@ def prune_and_fine_tune(
         check_sparsity_is_free(model, '`pruning="iterative"`')
     # The sparsity of each kernel, in the order of the prunings.
     shares = [_shares(model, distribution, level) for level in (*levels, sparsity)]
+    _tell_missed("`prune_and_fine_tune`", model, shares[-1], sparsity, distribution)
     settings = {
         "pruning": pruning,
         "sparsity": float(sparsity),
@@ -136,14 +139,14 @@ def prune_and_fine_tune(
         metrics[name] = record["metrics"]
 
     def prune(number):
-        masks.set_masks(model, magnitude_masks(model, sparsity, _given(shares[number])))
+        masks.set_masks(model, magnitude_masks(model, sparsity, _Given(shares[number])))
 
     run("dense")
     for number in range(len(levels)):
         prune(number)
         run(f"iterative_{number + 1}")
     if pruning == "admm":
-        with ADMM(model, sparsity, _given(shares[-1]), rho) as admm:
+        with ADMM(model, sparsity, _Given(shares[-1]), rho) as admm:
             for number in range(num_updates):
                 run(f"admm_{number + 1}")
                 admm.update()
@@ -171,7 +174,8 @@ class ADMM:
         model: A built sparse `keras.Model`. Its masks are not changed.
         sparsity: Share of zeros of `Z`, in `[0, 1)`.
         distribution: How the kernels share the sparsity, see `rigl_tf.sparsify`. Kernels with the
-            sparsity 0 have no penalty.
+            sparsity 0 have no penalty: with `"uniform"` the first one. There is a warning if the
+            total is not `sparsity`.
         rho: Number > 0, the strength of the penalty.
 
     Raises:
@@ -201,6 +205,8 @@ class ADMM:
         masks.check_masked(model, "`ADMM`")
         check_numbers("(0, inf)", rho=rho)
         shares = _shares(model, distribution, sparsity)
+        if not isinstance(distribution, _Given):
+            _tell_missed("`ADMM`", model, shares, sparsity, distribution)
         self._model = model
         self._splits = [
             _Split(kernel, shares[path], rho) for path, kernel in kernels.items() if shares[path]
@@ -278,9 +284,24 @@ def _shares(model, distribution, sparsity):
     return structures.allocate(distribution, units, sparsity)
 
 
-def _given(shares):
+@dataclasses.dataclass(frozen=True)
+class _Given:
     """The distribution that gives these shares."""
-    return lambda shapes, sparsity: {path: shares[path] for path in shapes}
+
+    shares: dict[str, float]
+
+    def __call__(self, shapes, sparsity):
+        return {path: self.shares[path] for path in shapes}
+
+
+def _tell_missed(caller, model, shares, sparsity, distribution):
+    """Warns if the shares of the kernels are not the sparsity that was asked for."""
+    units = {path: kernel.units for path, kernel in masks.kernels_of(model).items()}
+    zeros = {
+        path: each.size - int(each.count(shares[path])) * each.unit_size
+        for path, each in units.items()
+    }
+    structures.warn_if_missed(caller, units, zeros, sparsity, distribution)
 
 
 def _levels(sparsity, prune_fraction):

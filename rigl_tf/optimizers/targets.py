@@ -1,7 +1,6 @@
 """Decides the sparsity of each kernel, for optimizers that make dense kernels sparse."""
 
 import dataclasses
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +10,6 @@ from rigl_tf.optimizers.wrapping import serialized
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-_TOLERANCE = 0.005  # a dense first layer of a large model lowers the sparsity by about this much
 
 
 class TargetSparsity(SparseTraining):
@@ -64,22 +61,14 @@ class TargetSparsity(SparseTraining):
             pairs = zip(zeros.items(), now, strict=True)
             sparser = {path: num for (path, wanted), num in pairs if num > wanted}
             zeros |= sparser
-        size = sum(each.size for each in units.values())
-        reached = sum(zeros.values()) / size
-        # Each kernel may miss a whole weight, or a whole unit.
-        step = sum(each.step for each in units.values())
-        if abs(reached - self._final_sparsity) > _TOLERANCE + step / size:
-            dense = [path for path, num in zeros.items() if not num]
-            reasons = [f"its distribution leaves {dense} dense"] if dense else []
-            reasons += [f"{list(sparser)} are sparser already"] if sparser else []
-            reasons = reasons or ["this is the result of its distribution"]
-            warnings.warn(
-                f"{type(self).__name__} reaches a sparsity of {reached:.3f} instead of "
-                f"{self._final_sparsity}, because {' and '.join(reasons)}; "
-                '`distribution="erk"` reaches the target for a dense model. '
-                f"Received: distribution={self.distribution!r}",
-                stacklevel=2,
-            )
+        structures.warn_if_missed(
+            type(self).__name__,
+            units,
+            zeros,
+            self._final_sparsity,
+            self.distribution,
+            list(sparser),
+        )
         return list(shares.values())
 
     def _remembers(self):

@@ -18,12 +18,35 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+@keras.saving.register_keras_serializable(package="rigl_tf")
+class Partial(functools.partial):
+    """A `functools.partial` that Keras can save, if it can save what is in it."""
+
+    def __eq__(self, other):
+        return isinstance(other, functools.partial) and (
+            (self.func, self.args, self.keywords) == (other.func, other.args, other.keywords)
+        )
+
+    __hash__ = functools.partial.__hash__
+
+    def get_config(self) -> dict[str, Any]:
+        parts = {"func": self.func, "args": list(self.args), "keywords": dict(self.keywords)}
+        return keras.saving.serialize_keras_object(parts)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Partial":
+        parts = keras.saving.deserialize_keras_object(config)
+        return cls(parts["func"], *parts["args"], **parts["keywords"])
+
+
 def serialized(name, value):
     """The config of an argument that may be a function, `None` or a number.
 
     Raises:
-        ValueError: If Keras cannot save it in a file, such as a `functools.partial`.
+        ValueError: If Keras cannot save it in a file, such as a `lambda` in a `functools.partial`.
     """
+    if type(value) is functools.partial:
+        value = Partial(value.func, *value.args, **value.keywords)
     try:
         return keras.saving.serialize_keras_object(value)
     except TypeError as error:

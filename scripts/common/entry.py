@@ -1,5 +1,7 @@
 """The start of a script whose arguments are all flags."""
 
+import sys
+
 from absl import app
 
 
@@ -14,4 +16,7 @@ def run(main):
             raise app.UsageError(f"An argument must be like --name=value. Received: {argv[1]}")
         return main(argv)
 
+    # absl formats it with `%`, and would take the `% s` of "75 % sparse" for a place.
+    module = sys.modules["__main__"]
+    module.__doc__ = (module.__doc__ or "").replace("%", "%%")
     app.run(checked)

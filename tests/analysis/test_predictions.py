@@ -216,6 +216,7 @@ def repel_nan():
             r"infinite or NaN logits .* \[0\]",
         ),
         (lambda: analysis.ensemble_accuracy([LOGITS + np.inf], [0] * 4), "infinite or NaN logits"),
+        (lambda: analysis.ensemble_accuracy([LOGITS - np.inf], [0] * 4), "infinite or NaN logits"),
         (lambda: analysis.solution_distance(two_kernels(), None, []), "0 arrays"),
         (lambda: analysis.solution_distance(dense_model(), [], []), "model='sequential', without"),
         (lambda: analysis.solution_distance(two_kernels(), [], []), "0 arrays"),

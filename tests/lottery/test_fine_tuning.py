@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import mlp
+from helpers import messages, mlp
 
 import rigl_tf
 from rigl_tf import lottery, structures
@@ -128,6 +128,7 @@ def test_a_last_training_that_diverged_is_told_and_not_kept(tmp_path):
     assert list(again.seen) == ["fine_tune"]
 
 
+@pytest.mark.filterwarnings("ignore:`prune_and_fine_tune` reaches a sparsity of")
 def test_layers_are_pruned_alike_and_the_first_is_not():
     model = keras.Sequential([keras.Input((8,)), *[layers.Dense(n) for n in (6, 10, 5)]])
     model = rigl_tf.sparsify(model, 0.0)
@@ -206,6 +207,22 @@ def test_a_model_that_has_the_units_to_be_left_is_not_too_sparse():
     assert [mask.sum(axis=0).tolist() for mask in got.masks.values()] == [[6, 6, 6, 6]]
 
 
+@pytest.mark.parametrize("pruning", ["one_shot", "iterative", "admm"])
+def test_a_sparsity_that_the_distribution_misses_is_told_of(pruning):
+    def told(**arguments):
+        model = rigl_tf.sparsify(mlp(40, 20, 4), 0.0)
+        prune = lottery.prune_and_fine_tune
+        return messages(prune, model, lambda model, run: None, 0.5, pruning, **arguments)
+
+    (message,) = told()
+    assert message.startswith(
+        "`prune_and_fine_tune` reaches a sparsity of 0.045 instead of 0.5, because its distribution "
+    )
+    assert not told(distribution="erk")
+    (message,) = messages(ADMM, rigl_tf.sparsify(mlp(40, 20, 4), 0.0), 0.5)
+    assert message.startswith("`ADMM` reaches a sparsity of 0.045 instead of 0.5")
+
+
 def test_admm_counts_in_evaluation_as_long_as_it_is_open():
     model = linear(3, 1)
     model.compile(keras.optimizers.SGD(1.0), nothing)
@@ -223,6 +240,7 @@ def test_gap_without_a_penalty():
     assert ADMM(linear(3, 1), 0.5).gap() == pytest.approx(10**-0.5)
 
 
+@pytest.mark.filterwarnings("ignore:`ADMM` reaches a sparsity of")
 def test_admm_keeps_a_regularizer_and_leaves_dense_kernels_alone():
     model = linear(3, 1, kernel_regularizer=keras.regularizers.L2(0.5))
     regularizer = kernel_of(model).regularizer

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import warnings
 
 import keras
@@ -262,13 +263,41 @@ def test_norms_that_a_constraint_keeps():
     np.testing.assert_allclose(norms[mask.any(axis=0)], 1, rtol=1e-5)
 
 
+class OwnDistribution:
+    def __call__(self, shapes, sparsity):
+        return dict.fromkeys(shapes, sparsity)
+
+
 @pytest.mark.parametrize("algorithm", ["GradualPruning", "DNW"])
 def test_a_distribution_that_cannot_be_saved(algorithm):
     arguments = BY_HAND if algorithm == "GradualPruning" else {"sparsity": 0.5}
-    partial = functools.partial(rigl_tf.distributions.erk, power=0.5)
-    optimizer = getattr(rigl_tf, algorithm)("sgd", **{**arguments, "distribution": partial})
+    own = functools.partial(OwnDistribution())
+    optimizer = getattr(rigl_tf, algorithm)("sgd", **{**arguments, "distribution": own})
     with pytest.raises(ValueError, match=r"`distribution` must be .*register_keras_serializable"):
         optimizer.get_config()
+
+
+@pytest.mark.parametrize("algorithm", ["GradualPruning", "DNW"])
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        rigl_tf.distributions.erk,
+        functools.partial(rigl_tf.distributions.uniform, dense_first=False),
+        functools.partial(rigl_tf.distributions.erk, custom={"0": 0.25}, power=0.5),
+    ],
+)
+def test_distributions_of_this_library_are_saved(algorithm, distribution):
+    arguments = {"end_step": 200} if algorithm == "GradualPruning" else {}
+    make = getattr(rigl_tf, algorithm)
+    optimizer = make("sgd", sparsity=0.5, distribution=distribution, **arguments)
+    config = json.loads(json.dumps(keras.saving.serialize_keras_object(optimizer)))
+    loaded = keras.saving.deserialize_keras_object(config)
+    shapes = {"0": (20, 10), "1": (10, 10)}
+    assert loaded.distribution(shapes, 0.5) == distribution(shapes, 0.5)
+    if isinstance(distribution, functools.partial):
+        again = keras.saving.deserialize_keras_object(config).distribution
+        assert again == loaded.distribution == distribution
+        assert again != functools.partial(distribution.func)
 
 
 # The number that was asked for.

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import sys
+import types
 
 import keras
 import numpy as np
@@ -604,3 +605,11 @@ def test_the_first_epoch_is_not_timed(monkeypatch):
     for epoch in range(4):
         times.on_epoch_end(epoch)
     assert times.milliseconds(10) == 100
+
+
+def test_help_shows_percent_signs(monkeypatch):
+    main = types.SimpleNamespace(__doc__="A network at 75 % sparsity, 90 %.")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(app, "run", lambda function: None)
+    entry.run(lambda argv: 0)
+    assert main.__doc__ % () == "A network at 75 % sparsity, 90 %."
