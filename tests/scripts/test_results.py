@@ -43,7 +43,6 @@ _OF_OLDER_CODE = {
     "lottery_connectivity",
     "lottery_correlation",
     "lottery_gradient_flow",
-    "lottery_greedy",
     "lottery_sanity",
     "lottery_tickets",
 }
