@@ -294,8 +294,9 @@ def fit_eagerly(model):
 @pytest.mark.parametrize(
     ("make", "execution"),
     [
-        *[(WithUnused, execution) for execution in ("masked", "csr")],
-        *[(lambda: keras.Sequential([WithUnused()]), execution) for execution in ("masked", "csr")],
+        (WithUnused, "masked"),
+        (WithUnused, "csr"),
+        (lambda: keras.Sequential([WithUnused()]), "masked"),
         (OwnSteps, "masked"),
     ],
 )
@@ -303,9 +304,11 @@ def fit_eagerly(model):
 @pytest.mark.filterwarnings("ignore:`build")
 def test_a_layer_that_is_never_built_keeps_no_other_layer_dense(make, execution):
     """An optimizer of Keras does not tell that training starts."""
-    calls = [fit_with_keras, fit_eagerly]
+    calls = [fit_with_keras]
+    if execution == "masked":
+        calls += [fit_eagerly]
     if make is not OwnSteps:
-        calls += [HOW["call"], HOW["predict"], by_tape]
+        calls += [HOW["call"], by_tape]
     for how in calls:
         sparse = half(make(), execution=execution)
         how(sparse)
