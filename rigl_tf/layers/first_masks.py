@@ -209,10 +209,16 @@ class FirstMasks:
     def share_out(self):
         """Call after the whole model was called: the layers that it uses are built.
 
-        (Unless a part of it was not called. Then training will call it.)
+        (Unless a part of it was not called, or a name in `choice` fits no layer so far, as one that
+        is used only in training. Then training will build it, or else there is an error.)
         """
-        if self._wrappers and not self._holds:
-            self._share_out()
+        if not self._wrappers or self._holds:
+            return
+        try:
+            self._choice.check_all_met()
+        except ValueError:
+            return
+        self._share_out()
 
     def settle(self):
         """Distributes the sparsity among the kernels that exist now, if this is not done yet."""

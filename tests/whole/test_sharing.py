@@ -1,5 +1,7 @@
 """Dense, sparse and stripped models are made of the same layers, and share their weights."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -315,6 +317,30 @@ def test_a_layer_that_is_never_built_keeps_no_other_layer_dense(make, execution)
         assert active(sparse) == HALF * (2 if make is OwnSteps else 1)
         assert set(executions_of(sparse)) == {execution}
         check_invariant(sparse)
+
+
+class WithHelper(InInit):
+    def __init__(self):
+        super().__init__()
+        self.helper = layers.Dense(4, name="c")
+
+    def call(self, inputs, training=False):
+        x = self.a(inputs)
+        return self.b(x) + self.helper(x) if training else self.b(x)
+
+
+@pytest.mark.built_in_fit
+@pytest.mark.parametrize("fit", [fit_with_keras, fit_eagerly])
+@pytest.mark.parametrize(("name", "error"), [("c", None), ("typo", "Received: .*typo")])
+@pytest.mark.filterwarnings("ignore:Layer .* looks like it has unbuilt state")
+@pytest.mark.filterwarnings("ignore:`build")
+def test_a_name_of_a_layer_that_is_built_in_training(fit, name, error):
+    sparse = rigl_tf.sparsify(WithHelper(), {"a": 0.5, "b": 0.75, name: 0.25})
+    sparse(X)  # without the helper
+    with contextlib.nullcontext() if error is None else pytest.raises(ValueError, match=error):
+        fit(sparse)
+    if error is None:
+        assert active(sparse) == [24, 6, 18]
 
 
 class PartlyBuilt(keras.Model):
