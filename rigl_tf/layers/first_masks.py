@@ -212,7 +212,7 @@ class FirstMasks:
         (Unless a part of it was not called, or a name in `choice` fits no layer so far, as one that
         is used only in training. Then training will build it, or else there is an error.)
         """
-        if not self._wrappers or self._holds:
+        if not self._undecided or self._holds:
             return
         try:
             self._choice.check_all_met()
