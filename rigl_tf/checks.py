@@ -37,6 +37,21 @@ def check_integers(least: int | None = None, **values: Any) -> None:
             raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}")
 
 
+def check_seed(seed: Any) -> None:
+    """Raises a `ValueError` if a seed is not an integer of 64 bits.
+
+    Example:
+
+    >>> check_seed(2**70)
+    Traceback (most recent call last):
+        ...
+    ValueError: `seed` must be in [-2**63, 2**63). Received: seed=1180591620717411303424
+    """
+    check_integers(seed=seed)
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"`seed` must be in [-2**63, 2**63). Received: seed={seed}")
+
+
 def check_numbers(interval: str, **values: Any) -> None:
     """Raises a `ValueError` that names the first value that is not a number in an interval.
 

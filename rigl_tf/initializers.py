@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from rigl_tf import masks, selection
-from rigl_tf.checks import check_choice, check_integers, check_numbers
+from rigl_tf.checks import check_choice, check_numbers, check_seed
 from rigl_tf.walk import layers_by_weight
 
 _MODES = ("fan_in", "fan_out", "fan_avg")
@@ -193,7 +193,7 @@ def initialize(model: keras.layers.Layer, initializer: Callable[..., Any], seed:
     8
     """
     check(initializer)
-    check_integers(seed=seed)
+    check_seed(seed)
     by = "`rigl_tf.sparsify`, which takes `initializer=...` for a model that is built later"
     kernels = masks.check_sparse(model, "`initialize`", by)
     around = layers_by_weight(model)

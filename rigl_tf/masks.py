@@ -747,8 +747,11 @@ def as_booleans(masks: Mapping[str, Any]) -> Masks:
     masks = {path: np.asarray(mask) for path, mask in masks.items()}
     for path, mask in masks.items():
         if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
+            values = (
+                f", values from {mask.min()} to {mask.max()}" if mask.dtype.kind in "iuf" else ""
+            )
             raise ValueError(
                 f"The mask of {path!r} must hold booleans, or numbers that are 0 or 1. "
-                f"Received: dtype={mask.dtype}, values from {mask.min()} to {mask.max()}"
+                f"Received: dtype={mask.dtype}{values}"
             )
     return {path: mask.astype(bool) for path, mask in masks.items()}

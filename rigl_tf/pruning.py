@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection, structures
 from rigl_tf._types import Data, Distribution, Loss, Masks
-from rigl_tf.checks import check_integers, check_numbers
+from rigl_tf.checks import check_numbers, check_seed
 from rigl_tf.objective import batches, mean_loss, mean_over, read_batches, untouched_state
 from rigl_tf.second_derivatives import exact_moments, times_hessian
 
@@ -83,7 +83,7 @@ def random_masks(
     >>> [int(mask.sum()) for mask in random_masks(model, sparsity=0.75, seed=3).values()]
     [8]
     """
-    check_integers(seed=seed)
+    check_seed(seed)
     scores = {
         path: tf.random.stateless_uniform(kernel.shape, (seed, index), dtype=tf.float64)
         for index, (path, kernel) in enumerate(_kernels(model).items())

@@ -91,6 +91,11 @@ def test_masks_are_set_as_they_were_got(model):
         ("model/second/kernel", np.full((4, 3), 0.5), "numbers that are 0 or 1"),
         ("model/second/kernel", np.full((4, 3), 2), "numbers that are 0 or 1"),
         ("model/second/kernel", np.full((4, 3), np.nan), "numbers that are 0 or 1"),
+        (
+            "model/second/kernel",
+            np.full((4, 3), "x"),
+            "numbers that are 0 or 1. Received: dtype=<U1$",
+        ),
     ],
 )
 def test_nothing_changes_when_one_mask_is_bad(model, path, mask, message):

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from rigl_tf._types import Loss, Masks
 from rigl_tf.analysis.connectivity import bernstein, bezier, check_weights, is_floating, restore
-from rigl_tf.checks import check_integers
+from rigl_tf.checks import check_booleans, check_integers, check_seed
 from rigl_tf.masks import check_masked, check_masks, kernels_of, masked
 from rigl_tf.objective import mean_loss
 from rigl_tf.walk import recurrent_states
@@ -84,8 +84,9 @@ def train_bezier(
     if not isinstance(data, tf.data.Dataset):
         raise ValueError(f"`data` must be a `tf.data.Dataset` of batches. Received: {type(data)}")
     check_integers(1, steps=steps)
+    check_booleans(jit_compile=jit_compile)
     check_integers(2, degree=degree)
-    check_integers(seed=seed)
+    check_seed(seed)
     _check_elements(data)
     masks = check_masks(model, masks or {})
     by_id = {id(kernel.variable): masks.get(path) for path, kernel in kernels_of(model).items()}

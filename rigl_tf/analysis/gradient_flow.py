@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from rigl_tf import masks
 from rigl_tf._types import Data, Loss
-from rigl_tf.checks import check_integers
+from rigl_tf.checks import check_booleans, check_integers
 from rigl_tf.objective import MeanGradients, batches, read_batches
 from rigl_tf.optimizers import SparseTraining
 from rigl_tf.optimizers.slots import optimizers_within
@@ -114,6 +114,7 @@ class GradientFlow(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         check_integers(1, every=every)
+        check_booleans(around_updates=around_updates)
         self._data = batches(data)
         self._loss = loss
         self._every = every

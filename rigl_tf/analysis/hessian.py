@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from rigl_tf import masks
 from rigl_tf._types import Data, Loss
-from rigl_tf.checks import check_integers
+from rigl_tf.checks import check_booleans, check_integers, check_seed
 from rigl_tf.objective import batches, mean_loss, mean_over, on_a_replica, untouched_state
 from rigl_tf.second_derivatives import exact_moments, times_hessian
 
@@ -108,6 +108,7 @@ def hessian_eigenvalues(
     >>> float(values[-1])
     10.0
     """
+    check_booleans(dense_spectrum=dense_spectrum)
     values = np.linalg.eigvalsh(hessian(model, data, loss, max_size))
     if dense_spectrum:
         num_weights = sum(math.prod(weight.shape) for weight in model.trainable_variables)
@@ -158,7 +159,7 @@ def hessian_density(
     10.0
     """
     check_integers(1, num_steps=num_steps, num_probes=num_probes)
-    check_integers(seed=seed)
+    check_seed(seed)
     second = _Hessian(model, data, loss)
     values, weights = [], []
     for probe in range(num_probes):

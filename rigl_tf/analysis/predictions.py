@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from rigl_tf import masks
 from rigl_tf.analysis.connectivity import check_weights
-from rigl_tf.checks import check_numbers
+from rigl_tf.checks import check_booleans, check_numbers
 
 
 def disagreement(logits_a: np.ndarray, logits_b: np.ndarray) -> float:
@@ -70,6 +70,7 @@ def ensemble_accuracy(
     >>> ensemble_accuracy(logits, np.array([0]))
     1.0
     """
+    check_booleans(from_logits=from_logits)
     arrays = _check_logits(logits)
     labels = np.asarray(labels)
     if labels.ndim == 2 and labels.shape[1] == 1:

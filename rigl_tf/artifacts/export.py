@@ -17,7 +17,7 @@ from rigl_tf import flops
 from rigl_tf.artifacts import formats, litert, structure
 from rigl_tf.artifacts.comparison import checked, outputs_of
 from rigl_tf.artifacts.report import ExportReport
-from rigl_tf.checks import check_choice
+from rigl_tf.checks import check_booleans, check_choice
 from rigl_tf.inputs import batch_of, check_shapes, signature
 from rigl_tf.layers.summary import num_outside
 from rigl_tf.transforms.rebuild import as_masked
@@ -124,6 +124,7 @@ def export(
     """
     path = pathlib.Path(path)
     _check(path, format)
+    check_booleans(check=check, sparse_storage=sparse_storage, measure=measure)
     _check_storage(format, quantize, representative_data, sparse_storage)
     check_built(model, "export")
     plain = strip(model)  # it shares the weights

@@ -14,7 +14,7 @@ from rigl_tf.callbacks.board import Board
 from rigl_tf.callbacks.gradients import GradientNorms
 from rigl_tf.callbacks.updates import UpdateClock, has_updates
 from rigl_tf.callbacks.watching import squared_norm, value_of, watch
-from rigl_tf.checks import check_integers
+from rigl_tf.checks import check_booleans, check_integers
 from rigl_tf.optimizers import DNW, GradualPruning, SparseOptimizer, kernels
 
 _NAN = float("nan")
@@ -130,6 +130,7 @@ class SparsityLogger(keras.callbacks.Callback):
         kernels: bool = True,
     ) -> None:
         super().__init__()
+        check_booleans(masks=masks, kernels=kernels)
         if every != "update":
             if isinstance(every, str):
                 raise ValueError(

@@ -9,6 +9,7 @@ import keras
 from rigl_tf._types import Distribution, Shapes
 from rigl_tf.checks import (
     LARGEST_SPARSITY,
+    check_booleans,
     check_integers,
     check_numbers,
     check_shapes,
@@ -80,6 +81,7 @@ def uniform(
     {'conv': 0.0, 'dense': 0.8}
     """
     shapes = check_shapes(shapes)
+    check_booleans(dense_first=dense_first)
     result = dict.fromkeys(shapes, check_sparsity(sparsity))
     if dense_first and len(shapes) > 1:
         result[next(iter(shapes))] = 0.0

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from rigl_tf import distributions, masks, selection, structures
-from rigl_tf.checks import check_integers
+from rigl_tf.checks import check_seed
 from rigl_tf.execution.products import born_sparse
 from rigl_tf.layers.axes import axes_of
 from rigl_tf.layers.building import (
@@ -123,7 +123,7 @@ class SparseWrapper(keras.layers.Wrapper):
             distributions.check_sparsity(sparsity)
         check_execution(execution)
         if seed is not None:
-            check_integers(seed=seed)
+            check_seed(seed)
         if isinstance(layer, keras.layers.Layer):
             name = name or layer.name
             kwargs.setdefault("dtype", _plain_policy(layer))

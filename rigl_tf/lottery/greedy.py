@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from rigl_tf._types import Loss
-from rigl_tf.checks import check_choice, check_integers, check_numbers
+from rigl_tf.checks import check_booleans, check_choice, check_integers, check_numbers
 from rigl_tf.lottery.imitation import GlobalImitation, LocalImitation
 from rigl_tf.lottery.units import Selection, link_of
 
@@ -109,6 +109,7 @@ def select_units(
     counts = {"num_units": num_units, "num_candidates": num_candidates, "max_steps": max_steps}
     check_integers(1, **{name: n for name, n in counts.items() if n is not None})
     check_integers(0, seed=seed)
+    check_booleans(repetition=repetition)
     _check_end(num_units, tolerance)
     link = link_of(model, layer)
     inputs = _arrays(inputs)

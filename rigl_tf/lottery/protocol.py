@@ -132,6 +132,7 @@ def jackpot_protocol(
     [(0.8, ['IMP', 'OMP'])]
     """
     check_functions(build=build, small_dense=small_dense)
+    check_booleans(large_dataset=large_dataset)
     check_train(train)
     learning_rates = check_different("learning_rates", learning_rates, Real)
     seeds = check_different("seeds", seeds, Integral)

@@ -11,7 +11,7 @@ import numpy as np
 
 from rigl_tf import distributions, masks, pruning
 from rigl_tf._types import Masks
-from rigl_tf.checks import check_choice, check_integers, check_numbers
+from rigl_tf.checks import check_booleans, check_choice, check_integers, check_numbers
 from rigl_tf.lottery.levels import (
     Level,
     Records,
@@ -119,6 +119,7 @@ def find_ticket(
     >>> ticket = find_ticket(model, train, levels=2, rewind_step=5)[-1]
     """
     check_arguments(model, levels, prune_fraction, scope, rewind_step, rewind)
+    check_booleans(one_shot=one_shot)
     check_train(train)
     settings = {
         "prune_fraction": float(prune_fraction),

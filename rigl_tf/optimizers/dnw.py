@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from rigl_tf import distributions, masks
 from rigl_tf._types import Distribution
+from rigl_tf.checks import check_booleans
 from rigl_tf.optimizers import kernels, targets
 from rigl_tf.optimizers.slots import optimizers_within
 
@@ -71,6 +72,7 @@ class DNW(targets.TargetSparsity):
     ) -> None:
         distributions.check_sparsity(sparsity)
         distributions.get(distribution)
+        check_booleans(track_exploration=track_exploration)
         super().__init__(inner_optimizer, name)
         self.track_exploration = bool(track_exploration)
         if hasattr(self.inner_optimizer, "optimizers"):

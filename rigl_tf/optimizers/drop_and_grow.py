@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from rigl_tf import masks, schedules, selection
-from rigl_tf.checks import check_integers, check_numbers, is_number
+from rigl_tf.checks import check_booleans, check_numbers, check_seed, is_number
 from rigl_tf.execution import engine
 from rigl_tf.optimizers import growth, kernels, limits
 from rigl_tf.optimizers.changeable import Changeable
@@ -108,9 +108,8 @@ class SparseOptimizer(ScheduledUpdates):
         track_exploration: bool = False,
         name: str | None = None,
     ) -> None:
-        check_integers(seed=seed)
-        if not -(2**63) <= seed < 2**63:
-            raise ValueError(f"`seed` must be in [-2**63, 2**63). Received: seed={seed}")
+        check_seed(seed)
+        check_booleans(track_exploration=track_exploration)
         if gradient_momentum is not None:
             check_numbers("[0, 1)", gradient_momentum=gradient_momentum)
         growth.check(grow_init)

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from rigl_tf import selection
-from rigl_tf.checks import check_numbers
+from rigl_tf.checks import check_booleans, check_numbers
 from rigl_tf.optimizers import redistribution
 from rigl_tf.optimizers.drop_and_grow import SparseOptimizer, num_to_drop
 from rigl_tf.optimizers.growth import mean_of_active
@@ -316,6 +316,7 @@ class SNFS(SparseOptimizer):
         name: str | None = None,
     ) -> None:
         check_numbers("[0, 1)", gradient_momentum=gradient_momentum)
+        check_booleans(redistribute=redistribute)
         super().__init__(
             inner_optimizer,
             end_step,

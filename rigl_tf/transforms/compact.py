@@ -12,7 +12,7 @@ import rich.table
 import tensorflow as tf
 
 from rigl_tf._types import Data, Loss
-from rigl_tf.checks import check_choice, check_keras_3, check_numbers
+from rigl_tf.checks import check_booleans, check_choice, check_keras_3, check_numbers
 from rigl_tf.differences import are_within, differences, largest, tolerances
 from rigl_tf.inputs import batch_of
 from rigl_tf.layers.summary import as_text
@@ -198,6 +198,7 @@ def compact(
     TensorShape([150, 10])
     """
     check_choice(_SALIENCIES, saliency=saliency)
+    check_booleans(drop_inputs=drop_inputs, return_report=return_report)
     if saliency == "gradient" and keep is not None and (data is None or loss is None):
         raise ValueError(
             "`saliency='gradient'` needs `data`, a pair `(inputs, targets)`, and a `loss`. "

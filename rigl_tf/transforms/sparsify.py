@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from rigl_tf import distributions, initializers, masks, structures
 from rigl_tf._types import Distribution, Layers
-from rigl_tf.checks import check_integers, check_keras_3
+from rigl_tf.checks import check_booleans, check_keras_3, check_seed
 from rigl_tf.layers import summary
 from rigl_tf.layers.building import build_by_call
 from rigl_tf.layers.eligibility import Choice
@@ -240,6 +240,7 @@ def _check_model(model, caller):
 
 def _check_arguments(model, sparsity, distribution, from_zeros, seed):
     _check_model(model, "sparsify")
+    check_booleans(from_zeros=from_zeros)
     if from_zeros:
         if sparsity is not None:
             raise ValueError(
@@ -254,7 +255,7 @@ def _check_arguments(model, sparsity, distribution, from_zeros, seed):
     elif not isinstance(sparsity, Mapping):  # a `Choice` checks that
         distributions.check_sparsity(sparsity)
     distributions.get(distribution)
-    check_integers(seed=seed)
+    check_seed(seed)
     wrapped = any(isinstance(layer, SparseWrapper) for layer, _ in leaves(model))
     if wrapped or any(masks.kernel_of(weight) is not None for weight in model.weights):
         raise ValueError(

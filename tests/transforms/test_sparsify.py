@@ -459,3 +459,29 @@ def test_xla_is_turned_off_for_csr_kernels_and_that_is_told():
     with pytest.warns(UserWarning, match="doesn't support `jit_compile=True`"):
         rigl_tf.with_execution(sparse, "csr")
     sparse.fit(numbers((4, 16)), numbers((4, 3)), verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: rigl_tf.sparsify(mlp(), from_zeros="no"), "from_zeros='no'"),
+        (lambda: rigl_tf.sparsify(mlp(), 0.5, seed=2**70), "seed=1180591620717411303424"),
+        (lambda: rigl_tf.SparseWrapper(layers.Dense(2), 0.5, seed=-(2**64)), "seed=-184467440737"),
+        (
+            lambda: rigl_tf.pruning.random_masks(rigl_tf.sparsify(mlp(), 0.5), 0.5, seed=2**64),
+            "seed=184467440737",
+        ),
+        (lambda: rigl_tf.RigL("sgd", 1000, track_exploration="no"), "track_exploration='no'"),
+        (lambda: rigl_tf.SNFS("sgd", 1000, redistribute=1), "redistribute=1"),
+        (lambda: rigl_tf.DNW("sgd", 0.5, track_exploration=None), "track_exploration=None"),
+        (lambda: rigl_tf.callbacks.SparsityLogger(masks="no"), "masks='no'"),
+        (
+            lambda: rigl_tf.compact(rigl_tf.sparsify(mlp(), 0.5), drop_inputs="no"),
+            "drop_inputs='no'",
+        ),
+        (lambda: rigl_tf.export(rigl_tf.sparsify(mlp(), 0.5), "it", check=0), "check=0"),
+    ],
+)
+def test_what_is_no_boolean_or_no_seed_is_refused(call, message):
+    with pytest.raises(ValueError, match=f"must be .*Received: {message}"):
+        call()
