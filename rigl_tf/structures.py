@@ -737,21 +737,27 @@ def allocate(
 def warn_if_missed(
     caller: str,
     units: Mapping[str, Units],
-    zeros: Mapping[str, int],
+    shares: Mapping[str, float],
     sparsity: float,
     distribution: Distribution,
-    sparser: Sequence[str] = (),
+    zeros_now: Mapping[str, int] | None = None,
 ) -> None:
-    """Warns if the numbers of zeros by a distribution are not those of the overall sparsity.
+    """Warns if the zeros that a distribution gives are not those of the overall sparsity.
 
     Args:
         caller: String, the name of the function or class that was given the sparsity.
         units: `{path: Units}`.
-        zeros: `{path: number of zeros}`.
+        shares: `{path: sparsity}` by the distribution.
         sparsity: The share of zeros that was asked for.
         distribution: The distribution that was given.
-        sparser: The paths of kernels that have more zeros already than the distribution gives.
+        zeros_now: `{path: number of zeros}` if these zeros stay, or `None`.
     """
+    zeros = {
+        path: each.size - int(each.count(shares[path])) * each.unit_size
+        for path, each in units.items()
+    }
+    sparser = {path: num for path, num in (zeros_now or {}).items() if num > zeros[path]}
+    zeros |= sparser
     size = sum(each.size for each in units.values())
     reached = sum(zeros.values()) / size
     # Each kernel may miss a whole weight, or a whole unit.

@@ -127,7 +127,8 @@ def export(
     check_booleans(check=check, sparse_storage=sparse_storage, measure=measure)
     _check_storage(format, quantize, representative_data, sparse_storage)
     check_built(model, "export")
-    plain = strip(model)  # it shares the weights
+    masked = as_masked(model)
+    plain = strip(masked)  # it shares the weights
     if representative_data is not None:
         representative_data = _representative(model, representative_data)
         if inputs is None:  # Random inputs may be out of the range of the data.
@@ -135,7 +136,6 @@ def export(
     specs, batch = signature(model, inputs), batch_of(model, inputs)
     if format != "keras":
         check_shapes(specs, batch)
-    masked = as_masked(model)
     kernels = formats.sparse_arrays(masked)
     if not kernels and (format == "web" or (format == "litert" and sparse_storage)):
         other = ", or give `sparse_storage=False`" if format == "litert" else ""

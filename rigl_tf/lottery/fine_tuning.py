@@ -279,9 +279,12 @@ class _Split(keras.regularizers.Regularizer):
         return np.where(self.kernel.units.top(scores, self.num_active), values, 0)
 
 
+def _units(model):
+    return {path: kernel.units for path, kernel in masks.kernels_of(model).items()}
+
+
 def _shares(model, distribution, sparsity):
-    units = {path: kernel.units for path, kernel in masks.kernels_of(model).items()}
-    return structures.allocate(distribution, units, sparsity)
+    return structures.allocate(distribution, _units(model), sparsity)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,12 +299,7 @@ class _Given:
 
 def _tell_missed(caller, model, shares, sparsity, distribution):
     """Warns if the shares of the kernels are not the sparsity that was asked for."""
-    units = {path: kernel.units for path, kernel in masks.kernels_of(model).items()}
-    zeros = {
-        path: each.size - int(each.count(shares[path])) * each.unit_size
-        for path, each in units.items()
-    }
-    structures.warn_if_missed(caller, units, zeros, sparsity, distribution)
+    structures.warn_if_missed(caller, _units(model), shares, sparsity, distribution)
 
 
 def _levels(sparsity, prune_fraction):

@@ -51,23 +51,17 @@ class TargetSparsity(SparseTraining):
         """The sparsity of each kernel by the distribution; warns if the total is not the target."""
         units = {path: kernel.units for path, kernel in masks.by_path(kernels).items()}
         shares = structures.allocate(self.distribution, units, self._final_sparsity)
-        zeros = {
-            path: each.size - int(each.count(shares[path])) * each.unit_size
-            for path, each in units.items()
-        }
-        sparser = {}
+        zeros_now = None
         if self._keeps_zeros:
-            now = [each.size - each.num_active for each in kernels]
-            pairs = zip(zeros.items(), now, strict=True)
-            sparser = {path: num for (path, wanted), num in pairs if num > wanted}
-            zeros |= sparser
+            numbers = [each.size - each.num_active for each in kernels]
+            zeros_now = dict(zip(units, numbers, strict=True))
         structures.warn_if_missed(
             type(self).__name__,
             units,
-            zeros,
+            shares,
             self._final_sparsity,
             self.distribution,
-            list(sparser),
+            zeros_now,
         )
         return list(shares.values())
 
